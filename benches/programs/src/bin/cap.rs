@@ -1,0 +1,13 @@
+//! cap: one process-wide counter, no services.
+
+#[path = "../workloads.rs"]
+mod workloads;
+
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static ALLOC: cap::Cap<Jemalloc> = cap::Cap::new(Jemalloc, usize::MAX);
+
+fn main() {
+    workloads::main();
+}

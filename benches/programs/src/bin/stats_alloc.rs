@@ -1,0 +1,14 @@
+//! stats_alloc: six process-wide counters, no services.
+
+#[path = "../workloads.rs"]
+mod workloads;
+
+use stats_alloc::StatsAlloc;
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static ALLOC: StatsAlloc<Jemalloc> = StatsAlloc::new(Jemalloc);
+
+fn main() {
+    workloads::main();
+}

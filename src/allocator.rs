@@ -1,0 +1,287 @@
+//! `GlobalAlloc`, nothing else: asks the cookie for a layout, the backend for
+//! memory, and the ledger to count.
+//!
+//! The methods stay out of line on purpose: inlined into a program's drop glue
+//! they keep other things there from being inlined, which costs real programs
+//! more than a call. What is rare is a tail call into a cold function that
+//! takes over the whole job.
+
+use crate::backend::DefaultBackend;
+use crate::cookie::{self, Owner};
+use crate::ledger::{self, slots, thread};
+use std::alloc::{GlobalAlloc, Layout};
+use std::ptr;
+
+/// A global allocator that charges every block to the service that asked for it.
+///
+/// `B` is the backend, the allocator that really holds the memory: jemalloc by
+/// default, the system's without the feature `jemalloc`, or any other
+/// [`GlobalAlloc`]. Several instances may be in use, with different backends;
+/// they share one ledger.
+///
+/// An allocation and its free each cost a handful of plain loads and stores
+/// more than the backend's own: no lock, no locked instruction, no system call.
+/// Behind each block stand 2 bytes that name its owner (6 for services beyond
+/// the first 65,533 of a process).
+///
+/// An allocation that fails returns null, so `try_reserve` works; nothing here
+/// panics, unwinds or aborts.
+///
+/// ```
+/// #[global_allocator]
+/// static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+///
+/// let service = dogtag::Service::register("greeter").unwrap();
+/// let greeting = service.run(|| String::from("hello"));
+/// assert_eq!(service.usage().bytes(), 5);
+/// drop(greeting);
+/// assert_eq!(service.usage().bytes(), 0);
+/// ```
+#[derive(Debug, Default)]
+pub struct Dogtag<B = DefaultBackend> {
+    backend: B,
+}
+
+impl Dogtag {
+    /// An allocator on top of the default backend.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self::with_backend(DefaultBackend {})
+    }
+}
+
+impl<B> Dogtag<B> {
+    /// An allocator on top of `backend`.
+    ///
+    /// ```
+    /// use std::alloc::System;
+    ///
+    /// #[global_allocator]
+    /// static ALLOC: dogtag::Dogtag<System> = dogtag::Dogtag::with_backend(System);
+    /// # fn main() {}
+    /// ```
+    #[must_use]
+    pub const fn with_backend(backend: B) -> Self {
+        Self { backend }
+    }
+
+    /// The backend.
+    pub const fn backend(&self) -> &B {
+        &self.backend
+    }
+}
+
+// SAFETY: a block is the first `layout.size()` bytes of a larger one that the
+// backend gave for a layout of the same alignment, and each block is given back
+// or resized with the very layout it was requested with: `cookie::layout` of
+// its own layout and owner. Nothing unwinds.
+unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if thread::current().stops(layout.size()) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.alloc_behind_the_door(layout) };
+        }
+        // SAFETY: the door stops sizes whose layout would need a check.
+        let block = unsafe { self.backend.alloc(cookie::short_layout(layout)) };
+        if !block.is_null() {
+            // SAFETY: the layout had room for a short cookie.
+            unsafe { charge_current(block, layout.size()) };
+        }
+        block
+    }
+
+    #[inline(never)]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if thread::current().stops(layout.size()) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.alloc_zeroed_behind_the_door(layout) };
+        }
+        // SAFETY: the door stops sizes whose layout would need a check.
+        let block = unsafe { self.backend.alloc_zeroed(cookie::short_layout(layout)) };
+        if !block.is_null() {
+            // SAFETY: the layout had room for a short cookie.
+            unsafe { charge_current(block, layout.size()) };
+        }
+        block
+    }
+
+    #[inline(never)]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the block is live and came from here, by the caller's promise.
+        let mark = unsafe { cookie::read_mark(block, layout.size()) };
+        let cell = thread::cell(mark);
+        if cell.mark() != mark {
+            // SAFETY: the caller's promise.
+            return unsafe { self.dealloc_behind_the_door(block, layout) };
+        }
+        cell.refund(layout.size());
+        // SAFETY: only blocks of short slots have a mark that a cell has too,
+        // and this is the layout they were requested with.
+        unsafe { self.backend.dealloc(block, cookie::short_layout(layout)) };
+    }
+
+    /// The block goes to the current service: whoever grows it owns it, as in skynet.
+    #[inline(never)]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the block is live and came from here, by the caller's promise.
+        let mark = unsafe { cookie::read_mark(block, layout.size()) };
+        let old = thread::cell(mark);
+        if old.mark() != mark || thread::current().stops(new_size) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.realloc_behind_the_door(block, layout, new_size) };
+        }
+        // SAFETY: as in `dealloc` for the old layout; the door stopped sizes
+        // that would need a check for the new one, which has the same alignment.
+        let block = unsafe {
+            let outer = cookie::short_layout(layout);
+            let new_layout = Layout::from_size_align_unchecked(new_size, layout.align());
+            self.backend.realloc(block, outer, cookie::short_layout(new_layout).size())
+        };
+        if !block.is_null() {
+            old.refund(layout.size());
+            // SAFETY: the new layout had room for a short cookie.
+            unsafe { charge_current(block, new_size) };
+        }
+        block
+    }
+}
+
+/// Charges a new block to the current cell, which the door has let through.
+///
+/// Asks the thread for its cell again, rather than to keep it over the
+/// backend's call: two loads are cheaper than a saved register.
+///
+/// # Safety
+///
+/// `block` must be valid for writes of `size` bytes and a short cookie.
+#[inline(always)]
+unsafe fn charge_current(block: *mut u8, size: usize) {
+    let cell = thread::current();
+    cell.charge(size);
+    // SAFETY: the caller's promise.
+    unsafe { cookie::write_short(block, size, cell.mark()) };
+}
+
+/// The rare cases, each a whole job: a thread's first allocation or its last,
+/// its first touch of a service, services beyond the short slots, enormous
+/// sizes, and cookies that cannot be believed.
+impl<B: GlobalAlloc> Dogtag<B> {
+    #[cold]
+    #[inline(never)]
+    unsafe fn alloc_behind_the_door(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: a valid layout that is not empty, as the caller promised.
+        unsafe { charged(layout, |outer| self.backend.alloc(outer)) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn alloc_zeroed_behind_the_door(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: a valid layout that is not empty, as the caller promised.
+        unsafe { charged(layout, |outer| self.backend.alloc_zeroed(outer)) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn dealloc_behind_the_door(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the block is live and came from here.
+        if let Some(outer) = unsafe { refunded(block, layout) } {
+            // SAFETY: the layout that the block was requested with.
+            unsafe { self.backend.dealloc(block, outer) };
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn realloc_behind_the_door(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let Ok(new_layout) = Layout::from_size_align(new_size, layout.align()) else {
+            return ptr::null_mut();
+        };
+        // SAFETY: the block is live and came from here.
+        let Some(outer) = (unsafe { outer_layout(block, layout) }) else {
+            // How large the block really is cannot be told any more, so the
+            // backend must not be asked to resize it.
+            // SAFETY: both blocks are valid for the smaller of their sizes, and
+            // the old one is given up only when the new one is there.
+            return unsafe {
+                let new = self.alloc_behind_the_door(new_layout);
+                if !new.is_null() {
+                    ptr::copy_nonoverlapping(block, new, layout.size().min(new_size));
+                    self.dealloc_behind_the_door(block, layout);
+                }
+                new
+            };
+        };
+        // SAFETY: the block is live.
+        let owner = unsafe { cookie::read(block, layout.size()) };
+        // SAFETY: `outer` is what the block was requested with, and `charged`
+        // asks for no less than room for the new size and a cookie.
+        let new =
+            unsafe { charged(new_layout, |new_outer| self.backend.realloc(block, outer, new_outer.size())) };
+        if !new.is_null() {
+            refund(owner, layout.size());
+        }
+        new
+    }
+}
+
+/// Has a block of the current service allocated, and charges it.
+///
+/// # Safety
+///
+/// What `allocate` returns, if not null, must be valid for writes of the layout
+/// that it is given.
+unsafe fn charged(layout: Layout, allocate: impl FnOnce(Layout) -> *mut u8) -> *mut u8 {
+    let (account, slot) = thread::current_account();
+    let Some(outer) = cookie::layout(layout, slot) else {
+        return ptr::null_mut();
+    };
+    let block = allocate(outer);
+    if !block.is_null() {
+        account.charge(layout.size());
+        // SAFETY: `outer` has room for this slot's cookie.
+        unsafe { cookie::write(block, layout.size(), slot) };
+    }
+    block
+}
+
+/// Refunds a block and says with which layout to give it back; `None` when that
+/// cannot be known and it must be left where it is.
+///
+/// # Safety
+///
+/// `block` must be a live block of that layout.
+unsafe fn refunded(block: *mut u8, layout: Layout) -> Option<Layout> {
+    // SAFETY: the caller's promise.
+    let (outer, owner) = unsafe { (outer_layout(block, layout), cookie::read(block, layout.size())) };
+    refund(owner, layout.size());
+    outer
+}
+
+fn refund(owner: Owner, size: usize) {
+    match record_of(owner) {
+        Some(record) => thread::account(record).refund(size),
+        None => ledger::add_lost(size),
+    }
+}
+
+/// The layout that a block was requested with, if its cookie tells.
+///
+/// # Safety
+///
+/// `block` must be a live block of that layout.
+unsafe fn outer_layout(block: *mut u8, layout: Layout) -> Option<Layout> {
+    // SAFETY: the caller's promise.
+    match record_of(unsafe { cookie::read(block, layout.size()) }) {
+        Some(record) => cookie::layout(layout, record.slot()),
+        None => cookie::layout_without_cookie(layout),
+    }
+}
+
+/// The service that a cookie names, if there is one.
+fn record_of(owner: Owner) -> Option<&'static slots::Record> {
+    match owner {
+        Owner::Slot(slot) => slots::record(slot),
+        Owner::Unbelievable => None,
+    }
+}

@@ -1,0 +1,220 @@
+//! The allocator that really holds the memory: jemalloc, with what it says of
+//! itself, or the system's.
+
+#[cfg(feature = "jemalloc")]
+pub use jemalloc::Jemalloc;
+
+#[cfg(feature = "jemalloc")]
+pub(crate) type DefaultBackend = Jemalloc;
+
+#[cfg(not(feature = "jemalloc"))]
+pub(crate) type DefaultBackend = std::alloc::System;
+
+/// jemalloc's own figures, in bytes, for the whole process.
+///
+/// They tell what the services' figures cannot: what size classes round up,
+/// what is kept for reuse, what the operating system sees. Read from jemalloc's
+/// `stats.*`, whose documentation has the fine print.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct JemallocStats {
+    /// In live blocks, rounded up to size classes; cookies are part of it.
+    pub allocated: u64,
+    /// In pages that hold live blocks.
+    pub active: u64,
+    /// In physical memory, as far as jemalloc knows: active pages, metadata,
+    /// and pages that are no longer used but not yet given back.
+    pub resident: u64,
+    /// In address space that is mapped and may be touched.
+    pub mapped: u64,
+    /// In address space that was given back to the operating system but is
+    /// kept reserved.
+    pub retained: u64,
+    /// jemalloc's own bookkeeping.
+    pub metadata: u64,
+}
+
+impl JemallocStats {
+    /// Reads the figures. `None` where jemalloc is not compiled in or holds no
+    /// block, which means that it is nobody's backend.
+    pub(crate) fn read() -> Option<Self> {
+        #[cfg(feature = "jemalloc")]
+        {
+            mallctl::refresh();
+            let stats = Self {
+                allocated: mallctl::read(c"stats.allocated")?,
+                active: mallctl::read(c"stats.active")?,
+                resident: mallctl::read(c"stats.resident")?,
+                mapped: mallctl::read(c"stats.mapped")?,
+                retained: mallctl::read(c"stats.retained")?,
+                metadata: mallctl::read(c"stats.metadata")?,
+            };
+            Some(stats).filter(|stats| stats.allocated > 0)
+        }
+        #[cfg(not(feature = "jemalloc"))]
+        None
+    }
+}
+
+#[cfg(feature = "jemalloc")]
+mod jemalloc {
+    use std::alloc::{GlobalAlloc, Layout};
+    use std::ptr;
+    use tikv_jemalloc_sys as ffi;
+    use tikv_jemallocator::Jemalloc as Full;
+
+    /// jemalloc: [tikv-jemallocator](https://docs.rs/tikv-jemallocator) with a
+    /// shorter way to the common case, a layout that needs no alignment flag.
+    ///
+    /// ```
+    /// #[global_allocator]
+    /// static ALLOC: dogtag::Dogtag<dogtag::Jemalloc> = dogtag::Dogtag::with_backend(dogtag::Jemalloc);
+    /// # fn main() {}
+    /// ```
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct Jemalloc;
+
+    /// Whether every size class that `size` can fall into has that alignment.
+    #[inline(always)]
+    fn is_aligned_anyway(align: usize, size: usize) -> bool {
+        align <= 2 * size_of::<usize>() && align <= size
+    }
+
+    // SAFETY: jemalloc's own functions; those without flags are used for the
+    // same layouts on all four ways, and `Full` takes the others.
+    unsafe impl GlobalAlloc for Jemalloc {
+        #[inline(always)]
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            if is_aligned_anyway(layout.align(), layout.size()) {
+                // SAFETY: the caller's promise.
+                unsafe { ffi::malloc(layout.size()) }.cast()
+            } else {
+                cold_path();
+                // SAFETY: the caller's promise.
+                unsafe { Full.alloc(layout) }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+            if is_aligned_anyway(layout.align(), layout.size()) && layout.size() <= SMALL {
+                // SAFETY: the caller's promise.
+                unsafe { malloc_zeroed(layout.size()) }
+            } else {
+                // SAFETY: the caller's promise.
+                unsafe { Full.alloc_zeroed(layout) }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+            if is_aligned_anyway(layout.align(), layout.size()) {
+                // SAFETY: the caller's promise.
+                unsafe { ffi::sdallocx(block.cast(), layout.size(), 0) }
+            } else {
+                cold_path();
+                // SAFETY: the caller's promise.
+                unsafe { Full.dealloc(block, layout) }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+            let (old, align) = (layout.size(), layout.align());
+            if is_aligned_anyway(align, old.min(new_size)) && old.max(new_size) <= SMALL {
+                // SAFETY: the caller's promise.
+                unsafe { realloc_small(block, old, new_size) }
+            } else {
+                // SAFETY: the caller's promise.
+                unsafe { Full.realloc(block, layout, new_size) }
+            }
+        }
+    }
+
+    /// Sizes up to this are looked up in a table and come from the thread's
+    /// cache, on jemalloc's shortest way.
+    const SMALL: usize = 4096;
+
+    /// jemalloc's `calloc` is a long way round to the same: small blocks share
+    /// pages with others, so they have to be cleared in any case.
+    ///
+    /// # Safety
+    ///
+    /// `size` must not be 0.
+    #[inline(always)]
+    unsafe fn malloc_zeroed(size: usize) -> *mut u8 {
+        // SAFETY: the block is valid for writes of its size.
+        unsafe {
+            let block: *mut u8 = ffi::malloc(size).cast();
+            if !block.is_null() {
+                block.write_bytes(0, size);
+            }
+            block
+        }
+    }
+
+    /// jemalloc's `realloc` has to find out how large a block is, and copies
+    /// all of that. Here it is known, and small blocks never grow in place
+    /// past their size class, so this does the same in half the time.
+    ///
+    /// # Safety
+    ///
+    /// `block` must be a live one that was allocated with `old` and no flags.
+    #[inline(always)]
+    unsafe fn realloc_small(block: *mut u8, old: usize, new: usize) -> *mut u8 {
+        // SAFETY: asks for a size class, changes nothing.
+        if unsafe { ffi::nallocx(old, 0) == ffi::nallocx(new, 0) } {
+            return block;
+        }
+        // SAFETY: both blocks are valid for the smaller size; the old one is
+        // freed, with the size it has, only when the new one is there.
+        unsafe {
+            let moved: *mut u8 = ffi::malloc(new).cast();
+            if !moved.is_null() {
+                ptr::copy_nonoverlapping(block, moved, old.min(new));
+                ffi::sdallocx(block.cast(), old, 0);
+            }
+            moved
+        }
+    }
+
+    /// Tells the compiler which way is the rare one, so that it branches.
+    #[cold]
+    #[inline(always)]
+    fn cold_path() {}
+}
+
+#[cfg(feature = "jemalloc")]
+mod mallctl {
+    use std::ffi::CStr;
+    use std::ptr;
+    use tikv_jemalloc_sys as jemalloc;
+
+    /// Has jemalloc add up its figures anew; without it they stay as they were.
+    pub(super) fn refresh() {
+        let mut epoch = 1_u64;
+        // SAFETY: `epoch` is read as a `uint64_t`, which it is.
+        unsafe {
+            jemalloc::mallctl(
+                c"epoch".as_ptr(),
+                ptr::null_mut(),
+                ptr::null_mut(),
+                (&raw mut epoch).cast(),
+                size_of::<u64>(),
+            )
+        };
+    }
+
+    /// One figure of type `size_t`.
+    pub(super) fn read(name: &CStr) -> Option<u64> {
+        let mut value = 0_usize;
+        let mut size = size_of::<usize>();
+        // SAFETY: jemalloc checks that `size` is what the figure needs, and
+        // writes no more than that to `value`.
+        let error = unsafe {
+            jemalloc::mallctl(name.as_ptr(), (&raw mut value).cast(), &mut size, ptr::null_mut(), 0)
+        };
+        (error == 0).then_some(value as u64)
+    }
+}

@@ -1,0 +1,295 @@
+//! Where a block's owner is kept. No other room knows: they ask for the layout
+//! to request from the backend, and write or read an owner.
+//!
+//! The owner stands in a *cookie* right behind the block, at `ptr +
+//! layout.size()`, unaligned. So the block's own alignment is never disturbed,
+//! and the first byte past its end is ours: an overrun of a single byte
+//! changes the cookie before it changes a neighbour. The idea is skynet's,
+//! whose cookie of 8 or 16 bytes stands at the end of the usable size.
+//!
+//! ```text
+//! short   | the block: layout.size() bytes | mark |               slots below 65,536
+//!                                           2 bytes
+//! long    | the block: layout.size() bytes | 0xE5CA | slot, tag |  all others
+//!                                           2 bytes   4 bytes
+//! ```
+//!
+//! A short cookie is the slot, scrambled so that what an overrun is likely to
+//! leave there (zeros, ones, text, small numbers) is unlikely to be a slot in
+//! use. A long one begins with a mark that no slot has: services beyond the
+//! first 65,533 cost four more bytes a block, and nobody else pays for them.
+
+use std::alloc::Layout;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The dense index behind a service's handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Slot(u32);
+
+impl Slot {
+    /// Where memory goes that nobody claims.
+    pub(crate) const UNATTRIBUTED: Self = Self(0);
+
+    /// How many slots there can be: what a long cookie has room for.
+    pub(crate) const COUNT: u32 = 1 << 24;
+
+    /// The slot of that index; `None` past the end and for the few indexes
+    /// whose mark is reserved.
+    pub(crate) const fn new(index: u32) -> Option<Self> {
+        let scrambled = index ^ SCRAMBLE;
+        if index >= Self::COUNT || scrambled == ZEROS || scrambled == ONES || scrambled == ESCAPE as u32 {
+            return None;
+        }
+        Some(Self(index))
+    }
+
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// What a block of this slot is marked with.
+    pub(crate) const fn mark(self) -> Mark {
+        if self.is_short() { Mark(FROM_COOKIE | (self.0 ^ SCRAMBLE)) } else { Mark::LONG }
+    }
+
+    const fn is_short(self) -> bool {
+        self.0 <= u16::MAX as u32
+    }
+
+    const fn cookie_size(self) -> usize {
+        if self.is_short() { SHORT } else { LONG }
+    }
+}
+
+/// The first two bytes of a cookie, as a number that is never 0: so a cell of
+/// zeroed memory, which nobody has claimed, has no cookie's mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark(u32);
+
+impl Mark {
+    /// What no cookie reads as.
+    pub(crate) const NONE: Self = Self(0);
+
+    /// What every block of a slot beyond the short ones is marked with.
+    pub(crate) const LONG: Self = Self(FROM_COOKIE | ESCAPE as u32);
+
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The cookie as a number below 65,536: slots that are close together have
+    /// cookies that are.
+    #[inline(always)]
+    pub(crate) const fn position(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+}
+
+/// What [`read`] made of a cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// It names this slot, which need not be in use.
+    Slot(Slot),
+    /// No slot's cookie looks like that: the block's tail was overwritten.
+    Unbelievable,
+}
+
+/// The layout to request for a block of `slot`, or `None` when it would
+/// overflow.
+pub(crate) fn layout(block: Layout, slot: Slot) -> Option<Layout> {
+    let size = block.size().checked_add(slot.cookie_size())?;
+    Layout::from_size_align(size, block.align()).ok()
+}
+
+/// The layout to request for a block of a short slot.
+///
+/// # Safety
+///
+/// `block.size()` must be less than [`UNCHECKED_SIZES`].
+#[inline(always)]
+pub(crate) const unsafe fn short_layout(block: Layout) -> Layout {
+    // SAFETY: rounded up to the alignment, the size must stay below
+    // `isize::MAX`. Alignments go up to 2^62 for blocks that are not empty, so
+    // a size below 2^61 has room for its cookie and then some.
+    unsafe { Layout::from_size_align_unchecked(block.size() + SHORT, block.align()) }
+}
+
+/// Below this many bytes a short cookie always fits behind a block, whatever
+/// its alignment: 2^61.
+pub(crate) const UNCHECKED_SIZES: u64 = 1 << (usize::BITS - 3);
+
+/// Writes the owner behind a block.
+///
+/// # Safety
+///
+/// `ptr` must be valid for writes of what [`layout`] says for `slot`.
+pub(crate) unsafe fn write(ptr: *mut u8, size: usize, slot: Slot) {
+    // SAFETY: the mark is the first two bytes of a short and of a long cookie.
+    unsafe { write_short(ptr, size, slot.mark()) };
+    if !slot.is_short() {
+        LONG_COOKIES_EXIST.store(true, Ordering::Relaxed);
+        // SAFETY: a long slot's layout has room for four more bytes.
+        unsafe { ptr.add(size + SHORT).cast::<u32>().write_unaligned(slot.0 | TAG) };
+    }
+}
+
+/// Writes the owner behind a block of a short slot.
+///
+/// # Safety
+///
+/// `ptr` must be valid for writes of what [`short_layout`] says.
+#[inline(always)]
+pub(crate) unsafe fn write_short(ptr: *mut u8, size: usize, mark: Mark) {
+    // SAFETY: the caller's promise.
+    unsafe { ptr.add(size).cast::<u16>().write_unaligned(mark.0 as u16) };
+}
+
+/// Reads the mark behind a block: the owner's, if its slot is a short one.
+///
+/// # Safety
+///
+/// `ptr` must be a live block of `size` bytes with a cookie behind it.
+#[inline(always)]
+pub(crate) unsafe fn read_mark(ptr: *const u8, size: usize) -> Mark {
+    // SAFETY: a cookie is at least two bytes, and they were written before the
+    // block was handed out; an overrun leaves other bytes there, no fewer.
+    Mark(FROM_COOKIE | u32::from(unsafe { ptr.add(size).cast::<u16>().read_unaligned() }))
+}
+
+/// Reads the owner behind a block.
+///
+/// # Safety
+///
+/// `ptr` must be a live block of `size` bytes with a cookie behind it.
+pub(crate) unsafe fn read(ptr: *const u8, size: usize) -> Owner {
+    // SAFETY: the caller's promise.
+    let mark = unsafe { read_mark(ptr, size) };
+    let index = if mark != Mark::LONG {
+        (mark.0 & 0xffff) ^ SCRAMBLE
+    } else if long_cookies_exist() {
+        // SAFETY: a long cookie has four more bytes. A short one that was
+        // overwritten to look long has none, but every backend hands out whole
+        // words, and all we read is the next few bytes of the same heap.
+        let bits = unsafe { ptr.add(size + SHORT).cast::<u32>().read_unaligned() };
+        if bits & !INDEX != TAG || (bits & INDEX) <= u32::from(u16::MAX) {
+            return Owner::Unbelievable;
+        }
+        bits & INDEX
+    } else {
+        return Owner::Unbelievable;
+    };
+    Slot::new(index).map_or(Owner::Unbelievable, Owner::Slot)
+}
+
+/// The layout that was requested for a block whose cookie is unbelievable;
+/// `None` when it cannot be known, because long cookies are about.
+pub(crate) fn layout_without_cookie(block: Layout) -> Option<Layout> {
+    if long_cookies_exist() {
+        return None;
+    }
+    layout(block, Slot::UNATTRIBUTED)
+}
+
+fn long_cookies_exist() -> bool {
+    LONG_COOKIES_EXIST.load(Ordering::Relaxed)
+}
+
+/// Set before the first long cookie is written, and never taken back. Who
+/// meets one got its block from who wrote it, and so sees this set.
+static LONG_COOKIES_EXIST: AtomicBool = AtomicBool::new(false);
+
+/// Bytes of a short cookie.
+const SHORT: usize = size_of::<u16>();
+/// Bytes of a long cookie.
+const LONG: usize = SHORT + size_of::<u32>();
+
+/// Set in every mark, and in no unclaimed cell.
+const FROM_COOKIE: u32 = 1 << 16;
+/// The mark that a long cookie begins with.
+const ESCAPE: u16 = 0xE5CA;
+/// What cookies are scrambled with.
+const SCRAMBLE: u32 = 0xD07A;
+/// The two commonest overwrites are no slot's cookie.
+const ZEROS: u32 = 0;
+const ONES: u32 = 0xffff;
+/// The part of a long cookie that is the slot, and what the rest must be.
+const INDEX: u32 = Slot::COUNT - 1;
+const TAG: u32 = 0x14 << 24;
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+
+    fn written(slot: Slot, size: usize) -> Vec<u8> {
+        let mut memory = vec![0xAA; size + LONG];
+        // SAFETY: the vector has room for the longest cookie behind the block.
+        unsafe { write(memory.as_mut_ptr(), size, slot) };
+        memory
+    }
+
+    fn owner(memory: &[u8], size: usize) -> Owner {
+        // SAFETY: `written` left a cookie behind the first `size` bytes.
+        unsafe { read(memory.as_ptr(), size) }
+    }
+
+    #[test]
+    fn every_slot_reads_back_at_every_size() {
+        for index in (0..70_000).chain([1 << 20, Slot::COUNT - 1]) {
+            let Some(slot) = Slot::new(index) else { continue };
+            for size in [1, 2, 7, 8, 63] {
+                let memory = written(slot, size);
+                assert_eq!(owner(&memory, size), Owner::Slot(slot));
+                assert!(memory[..size].iter().all(|&byte| byte == 0xAA), "the block is touched");
+                let cookie = layout(Layout::from_size_align(size, 1).unwrap(), slot).unwrap().size() - size;
+                assert!(memory[size + cookie..].iter().all(|&byte| byte == 0xAA), "written past");
+            }
+        }
+    }
+
+    #[test]
+    fn reserved_marks_are_no_slots() {
+        let usable = (0..=u32::from(u16::MAX)).filter_map(Slot::new).count();
+        assert_eq!(usable, 65_533);
+        assert_eq!(Slot::new(Slot::COUNT), None);
+        for overwritten in [[0, 0], [0xff, 0xff]] {
+            let mut memory = written(Slot::UNATTRIBUTED, 8);
+            memory[8..10].copy_from_slice(&overwritten);
+            assert_eq!(owner(&memory, 8), Owner::Unbelievable);
+        }
+    }
+
+    #[test]
+    fn a_long_cookie_with_a_broken_slot_is_not_believed() {
+        let slot = Slot::new(70_000).unwrap();
+        for byte in [13, 11] {
+            let mut memory = written(slot, 8);
+            memory[byte] ^= 0x41;
+            memory[12] = 0;
+            assert_eq!(owner(&memory, 8), Owner::Unbelievable, "byte {byte}");
+        }
+    }
+
+    #[test]
+    fn layouts_that_overflow_are_refused() {
+        let largest = Layout::from_size_align(isize::MAX as usize, 1).unwrap();
+        assert_eq!(layout(largest, Slot::UNATTRIBUTED), None);
+        let roomy = Layout::from_size_align(isize::MAX as usize - SHORT, 1).unwrap();
+        assert!(layout(roomy, Slot::UNATTRIBUTED).is_some());
+        assert_eq!(layout(roomy, Slot::new(70_000).unwrap()), None);
+        let aligned = Layout::from_size_align((1 << 62) - 1, 1 << 62).unwrap();
+        assert_eq!(layout(aligned, Slot::UNATTRIBUTED), None);
+    }
+
+    #[test]
+    fn unchecked_layouts_are_valid_at_every_alignment() {
+        let size = UNCHECKED_SIZES as usize - 1;
+        for shift in 0..=62 {
+            let block = Layout::from_size_align(size, 1 << shift).unwrap();
+            assert!(layout(block, Slot::UNATTRIBUTED).is_some(), "align 2^{shift}");
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! All counters of the process.
+//!
+//! Each thread counts in its own shard, so counting is plain loads and stores;
+//! a reader adds the shards up. The allocator enters this room on every
+//! allocation ([`thread`]) and everybody who asks for figures by the functions
+//! below. What must hold: every block charged is refunded once, to the same
+//! slot, by whichever thread frees it; and no sum is ever negative.
+
+pub(crate) mod cell;
+pub(crate) mod shard;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod slots;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod thread;
+
+#[cfg(not(dogtag_loom))]
+mod lost;
+#[cfg(not(dogtag_loom))]
+mod sums;
+#[cfg(not(dogtag_loom))]
+pub(crate) use {
+    lost::{add_lost, lost},
+    sums::{usage, usages},
+};

@@ -1,0 +1,272 @@
+//! One thread's part of the ledger, and the roster of all of them.
+//!
+//! A shard belongs to one thread at a time. When the thread ends the shard
+//! goes to the next new thread with all that was counted in it, so there are
+//! never more shards than threads were alive at once, and nothing is ever
+//! added up or moved when a thread ends.
+//!
+//! ```text
+//! shard   directory: 256 chunks ──▶ chunk: 256 cells ──▶ cell: 4 counters, door, mark
+//!         long:   65,536 chunks ──▶ (the same, for slots from 65,536 on)
+//! ```
+//!
+//! Shards and chunks are pages from the operating system, touched when they
+//! are first used: a thread with a handful of services has two pages.
+
+use crate::cookie::{Mark, Slot};
+use crate::ledger::cell::Cell;
+use crate::sync::{AtomicPtr, AtomicU64, Ordering, const_unless_loom};
+use crate::sys;
+use crate::usage::Usage;
+use std::ptr;
+
+#[cfg(dogtag_loom)]
+mod model;
+#[cfg(dogtag_loom)]
+use model::empty_chunk;
+
+/// Cells in a chunk, and chunks in a directory: a mark's low and high byte.
+pub(super) const CELLS: usize = if cfg!(dogtag_loom) { 2 } else { 256 };
+const CHUNKS: usize = if cfg!(dogtag_loom) { 1 } else { 256 };
+const LONG_CHUNKS: usize = if cfg!(dogtag_loom) { 1 } else { Slot::COUNT as usize / CELLS };
+
+/// Where a slot's cell is in every shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    long: bool,
+    pub(super) chunk: usize,
+    pub(super) cell: usize,
+}
+
+impl Place {
+    pub(super) fn of(slot: Slot) -> Self {
+        let mark = slot.mark();
+        let long = mark == Mark::LONG;
+        let position = if long { slot.index() } else { mark.position() };
+        let chunks = if long { LONG_CHUNKS } else { CHUNKS };
+        Self { long, chunk: position / CELLS % chunks, cell: position % CELLS }
+    }
+}
+
+pub(super) struct Chunk(pub(super) [Cell; CELLS]);
+
+/// The chunks for all short marks; none is missing, since those that nobody has
+/// touched are all the same empty one, in which no cell has a mark.
+pub(crate) struct Directory([AtomicPtr<Chunk>; CHUNKS]);
+
+impl Directory {
+    /// The cell for a short mark, which is another's or unclaimed where the
+    /// cell's own mark differs.
+    #[inline(always)]
+    pub(crate) fn cell(&self, mark: Mark) -> &'static Cell {
+        let position = mark.position();
+        let chunk = self.0[position / CELLS % CHUNKS].load(Ordering::Relaxed);
+        // SAFETY: a directory is filled with chunks before anybody sees it, and
+        // chunks are never unmapped.
+        let chunk: &'static Chunk = unsafe { &*chunk };
+        &chunk.0[position % CELLS]
+    }
+}
+
+/// A thread's part of the ledger.
+#[repr(C, align(4096))]
+pub(crate) struct Shard {
+    pub(super) directory: Directory,
+    /// The chunks for long marks, `null` where nobody touched them.
+    long: AtomicPtr<LongDirectory>,
+    /// The shard that was the newest before this one.
+    older: AtomicPtr<Shard>,
+    /// While this shard is free: the next free one.
+    next_free: AtomicPtr<Shard>,
+}
+
+struct LongDirectory([AtomicPtr<Chunk>; LONG_CHUNKS]);
+
+impl Shard {
+    fn map() -> Option<&'static Self> {
+        // SAFETY: all atomics, for which zeros are valid.
+        let shard = unsafe { sys::map_zeroed::<Self>() }?;
+        for chunk in &shard.directory.0 {
+            chunk.store(empty_chunk(), Ordering::Relaxed);
+        }
+        Some(shard)
+    }
+
+    /// The slot's cell in this shard, claimed if it is not yet. `None` when the
+    /// operating system gives no memory for it. Only the thread that has the
+    /// shard may call it.
+    pub(crate) fn claim(&self, slot: Slot) -> Option<&'static Cell> {
+        let place = Place::of(slot);
+        let entry = if place.long { &self.long_directory()?.0 } else { &self.directory.0[..] };
+        let entry = &entry[place.chunk];
+        let mut chunk: *const Chunk = entry.load(Ordering::Relaxed);
+        if chunk.is_null() || ptr::eq(chunk, empty_chunk()) {
+            // SAFETY: all atomics, for which zeros are valid.
+            let fresh = unsafe { sys::map_zeroed::<Chunk>() }?;
+            entry.store(ptr::from_ref(fresh).cast_mut(), Ordering::Release);
+            chunk = fresh;
+        }
+        // SAFETY: chunks are never unmapped.
+        let cell = unsafe { &(*chunk).0[place.cell] };
+        if cell.mark() != slot.mark() {
+            cell.claim(slot.mark());
+        }
+        Some(cell)
+    }
+
+    /// The chunk of that place, for a reader on any thread; `None` where no
+    /// thread that had this shard has touched it.
+    pub(super) fn chunk(&self, place: Place) -> Option<&'static Chunk> {
+        let entries = if place.long {
+            // SAFETY: long directories are never unmapped.
+            let long: &'static LongDirectory = unsafe { self.long.load(Ordering::Acquire).as_ref() }?;
+            &long.0
+        } else {
+            &self.directory.0[..]
+        };
+        let chunk = entries[place.chunk].load(Ordering::Acquire);
+        if ptr::eq(chunk, empty_chunk()) {
+            return None;
+        }
+        // SAFETY: chunks are never unmapped.
+        unsafe { chunk.as_ref() }
+    }
+
+    fn long_directory(&self) -> Option<&'static LongDirectory> {
+        // SAFETY: long directories are never unmapped.
+        if let Some(long) = unsafe { self.long.load(Ordering::Relaxed).as_ref() } {
+            return Some(long);
+        }
+        // SAFETY: all atomics, for which zeros are valid.
+        let fresh = unsafe { sys::map_zeroed::<LongDirectory>() }?;
+        self.long.store(ptr::from_ref(fresh).cast_mut(), Ordering::Release);
+        Some(fresh)
+    }
+}
+
+/// All shards of a ledger: a list that only grows, and a stack of those that
+/// no thread has.
+///
+/// Both are lock-free, so that a fork at any moment leaves them whole.
+pub(crate) struct Roster {
+    newest: AtomicPtr<Shard>,
+    /// The top of the stack, with a tag in the bits that a page's address
+    /// leaves over, against the ABA problem: see [`Top`].
+    free: AtomicU64,
+}
+
+impl Roster {
+    const_unless_loom! {
+        pub(crate) fn new() -> Self {
+            Self { newest: AtomicPtr::new(ptr::null_mut()), free: AtomicU64::new(0) }
+        }
+    }
+
+    /// A shard for a thread that has none: a free one, or a new one. `None`
+    /// when the operating system gives no memory.
+    pub(crate) fn acquire(&self) -> Option<&'static Shard> {
+        if let Some(shard) = self.pop_free() {
+            return Some(shard);
+        }
+        let shard = Shard::map()?;
+        let mut older = self.newest.load(Ordering::Relaxed);
+        loop {
+            shard.older.store(older, Ordering::Relaxed);
+            let new = ptr::from_ref(shard).cast_mut();
+            match self.newest.compare_exchange_weak(older, new, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return Some(shard),
+                Err(now) => older = now,
+            }
+        }
+    }
+
+    /// Puts a shard down for the next thread.
+    pub(crate) fn release(&self, shard: &'static Shard) {
+        let mut top = self.free.load(Ordering::Relaxed);
+        loop {
+            shard.next_free.store(Top(top).shard(), Ordering::Relaxed);
+            let new = Top(top).followed_by(shard);
+            // Release: what this thread counted comes before what the next does.
+            match self.free.compare_exchange_weak(top, new.0, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => top = now,
+            }
+        }
+    }
+
+    /// What a service holds: its cell in every shard, and the shared one. Frees
+    /// first, allocations second; [`Cell::add_freed`] says why.
+    pub(crate) fn usage(&self, slot: Slot, shared: &Cell) -> Usage {
+        let place = Place::of(slot);
+        let cells = || self.shards().filter_map(|shard| Some(&shard.chunk(place)?.0[place.cell]));
+        let mut usage = Usage::default();
+        shared.add_freed(&mut usage);
+        cells().for_each(|cell| cell.add_freed(&mut usage));
+        shared.add_allocated(&mut usage);
+        cells().for_each(|cell| cell.add_allocated(&mut usage));
+        usage
+    }
+
+    /// Every shard there is, free or not.
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &'static Shard> {
+        let mut next = self.newest.load(Ordering::Acquire);
+        std::iter::from_fn(move || {
+            // SAFETY: shards are never unmapped; `older` is set before a shard
+            // is published and never changes afterwards.
+            let shard: &'static Shard = unsafe { next.as_ref() }?;
+            next = shard.older.load(Ordering::Relaxed);
+            Some(shard)
+        })
+    }
+
+    fn pop_free(&self) -> Option<&'static Shard> {
+        let mut top = self.free.load(Ordering::Acquire);
+        loop {
+            // SAFETY: shards are never unmapped, so even one that another thread
+            // has just taken from the stack can be looked at.
+            let shard: &'static Shard = unsafe { Top(top).shard().as_ref() }?;
+            let below = shard.next_free.load(Ordering::Relaxed);
+            let new = Top(top).followed_by_ptr(below);
+            match self.free.compare_exchange_weak(top, new.0, Ordering::Acquire, Ordering::Acquire) {
+                Ok(_) => return Some(shard),
+                Err(now) => top = now,
+            }
+        }
+    }
+}
+
+/// A shard's address in the upper 36 of its 48 bits (the lower 12 are zero),
+/// above a counter that each change advances: a thread that slept through
+/// 2^28 changes exactly would be needed to mistake an old top for the new one.
+struct Top(u64);
+
+impl Top {
+    const ADDRESS_SHIFT: u32 = 16;
+    const COUNTER: u64 = (1 << 28) - 1;
+
+    fn shard(&self) -> *mut Shard {
+        ptr::with_exposed_provenance_mut(((self.0 & !Self::COUNTER) >> Self::ADDRESS_SHIFT) as usize)
+    }
+
+    fn followed_by(&self, shard: &'static Shard) -> Self {
+        self.followed_by_ptr(ptr::from_ref(shard).cast_mut())
+    }
+
+    fn followed_by_ptr(&self, shard: *mut Shard) -> Self {
+        let address = (shard.expose_provenance() as u64) << Self::ADDRESS_SHIFT;
+        Self(address | (self.0.wrapping_add(1) & Self::COUNTER))
+    }
+}
+
+#[cfg(not(dogtag_loom))]
+static EMPTY_CHUNK: Chunk = Chunk([const { Cell::shared(Mark::NONE) }; CELLS]);
+
+/// The directory of a thread that has no shard.
+#[cfg(not(dogtag_loom))]
+pub(super) static EMPTY_DIRECTORY: Directory =
+    Directory([const { AtomicPtr::new((&raw const EMPTY_CHUNK).cast_mut()) }; CHUNKS]);
+
+#[cfg(not(dogtag_loom))]
+fn empty_chunk() -> *mut Chunk {
+    (&raw const EMPTY_CHUNK).cast_mut()
+}

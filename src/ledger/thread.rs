@@ -1,0 +1,279 @@
+//! What a thread knows of itself: the cell it charges to now, and its shard.
+//!
+//! The hot path reads two words here. On x86-64 Linux they are reached with
+//! two instructions that clobber nothing, in the initial-exec model: a
+//! `thread_local!` in a library crate compiles to a call of `__tls_get_addr`,
+//! which the linker relaxes, but around which registers were already saved.
+//!
+//! A thread begins at the unattributed service's shared cell, whose door is
+//! shut. So its first allocation leaves the hot path, gets a shard and comes
+//! back; no flag is asked on the way. When the thread ends it is put back to a
+//! shared cell, and what late destructors do is counted there, atomically. The
+//! same happens when the system refuses memory for a shard.
+
+use crate::cookie::{Mark, Slot};
+use crate::ledger::cell::Cell;
+use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
+use crate::ledger::slots::Record;
+use crate::ledger::sums::ROSTER;
+use crate::sys;
+use std::cell::Cell as Variable;
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+/// The cell that the calling thread charges to; shut unless it is its own.
+#[inline(always)]
+pub(crate) fn current() -> &'static Cell {
+    // SAFETY: the first field is always a cell, and cells live for ever.
+    unsafe { &*access::first_word().cast::<Cell>() }
+}
+
+/// The calling thread's cell for a mark: another's or unclaimed where the
+/// cell's own mark differs.
+#[inline(always)]
+pub(crate) fn cell(mark: Mark) -> &'static Cell {
+    // SAFETY: the second field is always a directory, and directories live for ever.
+    let directory = unsafe { &*access::second_word().cast::<Directory>() };
+    directory.cell(mark)
+}
+
+/// Where the calling thread counts for a service, whatever state it is in.
+/// Behind the door: maps memory if need be.
+pub(crate) fn account(record: &'static Record) -> Account {
+    with(|thread| thread.account(record))
+}
+
+/// The same for the service that the thread is in. From here on the hot path
+/// finds it.
+pub(crate) fn current_account() -> (Account, Slot) {
+    with(|thread| {
+        let record = thread.record.get();
+        let account = thread.account(record);
+        if let Account::Own(cell) = account {
+            thread.cell.set(cell);
+        }
+        (account, record.slot())
+    })
+}
+
+/// The service that the calling thread is in.
+pub(crate) fn current_record() -> &'static Record {
+    with(|thread| thread.record.get())
+}
+
+/// Puts the calling thread into a service and returns the one it was in.
+pub(crate) fn switch(record: &'static Record) -> &'static Record {
+    with(|thread| {
+        let mark = record.shared().mark();
+        let cell = thread.directory.get().cell(mark);
+        // A thread that does not have the cell yet, or never will, gets it from
+        // the door on the way to its next allocation.
+        let cell = if cell.mark() == mark { cell } else { record.shared() };
+        thread.cell.set(cell);
+        thread.record.replace(record)
+    })
+}
+
+/// Where to count.
+#[derive(Clone, Copy)]
+pub(crate) enum Account {
+    /// In a cell that only the calling thread writes.
+    Own(&'static Cell),
+    /// In a cell that all threads without a shard share.
+    Shared(&'static Cell),
+}
+
+impl Account {
+    pub(crate) fn charge(self, size: usize) {
+        match self {
+            Self::Own(cell) => cell.charge(size),
+            Self::Shared(cell) => cell.charge_shared(size),
+        }
+    }
+
+    pub(crate) fn refund(self, size: usize) {
+        match self {
+            Self::Own(cell) => cell.refund(size),
+            Self::Shared(cell) => cell.refund_shared(size),
+        }
+    }
+}
+
+#[repr(C)]
+struct Thread {
+    // The first two are read by the hot path, by their offset.
+    cell: Variable<&'static Cell>,
+    directory: Variable<&'static Directory>,
+    record: Variable<&'static Record>,
+    shard: Variable<Option<&'static Shard>>,
+    /// Set for good when the thread's end has begun, or cannot be learnt of.
+    detached: Variable<bool>,
+}
+
+impl Thread {
+    fn account(&self, record: &'static Record) -> Account {
+        let shard = self.shard.get().or_else(|| self.attach());
+        match shard.and_then(|shard| shard.claim(record.slot())) {
+            Some(cell) => Account::Own(cell),
+            None => Account::Shared(record.shared()),
+        }
+    }
+
+    fn attach(&self) -> Option<&'static Shard> {
+        if self.detached.get() {
+            return None;
+        }
+        let shard = ROSTER.acquire()?;
+        // Complete before the system is asked to remember the hook: it may
+        // allocate for that, from us where `malloc` is ours too.
+        self.shard.set(Some(shard));
+        self.directory.set(&shard.directory);
+        if !sys::at_thread_exit(on_exit, NonNull::from(shard).cast()) {
+            // Nobody would ever hand this shard on.
+            self.detach();
+        }
+        self.shard.get()
+    }
+
+    fn detach(&self) {
+        self.detached.set(true);
+        self.cell.set(self.record.get().shared());
+        self.directory.set(&EMPTY_DIRECTORY);
+        if let Some(shard) = self.shard.take() {
+            ROSTER.release(shard);
+        }
+    }
+}
+
+unsafe extern "C" fn on_exit(_: *mut c_void) {
+    with(Thread::detach);
+}
+
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", target_os = "linux", not(miri)))]
+mod access {
+    //! The initial-exec model by hand, because stable Rust has no switch for it.
+
+    use super::{EMPTY_DIRECTORY, Thread};
+    use crate::ledger::slots::UNATTRIBUTED;
+    use std::arch::{asm, global_asm};
+    use std::mem::offset_of;
+
+    /// One symbol per release that Cargo would link beside another.
+    macro_rules! symbol {
+        () => {
+            concat!("dogtag_thread_", env!("CARGO_PKG_VERSION_MAJOR"), "_", env!("CARGO_PKG_VERSION_MINOR"))
+        };
+    }
+
+    const _: () = {
+        assert!(offset_of!(Thread, cell) == 0 && offset_of!(Thread, directory) == 8);
+        assert!(offset_of!(Thread, record) == 16 && offset_of!(Thread, shard) == 24);
+        assert!(offset_of!(Thread, detached) == 32 && size_of::<Thread>() == 40);
+    };
+
+    // How every thread begins: a `Thread` in the unattributed service (a record
+    // begins with its shared cell), with the directory that has no cells.
+    global_asm!(
+        concat!(".pushsection .tdata.", symbol!(), ",\"awT\",@progbits"),
+        ".balign 8",
+        concat!(".globl ", symbol!()),
+        concat!(".hidden ", symbol!()),
+        concat!(".type ", symbol!(), ", @object"),
+        concat!(".size ", symbol!(), ", 40"),
+        concat!(symbol!(), ":"),
+        ".quad {unattributed}",
+        ".quad {directory}",
+        ".quad {unattributed}",
+        ".quad 0",
+        ".quad 0",
+        ".popsection",
+        unattributed = sym UNATTRIBUTED,
+        directory = sym EMPTY_DIRECTORY,
+    );
+
+    #[inline(always)]
+    pub(super) fn first_word() -> *const u8 {
+        let word;
+        // SAFETY: reads the first word of the calling thread's `Thread`.
+        unsafe {
+            asm!(
+                concat!("mov {word}, qword ptr [rip + ", symbol!(), "@GOTTPOFF]"),
+                "mov {word}, qword ptr fs:[{word}]",
+                word = out(reg) word,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        word
+    }
+
+    #[inline(always)]
+    pub(super) fn second_word() -> *const u8 {
+        let word;
+        // SAFETY: reads the second word of the calling thread's `Thread`.
+        unsafe {
+            asm!(
+                concat!("mov {word}, qword ptr [rip + ", symbol!(), "@GOTTPOFF]"),
+                "mov {word}, qword ptr fs:[{word} + 8]",
+                word = out(reg) word,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        word
+    }
+
+    pub(super) fn thread() -> *const Thread {
+        let thread;
+        // SAFETY: adds the variable's offset to the thread pointer, which on
+        // x86-64 stands at the address it has.
+        unsafe {
+            asm!(
+                "mov {thread}, qword ptr fs:[0]",
+                concat!("add {thread}, qword ptr [rip + ", symbol!(), "@GOTTPOFF]"),
+                thread = out(reg) thread,
+                options(pure, readonly, nostack),
+            );
+        }
+        thread
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", target_os = "linux", not(miri))))]
+mod access {
+    //! What the compiler makes of a thread-local; it has no destructor, so it
+    //! can be used for as long as the thread runs.
+
+    use super::{EMPTY_DIRECTORY, Thread, Variable};
+    use crate::ledger::slots::UNATTRIBUTED;
+
+    std::thread_local! {
+        static THREAD: Thread = const {
+            Thread {
+                cell: Variable::new(UNATTRIBUTED.shared()),
+                directory: Variable::new(&EMPTY_DIRECTORY),
+                record: Variable::new(&UNATTRIBUTED),
+                shard: Variable::new(None),
+                detached: Variable::new(false),
+            }
+        };
+    }
+
+    #[inline]
+    pub(super) fn first_word() -> *const u8 {
+        THREAD.with(|thread| std::ptr::from_ref(thread.cell.get()).cast())
+    }
+
+    #[inline]
+    pub(super) fn second_word() -> *const u8 {
+        THREAD.with(|thread| std::ptr::from_ref(thread.directory.get()).cast())
+    }
+
+    pub(super) fn thread() -> *const Thread {
+        THREAD.with(std::ptr::from_ref)
+    }
+}
+
+fn with<R>(body: impl FnOnce(&Thread) -> R) -> R {
+    // SAFETY: the calling thread's own `Thread`, which lives as long as it runs;
+    // all its fields are interior-mutable and no reference leaves the closure.
+    body(unsafe { &*access::thread() })
+}

@@ -1,0 +1,42 @@
+//! The stretch of code that runs on behalf of a service.
+
+use crate::ledger::slots::Record;
+use crate::ledger::thread;
+use std::marker::PhantomData;
+
+/// Keeps the calling thread in a service until it is dropped:
+/// [`Service::enter`](crate::Service::enter).
+///
+/// Not `Send`, since it is about the thread that entered:
+///
+/// ```compile_fail,E0277
+/// let service = dogtag::Service::register("worker").unwrap();
+/// std::thread::scope(|threads| {
+///     let scope = service.enter();
+///     threads.spawn(move || drop(scope));
+/// });
+/// ```
+///
+/// Scopes that are dropped out of order each go back to what was current when
+/// they were entered; the last one dropped decides.
+#[derive(Debug)]
+#[must_use = "the service is left when the scope is dropped"]
+pub struct Scope<'service> {
+    previous: &'static Record,
+    _service: PhantomData<&'service ()>,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Scope<'_> {
+    #[inline]
+    pub(super) fn enter(record: &'static Record) -> Self {
+        Self { previous: thread::switch(record), _service: PhantomData, _not_send: PhantomData }
+    }
+}
+
+impl Drop for Scope<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        thread::switch(self.previous);
+    }
+}

@@ -1,0 +1,24 @@
+//! The atomics of the house: the standard library's, or loom's when the
+//! concurrency is model-checked (`RUSTFLAGS="--cfg dogtag_loom"`), so that the code
+//! that is checked is the code that ships.
+
+#[cfg(not(dogtag_loom))]
+pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+#[cfg(dogtag_loom)]
+pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// A function that is `const`, so that statics can be made with it, except
+/// under loom, whose atomics are made while a model runs.
+macro_rules! const_unless_loom {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty $body:block) => {
+        $(#[$attribute])*
+        #[cfg(not(dogtag_loom))]
+        $visibility const fn $name($($argument: $type),*) -> $result $body
+
+        $(#[$attribute])*
+        #[cfg(dogtag_loom)]
+        $visibility fn $name($($argument: $type),*) -> $result $body
+    };
+}
+pub(crate) use const_unless_loom;

@@ -1,0 +1,89 @@
+//! Plain numbers: what a reader of the ledger gets.
+
+use std::ops::{Add, AddAssign, Sub};
+
+/// How much memory was allocated and freed, and so how much is live.
+///
+/// Sizes are the bytes the program asked for (`Layout::size`), not what the
+/// backend rounds them up to. All four figures only ever grow, so the
+/// difference of two readings of the same service tells what happened in
+/// between. They are sums over all threads: the allocation is counted where it
+/// was made and the free where it was freed.
+///
+/// ```
+/// use dogtag::Usage;
+///
+/// let before = Usage { allocated_bytes: 300, allocated_blocks: 3, freed_bytes: 100, freed_blocks: 1 };
+/// let after = Usage { allocated_bytes: 364, allocated_blocks: 4, freed_bytes: 100, freed_blocks: 1 };
+/// assert_eq!(after.bytes(), 264);
+/// assert_eq!(after.blocks(), 3);
+/// assert_eq!((after - before).allocated_bytes, 64);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Usage {
+    /// Bytes allocated since the service was registered.
+    pub allocated_bytes: u64,
+    /// Blocks allocated since the service was registered.
+    pub allocated_blocks: u64,
+    /// Bytes freed since the service was registered, by whichever thread or service.
+    pub freed_bytes: u64,
+    /// Blocks freed since the service was registered, by whichever thread or service.
+    pub freed_blocks: u64,
+}
+
+impl Usage {
+    /// Live bytes: allocated and not yet freed.
+    ///
+    /// Never negative for a figure that the ledger gave, also while other
+    /// threads run; for hand-made figures that would be, it is 0.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.allocated_bytes.saturating_sub(self.freed_bytes)
+    }
+
+    /// Live blocks: allocated and not yet freed.
+    #[must_use]
+    pub const fn blocks(&self) -> u64 {
+        self.allocated_blocks.saturating_sub(self.freed_blocks)
+    }
+}
+
+impl Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            allocated_bytes: self.allocated_bytes + other.allocated_bytes,
+            allocated_blocks: self.allocated_blocks + other.allocated_blocks,
+            freed_bytes: self.freed_bytes + other.freed_bytes,
+            freed_blocks: self.freed_blocks + other.freed_blocks,
+        }
+    }
+}
+
+impl AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl Sub for Usage {
+    type Output = Self;
+
+    /// What happened between an earlier reading (`other`) and this one.
+    fn sub(self, other: Self) -> Self {
+        Self {
+            allocated_bytes: self.allocated_bytes - other.allocated_bytes,
+            allocated_blocks: self.allocated_blocks - other.allocated_blocks,
+            freed_bytes: self.freed_bytes - other.freed_bytes,
+            freed_blocks: self.freed_blocks - other.freed_blocks,
+        }
+    }
+}
+
+impl std::iter::Sum for Usage {
+    fn sum<I: Iterator<Item = Self>>(usages: I) -> Self {
+        usages.fold(Self::default(), Self::add)
+    }
+}

@@ -1,0 +1,98 @@
+//! dogtag used directly, with several backends at once: one ledger.
+
+mod common;
+
+use common::Counting;
+use dogtag::{Dogtag, Service};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::Ordering::SeqCst;
+
+fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).unwrap()
+}
+
+#[test]
+fn instances_share_one_ledger() {
+    static COUNTING: Dogtag<Counting> = Dogtag::with_backend(Counting::new());
+    static SYSTEM: Dogtag<System> = Dogtag::with_backend(System);
+    static DEFAULT: Dogtag = Dogtag::new();
+
+    let service = Service::register("several backends").unwrap();
+    let _scope = service.enter();
+    // SAFETY: each block is freed by the instance that it came from, with its layout.
+    unsafe {
+        let blocks = [COUNTING.alloc(layout(100)), SYSTEM.alloc(layout(200)), DEFAULT.alloc(layout(300))];
+        assert!(blocks.iter().all(|block| !block.is_null()));
+        assert_eq!((service.usage().bytes(), service.usage().blocks()), (600, 3));
+        assert_eq!(COUNTING.backend().live_bytes(), 102, "100 bytes and a cookie of 2");
+        COUNTING.dealloc(blocks[0], layout(100));
+        SYSTEM.dealloc(blocks[1], layout(200));
+        DEFAULT.dealloc(blocks[2], layout(300));
+    }
+    assert_eq!((service.usage().bytes(), service.usage().blocks()), (0, 0));
+    assert_eq!(COUNTING.backend().live_blocks(), 0);
+}
+
+#[test]
+fn the_backends_own_ways_are_used() {
+    static ALLOC: Dogtag<Counting> = Dogtag::with_backend(Counting::new());
+
+    // SAFETY: the block is freed with the layout that it has by then.
+    unsafe {
+        let block = ALLOC.alloc_zeroed(layout(1000));
+        let block = ALLOC.realloc(block, layout(1000), 2000);
+        ALLOC.dealloc(block, layout(2000));
+    }
+    assert_eq!(ALLOC.backend().zeroed_calls.load(SeqCst), 1);
+    assert_eq!(ALLOC.backend().realloc_calls.load(SeqCst), 1);
+    assert_eq!(ALLOC.backend().allocated_blocks.load(SeqCst), 2);
+}
+
+#[test]
+fn null_means_null() {
+    static ALLOC: Dogtag<Counting> = Dogtag::with_backend(Counting::new());
+
+    let service = Service::register("refused").unwrap();
+    let _scope = service.enter();
+    // On a fresh thread the first allocation goes another way than the second.
+    for warm in [false, true] {
+        // SAFETY: the block that was allocated is freed with its layout.
+        unsafe {
+            if warm {
+                ALLOC.dealloc(ALLOC.alloc(layout(8)), layout(8));
+            }
+            ALLOC.backend().refuses.store(true, SeqCst);
+            assert!(ALLOC.alloc(layout(100)).is_null());
+            assert!(ALLOC.alloc_zeroed(layout(100)).is_null());
+            ALLOC.backend().refuses.store(false, SeqCst);
+
+            let block = ALLOC.alloc(layout(100));
+            block.write(9);
+            let before = service.usage();
+            ALLOC.backend().refuses.store(true, SeqCst);
+            assert!(ALLOC.realloc(block, layout(100), 200).is_null());
+            assert!(ALLOC.realloc(block, layout(100), isize::MAX as usize).is_null());
+            ALLOC.backend().refuses.store(false, SeqCst);
+            assert_eq!(service.usage(), before);
+            assert_eq!(block.read(), 9, "a failed realloc leaves the block as it was");
+            ALLOC.dealloc(block, layout(100));
+        }
+    }
+    assert_eq!((service.usage().bytes(), service.usage().blocks()), (0, 0));
+    assert_eq!((ALLOC.backend().live_bytes(), ALLOC.backend().live_blocks()), (0, 0));
+}
+
+#[test]
+fn memory_that_is_wrapped_twice_is_counted_twice() {
+    static ALLOC: Dogtag<Dogtag<Counting>> = Dogtag::with_backend(Dogtag::with_backend(Counting::new()));
+
+    let service = Service::register("wrapped twice").unwrap();
+    let _scope = service.enter();
+    // SAFETY: the block is freed with its layout.
+    unsafe {
+        let block = ALLOC.alloc(layout(100));
+        assert_eq!((service.usage().bytes(), service.usage().blocks()), (202, 2));
+        ALLOC.dealloc(block, layout(100));
+    }
+    assert_eq!(service.usage().bytes(), 0);
+}

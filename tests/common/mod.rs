@@ -1,0 +1,94 @@
+//! A backend that keeps books of its own, and can refuse to serve.
+#![allow(dead_code, reason = "each test binary uses the part that it needs")]
+
+#[cfg(feature = "jemalloc")]
+use dogtag::Jemalloc as Inner;
+#[cfg(not(feature = "jemalloc"))]
+use std::alloc::System as Inner;
+use std::alloc::{GlobalAlloc, Layout};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+/// The default backend with books of its own, to hold the ledger against.
+pub struct Counting {
+    pub allocated_bytes: AtomicU64,
+    pub allocated_blocks: AtomicU64,
+    pub freed_bytes: AtomicU64,
+    pub freed_blocks: AtomicU64,
+    pub zeroed_calls: AtomicU64,
+    pub realloc_calls: AtomicU64,
+    pub refuses: AtomicBool,
+}
+
+impl Counting {
+    pub const fn new() -> Self {
+        Self {
+            allocated_bytes: AtomicU64::new(0),
+            allocated_blocks: AtomicU64::new(0),
+            freed_bytes: AtomicU64::new(0),
+            freed_blocks: AtomicU64::new(0),
+            zeroed_calls: AtomicU64::new(0),
+            realloc_calls: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
+        }
+    }
+
+    pub fn live_bytes(&self) -> u64 {
+        self.allocated_bytes.load(SeqCst) - self.freed_bytes.load(SeqCst)
+    }
+
+    pub fn live_blocks(&self) -> u64 {
+        self.allocated_blocks.load(SeqCst) - self.freed_blocks.load(SeqCst)
+    }
+
+    fn count(&self, block: *mut u8, size: usize) -> *mut u8 {
+        if !block.is_null() {
+            self.allocated_bytes.fetch_add(size as u64, SeqCst);
+            self.allocated_blocks.fetch_add(1, SeqCst);
+        }
+        block
+    }
+
+    fn uncount(&self, size: usize) {
+        self.freed_bytes.fetch_add(size as u64, SeqCst);
+        self.freed_blocks.fetch_add(1, SeqCst);
+    }
+}
+
+// SAFETY: the default backend does the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if self.refuses.load(SeqCst) {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise.
+        self.count(unsafe { Inner.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.zeroed_calls.fetch_add(1, SeqCst);
+        if self.refuses.load(SeqCst) {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise.
+        self.count(unsafe { Inner.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        self.uncount(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { Inner.dealloc(block, layout) };
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        self.realloc_calls.fetch_add(1, SeqCst);
+        if self.refuses.load(SeqCst) {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's promise.
+        let block = unsafe { Inner.realloc(block, layout, new_size) };
+        if !block.is_null() {
+            self.uncount(layout.size());
+        }
+        self.count(block, new_size)
+    }
+}

@@ -1,0 +1,121 @@
+//! Names, handles, and many services.
+
+use dogtag::{Dogtag, RegisterError, Service};
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+#[test]
+fn a_name_that_lives_is_the_same_service() {
+    let first = Service::register("twice").unwrap();
+    let second = Service::register(String::from("twice")).unwrap();
+    assert_eq!(first, second);
+    assert_eq!(first.handle(), second.handle());
+    assert_eq!(Service::by_name("twice"), Some(first.clone()));
+    assert_eq!(Service::by_handle(first.handle()), Some(first));
+    assert_eq!(Service::by_name("never registered"), None);
+    assert_eq!(Service::by_handle(0x1234_5678), None);
+}
+
+#[test]
+fn threads_that_register_a_name_at_once_get_one_service() {
+    for round in 0..50 {
+        let name = format!("raced for {round}");
+        let services: Vec<Service> = std::thread::scope(|threads| {
+            let racers: Vec<_> =
+                (0..4).map(|_| threads.spawn(|| Service::register(&name).unwrap())).collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+        });
+        assert!(services.iter().all(|service| *service == services[0]));
+    }
+}
+
+#[test]
+fn handles_are_any_number_but_those_in_use() {
+    for handle in [1, 0x0100_0001, 0x7fff_ffff, 0x8000_0003, u32::MAX] {
+        let service = Service::builder(format!("number {handle}")).handle(handle).register().unwrap();
+        assert_eq!(service.handle(), handle);
+        // Asked for again, with its handle or without.
+        assert_eq!(Service::builder(service.name()).handle(handle).register().unwrap(), service);
+        assert_eq!(Service::register(service.name()).unwrap(), service);
+    }
+    // Assigned ones go round the chosen ones.
+    let assigned: Vec<u32> =
+        (0..10).map(|i| Service::register(format!("any {i}")).unwrap().handle()).collect();
+    assert!(assigned.iter().all(|&handle| handle >= 0x8000_0000 && handle != 0x8000_0003));
+
+    let error = Service::builder("thief").handle(1).register().unwrap_err();
+    assert_eq!(error, RegisterError::HandleTaken { handle: 1, name: "number 1".into() });
+    assert_eq!(Service::by_name("thief"), None);
+    let error = Service::builder("number 1").handle(2).register().unwrap_err();
+    assert_eq!(error, RegisterError::NameTaken { name: "number 1".into(), handle: 1, requested: 2 });
+    assert_eq!(Service::by_handle(2), None);
+    let error = Service::builder("nobody").handle(0).register().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "handle 0x00000000 belongs to service \"unattributed\": choose another, or let one be assigned"
+    );
+}
+
+#[test]
+fn the_unattributed_service_is_one_like_any_other() {
+    let nobody = Service::unattributed();
+    assert_eq!((nobody.name(), nobody.handle()), ("unattributed", 0));
+    assert_eq!(Service::by_handle(0), Some(nobody.clone()));
+    assert_eq!(Service::register("unattributed").unwrap(), nobody);
+    assert_eq!(Service::current(), nobody);
+    let before = nobody.usage();
+    let block = std::hint::black_box(Box::new([0_u8; 1000]));
+    assert!((nobody.usage() - before).allocated_bytes >= 1000);
+    drop(block);
+    assert!(dogtag::snapshot().rows.iter().any(|row| row.name == "unattributed"));
+}
+
+#[test]
+fn registering_is_not_charged_to_who_registers() {
+    let registrar = Service::register("registrar").unwrap();
+    let name = String::from("a name that has to be stored somewhere");
+    let registered = registrar.run(|| Service::register(&name).unwrap());
+    assert_eq!(registrar.usage().allocated_blocks, 0);
+    assert_eq!(registered.name(), name);
+}
+
+#[test]
+fn odd_names_are_kept_as_they_are() {
+    for name in ["", "ünïcödé ✓", "with\nnewline", &"long ".repeat(1000)] {
+        assert_eq!(Service::register(name).unwrap().name(), name);
+    }
+    for line in dogtag::snapshot().to_string().lines() {
+        assert!(line.chars().count() < 160, "{line}");
+    }
+}
+
+/// More than fit a short cookie, and every one of them exact.
+#[test]
+fn services_beyond_the_short_cookies() {
+    const SERVICES: usize = 70_000;
+
+    let services: Vec<Service> =
+        (0..SERVICES).map(|i| Service::register(format!("crowd {i}")).unwrap()).collect();
+    let allocate = |i: usize| services[i].run(|| vec![i as u8; i % 50 + 1]);
+    let mut blocks: Vec<Vec<u8>> = (0..SERVICES).map(allocate).collect();
+    for (i, service) in services.iter().enumerate() {
+        assert_eq!((service.usage().bytes(), service.usage().blocks()), (i as u64 % 50 + 1, 1), "{i}");
+    }
+    // Grown by another service, some of them from a short cookie to a long one
+    // or back; then freed on another thread.
+    for (i, block) in blocks.iter_mut().enumerate() {
+        services[SERVICES - 1 - i].run(|| block.reserve_exact(100));
+        assert!(block.iter().all(|&byte| byte == i as u8), "the contents of {i} did not move along");
+    }
+    let grown: u64 = services.iter().map(|service| service.usage().bytes()).sum();
+    assert_eq!(grown, blocks.iter().map(|block| block.capacity() as u64).sum());
+    let sum = dogtag::snapshot();
+    let crowd = sum.rows.iter().filter(|row| row.name.starts_with("crowd"));
+    assert_eq!(crowd.map(|row| row.usage.bytes()).sum::<u64>(), grown);
+    std::thread::spawn(move || drop(blocks)).join().unwrap();
+    for (i, service) in services.iter().enumerate() {
+        assert_eq!((service.usage().bytes(), service.usage().blocks()), (0, 0), "{i}");
+    }
+    assert_eq!(dogtag::snapshot().lost, dogtag::Lost::default());
+}
