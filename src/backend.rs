@@ -36,10 +36,10 @@ pub struct JemallocStats {
 }
 
 impl JemallocStats {
-    /// Reads the figures. `None` where jemalloc is not compiled in or holds no
-    /// block, which means that it is nobody's backend.
+    /// Reads the figures. `None` where they are not compiled in, or jemalloc
+    /// holds no block, which means that it is nobody's backend.
     pub(crate) fn read() -> Option<Self> {
-        #[cfg(feature = "jemalloc")]
+        #[cfg(feature = "jemalloc-stats")]
         {
             mallctl::refresh();
             let stats = Self {
@@ -52,7 +52,7 @@ impl JemallocStats {
             };
             Some(stats).filter(|stats| stats.allocated > 0)
         }
-        #[cfg(not(feature = "jemalloc"))]
+        #[cfg(not(feature = "jemalloc-stats"))]
         None
     }
 }
@@ -185,7 +185,7 @@ mod jemalloc {
     fn cold_path() {}
 }
 
-#[cfg(feature = "jemalloc")]
+#[cfg(feature = "jemalloc-stats")]
 mod mallctl {
     use std::ffi::CStr;
     use std::ptr;

@@ -83,7 +83,8 @@ pub struct Snapshot {
     /// Blocks that were freed with an overwritten cookie. Whose they were
     /// cannot be told, so they are still live in some row.
     pub lost: Lost,
-    /// jemalloc's own figures, where jemalloc holds the memory.
+    /// jemalloc's own figures, where jemalloc holds the memory (feature
+    /// `jemalloc-stats`).
     pub jemalloc: Option<JemallocStats>,
 }
 
@@ -215,7 +216,7 @@ impl fmt::Display for Grouped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = self.0.to_string();
         for (i, digit) in digits.chars().enumerate() {
-            if i > 0 && (digits.len() - i) % 3 == 0 {
+            if i > 0 && (digits.len() - i).is_multiple_of(3) {
                 f.write_str(",")?;
             }
             write!(f, "{digit}")?;

@@ -20,8 +20,8 @@ fn every_size_and_alignment() {
     let powers = (3..=30).flat_map(|shift| [(1 << shift) - 1, 1 << shift, (1 << shift) + 1]);
     for size in small.chain(powers).filter(|&size| size <= 1 << 30) {
         for shift in 0..=21 {
-            // The largest blocks with a few alignments only: each is a mapping.
-            if size > 1 << 22 && shift % 7 != 0 {
+            // The largest blocks with a few alignments only: they take long to copy.
+            if (size > 1 << 22 && shift % 7 != 0) || (size > 1 << 26 && shift % 21 != 0) {
                 continue;
             }
             let layout = Layout::from_size_align(size, 1 << shift).unwrap();
@@ -29,27 +29,27 @@ fn every_size_and_alignment() {
             // SAFETY: the block is written within its size, and freed with its layout.
             unsafe {
                 let block = alloc(layout);
-                assert!(!block.is_null() && block as usize % layout.align() == 0, "{layout:?}");
+                assert!(!block.is_null() && (block as usize).is_multiple_of(layout.align()), "{layout:?}");
                 assert_eq!((service.usage() - before).bytes(), size as u64, "{layout:?}");
                 block.write(1);
                 block.add(size - 1).write(2);
                 dealloc(block, layout);
 
                 let block = alloc_zeroed(layout);
-                assert!(!block.is_null() && block as usize % layout.align() == 0, "{layout:?}");
+                assert!(!block.is_null() && (block as usize).is_multiple_of(layout.align()), "{layout:?}");
                 assert_eq!((block.read(), block.add(size / 2).read(), block.add(size - 1).read()), (0, 0, 0));
                 block.add(size - 1).write(3);
                 // To twice the size and back to less than it was.
                 let larger = if size <= 1 << 24 { size * 2 } else { size + 1 };
                 let block = realloc(block, layout, larger);
-                assert!(!block.is_null() && block as usize % layout.align() == 0, "{layout:?}");
+                assert!(!block.is_null() && (block as usize).is_multiple_of(layout.align()), "{layout:?}");
                 assert_eq!(block.add(size - 1).read(), 3, "{layout:?}");
                 block.add(larger - 1).write(4);
                 let layout = Layout::from_size_align(larger, layout.align()).unwrap();
                 let smaller = size.div_ceil(2);
                 block.add(smaller - 1).write(5);
                 let block = realloc(block, layout, smaller);
-                assert!(!block.is_null() && block as usize % layout.align() == 0, "{layout:?}");
+                assert!(!block.is_null() && (block as usize).is_multiple_of(layout.align()), "{layout:?}");
                 assert_eq!(block.add(smaller - 1).read(), 5, "{layout:?}");
                 assert_eq!((service.usage() - before).bytes(), smaller as u64, "{layout:?}");
                 dealloc(block, Layout::from_size_align(smaller, layout.align()).unwrap());
@@ -80,7 +80,7 @@ fn impossible_sizes_are_refused_and_leave_no_trace() {
                     let block = alloc(layout);
                     if !block.is_null() {
                         // A byte at an alignment of 1 TiB may well be had.
-                        assert!(block as usize % layout.align() == 0);
+                        assert!((block as usize).is_multiple_of(layout.align()));
                         dealloc(block, layout);
                     }
                 }
@@ -90,31 +90,6 @@ fn impossible_sizes_are_refused_and_leave_no_trace() {
     assert_eq!(service.usage().bytes(), before.bytes());
     assert_eq!(service.usage().blocks(), before.blocks());
     assert!(kept.iter().all(|&byte| byte == 7));
-}
-
-#[test]
-fn zeroed_memory_is_not_touched() {
-    const SIZE: usize = 1 << 20;
-
-    // SAFETY: asks for a number.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
-    for _ in 0..32 {
-        let layout = Layout::from_size_align(SIZE, 1).unwrap();
-        // SAFETY: the layout is not empty.
-        let block = unsafe { alloc_zeroed(layout) };
-        let first = block as usize / page * page;
-        let pages = (block as usize + SIZE).div_ceil(page) - first / page;
-        let mut resident = vec![0_u8; pages];
-        // SAFETY: the range covers the block, which is mapped, and `resident`
-        // has a byte for each of its pages.
-        let error = unsafe { libc::mincore(first as *mut libc::c_void, pages * page, resident.as_mut_ptr()) };
-        assert_eq!(error, 0);
-        let touched = resident.iter().filter(|&&resident| resident & 1 != 0).count();
-        // The one with the cookie, and one that a neighbour may have used.
-        assert!(touched <= 2, "{touched} of {pages} pages are touched");
-        // Kept, so that the next one is fresh memory too.
-        let _ = block;
-    }
 }
 
 #[test]
@@ -357,7 +332,7 @@ fn a_snapshot_shows_the_backend_and_adds_up() {
     let snapshot = dogtag::snapshot();
     assert_eq!(snapshot.rows.iter().map(|row| row.usage).sum::<Usage>(), snapshot.totals);
     assert!(snapshot.rows.is_sorted_by(|a, b| a.usage.bytes() >= b.usage.bytes()));
-    assert_eq!(snapshot.jemalloc.is_some(), cfg!(feature = "jemalloc"));
+    assert_eq!(snapshot.jemalloc.is_some(), cfg!(feature = "jemalloc-stats"));
     if let Some(jemalloc) = snapshot.jemalloc {
         assert!(jemalloc.resident >= jemalloc.active && jemalloc.active >= jemalloc.allocated);
         assert!(jemalloc.mapped >= jemalloc.active);

@@ -203,7 +203,7 @@ impl Worker {
         let zeroed = self.random(4) == 0;
         // SAFETY: sizes begin at 1.
         let ptr = unsafe { if zeroed { alloc_zeroed(layout) } else { alloc(layout) } };
-        assert!(!ptr.is_null() && ptr as usize % align == 0);
+        assert!(!ptr.is_null() && (ptr as usize).is_multiple_of(align));
         if zeroed {
             // SAFETY: the block is that long.
             let bytes = unsafe { std::slice::from_raw_parts(ptr, layout.size()) };
@@ -222,7 +222,7 @@ impl Worker {
         block.check();
         // SAFETY: the block is live and the size is not 0.
         block.address = unsafe { realloc(block.address as *mut u8, block.layout, size) } as usize;
-        assert!(block.address != 0 && block.address % block.layout.align() == 0);
+        assert!(block.address != 0 && block.address.is_multiple_of(block.layout.align()));
         block.layout = Layout::from_size_align(size, block.layout.align()).unwrap();
         assert_eq!(block.byte(0), block.owner as u8, "the first byte did not move along");
         if size >= old {

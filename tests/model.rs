@@ -68,7 +68,7 @@ impl Machine {
     }
 
     fn allocated(&mut self, address: *mut u8, layout: Layout) {
-        assert!(!address.is_null() && address as usize % layout.align() == 0);
+        assert!(!address.is_null() && (address as usize).is_multiple_of(layout.align()));
         let owner = self.current();
         // SAFETY: the block is new and that long.
         unsafe { address.write_bytes(owner as u8 + 1, layout.size()) };

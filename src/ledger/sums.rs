@@ -53,4 +53,4 @@ pub(crate) fn usages(mut each: impl FnMut(&'static Record, Usage)) {
 /// Slots that are read together: a page of cells. Scrambling keeps an aligned
 /// run of slots together, in another order.
 const RUN: usize = 64;
-const _: () = assert!(CELLS % RUN == 0);
+const _: () = assert!(CELLS.is_multiple_of(RUN));

@@ -1,0 +1,50 @@
+//! The main job, as its users start it.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// Runs the example, which `cargo test` has built beside this test.
+fn services(arguments: &[&str]) -> Output {
+    let mut program = PathBuf::from(std::env::current_exe().unwrap().parent().unwrap().parent().unwrap());
+    program.push("examples/services");
+    assert!(program.exists(), "build it with the tests: cargo test, or cargo build --example services");
+    Command::new(program).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn it_shows_two_tables_and_balances() {
+    let output = services(&[]);
+    let (shown, progress) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{shown}{progress}");
+    assert!(progress.contains("indexed"), "{progress}");
+    assert!(shown.contains("The books balance"), "{shown}");
+    let rows: Vec<&str> = shown.lines().filter(|line| line.starts_with("index ")).collect();
+    assert_eq!(rows.len(), 2, "{shown}");
+    assert!(rows[0].contains("KiB") && rows[1].contains(" 0 B "), "{shown}");
+}
+
+#[test]
+fn a_missing_path_is_named() {
+    let output = services(&["Cargo.toml", "no/such/folder"]);
+    assert_eq!(output.status.code(), Some(2));
+    let problem = text(&output.stderr);
+    assert!(problem.contains("no/such/folder"), "{problem}");
+}
+
+#[test]
+fn a_folder_without_text_is_a_problem() {
+    let folder = std::env::temp_dir().join(format!("dogtag-empty-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let empty = services(&[folder.to_str().unwrap()]);
+    std::fs::write(folder.join("noise"), [0xff, 0xfe, 0x00]).unwrap();
+    let noise = services(&[folder.to_str().unwrap()]);
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(empty.status.code(), Some(2));
+    assert!(text(&empty.stderr).contains("no files"), "{}", text(&empty.stderr));
+    assert_eq!(noise.status.code(), Some(1));
+    assert!(text(&noise.stderr).contains("none of the files is text"), "{}", text(&noise.stderr));
+}

@@ -1,0 +1,32 @@
+//! Zeroed memory that nobody writes to costs no page, in a process of its own:
+//! memory that was used before has to be cleared.
+
+use dogtag::Dogtag;
+use std::alloc::{Layout, alloc_zeroed};
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+#[test]
+fn zeroed_memory_is_not_touched() {
+    const SIZE: usize = 1 << 20;
+
+    // SAFETY: asks for a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    for _ in 0..32 {
+        let layout = Layout::from_size_align(SIZE, 1).unwrap();
+        // SAFETY: the layout is not empty.
+        let block = unsafe { alloc_zeroed(layout) };
+        let first = block as usize / page * page;
+        let pages = (block as usize + SIZE).div_ceil(page) - first / page;
+        let mut resident = vec![0_u8; pages];
+        // SAFETY: the range covers the block, which is mapped, and `resident`
+        // has a byte for each of its pages.
+        let error = unsafe { libc::mincore(first as *mut libc::c_void, pages * page, resident.as_mut_ptr()) };
+        assert_eq!(error, 0);
+        let touched = resident.iter().filter(|&&resident| resident & 1 != 0).count();
+        // The one with the cookie, and one that a neighbour may have used.
+        assert!(touched <= 2, "{touched} of {pages} pages are touched");
+        // The block is kept, so that the next one is fresh memory too.
+    }
+}
