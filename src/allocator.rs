@@ -7,8 +7,9 @@
 //! takes over the whole job.
 
 use crate::backend::DefaultBackend;
-use crate::cookie::{self, Owner};
-use crate::ledger::{self, slots, thread};
+use crate::cookie;
+use crate::ledger::slots::{self, Record};
+use crate::ledger::{self, thread};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr;
 
@@ -185,7 +186,9 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[inline(never)]
     unsafe fn dealloc_behind_the_door(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the block is live and came from here.
-        if let Some(outer) = unsafe { refunded(block, layout) } {
+        let owner = unsafe { Owner::of(block, layout) };
+        owner.refund(layout.size());
+        if let Some(outer) = owner.outer {
             // SAFETY: the layout that the block was requested with.
             unsafe { self.backend.dealloc(block, outer) };
         }
@@ -198,7 +201,8 @@ impl<B: GlobalAlloc> Dogtag<B> {
             return ptr::null_mut();
         };
         // SAFETY: the block is live and came from here.
-        let Some(outer) = (unsafe { outer_layout(block, layout) }) else {
+        let owner = unsafe { Owner::of(block, layout) };
+        let Some(outer) = owner.outer else {
             // How large the block really is cannot be told any more, so the
             // backend must not be asked to resize it.
             // SAFETY: both blocks are valid for the smaller of their sizes, and
@@ -212,14 +216,12 @@ impl<B: GlobalAlloc> Dogtag<B> {
                 new
             };
         };
-        // SAFETY: the block is live.
-        let owner = unsafe { cookie::read(block, layout.size()) };
         // SAFETY: `outer` is what the block was requested with, and `charged`
         // asks for no less than room for the new size and a cookie.
         let new =
             unsafe { charged(new_layout, |new_outer| self.backend.realloc(block, outer, new_outer.size())) };
         if !new.is_null() {
-            refund(owner, layout.size());
+            owner.refund(layout.size());
         }
         new
     }
@@ -245,43 +247,32 @@ unsafe fn charged(layout: Layout, allocate: impl FnOnce(Layout) -> *mut u8) -> *
     block
 }
 
-/// Refunds a block and says with which layout to give it back; `None` when that
-/// cannot be known and it must be left where it is.
-///
-/// # Safety
-///
-/// `block` must be a live block of that layout.
-unsafe fn refunded(block: *mut u8, layout: Layout) -> Option<Layout> {
-    // SAFETY: the caller's promise.
-    let (outer, owner) = unsafe { (outer_layout(block, layout), cookie::read(block, layout.size())) };
-    refund(owner, layout.size());
-    outer
+/// What a block's cookie tells.
+struct Owner {
+    /// The service; `None` if the cookie cannot be believed.
+    record: Option<&'static Record>,
+    /// The layout that the block was requested with; `None` if that cannot be
+    /// known, and the block must be left where it is.
+    outer: Option<Layout>,
 }
 
-fn refund(owner: Owner, size: usize) {
-    match record_of(owner) {
-        Some(record) => thread::account(record).refund(size),
-        None => ledger::add_lost(size),
+impl Owner {
+    /// # Safety
+    ///
+    /// `block` must be a live block of that layout.
+    unsafe fn of(block: *mut u8, layout: Layout) -> Self {
+        // SAFETY: the caller's promise.
+        let slot = unsafe { cookie::read(block, layout.size()) };
+        match slot.and_then(slots::record) {
+            Some(record) => Self { record: Some(record), outer: cookie::layout(layout, record.slot()) },
+            None => Self { record: None, outer: cookie::layout_without_cookie(layout) },
+        }
     }
-}
 
-/// The layout that a block was requested with, if its cookie tells.
-///
-/// # Safety
-///
-/// `block` must be a live block of that layout.
-unsafe fn outer_layout(block: *mut u8, layout: Layout) -> Option<Layout> {
-    // SAFETY: the caller's promise.
-    match record_of(unsafe { cookie::read(block, layout.size()) }) {
-        Some(record) => cookie::layout(layout, record.slot()),
-        None => cookie::layout_without_cookie(layout),
-    }
-}
-
-/// The service that a cookie names, if there is one.
-fn record_of(owner: Owner) -> Option<&'static slots::Record> {
-    match owner {
-        Owner::Slot(slot) => slots::record(slot),
-        Owner::Unbelievable => None,
+    fn refund(&self, size: usize) {
+        match self.record {
+            Some(record) => thread::account(record).refund(size),
+            None => ledger::add_lost(size),
+        }
     }
 }

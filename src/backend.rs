@@ -41,6 +41,7 @@ impl JemallocStats {
     pub(crate) fn read() -> Option<Self> {
         #[cfg(feature = "jemalloc-stats")]
         {
+            let _one_reader = mallctl::READER.lock();
             mallctl::refresh();
             let stats = Self {
                 allocated: mallctl::read(c"stats.allocated")?,
@@ -189,7 +190,11 @@ mod jemalloc {
 mod mallctl {
     use std::ffi::CStr;
     use std::ptr;
+    use std::sync::Mutex;
     use tikv_jemalloc_sys as jemalloc;
+
+    /// Held while figures are read, so that all are of the same refresh.
+    pub(super) static READER: Mutex<()> = Mutex::new(());
 
     /// Has jemalloc add up its figures anew; without it they stay as they were.
     pub(super) fn refresh() {

@@ -10,14 +10,17 @@
 //! ```text
 //! short   | the block: layout.size() bytes | mark |               slots below 65,536
 //!                                           2 bytes
-//! long    | the block: layout.size() bytes | 0xE5CA | slot, tag |  all others
+//! long    | the block: layout.size() bytes | escape | slot, tag |  all others
 //!                                           2 bytes   4 bytes
 //! ```
 //!
-//! A short cookie is the slot, scrambled so that what an overrun is likely to
-//! leave there (zeros, ones, text, small numbers) is unlikely to be a slot in
-//! use. A long one begins with a mark that no slot has: services beyond the
-//! first 65,533 cost four more bytes a block, and nobody else pays for them.
+//! A short cookie is the slot, its higher byte first, scrambled so that what an
+//! overrun is likely to leave there (zeros, ones, text, small numbers) is
+//! unlikely to be a slot in use: with fewer than 256 services a single byte
+//! that is written past the end never is one. A long one begins with a mark
+//! that no slot has: services beyond the first 65,533 cost four more bytes a
+//! block, and nobody else pays for them. Once there are so many, though, nearly
+//! every short mark is somebody's, and an overwritten cookie is believed.
 
 use std::alloc::Layout;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,7 +52,11 @@ impl Slot {
 
     /// What a block of this slot is marked with.
     pub(crate) const fn mark(self) -> Mark {
-        if self.is_short() { Mark(FROM_COOKIE | (self.0 ^ SCRAMBLE)) } else { Mark::LONG }
+        if !self.is_short() {
+            return Mark::LONG;
+        }
+        let [.., higher, lower] = (self.0 ^ SCRAMBLE).to_be_bytes();
+        Mark::from_cookie([higher, lower])
     }
 
     const fn is_short(self) -> bool {
@@ -71,7 +78,15 @@ impl Mark {
     pub(crate) const NONE: Self = Self(0);
 
     /// What every block of a slot beyond the short ones is marked with.
-    pub(crate) const LONG: Self = Self(FROM_COOKIE | ESCAPE as u32);
+    pub(crate) const LONG: Self = Self::from_cookie(ESCAPE.to_be_bytes());
+
+    const fn from_cookie(bytes: [u8; SHORT]) -> Self {
+        Self(FROM_COOKIE | u16::from_ne_bytes(bytes) as u32)
+    }
+
+    const fn to_cookie(self) -> [u8; SHORT] {
+        (self.0 as u16).to_ne_bytes()
+    }
 
     pub(crate) const fn from_bits(bits: u32) -> Self {
         Self(bits)
@@ -81,21 +96,13 @@ impl Mark {
         self.0
     }
 
-    /// The cookie as a number below 65,536: slots that are close together have
-    /// cookies that are.
+    /// The two bytes of the cookie, as indexes: of a chunk of 256 slots that
+    /// are close together, and in it.
     #[inline(always)]
-    pub(crate) const fn position(self) -> usize {
-        (self.0 & 0xffff) as usize
+    pub(crate) const fn position(self) -> (usize, usize) {
+        let [chunk, cell] = self.to_cookie();
+        (chunk as usize, cell as usize)
     }
-}
-
-/// What [`read`] made of a cookie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Owner {
-    /// It names this slot, which need not be in use.
-    Slot(Slot),
-    /// No slot's cookie looks like that: the block's tail was overwritten.
-    Unbelievable,
 }
 
 /// The layout to request for a block of `slot`, or `None` when it would
@@ -120,7 +127,7 @@ pub(crate) const unsafe fn short_layout(block: Layout) -> Layout {
 
 /// Below this many bytes a short cookie always fits behind a block, whatever
 /// its alignment: 2^61.
-pub(crate) const UNCHECKED_SIZES: u64 = 1 << (usize::BITS - 3);
+pub(crate) const UNCHECKED_SIZES: u64 = 1 << 61;
 
 /// Writes the owner behind a block.
 ///
@@ -131,7 +138,9 @@ pub(crate) unsafe fn write(ptr: *mut u8, size: usize, slot: Slot) {
     // SAFETY: the mark is the first two bytes of a short and of a long cookie.
     unsafe { write_short(ptr, size, slot.mark()) };
     if !slot.is_short() {
-        LONG_COOKIES_EXIST.store(true, Ordering::Relaxed);
+        if !long_cookies_exist() {
+            LONG_COOKIES_EXIST.store(true, Ordering::Relaxed);
+        }
         // SAFETY: a long slot's layout has room for four more bytes.
         unsafe { ptr.add(size + SHORT).cast::<u32>().write_unaligned(slot.0 | TAG) };
     }
@@ -145,7 +154,7 @@ pub(crate) unsafe fn write(ptr: *mut u8, size: usize, slot: Slot) {
 #[inline(always)]
 pub(crate) unsafe fn write_short(ptr: *mut u8, size: usize, mark: Mark) {
     // SAFETY: the caller's promise.
-    unsafe { ptr.add(size).cast::<u16>().write_unaligned(mark.0 as u16) };
+    unsafe { ptr.add(size).cast::<[u8; SHORT]>().write_unaligned(mark.to_cookie()) };
 }
 
 /// Reads the mark behind a block: the owner's, if its slot is a short one.
@@ -157,32 +166,34 @@ pub(crate) unsafe fn write_short(ptr: *mut u8, size: usize, mark: Mark) {
 pub(crate) unsafe fn read_mark(ptr: *const u8, size: usize) -> Mark {
     // SAFETY: a cookie is at least two bytes, and they were written before the
     // block was handed out; an overrun leaves other bytes there, no fewer.
-    Mark(FROM_COOKIE | u32::from(unsafe { ptr.add(size).cast::<u16>().read_unaligned() }))
+    Mark::from_cookie(unsafe { ptr.add(size).cast::<[u8; SHORT]>().read_unaligned() })
 }
 
-/// Reads the owner behind a block.
+/// Reads the owner behind a block: a slot, which need not be in use, or `None`
+/// where no slot's cookie looks like that, because something overwrote it.
 ///
 /// # Safety
 ///
 /// `ptr` must be a live block of `size` bytes with a cookie behind it.
-pub(crate) unsafe fn read(ptr: *const u8, size: usize) -> Owner {
+pub(crate) unsafe fn read(ptr: *const u8, size: usize) -> Option<Slot> {
     // SAFETY: the caller's promise.
     let mark = unsafe { read_mark(ptr, size) };
     let index = if mark != Mark::LONG {
-        (mark.0 & 0xffff) ^ SCRAMBLE
+        u32::from(u16::from_be_bytes(mark.to_cookie())) ^ SCRAMBLE
     } else if long_cookies_exist() {
-        // SAFETY: a long cookie has four more bytes. A short one that was
-        // overwritten to look long has none, but every backend hands out whole
-        // words, and all we read is the next few bytes of the same heap.
+        // SAFETY: a long cookie has four more bytes. Only a short one that was
+        // overwritten with the very bytes of the escape has none, in a process
+        // with more services than short slots; then this reads what follows in
+        // the heap, after undefined behaviour elsewhere.
         let bits = unsafe { ptr.add(size + SHORT).cast::<u32>().read_unaligned() };
         if bits & !INDEX != TAG || (bits & INDEX) <= u32::from(u16::MAX) {
-            return Owner::Unbelievable;
+            return None;
         }
         bits & INDEX
     } else {
-        return Owner::Unbelievable;
+        return None;
     };
-    Slot::new(index).map_or(Owner::Unbelievable, Owner::Slot)
+    Slot::new(index)
 }
 
 /// The layout that was requested for a block whose cookie is unbelievable;
@@ -231,7 +242,7 @@ mod tests {
         memory
     }
 
-    fn owner(memory: &[u8], size: usize) -> Owner {
+    fn owner(memory: &[u8], size: usize) -> Option<Slot> {
         // SAFETY: `written` left a cookie behind the first `size` bytes.
         unsafe { read(memory.as_ptr(), size) }
     }
@@ -242,7 +253,7 @@ mod tests {
             let Some(slot) = Slot::new(index) else { continue };
             for size in [1, 2, 7, 8, 63] {
                 let memory = written(slot, size);
-                assert_eq!(owner(&memory, size), Owner::Slot(slot));
+                assert_eq!(owner(&memory, size), Some(slot));
                 assert!(memory[..size].iter().all(|&byte| byte == 0xAA), "the block is touched");
                 let cookie = layout(Layout::from_size_align(size, 1).unwrap(), slot).unwrap().size() - size;
                 assert!(memory[size + cookie..].iter().all(|&byte| byte == 0xAA), "written past");
@@ -258,7 +269,21 @@ mod tests {
         for overwritten in [[0, 0], [0xff, 0xff]] {
             let mut memory = written(Slot::UNATTRIBUTED, 8);
             memory[8..10].copy_from_slice(&overwritten);
-            assert_eq!(owner(&memory, 8), Owner::Unbelievable);
+            assert_eq!(owner(&memory, 8), None);
+        }
+    }
+
+    #[test]
+    fn a_single_byte_past_the_end_is_no_other_slot_of_the_first_256() {
+        for index in 0..256 {
+            for byte in 0..=u8::MAX {
+                let slot = Slot::new(index).unwrap();
+                let mut memory = written(slot, 8);
+                memory[8] = byte;
+                if let Some(read) = owner(&memory, 8) {
+                    assert!(read == slot || read.index() >= 256, "{byte:#x}");
+                }
+            }
         }
     }
 
@@ -269,7 +294,7 @@ mod tests {
             let mut memory = written(slot, 8);
             memory[byte] ^= 0x41;
             memory[12] = 0;
-            assert_eq!(owner(&memory, 8), Owner::Unbelievable, "byte {byte}");
+            assert_eq!(owner(&memory, 8), None, "byte {byte}");
         }
     }
 

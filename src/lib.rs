@@ -65,11 +65,15 @@
 //!   panics, unwinds, aborts, locks or logs.
 //! - Where the operating system refuses memory for a thread's cells, the thread
 //!   counts in cells that all such threads share: slower, and as exact.
-//! - A cookie that something has overwritten is not followed. It is counted in
-//!   [`Snapshot::lost`], and no other service's figures change.
-//! - A forked child may allocate and free; its figures begin as its parent's.
-//!   Like any process that was forked from several threads it should not
-//!   register services: another thread may have held the registry's lock.
+//! - A cookie that something has overwritten is not followed: what cannot be a
+//!   service in use is counted in [`Snapshot::lost`], and no figure changes.
+//!   With up to 255 services a single byte that is written past the end of a
+//!   block never looks like another one's. (With more than 65,533 services
+//!   nearly everything does; such a process has no tripwire.)
+//! - A forked child may allocate and free; its figures begin as its parent's,
+//!   but for an operation that another thread was in the middle of. Like any
+//!   process that was forked from several threads it should not register
+//!   services: another thread may have held the registry's lock.
 //!
 //! # Features
 //!
@@ -79,9 +83,12 @@
 //! | `jemalloc-stats` | yes | jemalloc's own figures in snapshots; keeping them costs jemalloc itself a few percent in the tightest loops |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //!
-//! Unix only; tested on x86-64 Linux, where the hot path is at its shortest.
+//! For 64-bit Unix-like systems; tested on x86-64 Linux, where the hot path is at
+//! its shortest.
 
 #![deny(missing_docs)]
+// The README's program is compiled and run like the other examples.
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![cfg_attr(dogtag_loom, allow(dead_code, unused_imports))]
 
 #[cfg(not(dogtag_loom))]

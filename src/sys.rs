@@ -2,10 +2,10 @@
 //! ends. Everything else in the house is plain Rust.
 //!
 //! The ledger enters this room from inside an allocation, so nothing here
-//! allocates, locks or panics.
+//! locks or panics, and what allocates says so.
 
-#[cfg(not(unix))]
-compile_error!("dogtag needs a Unix-like system (mmap and pthread keys); Linux is what it is tested on");
+#[cfg(not(all(unix, target_pointer_width = "64")))]
+compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Linux is what it is tested on");
 
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
@@ -70,10 +70,13 @@ fn map(len: usize) -> Option<NonNull<u8>> {
 /// Has `hook` called with `argument` when the calling thread ends. `false`
 /// when the operating system has no room to remember it.
 ///
-/// The hook hangs on a pthread key: such keys are destroyed after the
-/// thread-local destructors of Rust and C++, which may therefore still
-/// allocate and free as if nothing had happened. Only one hook exists in the
-/// process; all callers must pass the same.
+/// The hook hangs on a pthread key: on most systems such keys are destroyed
+/// after the thread-local destructors of Rust and C++, which may therefore
+/// still allocate and free as if nothing had happened. Only one hook exists in
+/// the process; all callers must pass the same.
+///
+/// The system may allocate to remember the hook (glibc does, where a process
+/// has more than 32 keys), from the global allocator if that is its `malloc`.
 pub(crate) fn at_thread_exit(hook: unsafe extern "C" fn(*mut c_void), argument: NonNull<u8>) -> bool {
     let Some(key) = exit_key(hook) else {
         return false;

@@ -5,9 +5,9 @@ use std::ops::{Add, AddAssign, Sub};
 /// How much memory was allocated and freed, and so how much is live.
 ///
 /// Sizes are the bytes the program asked for (`Layout::size`), not what the
-/// backend rounds them up to. All four figures only ever grow, so the
-/// difference of two readings of the same service tells what happened in
-/// between. They are sums over all threads: the allocation is counted where it
+/// backend rounds them up to. All four figures only ever grow, so a later
+/// reading less an earlier one tells what happened in between (the other way
+/// round the subtraction overflows). They are sums over all threads: the allocation is counted where it
 /// was made and the free where it was freed.
 ///
 /// ```
@@ -35,8 +35,9 @@ pub struct Usage {
 impl Usage {
     /// Live bytes: allocated and not yet freed.
     ///
-    /// Never negative for a figure that the ledger gave, also while other
-    /// threads run; for hand-made figures that would be, it is 0.
+    /// Never negative for a reading, also while other threads run. For a
+    /// difference of readings, in which more may have been freed than
+    /// allocated, it is 0 then.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.allocated_bytes.saturating_sub(self.freed_bytes)
@@ -72,6 +73,10 @@ impl Sub for Usage {
     type Output = Self;
 
     /// What happened between an earlier reading (`other`) and this one.
+    ///
+    /// # Panics
+    ///
+    /// With overflow checks, if `other` is not the earlier one.
     fn sub(self, other: Self) -> Self {
         Self {
             allocated_bytes: self.allocated_bytes - other.allocated_bytes,

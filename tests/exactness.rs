@@ -30,28 +30,24 @@ fn the_ledger_equals_the_truth() {
     let truth = Mutex::new(vec![Usage::default(); SERVICES]);
 
     std::thread::scope(|scope| {
-        for seed in 0..THREADS {
-            let truth = &truth;
+        let truth = &truth;
+        let spawn = |seed: usize, operations: usize, late: bool| {
             scope.spawn(move || {
                 let mut worker = Worker::new(seed as u64, services, mailboxes);
-                worker.work(operations / THREADS);
+                worker.work(operations);
+                if late {
+                    // Freed by a thread-local destructor, when the thread ends.
+                    LATE.with(|late| late.borrow_mut().0 = worker.take_any());
+                }
                 worker.finish(truth);
-            });
-        }
+            })
+        };
+        let workers: Vec<_> = (0..THREADS).map(|seed| spawn(seed, operations / THREADS, false)).collect();
         // Meanwhile threads come and go, and no figure is ever negative.
         for batch in 0..SHORT_LIVED / 10 {
-            std::thread::scope(|scope| {
-                for i in 0..10 {
-                    let (truth, seed) = (&truth, (1000 + batch * 10 + i) as u64);
-                    scope.spawn(move || {
-                        let mut worker = Worker::new(seed, services, mailboxes);
-                        worker.work(50);
-                        // Freed by a thread-local destructor, when the thread ends.
-                        LATE.with(|late| late.borrow_mut().0 = worker.take_any());
-                        worker.finish(truth);
-                    });
-                }
-            });
+            let short_lived: Vec<_> = (0..10).map(|i| spawn(1000 + batch * 10 + i, 50, true)).collect();
+            // Joined one by one: the end of a scope does not wait for destructors.
+            short_lived.into_iter().for_each(|thread| thread.join().unwrap());
             if batch % 100 == 0 {
                 for row in dogtag::snapshot().rows {
                     assert!(row.usage.freed_bytes <= row.usage.allocated_bytes, "{row:?}");
@@ -59,6 +55,7 @@ fn the_ledger_equals_the_truth() {
                 }
             }
         }
+        workers.into_iter().for_each(|thread| thread.join().unwrap());
     });
 
     // What nobody came to collect.

@@ -3,22 +3,51 @@
 
 use dogtag::{Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex};
 
 static ALLOC: Dogtag<System> = Dogtag::with_backend(System);
 
-fn resident() -> usize {
+/// The process's address space and resident memory, in bytes.
+fn memory() -> (isize, isize) {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let mut pages = statm.split_whitespace().map(|pages| pages.parse::<isize>().unwrap());
     // SAFETY: asks for a number.
-    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as isize;
+    (pages.next().unwrap() * page, pages.next().unwrap() * page)
+}
+
+/// One after the other, since each measures the whole process.
+static ALONE: Mutex<()> = Mutex::new(());
+
+#[test]
+fn shards_are_reused() {
+    const THREADS: isize = 2_000;
+
+    let _alone = ALONE.lock();
+    let run = |threads| {
+        for _ in 0..threads {
+            let layout = Layout::from_size_align(64, 8).unwrap();
+            let work = move || {
+                // SAFETY: the block is freed with its layout.
+                unsafe { ALLOC.dealloc(ALLOC.alloc(layout), layout) };
+            };
+            std::thread::spawn(work).join().unwrap();
+        }
+    };
+    run(100);
+    let (before, _) = memory();
+    run(THREADS);
+    let (after, _) = memory();
+    // A shard and its first chunk are 20 KiB.
+    assert!(after - before < THREADS * (20 << 10) / 4, "{} bytes", after - before);
 }
 
 #[test]
 fn a_thousand_threads_with_ten_services_stay_under_40_mib() {
     const THREADS: usize = 1_000;
-    const LIMIT: usize = 40 << 20;
+    const LIMIT: isize = 40 << 20;
 
+    let _alone = ALONE.lock();
     let services: Vec<Service> =
         (0..10).map(|i| Service::register(format!("footprint {i}")).unwrap()).collect();
     let layout = Layout::from_size_align(64, 8).unwrap();
@@ -42,17 +71,21 @@ fn a_thousand_threads_with_ten_services_stay_under_40_mib() {
             });
         }
         ready.wait();
-        let before = resident();
+        let (_, before) = memory();
         go.wait();
         done.wait();
-        let ledger = resident() - before;
+        let (_, counted) = memory();
         // The figures are read while all threads are there, which maps no more.
-        assert!(services.iter().all(|service| service.usage().allocated_blocks == THREADS as u64));
-        assert!(dogtag::totals().allocated_blocks >= 10 * THREADS as u64);
-        let read = resident() - before;
-        println!("{:.1} MiB for {THREADS} threads and 10 services", ledger as f64 / (1 << 20) as f64);
+        let usages: Vec<_> = services.iter().map(Service::usage).collect();
+        let totals = dogtag::totals();
+        let (_, read) = memory();
         end.wait();
-        assert!(ledger < LIMIT, "{ledger} bytes");
-        assert!(read < LIMIT, "{read} bytes once it was read");
+
+        let mib = |bytes: isize| bytes as f64 / (1 << 20) as f64;
+        println!("{:.1} MiB for {THREADS} threads and 10 services", mib(counted - before));
+        assert!(usages.iter().all(|usage| usage.allocated_blocks == THREADS as u64));
+        assert!(totals.allocated_blocks >= 10 * THREADS as u64);
+        assert!(counted - before < LIMIT, "{:.1} MiB", mib(counted - before));
+        assert!(read - before < LIMIT, "{:.1} MiB once it was read", mib(read - before));
     });
 }

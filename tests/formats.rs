@@ -1,6 +1,6 @@
 //! Snapshots as others read them.
 
-use dogtag::{Dogtag, Service};
+use dogtag::{Dogtag, Service, Usage};
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
@@ -20,6 +20,19 @@ fn the_table_names_every_service_and_the_backend() {
         table.lines().take_while(|line| !line.is_empty()).map(|line| line.chars().count()).collect();
     assert!(widths.iter().all(|width| *width == widths[0]), "{table}");
     drop(entries);
+}
+
+#[test]
+fn a_snapshot_adds_up() {
+    let snapshot = dogtag::snapshot();
+    assert_eq!(snapshot.rows.iter().map(|row| row.usage).sum::<Usage>(), snapshot.totals);
+    assert!(snapshot.rows.is_sorted_by(|a, b| a.usage.bytes() >= b.usage.bytes()));
+    assert_eq!(snapshot.lost, dogtag::Lost::default());
+    assert_eq!(snapshot.jemalloc.is_some(), cfg!(feature = "jemalloc-stats"));
+    if let Some(jemalloc) = snapshot.jemalloc {
+        assert!(jemalloc.resident >= jemalloc.active && jemalloc.active >= jemalloc.allocated);
+        assert!(jemalloc.mapped >= jemalloc.active);
+    }
 }
 
 #[cfg(feature = "serde")]

@@ -11,6 +11,8 @@ static ALLOC: Dogtag = Dogtag::new();
 fn zeroed_memory_is_not_touched() {
     const SIZE: usize = 1 << 20;
 
+    // SAFETY: only says that a touched page shall stay one page.
+    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
     // SAFETY: asks for a number.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
     for _ in 0..32 {

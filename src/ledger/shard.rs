@@ -25,7 +25,7 @@ mod model;
 #[cfg(dogtag_loom)]
 use model::empty_chunk;
 
-/// Cells in a chunk, and chunks in a directory: a mark's low and high byte.
+/// Chunks in a directory, and cells in a chunk: a mark's two bytes.
 pub(super) const CELLS: usize = if cfg!(dogtag_loom) { 2 } else { 256 };
 const CHUNKS: usize = if cfg!(dogtag_loom) { 1 } else { 256 };
 const LONG_CHUNKS: usize = if cfg!(dogtag_loom) { 1 } else { Slot::COUNT as usize / CELLS };
@@ -41,10 +41,12 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn of(slot: Slot) -> Self {
         let mark = slot.mark();
-        let long = mark == Mark::LONG;
-        let position = if long { slot.index() } else { mark.position() };
-        let chunks = if long { LONG_CHUNKS } else { CHUNKS };
-        Self { long, chunk: position / CELLS % chunks, cell: position % CELLS }
+        if mark == Mark::LONG {
+            let (chunk, cell) = (slot.index() / CELLS, slot.index() % CELLS);
+            return Self { long: true, chunk: chunk % LONG_CHUNKS, cell };
+        }
+        let (chunk, cell) = mark.position();
+        Self { long: false, chunk: chunk % CHUNKS, cell: cell % CELLS }
     }
 }
 
@@ -59,12 +61,12 @@ impl Directory {
     /// cell's own mark differs.
     #[inline(always)]
     pub(crate) fn cell(&self, mark: Mark) -> &'static Cell {
-        let position = mark.position();
-        let chunk = self.0[position / CELLS % CHUNKS].load(Ordering::Relaxed);
+        let (chunk, cell) = mark.position();
+        let chunk = self.0[chunk % CHUNKS].load(Ordering::Relaxed);
         // SAFETY: a directory is filled with chunks before anybody sees it, and
         // chunks are never unmapped.
         let chunk: &'static Chunk = unsafe { &*chunk };
-        &chunk.0[position % CELLS]
+        &chunk.0[cell % CELLS]
     }
 }
 

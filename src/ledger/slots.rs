@@ -70,17 +70,7 @@ pub(crate) const CAPACITY: u32 = Slot::COUNT - 3;
 
 /// Gives a new service a slot.
 pub(crate) fn add(name: Box<str>, handle: u32) -> Result<&'static Record, AddError> {
-    let slot = loop {
-        let index = NEXT
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
-                (next < Slot::COUNT).then_some(next + 1)
-            })
-            .map_err(|_| AddError::Full)?;
-        if let Some(slot) = Slot::new(index) {
-            break slot;
-        }
-    };
-    let record = page(slot).ok_or(AddError::NoMemory)?;
+    let (slot, record) = take_slot()?;
     let name: &'static str = Box::leak(name);
     record.shared.claim_shared(slot.mark());
     record.slot.store(slot.index() as u32, Ordering::Relaxed);
@@ -90,6 +80,30 @@ pub(crate) fn add(name: Box<str>, handle: u32) -> Result<&'static Record, AddErr
     // empty name's pointer is not null either.
     record.name.store(name.as_ptr().cast_mut(), Ordering::Release);
     Ok(record)
+}
+
+/// The first slot that was never used, and its record. Takes none if there is
+/// no memory for it.
+fn take_slot() -> Result<(Slot, &'static Record), AddError> {
+    let mut index = NEXT.load(Ordering::Relaxed);
+    loop {
+        if index >= Slot::COUNT {
+            return Err(AddError::Full);
+        }
+        let slot = Slot::new(index);
+        let taken = match slot {
+            Some(slot) => Some((slot, page(slot).ok_or(AddError::NoMemory)?)),
+            // A reserved one, to be passed over.
+            None => None,
+        };
+        match NEXT.compare_exchange_weak(index, index + 1, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => match taken {
+                Some(taken) => return Ok(taken),
+                None => index += 1,
+            },
+            Err(now) => index = now,
+        }
+    }
 }
 
 /// The service of that slot, `None` when there is none. Takes no lock.

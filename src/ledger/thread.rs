@@ -149,7 +149,7 @@ unsafe extern "C" fn on_exit(_: *mut c_void) {
     with(Thread::detach);
 }
 
-#[cfg(all(target_arch = "x86_64", target_pointer_width = "64", target_os = "linux", not(miri)))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(any(miri, dogtag_thread_local))))]
 mod access {
     //! The initial-exec model by hand, because stable Rust has no switch for it.
 
@@ -237,10 +237,11 @@ mod access {
     }
 }
 
-#[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", target_os = "linux", not(miri))))]
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(any(miri, dogtag_thread_local)))))]
 mod access {
     //! What the compiler makes of a thread-local; it has no destructor, so it
-    //! can be used for as long as the thread runs.
+    //! can be used for as long as the thread runs. `--cfg dogtag_thread_local`
+    //! chooses it where there is a shorter way.
 
     use super::{EMPTY_DIRECTORY, Thread, Variable};
     use crate::ledger::slots::UNATTRIBUTED;

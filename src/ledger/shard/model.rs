@@ -122,17 +122,19 @@ mod tests {
             let other = thread::spawn({
                 let (roster, owned) = (Arc::clone(&roster), Arc::clone(&owned));
                 move || {
-                    // Both are taken and put back in the order that would make
-                    // the top look untouched.
+                    // Both are taken and only the first is put back: the top
+                    // looks untouched, and what was below it is in use.
                     let first = take(&roster, &owned);
                     let second = take(&roster, &owned);
-                    put(&roster, &owned, second);
                     put(&roster, &owned, first);
+                    second
                 }
             });
-            let mine = take(&roster, &owned);
-            put(&roster, &owned, mine);
-            other.join().unwrap();
+            let mine = [take(&roster, &owned), take(&roster, &owned)];
+            let second = other.join().unwrap();
+            for shard in mine.into_iter().chain([second]) {
+                put(&roster, &owned, shard);
+            }
         });
     }
 
@@ -152,9 +154,9 @@ mod tests {
             let frees = thread::spawn({
                 let (roster, handed_over) = (Arc::clone(&roster), Arc::clone(&handed_over));
                 move || {
+                    let cell = roster.acquire().unwrap().claim(SLOT).unwrap();
                     if handed_over.load(Ordering::Acquire) {
-                        let shard = roster.acquire().unwrap();
-                        shard.claim(SLOT).unwrap().refund(100);
+                        cell.refund(100);
                     }
                 }
             });
