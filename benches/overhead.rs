@@ -4,7 +4,8 @@
 //!
 //! Each contestant is a program of its own (`benches/programs`) with the
 //! allocator installed globally, built as users build: release, no LTO, the
-//! allocator in a crate of its own; all on top of the same jemalloc. Every
+//! allocator in a crate of its own, on top of jemalloc as that allocator's users
+//! have it (dogtag's with statistics, which its snapshots show). Every
 //! measurement is a fresh process. The contestants take turns within a round,
 //! and what is printed is the median over the rounds: nanoseconds for an
 //! operation, and the ratio to bare jemalloc in the same round.
@@ -48,7 +49,9 @@ fn main() {
         }
     }
 
-    let programs = build();
+    // One by one: what dogtag asks of jemalloc is not asked for the others.
+    build(&["--features", "dogtag", "--bin", "dogtag"]);
+    let programs = build(&[]);
     println!("ns per operation and ratio to bare jemalloc; medians of {rounds} interleaved rounds\n");
     print!("| {:<31} ", "workload");
     CONTESTANTS.iter().for_each(|name| print!("| {name:>18} "));
@@ -70,8 +73,8 @@ fn main() {
     }
 }
 
-/// Builds the programs and says where they are.
-fn build() -> PathBuf {
+/// Builds programs and says where they are.
+fn build(choice: &[&str]) -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/programs/Cargo.toml");
     let built = Command::new(env!("CARGO"))
         .args([
@@ -82,6 +85,7 @@ fn build() -> PathBuf {
             "--manifest-path",
         ])
         .arg(&manifest)
+        .args(choice)
         .stderr(std::process::Stdio::inherit())
         .output()
         .unwrap_or_else(|error| fail(&format!("cargo cannot be started: {error}")));
