@@ -1,10 +1,10 @@
 //! `GlobalAlloc`, nothing else: asks the cookie for a layout, the backend for
 //! memory, and the ledger to count.
 //!
-//! The methods stay out of line on purpose: inlined into a program's drop glue
-//! they keep other things there from being inlined, which costs real programs
-//! more than a call. What is rare is a tail call into a cold function that
-//! takes over the whole job.
+//! `dealloc` and `realloc` stay out of line on purpose: inlined into a program's
+//! drop glue they keep other things there from being inlined, which costs real
+//! programs more than a call. `alloc` may be inlined, which spares a jump. What
+//! is rare is a tail call into a cold function that takes over the whole job.
 
 use crate::backend::DefaultBackend;
 use crate::cookie;

@@ -36,18 +36,27 @@ pub fn main() {
     println!("{}", workload());
 }
 
-/// Times `operations` of `work`, after a warm-up of a tenth of that.
+/// Times `operations` of `work` in slices, after one to warm up, and gives the
+/// median slice: a moment in which the machine did something else is left out.
 fn timed(operations: usize, mut work: impl FnMut(usize)) -> f64 {
-    work(operations / 10);
-    let start = Instant::now();
+    const SLICES: usize = 9;
+
+    let operations = operations / SLICES;
     work(operations);
-    start.elapsed().as_secs_f64() * 1e9 / operations as f64
+    let mut times = [0.0; SLICES];
+    for time in &mut times {
+        let start = Instant::now();
+        work(operations);
+        *time = start.elapsed().as_secs_f64() * 1e9 / operations as f64;
+    }
+    times.sort_by(f64::total_cmp);
+    times[SLICES / 2]
 }
 
 /// A block is allocated and freed at once.
 fn pair(size: usize) -> f64 {
     let layout = Layout::from_size_align(size, 8).unwrap();
-    timed(10_000_000, |operations| {
+    timed(9_000_000, |operations| {
         for _ in 0..operations {
             // SAFETY: the layout is not empty, and the block is freed with it.
             unsafe {
@@ -61,7 +70,7 @@ fn pair(size: usize) -> f64 {
 
 /// Each thread keeps `live` blocks of random sizes and replaces random ones.
 fn churn(threads: usize, sizes: std::ops::RangeInclusive<usize>, live: usize) -> f64 {
-    let operations = 3_000_000;
+    let operations = 2_700_000;
     let barrier = Barrier::new(threads);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
@@ -103,7 +112,7 @@ fn churn(threads: usize, sizes: std::ops::RangeInclusive<usize>, live: usize) ->
 /// One thread allocates boxes of 48 bytes, another frees them.
 fn hand_over() -> f64 {
     const BATCH: usize = 1_000;
-    timed(2_000_000, |operations| {
+    timed(4_500_000, |operations| {
         // A batch at a time, so that what is measured is not the channel.
         let (full, boxes) = sync_channel::<Vec<Box<[u64; 6]>>>(4);
         let (empty, emptied) = sync_channel::<Vec<Box<[u64; 6]>>>(8);
@@ -127,7 +136,7 @@ fn hand_over() -> f64 {
 /// Numbers are pushed to a vector that begins empty.
 fn vec_growth() -> f64 {
     const LENGTH: usize = 100_000;
-    timed(20_000_000, |operations| {
+    timed(18_000_000, |operations| {
         for _ in 0..operations / LENGTH {
             let mut numbers = Vec::new();
             for i in 0..LENGTH {
@@ -141,7 +150,7 @@ fn vec_growth() -> f64 {
 /// A block grows from 16 bytes to 8 KiB by doubling, and is freed.
 fn realloc_doubling() -> f64 {
     const STEPS: usize = 10;
-    timed(5_000_000, |operations| {
+    timed(4_500_000, |operations| {
         for _ in 0..operations / STEPS {
             let mut size = 16;
             // SAFETY: each step passes the layout that the block has by then.
@@ -158,11 +167,11 @@ fn realloc_doubling() -> f64 {
     })
 }
 
-/// A document of 10 MB is parsed and dropped; an operation is one byte of it.
+/// A document of 5 MB is parsed and dropped; an operation is one byte of it.
 fn json() -> f64 {
-    let document = document(10_000_000);
-    timed(3 * document.len(), |bytes| {
-        for _ in 0..(bytes / document.len()).max(1) {
+    let document = document(5_000_000);
+    timed(9 * document.len(), |bytes| {
+        for _ in 0..bytes / document.len() {
             black_box(serde_json::from_slice::<serde_json::Value>(black_box(&document)).unwrap());
         }
     })
