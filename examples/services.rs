@@ -9,7 +9,7 @@
 //!
 //! Prints who holds what at the peak, drops the index, prints it again, and
 //! checks the books: exit status 1 if they do not balance, 2 if a path cannot
-//! be read.
+//! be read or holds no text.
 
 use dogtag::{InServiceExt, Service, Usage};
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, fs};
+use std::{env, fmt, fs};
 
 #[global_allocator]
 static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
@@ -30,23 +30,15 @@ fn main() -> ExitCode {
     if paths.is_empty() {
         paths.push(env!("CARGO_MANIFEST_DIR").into());
     }
-    let files = match find_files(&paths) {
-        Ok(files) => files,
-        Err(problem) => {
-            eprintln!("services: {problem}");
-            return ExitCode::from(2);
-        }
+    let Err(problem) = run(&paths) else {
+        return ExitCode::SUCCESS;
     };
-    match run(files) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("services: {problem}");
-            ExitCode::FAILURE
-        }
-    }
+    eprintln!("services: {problem}");
+    ExitCode::from(if problem.is::<Unreadable>() { 2 } else { 1 })
 }
 
-fn run(files: Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
+fn run(paths: &[PathBuf]) -> Result<(), Box<dyn Error>> {
+    let files = find_files(paths)?;
     let reader = Service::register("reader")?;
     let tokenizer = Service::register("tokenizer")?;
     let indexer = Service::register("index")?;
@@ -63,7 +55,7 @@ fn run(files: Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
     reading.join().expect("the reader does not panic")?;
     tokenizing.join().expect("the tokenizer does not panic");
     if index.files.is_empty() {
-        return Err("none of the files is text".into());
+        return Err(Unreadable("none of the files is text".to_owned()).into());
     }
     println!(
         "{} files with {} different words, indexed in {:.2} s",
@@ -94,9 +86,13 @@ fn run(files: Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
 
 /// Reads one file after the other. The texts are the reader's memory, whoever
 /// keeps them, until somebody frees them.
-fn read(service: &Service, files: Vec<PathBuf>, texts: &SyncSender<(String, String)>) -> Result<(), String> {
+fn read(
+    service: &Service,
+    files: Vec<PathBuf>,
+    texts: &SyncSender<(String, String)>,
+) -> Result<(), Unreadable> {
     for path in files {
-        let bytes = service.run(|| fs::read(&path)).map_err(|error| unreadable(&path, &error))?;
+        let bytes = service.run(|| fs::read(&path)).map_err(|error| Unreadable::at(&path, &error))?;
         // What is not text is passed over, to be freed here.
         let Ok(text) = String::from_utf8(bytes) else { continue };
         let name = service.run(|| path.display().to_string());
@@ -250,16 +246,16 @@ fn check_the_books(dropped: &Service) -> Result<(), Box<dyn Error>> {
 }
 
 /// All files below the paths, but for hidden ones and build results.
-fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
+fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Unreadable> {
     let mut files = Vec::new();
     let mut open: Vec<PathBuf> = paths.to_vec();
     while let Some(path) = open.pop() {
-        let kind = fs::metadata(&path).map_err(|error| unreadable(&path, &error))?;
+        let kind = fs::metadata(&path).map_err(|error| Unreadable::at(&path, &error))?;
         if kind.is_file() {
             files.push(path);
         } else if kind.is_dir() {
-            for entry in fs::read_dir(&path).map_err(|error| unreadable(&path, &error))? {
-                let entry = entry.map_err(|error| unreadable(&path, &error))?;
+            for entry in fs::read_dir(&path).map_err(|error| Unreadable::at(&path, &error))? {
+                let entry = entry.map_err(|error| Unreadable::at(&path, &error))?;
                 let name = entry.file_name();
                 let skipped = name.to_string_lossy().starts_with('.') || name == "target";
                 // Links are not followed: they may lead round in circles.
@@ -270,12 +266,26 @@ fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
         }
     }
     if files.is_empty() {
-        return Err("there are no files to read below the given paths".to_owned());
+        return Err(Unreadable("there are no files to read below the given paths".to_owned()));
     }
     files.sort();
     Ok(files)
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> String {
-    format!("cannot read {}: {error}", path.display())
+/// There is nothing to work on, and why.
+#[derive(Debug)]
+struct Unreadable(String);
+
+impl Unreadable {
+    fn at(path: &Path, error: &std::io::Error) -> Self {
+        Self(format!("cannot read {}: {error}", path.display()))
+    }
 }
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Unreadable {}

@@ -1,13 +1,16 @@
 //! The main job, as its users start it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Runs the example, which `cargo test` has built beside this test.
 fn services(arguments: &[&str]) -> Output {
     let mut program = PathBuf::from(std::env::current_exe().unwrap().parent().unwrap().parent().unwrap());
     program.push("examples/services");
-    assert!(program.exists(), "build it with the tests: cargo test, or cargo build --example services");
+    // `cargo test --test example` alone builds no example.
+    let built = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
+    let source = built(Path::new("examples/services.rs"));
+    assert!(built(&program) > source, "the example is not built: cargo test --examples --test example");
     Command::new(program).args(arguments).output().unwrap()
 }
 
@@ -35,6 +38,16 @@ fn a_missing_path_is_named() {
     assert!(problem.contains("no/such/folder"), "{problem}");
 }
 
+/// A file that is there but that nobody, not even root, can read from its start.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_unreadable_file_is_named() {
+    let output = services(&["Cargo.toml", "/proc/self/mem"]);
+    assert_eq!(output.status.code(), Some(2));
+    let problem = text(&output.stderr);
+    assert!(problem.contains("/proc/self/mem"), "{problem}");
+}
+
 #[test]
 fn a_folder_without_text_is_a_problem() {
     let folder = std::env::temp_dir().join(format!("dogtag-empty-{}", std::process::id()));
@@ -45,6 +58,6 @@ fn a_folder_without_text_is_a_problem() {
     std::fs::remove_dir_all(&folder).unwrap();
     assert_eq!(empty.status.code(), Some(2));
     assert!(text(&empty.stderr).contains("no files"), "{}", text(&empty.stderr));
-    assert_eq!(noise.status.code(), Some(1));
+    assert_eq!(noise.status.code(), Some(2));
     assert!(text(&noise.stderr).contains("none of the files is text"), "{}", text(&noise.stderr));
 }

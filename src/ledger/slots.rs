@@ -90,10 +90,9 @@ fn take_slot() -> Result<(Slot, &'static Record), AddError> {
         if index >= Slot::COUNT {
             return Err(AddError::Full);
         }
-        let slot = Slot::new(index);
-        let taken = match slot {
+        // `None` for a reserved index, which is passed over.
+        let taken = match Slot::new(index) {
             Some(slot) => Some((slot, page(slot).ok_or(AddError::NoMemory)?)),
-            // A reserved one, to be passed over.
             None => None,
         };
         match NEXT.compare_exchange_weak(index, index + 1, Ordering::Relaxed, Ordering::Relaxed) {
