@@ -10,7 +10,7 @@ fn services(arguments: &[&str]) -> Output {
     // `cargo test --test example` alone builds no example.
     let built = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
     let source = built(Path::new("examples/services.rs"));
-    assert!(built(&program) > source, "the example is not built: cargo test --examples --test example");
+    assert!(built(&program) > source, "the example is not built: cargo build --example services");
     Command::new(program).args(arguments).output().unwrap()
 }
 
