@@ -4,8 +4,8 @@
 //! The owner stands in a *cookie* right behind the block, at `ptr +
 //! layout.size()`, unaligned. So the block's own alignment is never disturbed,
 //! and the first byte past its end is ours: an overrun of a single byte
-//! changes the cookie before it changes a neighbour. The idea is skynet's,
-//! whose cookie of 8 or 16 bytes stands at the end of the usable size.
+//! changes the cookie before it changes a neighbour. The idea is skynet's, which
+//! kept a handle and, when checking, a dogtag at the end of the usable size.
 //!
 //! ```text
 //! short   | the block: layout.size() bytes | mark |               slots below 65,536

@@ -65,8 +65,9 @@ impl Cell {
     /// Whether an allocation of `size` bytes has to go through the door.
     #[inline(always)]
     pub(crate) fn stops(&self, size: usize) -> bool {
-        // Neither term is ever near 2^63, so this cannot wrap: a layout's size
-        // is below that, and the counter would need centuries.
+        // Cannot wrap: a layout's size is below 2^63, and so is the counter for
+        // decades. When it has passed the open door's 2^61, every allocation
+        // goes through the door, more slowly and as exactly.
         self.allocated_bytes.load(Ordering::Relaxed) + size as u64 >= self.door.load(Ordering::Relaxed)
     }
 
