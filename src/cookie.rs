@@ -1,6 +1,8 @@
 //! Where a block's owner is kept. No other room knows: they ask for the layout
 //! to request from the backend, and write or read an owner.
 //!
+//! (With memory-check owners are kept elsewhere: `check::block`.)
+//!
 //! The owner stands in a *cookie* right behind the block, at `ptr +
 //! layout.size()`, unaligned. So the block's own alignment is never disturbed,
 //! and the first byte past its end is ours: an overrun of a single byte
@@ -46,11 +48,13 @@ impl Slot {
         Some(Self(index))
     }
 
+    #[inline]
     pub(crate) const fn index(self) -> usize {
         self.0 as usize
     }
 
     /// What a block of this slot is marked with.
+    #[inline]
     pub(crate) const fn mark(self) -> Mark {
         if !self.is_short() {
             return Mark::LONG;
@@ -59,6 +63,7 @@ impl Slot {
         Mark::from_cookie([higher, lower])
     }
 
+    #[inline]
     const fn is_short(self) -> bool {
         self.0 <= u16::MAX as u32
     }

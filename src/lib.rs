@@ -23,7 +23,9 @@
 //! - [`Service`], whoever memory is accounted to: [register](Service::register)
 //!   it, [enter](Service::enter) it, [run](Service::run) a closure in it, or put
 //!   a future [in it](InServiceExt::in_service);
-//! - [`Service::usage`], [`totals`] and [`snapshot`], the figures.
+//! - [`Service::usage`], [`totals`] and [`snapshot`], the figures;
+//! - `check` (feature `memory-check`), which finds overruns, double frees and
+//!   other crimes, and says who did them to whose block.
 //!
 //! # What the figures mean
 //!
@@ -62,14 +64,17 @@
 //! # Promises
 //!
 //! - An allocation that fails returns null; nothing on an allocation path
-//!   panics, unwinds, aborts, locks or logs.
+//!   panics, unwinds, aborts, locks or logs. (With `memory-check` a crime is
+//!   reported, and then the process aborts.)
 //! - Where the operating system refuses memory for a thread's cells, the thread
 //!   counts in cells that all such threads share: slower, and as exact.
 //! - A cookie that something has overwritten is not followed: what cannot be a
 //!   service in use is counted in [`Snapshot::lost`], and no figure changes.
 //!   With up to 255 services a single byte that is written past the end of a
 //!   block never looks like another one's. (With more than 65,533 services
-//!   nearly everything does; such a process has no tripwire.)
+//!   nearly everything does; such a process has no tripwire.) A `tracing` event
+//!   (target `dogtag`, level error) tells of it from the next end of a scope, or
+//!   the next snapshot.
 //! - A forked child may allocate and free; its figures begin as its parent's,
 //!   but for an operation that another thread was in the middle of. Like any
 //!   process that was forked from several threads it should not register
@@ -81,6 +86,7 @@
 //! | --- | --- | --- |
 //! | `jemalloc` | yes | jemalloc as the default backend; without it, the system's allocator |
 //! | `jemalloc-stats` | yes | jemalloc's own figures in snapshots; keeping them costs jemalloc itself a few percent in the tightest loops |
+//! | `memory-check` | no | the room `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //!
 //! For 64-bit Unix-like systems; tested on x86-64 Linux, where the hot path is at
@@ -93,7 +99,12 @@
 
 #[cfg(not(dogtag_loom))]
 mod allocator;
+#[cfg(not(dogtag_loom))]
+mod announce;
 mod backend;
+#[cfg(feature = "memory-check")]
+pub mod check;
+#[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check keeps owners elsewhere"))]
 mod cookie;
 mod ledger;
 #[cfg(not(dogtag_loom))]
@@ -112,5 +123,5 @@ pub use usage::Usage;
 pub use {
     allocator::Dogtag,
     service::{InService, InServiceExt, RegisterError, Scope, Service, ServiceBuilder},
-    snapshot::{Lost, Row, Snapshot, snapshot, totals},
+    snapshot::{Lost, Quarantine, Row, Snapshot, snapshot, totals},
 };

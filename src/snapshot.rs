@@ -1,5 +1,6 @@
 //! All services at one glance, as data and as a table.
 
+use crate::announce;
 use crate::backend::JemallocStats;
 use crate::ledger;
 use crate::usage::Usage;
@@ -23,6 +24,7 @@ use std::fmt;
 /// [`Service::usage`]: crate::Service::usage
 #[must_use]
 pub fn totals() -> Usage {
+    announce::deliver();
     let mut totals = Usage::default();
     ledger::usages(|_, usage| totals += usage);
     totals
@@ -51,6 +53,7 @@ pub fn totals() -> Usage {
 /// ```
 #[must_use]
 pub fn snapshot() -> Snapshot {
+    announce::deliver();
     let mut rows = Vec::new();
     let mut totals = Usage::default();
     ledger::usages(|record, usage| {
@@ -63,6 +66,7 @@ pub fn snapshot() -> Snapshot {
         rows,
         totals,
         lost: Lost { bytes: lost.freed_bytes, blocks: lost.freed_blocks },
+        quarantine: quarantine(),
         jemalloc: JemallocStats::read(),
     }
 }
@@ -83,6 +87,9 @@ pub struct Snapshot {
     /// Blocks that were freed with an overwritten cookie. Whose they were
     /// cannot be told, so they are still live in some row.
     pub lost: Lost,
+    /// Freed blocks that memory-check keeps back (feature `memory-check`). They
+    /// are in no row.
+    pub quarantine: Option<Quarantine>,
     /// jemalloc's own figures, where jemalloc holds the memory (feature
     /// `jemalloc-stats`).
     pub jemalloc: Option<JemallocStats>,
@@ -104,8 +111,10 @@ pub struct Row {
 /// Blocks whose owner can no longer be told.
 ///
 /// Something wrote past the end of each of them, a bug in `unsafe` code or in a
-/// foreign library: the first bytes behind a block are its cookie. A number
-/// other than 0 is worth an alarm.
+/// foreign library: the first bytes behind a block are its cookie. (With
+/// `memory-check`, in front of them.) A number
+/// other than 0 is worth an alarm; a `tracing` event (target `dogtag`, level
+/// error) raises it. The feature `memory-check` says who did it, and where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -114,6 +123,28 @@ pub struct Lost {
     pub bytes: u64,
     /// Their number.
     pub blocks: u64,
+}
+
+/// Freed blocks whose memory is not used again yet, so that a second free and
+/// late writes are found out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Quarantine {
+    /// The bytes that they hold, with what surrounds them.
+    pub bytes: u64,
+    /// Their number.
+    pub blocks: u64,
+}
+
+fn quarantine() -> Option<Quarantine> {
+    #[cfg(feature = "memory-check")]
+    {
+        let (bytes, blocks) = crate::check::quarantined();
+        Some(Quarantine { bytes, blocks })
+    }
+    #[cfg(not(feature = "memory-check"))]
+    None
 }
 
 impl fmt::Display for Snapshot {
@@ -156,9 +187,18 @@ impl fmt::Display for Snapshot {
         if self.lost.blocks > 0 {
             writeln!(
                 f,
-                "\n{} blocks ({}) were freed with an overwritten tail: something writes past the end of its memory",
+                "\n{} blocks ({}) were freed whose owner had been overwritten: \
+                 something writes outside of its memory",
                 Grouped(self.lost.blocks),
                 Bytes(self.lost.bytes),
+            )?;
+        }
+        if let Some(quarantine) = &self.quarantine {
+            writeln!(
+                f,
+                "\nquarantine: {} freed blocks hold {}",
+                Grouped(quarantine.blocks),
+                Bytes(quarantine.bytes),
             )?;
         }
         if let Some(jemalloc) = &self.jemalloc {
@@ -283,7 +323,7 @@ total        4.0 MiB  100.0 %          6,000      4.0 MiB      1.5 KiB
     fn lost_blocks_are_told() {
         let lost = Lost { bytes: 2048, blocks: 2 };
         let table = Snapshot { lost, ..sample() }.to_string();
-        assert!(table.contains("2 blocks (2.0 KiB) were freed with an overwritten tail"), "{table}");
+        assert!(table.contains("2 blocks (2.0 KiB) were freed whose owner had been overwritten"), "{table}");
     }
 
     #[test]

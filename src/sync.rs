@@ -3,10 +3,24 @@
 //! that is checked is the code that ships.
 
 #[cfg(not(dogtag_loom))]
-pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+#[cfg_attr(not(feature = "memory-check"), allow(unused_imports))]
+pub(crate) use std::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 
 #[cfg(dogtag_loom)]
-pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+pub(crate) use loom::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
+
+/// Lets others run, who have what the calling thread waits for.
+#[cfg(feature = "memory-check")]
+pub(crate) fn yield_now() {
+    #[cfg(not(dogtag_loom))]
+    std::thread::yield_now();
+    #[cfg(dogtag_loom)]
+    loom::thread::yield_now();
+}
 
 /// A function that is `const`, so that statics can be made with it, except
 /// under loom, whose atomics are made while a model runs.

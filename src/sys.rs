@@ -1,4 +1,4 @@
-//! What we need from the operating system: pages, and a call when a thread
+//! What we need from the operating system: pages, threads, and a call when one
 //! ends. Everything else in the house is plain Rust.
 //!
 //! The ledger enters this room from inside an allocation, so nothing here
@@ -8,8 +8,12 @@
 compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Linux is what it is tested on");
 
 use std::ffi::c_void;
+#[cfg(not(dogtag_loom))]
+use std::mem::MaybeUninit;
+#[cfg(not(dogtag_loom))]
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// Maps a `T` into fresh, zeroed pages that live as long as the process.
 /// `None` when the operating system refuses.
@@ -39,14 +43,123 @@ pub(crate) unsafe fn map_zeroed<T: Default>() -> Option<&'static T> {
 /// `mapped` must come from [`map_zeroed`], and no other reference to it may
 /// exist.
 #[cfg(not(dogtag_loom))]
-pub(crate) unsafe fn unmap<T>(mapped: &'static T) {
+unsafe fn unmap<T>(mapped: &'static T) {
     // SAFETY: the range is exactly one earlier mapping of ours, and the caller
     // promises that nobody else refers to it. A refusal leaks it, no more.
     unsafe { libc::munmap(ptr::from_ref(mapped).cast_mut().cast(), size_of::<T>()) };
 }
 
-#[cfg(dogtag_loom)]
-pub(crate) unsafe fn unmap<T>(_: &'static T) {}
+/// What is in its place, or a fresh, zeroed `T` put there: whoever comes first
+/// decides. `None` when the operating system gives no memory.
+///
+/// # Safety
+///
+/// As for [`map_zeroed`], and nobody may put anything else there.
+#[cfg(not(dogtag_loom))]
+pub(crate) unsafe fn get_or_map<T>(place: &AtomicPtr<T>) -> Option<&'static T> {
+    // SAFETY: what is in its place is never unmapped.
+    if let Some(known) = unsafe { place.load(Ordering::Acquire).as_ref() } {
+        return Some(known);
+    }
+    // SAFETY: the caller's promise.
+    let fresh = unsafe { map_zeroed::<T>() }?;
+    let new = ptr::from_ref(fresh).cast_mut();
+    match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => Some(fresh),
+        Err(first) => {
+            // SAFETY: nobody has seen `fresh`, and the first one stays.
+            unsafe {
+                unmap(fresh);
+                Some(&*first)
+            }
+        }
+    }
+}
+
+/// As [`map_zeroed`], for a number of them.
+///
+/// # Safety
+///
+/// As for [`map_zeroed`].
+#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+pub(crate) unsafe fn map_zeroed_slice<T>(length: usize) -> Option<&'static [T]> {
+    let pages = map(length.checked_mul(size_of::<T>())?)?;
+    // SAFETY: as in `map_zeroed`, for all of them.
+    Some(unsafe { NonNull::slice_from_raw_parts(pages.cast::<T>(), length).as_ref() })
+}
+
+/// As [`get_or_map`], for a number of them: always the same for one place.
+///
+/// # Safety
+///
+/// As for [`get_or_map`].
+#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+#[inline]
+pub(crate) unsafe fn get_or_map_slice<T>(place: &AtomicPtr<T>, length: usize) -> Option<&'static [T]> {
+    let known = place.load(Ordering::Acquire);
+    if known.is_null() {
+        // SAFETY: the caller's promise.
+        return unsafe { map_slice_into(place, length) };
+    }
+    // SAFETY: what is in its place is never unmapped, and of that length.
+    Some(unsafe { std::slice::from_raw_parts(known, length) })
+}
+
+/// # Safety
+///
+/// As for [`get_or_map`].
+#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+#[cold]
+unsafe fn map_slice_into<T>(place: &AtomicPtr<T>, length: usize) -> Option<&'static [T]> {
+    // SAFETY: the caller's promise.
+    let fresh = unsafe { map_zeroed_slice::<T>(length) }?;
+    let new = fresh.as_ptr().cast_mut();
+    match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => Some(fresh),
+        Err(first) => {
+            // SAFETY: nobody has seen `fresh`, and the first one stays.
+            unsafe {
+                unmap_slice(fresh);
+                Some(std::slice::from_raw_parts(first, length))
+            }
+        }
+    }
+}
+
+/// Takes back what [`map_zeroed_slice`] gave.
+///
+/// # Safety
+///
+/// As for [`unmap`].
+#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+pub(crate) unsafe fn unmap_slice<T>(mapped: &'static [T]) {
+    // SAFETY: as in `unmap`.
+    unsafe { libc::munmap(mapped.as_ptr().cast_mut().cast(), size_of_val(mapped)) };
+}
+
+/// Has `hook` called in every child that this process forks, before `fork`
+/// returns there. Without memory for that, it is not.
+#[cfg(feature = "memory-check")]
+pub(crate) fn at_fork_in_child(hook: extern "C" fn()) {
+    // SAFETY: the hook lives as long as the process.
+    unsafe { libc::pthread_atfork(None, None, Some(hook)) };
+}
+
+/// A clock in milliseconds, from some moment before the program began. It may
+/// be a few milliseconds late, and costs as many nanoseconds.
+#[cfg(feature = "memory-check")]
+#[inline]
+pub(crate) fn milliseconds() -> u64 {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC_COARSE;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC;
+
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a place for the result.
+    unsafe { libc::clock_gettime(CLOCK, &mut time) };
+    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+}
 
 #[cfg_attr(dogtag_loom, allow(dead_code))]
 fn map(len: usize) -> Option<NonNull<u8>> {
@@ -83,6 +196,35 @@ pub(crate) fn at_thread_exit(hook: unsafe extern "C" fn(*mut c_void), argument: 
     };
     // SAFETY: `key` is a key that `pthread_key_create` made and nobody deletes.
     unsafe { libc::pthread_setspecific(key, argument.as_ptr().cast()) == 0 }
+}
+
+/// Has `work` done by a thread of its own, which nobody waits for. `false` if
+/// there is none to be had.
+///
+/// A plain thread of the system: std's needs thread-locals of its parent, which
+/// may be gone.
+#[cfg(not(dogtag_loom))]
+pub(crate) fn spawn(work: Box<dyn FnOnce() + Send>) -> bool {
+    extern "C" fn run(work: *mut c_void) -> *mut c_void {
+        // SAFETY: the box that `spawn` let go.
+        let work = unsafe { Box::from_raw(work.cast::<Box<dyn FnOnce() + Send>>()) };
+        // A panic must not leave a C function.
+        let _ = catch_unwind(AssertUnwindSafe(*work));
+        ptr::null_mut()
+    }
+
+    let work = Box::into_raw(Box::new(work));
+    let mut thread = MaybeUninit::uninit();
+    // SAFETY: `run` has the right signature and takes over the box, unless
+    // there is no thread; one that is there is detached once.
+    unsafe {
+        if libc::pthread_create(thread.as_mut_ptr(), ptr::null(), run, work.cast()) != 0 {
+            drop(Box::from_raw(work));
+            return false;
+        }
+        libc::pthread_detach(thread.assume_init());
+    }
+    true
 }
 
 fn exit_key(hook: unsafe extern "C" fn(*mut c_void)) -> Option<libc::pthread_key_t> {

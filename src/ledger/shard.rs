@@ -80,6 +80,10 @@ pub(crate) struct Shard {
     older: AtomicPtr<Shard>,
     /// While this shard is free: the next free one.
     next_free: AtomicPtr<Shard>,
+    /// Places for what another room keeps for the thread that has the shard; it
+    /// goes to the next thread with the rest.
+    #[cfg(feature = "memory-check")]
+    keepsakes: [AtomicPtr<()>; 4],
 }
 
 struct LongDirectory([AtomicPtr<Chunk>; LONG_CHUNKS]);
@@ -132,6 +136,11 @@ impl Shard {
         }
         // SAFETY: chunks are never unmapped.
         unsafe { chunk.as_ref() }
+    }
+
+    #[cfg(feature = "memory-check")]
+    pub(crate) fn keepsake(&self, number: usize) -> &AtomicPtr<()> {
+        &self.keepsakes[number % self.keepsakes.len()]
     }
 
     fn long_directory(&self) -> Option<&'static LongDirectory> {

@@ -23,8 +23,16 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    #[inline]
     pub(crate) fn slot(&self) -> Slot {
         Slot::new(self.slot.load(Ordering::Relaxed)).unwrap_or(Slot::UNATTRIBUTED)
+    }
+
+    /// The slot's index.
+    #[cfg(feature = "memory-check")]
+    #[inline]
+    pub(crate) fn index(&self) -> u32 {
+        self.slot.load(Ordering::Relaxed)
     }
 
     pub(crate) fn handle(&self) -> u32 {
@@ -106,6 +114,7 @@ fn take_slot() -> Result<(Slot, &'static Record), AddError> {
 }
 
 /// The service of that slot, `None` when there is none. Takes no lock.
+#[inline]
 pub(crate) fn record(slot: Slot) -> Option<&'static Record> {
     if slot == Slot::UNATTRIBUTED {
         return Some(&UNATTRIBUTED);
@@ -142,21 +151,7 @@ static NEXT: AtomicU32 = AtomicU32::new(1);
 /// The slot's record, published or not, in a page that is mapped if need be.
 fn page(slot: Slot) -> Option<&'static Record> {
     let (page, index) = (slot.index() / PAGE, slot.index() % PAGE);
-    let entry = &PAGES[page];
-    // SAFETY: pages of records are never unmapped once they are in the table.
-    if let Some(page) = unsafe { entry.load(Ordering::Acquire).as_ref() } {
-        return Some(&page[index]);
-    }
-    // SAFETY: atomics only, for which zeros are valid.
-    let fresh = unsafe { sys::map_zeroed::<[Record; PAGE]>() }?;
-    let new = ptr::from_ref(fresh).cast_mut();
-    match entry.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => Some(&fresh[index]),
-        Err(first) => {
-            // SAFETY: nobody else has seen `fresh`, and nobody here uses it again.
-            unsafe { sys::unmap(fresh) };
-            // SAFETY: pages of records are never unmapped once they are in the table.
-            Some(unsafe { &(*first)[index] })
-        }
-    }
+    // SAFETY: atomics only, for which zeros are valid; only this fills the table.
+    let page = unsafe { sys::get_or_map(&PAGES[page]) }?;
+    Some(&page[index])
 }

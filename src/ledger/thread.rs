@@ -14,8 +14,12 @@
 use crate::cookie::{Mark, Slot};
 use crate::ledger::cell::Cell;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
+#[cfg(feature = "memory-check")]
+use crate::ledger::slots;
 use crate::ledger::slots::Record;
 use crate::ledger::sums::ROSTER;
+#[cfg(feature = "memory-check")]
+use crate::sync::AtomicPtr;
 use crate::sys;
 use std::cell::Cell as Variable;
 use std::ffi::c_void;
@@ -56,7 +60,37 @@ pub(crate) fn current_account() -> (Account, Slot) {
     })
 }
 
+/// Charges a block to the service that the calling thread is in.
+#[cfg(feature = "memory-check")]
+#[inline]
+pub(crate) fn charge(size: usize) {
+    let cell = current();
+    if cell.stops(size) {
+        current_account().0.charge(size);
+    } else {
+        cell.charge(size);
+    }
+}
+
+/// Refunds a block to a service, from the calling thread. `false` if there is
+/// no such service.
+#[cfg(feature = "memory-check")]
+#[inline]
+pub(crate) fn refund(slot: Slot, size: usize) -> bool {
+    // A long slot's mark is no cell's.
+    let mark = slot.mark();
+    let cell = cell(mark);
+    if cell.mark() == mark {
+        cell.refund(size);
+        return true;
+    }
+    let Some(record) = slots::record(slot) else { return false };
+    account(record).refund(size);
+    true
+}
+
 /// The service that the calling thread is in.
+#[inline]
 pub(crate) fn current_record() -> &'static Record {
     with(|thread| thread.record.get())
 }
@@ -108,6 +142,51 @@ struct Thread {
     shard: Variable<Option<&'static Shard>>,
     /// Set for good when the thread's end has begun, or cannot be learnt of.
     detached: Variable<bool>,
+    /// Set while the thread is in an [`Inside`].
+    #[cfg(feature = "memory-check")]
+    inside: Variable<bool>,
+    /// The thread's number, once it has one.
+    #[cfg(feature = "memory-check")]
+    number: Variable<u32>,
+}
+
+/// What memory-check does on a thread that must not begin again within itself.
+#[cfg(feature = "memory-check")]
+pub(crate) struct Inside(());
+
+#[cfg(feature = "memory-check")]
+impl Inside {
+    /// `None` if the thread is inside already.
+    pub(crate) fn enter() -> Option<Self> {
+        with(|thread| !thread.inside.replace(true)).then_some(Self(()))
+    }
+}
+
+#[cfg(feature = "memory-check")]
+impl Drop for Inside {
+    fn drop(&mut self) {
+        with(|thread| thread.inside.set(false));
+    }
+}
+
+/// A place where the calling thread's shard keeps something for another room;
+/// `None` for threads without a shard. There are several, which numbers share.
+#[cfg(feature = "memory-check")]
+#[inline]
+pub(crate) fn keepsake(number: usize) -> Option<&'static AtomicPtr<()>> {
+    with(|thread| thread.shard.get().map(|shard| shard.keepsake(number)))
+}
+
+/// The calling thread's number, 0 until it is set.
+#[cfg(feature = "memory-check")]
+#[inline]
+pub(crate) fn number() -> u32 {
+    with(|thread| thread.number.get())
+}
+
+#[cfg(feature = "memory-check")]
+pub(crate) fn set_number(number: u32) {
+    with(|thread| thread.number.set(number));
 }
 
 impl Thread {
@@ -167,8 +246,8 @@ mod access {
 
     const _: () = {
         assert!(offset_of!(Thread, cell) == 0 && offset_of!(Thread, directory) == 8);
-        assert!(offset_of!(Thread, record) == 16 && offset_of!(Thread, shard) == 24);
-        assert!(offset_of!(Thread, detached) == 32 && size_of::<Thread>() == 40);
+        // All others are zero.
+        assert!(offset_of!(Thread, record) == 16 && size_of::<Thread>() > 24);
     };
 
     // How every thread begins: a `Thread` in the unattributed service (a record
@@ -179,14 +258,14 @@ mod access {
         concat!(".globl ", symbol!()),
         concat!(".hidden ", symbol!()),
         concat!(".type ", symbol!(), ", @object"),
-        concat!(".size ", symbol!(), ", 40"),
+        concat!(".size ", symbol!(), ", {size}"),
         concat!(symbol!(), ":"),
         ".quad {unattributed}",
         ".quad {directory}",
         ".quad {unattributed}",
-        ".quad 0",
-        ".quad 0",
+        ".zero {size} - 24",
         ".popsection",
+        size = const size_of::<Thread>(),
         unattributed = sym UNATTRIBUTED,
         directory = sym EMPTY_DIRECTORY,
     );
@@ -254,6 +333,10 @@ mod access {
                 record: Variable::new(&UNATTRIBUTED),
                 shard: Variable::new(None),
                 detached: Variable::new(false),
+                #[cfg(feature = "memory-check")]
+                inside: Variable::new(false),
+                #[cfg(feature = "memory-check")]
+                number: Variable::new(0),
             }
         };
     }

@@ -196,6 +196,11 @@ impl Service {
         ledger::usage(self.record)
     }
 
+    #[cfg(feature = "memory-check")]
+    pub(crate) const fn record(&self) -> &'static slots::Record {
+        self.record
+    }
+
     /// The name it was registered with.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -1,5 +1,6 @@
 //! The stretch of code that runs on behalf of a service.
 
+use crate::announce;
 use crate::ledger::slots::Record;
 use crate::ledger::thread;
 use std::marker::PhantomData;
@@ -29,7 +30,7 @@ pub struct Scope<'service> {
 
 impl Scope<'_> {
     #[inline]
-    pub(super) fn enter(record: &'static Record) -> Self {
+    pub(crate) fn enter(record: &'static Record) -> Self {
         Self { previous: thread::switch(record), _service: PhantomData, _not_send: PhantomData }
     }
 }
@@ -38,5 +39,6 @@ impl Drop for Scope<'_> {
     #[inline]
     fn drop(&mut self) {
         thread::switch(self.previous);
+        announce::deliver();
     }
 }

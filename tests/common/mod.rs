@@ -8,6 +8,19 @@ use std::alloc::System as Inner;
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
+/// Whether freed blocks are kept back, and much else stands around a block.
+pub const CHECKED: bool = cfg!(feature = "memory-check");
+
+/// Bytes of the backend's memory around a block.
+pub fn around(layout: Layout) -> u64 {
+    if CHECKED { layout.align().max(64) as u64 + 16 } else { 2 }
+}
+
+/// Bytes and blocks that are freed but that the backend has not got back.
+pub fn quarantined() -> (u64, u64) {
+    dogtag::snapshot().quarantine.map_or((0, 0), |quarantine| (quarantine.bytes, quarantine.blocks))
+}
+
 /// The default backend with books of its own, to hold the ledger against.
 pub struct Counting {
     pub allocated_bytes: AtomicU64,

@@ -34,6 +34,8 @@ impl Default for Shard {
             long: AtomicPtr::new(ptr::null_mut()),
             older: AtomicPtr::new(ptr::null_mut()),
             next_free: AtomicPtr::new(ptr::null_mut()),
+            #[cfg(feature = "memory-check")]
+            keepsakes: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
         }
     }
 }

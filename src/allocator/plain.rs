@@ -1,76 +1,16 @@
-//! `GlobalAlloc`, nothing else: asks the cookie for a layout, the backend for
-//! memory, and the ledger to count.
+//! The hot path.
 //!
 //! `dealloc` and `realloc` stay out of line on purpose: inlined into a program's
 //! drop glue they keep other things there from being inlined, which costs real
 //! programs more than a call. `alloc` may be inlined, which spares a jump. What
 //! is rare is a tail call into a cold function that takes over the whole job.
 
-use crate::backend::DefaultBackend;
+use super::Dogtag;
 use crate::cookie;
 use crate::ledger::slots::{self, Record};
 use crate::ledger::{self, thread};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr;
-
-/// A global allocator that charges every block to the service that asked for it.
-///
-/// `B` is the backend, the allocator that really holds the memory: jemalloc by
-/// default, the system's without the feature `jemalloc`, or any other
-/// [`GlobalAlloc`]. Several instances may be in use, with different backends;
-/// they share one ledger.
-///
-/// An allocation and its free each cost a handful of plain loads and stores
-/// more than the backend's own: no lock, no locked instruction, no system call.
-/// Behind each block stand 2 bytes that name its owner (6 for services beyond
-/// the first 65,533 of a process).
-///
-/// An allocation that fails returns null, so `try_reserve` works; nothing here
-/// panics, unwinds or aborts.
-///
-/// ```
-/// #[global_allocator]
-/// static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
-///
-/// let service = dogtag::Service::register("greeter").unwrap();
-/// let greeting = service.run(|| String::from("hello"));
-/// assert_eq!(service.usage().bytes(), 5);
-/// drop(greeting);
-/// assert_eq!(service.usage().bytes(), 0);
-/// ```
-#[derive(Debug, Default)]
-pub struct Dogtag<B = DefaultBackend> {
-    backend: B,
-}
-
-impl Dogtag {
-    /// An allocator on top of the default backend.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self::with_backend(DefaultBackend {})
-    }
-}
-
-impl<B> Dogtag<B> {
-    /// An allocator on top of `backend`.
-    ///
-    /// ```
-    /// use std::alloc::System;
-    ///
-    /// #[global_allocator]
-    /// static ALLOC: dogtag::Dogtag<System> = dogtag::Dogtag::with_backend(System);
-    /// # fn main() {}
-    /// ```
-    #[must_use]
-    pub const fn with_backend(backend: B) -> Self {
-        Self { backend }
-    }
-
-    /// The backend.
-    pub const fn backend(&self) -> &B {
-        &self.backend
-    }
-}
 
 // SAFETY: a block is the first `layout.size()` bytes of a larger one that the
 // backend gave for a layout of the same alignment, and each block is given back

@@ -1,0 +1,168 @@
+//! The same with memory-check: the room [`check`](crate::check) says what
+//! stands around a block and looks at it; here memory is fetched and counted.
+
+use super::Dogtag;
+use crate::check::{self, FRESH, Operation, Particulars, Returned, Settings, Whole};
+use crate::ledger::{self, thread};
+use std::alloc::{GlobalAlloc, Layout};
+use std::ptr::{self, NonNull};
+
+// SAFETY: a block stands within memory that the backend gave for
+// `check::layout` of its own layout, and that goes back with the same layout,
+// when the block has left the quarantine. Nothing unwinds.
+unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let Some(block) = self.hand_out(layout, |outer| {
+            // SAFETY: the layout is not empty.
+            unsafe { self.backend.alloc(outer) }
+        }) else {
+            return ptr::null_mut();
+        };
+        if Settings::get().fill {
+            // A program may well reserve more than it will ever touch.
+            let filled = layout.size().min(MOST_FILLED);
+            // SAFETY: the block is ours and as long as that.
+            unsafe { block.write_bytes(FRESH, filled) };
+        }
+        block.as_ptr()
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let block = self.hand_out(layout, |outer| {
+            // SAFETY: the layout is not empty.
+            unsafe { self.backend.alloc_zeroed(outer) }
+        });
+        block.map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        match self.custody.take_whole(block, layout) {
+            // SAFETY: the block came from here.
+            Some(whole) => unsafe { self.retire(whole) },
+            // SAFETY: as above.
+            None => unsafe { self.dealloc_slowly(block, layout) },
+        }
+    }
+
+    /// Moves the block in any case, so that pointers to the old place are found
+    /// out. It goes to the current service.
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let returned = match self.custody.take_whole(block, layout) {
+            Some(whole) => Returned::Whole(whole),
+            None => self.custody.take_back(block, layout, Operation::Realloc),
+        };
+        // What is left of the block that can be copied.
+        let old_size = match &returned {
+            Returned::Whole(Whole { particulars, .. }) | Returned::Leaked(Some(particulars)) => {
+                particulars.layout().size()
+            }
+            Returned::Leaked(None) => layout.size(),
+            Returned::Refused => return ptr::null_mut(),
+        };
+        let new = match Layout::from_size_align(new_size, layout.align()) {
+            // SAFETY: the caller's promise.
+            Ok(new_layout) => unsafe { self.alloc(new_layout) },
+            Err(_) => ptr::null_mut(),
+        };
+        if new.is_null() {
+            self.custody.keep(block, &returned);
+            return new;
+        }
+        // SAFETY: both blocks are valid for the smaller size; the old one is
+        // given up only when the new one is there.
+        unsafe {
+            ptr::copy_nonoverlapping(block, new, old_size.min(new_size));
+            self.finish(returned, layout);
+        }
+        new
+    }
+}
+
+/// Bytes of a fresh block that are filled.
+const MOST_FILLED: usize = 64 << 20;
+
+impl<B: GlobalAlloc> Dogtag<B> {
+    /// A block of the current service, in memory that `allocate` gives.
+    #[inline]
+    fn hand_out(&self, layout: Layout, allocate: impl FnOnce(Layout) -> *mut u8) -> Option<NonNull<u8>> {
+        let outer = check::layout(layout)?;
+        let base = NonNull::new(allocate(outer))?;
+        // SAFETY: the memory is ours, and of that layout.
+        let Some(block) = (unsafe { self.custody.hand_out(base, layout) }) else {
+            // SAFETY: as above, and nobody has seen it.
+            unsafe { self.backend.dealloc(base.as_ptr(), outer) };
+            return None;
+        };
+        thread::charge(layout.size());
+        Some(block)
+    }
+
+    /// Counts a block as freed, and puts it into quarantine.
+    ///
+    /// # Safety
+    ///
+    /// The block must have been given back to this allocator.
+    #[inline(always)]
+    unsafe fn retire(&self, whole: Whole) {
+        refund(Some(&whole.particulars), whole.particulars.layout());
+        // SAFETY: the caller's promise.
+        unsafe { self.custody.retire(whole, &self.backend, release::<B>) };
+    }
+
+    /// For what is not simply a live block.
+    ///
+    /// # Safety
+    ///
+    /// As for `dealloc`.
+    #[cold]
+    #[inline(never)]
+    unsafe fn dealloc_slowly(&self, block: *mut u8, layout: Layout) {
+        let returned = self.custody.take_back(block, layout, Operation::Dealloc);
+        // SAFETY: the caller's promise.
+        unsafe { self.finish(returned, layout) };
+    }
+
+    /// # Safety
+    ///
+    /// As for [`retire`](Self::retire).
+    unsafe fn finish(&self, returned: Returned, layout: Layout) {
+        match returned {
+            // SAFETY: the caller's promise.
+            Returned::Whole(whole) => unsafe { self.retire(whole) },
+            Returned::Leaked(known) => refund(known.as_ref(), layout),
+            Returned::Refused => {}
+        }
+    }
+}
+
+impl<B> Drop for Dogtag<B> {
+    fn drop(&mut self) {
+        self.custody.end(&self.backend);
+    }
+}
+
+/// Gives a block's memory back.
+///
+/// # Safety
+///
+/// The block must have come from that backend, and be nobody's any more.
+#[inline]
+unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, particulars: Particulars) {
+    let offset = check::offset(particulars.layout().align());
+    // SAFETY: where the block's memory begins, and the layout that it was
+    // requested with.
+    unsafe { backend.dealloc(block.sub(offset).as_ptr(), particulars.outer_layout()) };
+}
+
+/// Counts a block as freed by its owner, or as lost if something has
+/// overwritten who that is.
+#[inline(always)]
+fn refund(known: Option<&Particulars>, given: Layout) {
+    let is_refunded = known.is_some_and(|known| match known.owner() {
+        Some(owner) => thread::refund(owner, known.layout().size()),
+        None => false,
+    });
+    if !is_refunded {
+        ledger::add_lost(given.size());
+    }
+}

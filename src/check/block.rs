@@ -1,0 +1,456 @@
+//! What stands around a checked block. No other room knows.
+//!
+//! ```text
+//!           | padding | particulars | head guard | the block      | tail guard |
+//!            for large    48 bytes     16 bytes   layout.size()      16 bytes
+//!            alignments
+//! ```
+//!
+//! Everything is mixed with the block's address, so that what was copied from
+//! another block does not pass. The guards' bytes are 0xF5 to 0xFC, which are
+//! neither in text (no UTF-8 has them) nor zeros, ones, or the fill patterns: so
+//! what an overrun is likely to write is never what stands there already.
+
+use crate::cookie::Slot;
+use std::alloc::Layout;
+use std::ptr::{self, NonNull};
+
+/// What fresh memory is filled with.
+pub(crate) const FRESH: u8 = 0xCD;
+/// What freed memory is filled with.
+pub(crate) const FREED: u8 = 0xDD;
+
+/// The bytes on either side of a block in which any change is noticed.
+pub(crate) const GUARD: usize = 16;
+
+/// skynet's words.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Tag {
+    Live = 0x2014_0605,
+    Freed = 0x0bad_f00d,
+}
+
+/// Who did something to a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) slot: u32,
+    /// The thread's number: [`threads`](super::threads).
+    pub(crate) thread: u32,
+    /// The call stack: [`traces`](super::traces); 0 for none.
+    pub(crate) trace: u32,
+}
+
+/// What is known of a block, as it stands in front of it: whole words, since
+/// all of them are read and written on every allocation and free.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Particulars {
+    /// Slot and thread that freed the block; of a live one, zeros.
+    freed: u64,
+    /// The call stacks: of the allocation, and of the free.
+    traces: u64,
+    /// The dogtag, and a checksum over the address and what is known of the
+    /// live block.
+    sealed: u64,
+    size: u64,
+    /// Slot and thread that allocated the block.
+    allocated: u64,
+    /// Milliseconds (40 bits), the alignment's logarithm (8), the instance (16).
+    packed: u64,
+}
+
+const PARTICULARS: usize = size_of::<Particulars>();
+const HEAD: usize = PARTICULARS + GUARD;
+const _: () = assert!(PARTICULARS == 48 && HEAD == 64);
+
+/// The layout to request for a block; `None` when it would overflow.
+#[inline]
+pub(crate) fn layout(block: Layout) -> Option<Layout> {
+    let size = block.size().checked_add(offset(block.align()) + GUARD)?;
+    Layout::from_size_align(size, block.align().max(ALIGN)).ok()
+}
+
+/// How far into the requested memory the block begins.
+#[inline]
+pub(crate) fn offset(align: usize) -> usize {
+    HEAD.max(align)
+}
+
+/// Every block's alignment is at least this.
+pub(crate) const ALIGN: usize = 16;
+
+impl Particulars {
+    #[inline]
+    pub(crate) fn new(layout: Layout, instance: u16, born: u64, allocated: Stamp) -> Self {
+        let shift = u64::from(layout.align().trailing_zeros());
+        Self {
+            sealed: 0,
+            size: layout.size() as u64,
+            allocated: pair(allocated.slot, allocated.thread),
+            freed: 0,
+            traces: pair(allocated.trace, 0),
+            packed: born << 24 | shift << 16 | u64::from(instance),
+        }
+    }
+
+    /// Notes who freed a block, of which these are the particulars.
+    ///
+    /// # Safety
+    ///
+    /// As for [`write`](Self::write).
+    #[inline]
+    pub(crate) unsafe fn set_freed(&mut self, block: NonNull<u8>, freed: Stamp) {
+        self.freed = pair(freed.slot, freed.thread);
+        self.traces = pair(self.traces as u32, freed.trace);
+        self.sealed ^= (Tag::Live as u32 ^ Tag::Freed as u32) as u64;
+        // SAFETY: as in `write`.
+        unsafe { block.sub(HEAD).cast::<Self>().write(*self) };
+    }
+
+    /// Who allocated the block.
+    pub(crate) fn allocated(&self) -> Stamp {
+        let (slot, thread) = unpair(self.allocated);
+        Stamp { slot, thread, trace: unpair(self.traces).0 }
+    }
+
+    /// Who freed it; of a live block, nobody.
+    pub(crate) fn freed(&self) -> Stamp {
+        let (slot, thread) = unpair(self.freed);
+        Stamp { slot, thread, trace: unpair(self.traces).1 }
+    }
+
+    /// The slot of the service that owns it.
+    #[inline]
+    pub(crate) fn owner(&self) -> Option<Slot> {
+        Slot::new(self.allocated as u32)
+    }
+
+    /// As the program asked for it.
+    #[inline]
+    pub(crate) fn layout(&self) -> Layout {
+        // SAFETY: made from a valid layout, and the checksum says that nothing
+        // has changed since.
+        unsafe { Layout::from_size_align_unchecked(self.size as usize, 1 << (self.packed >> 16 & 63)) }
+    }
+
+    /// The allocator that it came from.
+    #[inline]
+    pub(crate) fn instance(&self) -> u16 {
+        self.packed as u16
+    }
+
+    /// When it was allocated, on the clock of [`sys::milliseconds`](crate::sys::milliseconds).
+    pub(crate) fn born(&self) -> u64 {
+        self.packed >> 24
+    }
+
+    /// What was requested for the block: [`layout`](fn@layout) of its own.
+    #[inline]
+    pub(crate) fn outer_layout(&self) -> Layout {
+        let layout = self.layout();
+        let size = offset(layout.align()) + layout.size() + GUARD;
+        // SAFETY: it was valid when the block was handed out.
+        unsafe { Layout::from_size_align_unchecked(size, layout.align().max(ALIGN)) }
+    }
+
+    /// Writes the particulars of a block.
+    ///
+    /// # Safety
+    ///
+    /// `block` must stand in memory of the layout that [`layout`] says, at its
+    /// [`offset`], and be the caller's alone.
+    #[inline]
+    pub(crate) unsafe fn write(mut self, block: NonNull<u8>, tag: Tag) {
+        self.sealed = self.seal(block, tag);
+        // SAFETY: the memory begins at least `HEAD` bytes before the block,
+        // which is aligned to 16 like the particulars.
+        unsafe { block.sub(HEAD).cast::<Self>().write(self) };
+    }
+
+    /// Reads what stands in front of a block; `None` if it cannot be believed,
+    /// because something overwrote it.
+    ///
+    /// # Safety
+    ///
+    /// `block` must have been handed out by a checking allocator, not have been
+    /// given back to the backend, and be the caller's alone or pinned.
+    #[inline]
+    pub(crate) unsafe fn read(block: NonNull<u8>, tag: Tag) -> Option<Self> {
+        // SAFETY: as in `write`.
+        let read = unsafe { block.sub(HEAD).cast::<Self>().read() };
+        (read.sealed == read.seal(block, tag)).then_some(read)
+    }
+
+    /// The dogtag and the checksum. Odd factors, so that every bit counts. Who
+    /// freed the block is left out: nothing but reports needs it, and so a free
+    /// changes the dogtag only.
+    #[inline]
+    fn seal(&self, block: NonNull<u8>, tag: Tag) -> u64 {
+        let mixed = mix(block);
+        let sum = mixed
+            .wrapping_add((self.size ^ self.packed.rotate_left(29)).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+            .wrapping_add(self.allocated.wrapping_mul(0xC2B2_AE3D_27D4_EB4F))
+            .wrapping_add((self.traces & 0xffff_ffff).wrapping_mul(0x85EB_CA77_C2B2_AE63));
+        pair(tag as u32 ^ mixed as u32, (sum ^ sum >> 32) as u32)
+    }
+}
+
+/// Has the processor fetch what will be looked at of a block and around it.
+#[inline]
+pub(crate) fn prefetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which any address will do for.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let block = ptr::without_provenance::<i8>(address);
+        _mm_prefetch::<_MM_HINT_T0>(block.wrapping_sub(HEAD));
+        _mm_prefetch::<_MM_HINT_T0>(block);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+#[inline]
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+fn unpair(word: u64) -> (u32, u32) {
+    (word as u32, (word >> 32) as u32)
+}
+
+/// Writes both guards.
+///
+/// # Safety
+///
+/// As for [`Particulars::write`], for a block of `size` bytes.
+#[inline]
+pub(crate) unsafe fn write_guards(block: NonNull<u8>, size: usize) {
+    let guard = guard(block);
+    // SAFETY: the requested memory has room for both.
+    unsafe {
+        block.sub(GUARD).cast().write_unaligned(guard);
+        block.add(size).cast().write_unaligned(guard);
+    }
+}
+
+/// Whether both guards are as they were written.
+///
+/// # Safety
+///
+/// As for [`Particulars::read`], for a block of `size` bytes.
+#[inline]
+pub(crate) unsafe fn has_guards(block: NonNull<u8>, size: usize) -> bool {
+    let guard = guard(block);
+    // SAFETY: the guards were written when the block was handed out.
+    let (head, tail): (u128, u128) =
+        unsafe { (block.sub(GUARD).cast().read_unaligned(), block.add(size).cast().read_unaligned()) };
+    head == guard && tail == guard
+}
+
+/// The wrong byte of a block's guards that is nearest to it, from its
+/// beginning: its size or more in the guard behind it, which is looked at
+/// first, negative in the one in front of it.
+///
+/// # Safety
+///
+/// As for [`Particulars::read`], for a block of `size` bytes.
+pub(crate) unsafe fn wrong_guard(block: NonNull<u8>, size: usize) -> Option<isize> {
+    let guard = guard(block);
+    // SAFETY: the guard was written when the block was handed out.
+    let tail: u128 = unsafe { block.add(size).cast().read_unaligned() };
+    if tail != guard {
+        return Some(size as isize + first_difference(tail, guard));
+    }
+    // SAFETY: the caller's promise.
+    unsafe { wrong_head(block) }
+}
+
+/// The same in front of a block, however large it is.
+///
+/// # Safety
+///
+/// As for [`Particulars::read`].
+pub(crate) unsafe fn wrong_head(block: NonNull<u8>) -> Option<isize> {
+    let guard = guard(block);
+    // SAFETY: the guard was written when the block was handed out.
+    let head: u128 = unsafe { block.sub(GUARD).cast().read_unaligned() };
+    // Backwards, since the nearest byte is the last one.
+    (head != guard).then(|| -1 - first_difference(head.swap_bytes(), guard.swap_bytes()))
+}
+
+/// The number of the first byte in which they differ, as they stand in memory.
+fn first_difference(a: u128, b: u128) -> isize {
+    ((a ^ b).to_le().trailing_zeros() / u8::BITS) as isize
+}
+
+/// The byte that should stand at an offset from the block's beginning; `None`
+/// where anything may.
+pub(crate) fn meant(block: NonNull<u8>, size: usize, filled: bool, offset: isize) -> Option<u8> {
+    let guard = guard(block).to_ne_bytes();
+    let size = size as isize;
+    match offset {
+        ..0 => guard.get((offset + GUARD as isize) as usize).copied(),
+        _ if offset < size => filled.then_some(FREED),
+        _ => guard.get((offset - size) as usize).copied(),
+    }
+}
+
+/// The first byte of a freed block that is not [`FREED`] any more.
+///
+/// # Safety
+///
+/// As for [`Particulars::read`], for a block of `size` bytes that was filled.
+#[inline]
+pub(crate) unsafe fn wrong_fill(block: NonNull<u8>, size: usize) -> Option<isize> {
+    // SAFETY: the block is `size` bytes of the backend's memory that nobody
+    // may write to.
+    let bytes = unsafe { NonNull::slice_from_raw_parts(block, size).as_ref() };
+    // By the run, without a way out within one, so that the compiler can
+    // compare many bytes at once.
+    let whole = |run: &[u8]| run.iter().fold(0, |wrong, &byte| wrong | (byte ^ FREED)) == 0;
+    let run = bytes.chunks(64).position(|run| !whole(run))?;
+    let start = run * 64;
+    Some((start + bytes[start..].iter().position(|&byte| byte != FREED)?) as isize)
+}
+
+/// What stands on both sides of a block: three bits of the mixed address in
+/// each byte.
+#[inline]
+fn guard(block: NonNull<u8>) -> u128 {
+    let mixed = mix(block);
+    let word = |bits: u64| 0xF5F5_F5F5_F5F5_F5F5 + (bits & 0x0707_0707_0707_0707);
+    u128::from(word(mixed)) | u128::from(word(mixed.rotate_right(29))) << 64
+}
+
+#[inline]
+fn mix(block: NonNull<u8>) -> u64 {
+    let address = block.addr().get() as u64;
+    let mixed = (address >> 4).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed ^ mixed >> 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A block of 40 bytes with everything around it.
+    #[repr(align(16))]
+    struct Memory([u8; HEAD + 40 + GUARD]);
+
+    fn stamp() -> Stamp {
+        Stamp { slot: 7, thread: 8, trace: 9 }
+    }
+
+    fn written() -> (Box<Memory>, NonNull<u8>) {
+        let mut memory = Box::new(Memory([0; HEAD + 40 + GUARD]));
+        let block = NonNull::from(&mut memory.0[HEAD]);
+        let layout = Layout::from_size_align(40, 8).unwrap();
+        // SAFETY: the memory has the room and is ours.
+        unsafe {
+            Particulars::new(layout, 3, 123_456_789_012, stamp()).write(block, Tag::Live);
+            write_guards(block, 40);
+        }
+        (memory, block)
+    }
+
+    #[test]
+    fn particulars_read_back() {
+        let (_memory, block) = written();
+        // SAFETY: written above.
+        let read = unsafe { Particulars::read(block, Tag::Live) }.expect("whole");
+        assert_eq!((read.layout().size(), read.layout().align()), (40, 8));
+        assert_eq!((read.instance(), read.born()), (3, 123_456_789_012));
+        assert_eq!(read.allocated(), stamp());
+        assert_eq!(read.owner(), Slot::new(7));
+        // SAFETY: written above.
+        unsafe {
+            assert!(Particulars::read(block, Tag::Freed).is_none(), "a live block is not a freed one");
+            assert!(has_guards(block, 40) && wrong_guard(block, 40).is_none());
+        }
+    }
+
+    #[test]
+    fn who_freed_a_block_is_noted_beside_who_allocated_it() {
+        let (_memory, block) = written();
+        let other = Stamp { slot: 17, thread: 18, trace: 19 };
+        // SAFETY: written above.
+        let read = unsafe {
+            let mut read = Particulars::read(block, Tag::Live).expect("whole");
+            read.set_freed(block, other);
+            assert!(Particulars::read(block, Tag::Live).is_none(), "a freed block is not a live one");
+            Particulars::read(block, Tag::Freed).expect("whole")
+        };
+        assert_eq!((read.allocated(), read.freed()), (stamp(), other));
+    }
+
+    #[test]
+    fn every_single_bit_around_a_block_counts() {
+        let (mut memory, block) = written();
+        for byte in (0..HEAD).chain(HEAD + 40..HEAD + 40 + GUARD) {
+            for bit in 0..8 {
+                memory.0[byte] ^= 1 << bit;
+                // SAFETY: written above.
+                let (whole, wrong) =
+                    unsafe { (Particulars::read(block, Tag::Live).is_some(), wrong_guard(block, 40)) };
+                // SAFETY: written above.
+                assert_eq!(unsafe { has_guards(block, 40) }, wrong.is_none());
+                memory.0[byte] ^= 1 << bit;
+                let offset = byte as isize - HEAD as isize;
+                match wrong {
+                    Some(first) => assert_eq!(first, offset),
+                    // Who freed it: 8 bytes, and 4 for the call stack.
+                    None if [0..8, 12..16].iter().any(|freed| freed.contains(&byte)) => assert!(whole),
+                    None => assert!(!whole && offset < -(GUARD as isize), "byte {offset} bit {bit}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_copied_from_elsewhere_does_not_pass() {
+        let (mut memory, _) = written();
+        let (copied, block) = written();
+        memory.0 = copied.0;
+        let other = NonNull::from(&mut memory.0[HEAD]);
+        assert_ne!(other, block);
+        // SAFETY: the copy has everything that the original has.
+        unsafe {
+            assert!(Particulars::read(other, Tag::Live).is_none());
+            assert!(wrong_guard(other, 40).is_some());
+        }
+    }
+
+    #[test]
+    fn guards_are_nothing_that_programs_write() {
+        for address in (16..100_000).step_by(16) {
+            for byte in guard(NonNull::without_provenance(address.try_into().unwrap())).to_ne_bytes() {
+                assert!((0xF5..=0xFC).contains(&byte) && str::from_utf8(&[byte]).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_wrong_byte_is_found() {
+        let mut bytes = [FREED; 300];
+        for offset in [0, 1, 63, 64, 65, 255, 256, 299] {
+            bytes[offset] ^= 1;
+            // SAFETY: the array is that long.
+            let found = unsafe { wrong_fill(NonNull::from(&mut bytes[0]), 300) };
+            assert_eq!(found, Some(offset as isize));
+            bytes[offset] ^= 1;
+        }
+        // SAFETY: as above.
+        assert_eq!(unsafe { wrong_fill(NonNull::from(&mut bytes[0]), 300) }, None);
+    }
+
+    #[test]
+    fn layouts_that_overflow_are_refused() {
+        let of = |size, align| Layout::from_size_align(size, align).unwrap();
+        assert_eq!(layout(of(isize::MAX as usize, 1)), None);
+        assert_eq!(layout(of(1, 1 << 62)), None);
+        assert_eq!(layout(of(1, 4096)), Some(of(4096 + 1 + GUARD, 4096)));
+        assert_eq!(layout(of(100, 1)), Some(of(HEAD + 100 + GUARD, 16)));
+    }
+}

@@ -1,0 +1,158 @@
+//! What is wrong with a block, and whose it is.
+
+use super::block::{self, Particulars, Tag};
+use super::settings::Settings;
+use super::state::State;
+use super::state_table;
+use super::violation::{Crime, Operation, Violation};
+use std::alloc::Layout;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[inline]
+pub(super) fn pointer(address: usize) -> Option<NonNull<u8>> {
+    NonNull::new(ptr::with_exposed_provenance_mut(address))
+}
+
+pub(super) fn violation(
+    crime: Crime,
+    operation: Operation,
+    address: *mut u8,
+    given: Option<Layout>,
+) -> Violation {
+    let backtrace = Settings::get().backtrace;
+    Violation::new(crime, operation, address.addr(), backtrace).given_layout(given)
+}
+
+/// The particulars of a live block with which all is well.
+///
+/// # Safety
+///
+/// The block must have been live, and have been seized or be pinned.
+#[inline]
+pub(super) unsafe fn whole_and_live(block: NonNull<u8>) -> Option<Particulars> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let particulars = Particulars::read(block, Tag::Live)?;
+        block::has_guards(block, particulars.layout().size()).then_some(particulars)
+    }
+}
+
+/// The same for a block in quarantine.
+///
+/// # Safety
+///
+/// The block must have been in quarantine, and have been seized or be pinned.
+#[inline]
+pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) -> Option<Particulars> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let particulars = Particulars::read(block, Tag::Freed)?;
+        let size = particulars.layout().size();
+        let is_filled = || !settings.fill || block::wrong_fill(block, size).is_none();
+        (block::has_guards(block, size) && is_filled()).then_some(particulars)
+    }
+}
+
+/// What was done to a live block with which not all is well.
+///
+/// # Safety
+///
+/// As for [`whole_and_live`].
+#[cold]
+pub(super) unsafe fn wrong_with_live(
+    violation: impl Fn(Crime) -> Violation,
+    block: NonNull<u8>,
+) -> Violation {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let particulars = Particulars::read(block, Tag::Live);
+        let wrong = match &particulars {
+            Some(known) => block::wrong_guard(block, known.layout().size()),
+            None => block::wrong_head(block),
+        };
+        let crime = match wrong {
+            Some(0..) => Crime::Overrun,
+            Some(_) => Crime::Underrun,
+            None if particulars.is_none() => Crime::Underrun,
+            None => Crime::LayoutMismatch,
+        };
+        violation(crime).about(block, particulars.as_ref(), Tag::Live, wrong)
+    }
+}
+
+/// What was done to a block in quarantine with which not all is well.
+///
+/// # Safety
+///
+/// As for [`whole_and_freed`].
+#[cold]
+pub(super) unsafe fn wrong_with_freed(
+    block: NonNull<u8>,
+    operation: Operation,
+    settings: &Settings,
+) -> Violation {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let particulars = Particulars::read(block, Tag::Freed);
+        let wrong = match &particulars {
+            Some(known) => {
+                let size = known.layout().size();
+                block::wrong_fill(block, size)
+                    .filter(|_| settings.fill)
+                    .or_else(|| block::wrong_guard(block, size))
+            }
+            None => block::wrong_head(block),
+        };
+        violation(Crime::WriteAfterFree, operation, block.as_ptr(), None).about(
+            block,
+            particulars.as_ref(),
+            Tag::Freed,
+            wrong,
+        )
+    }
+}
+
+/// Adds what is known of a block that a pointer points into.
+pub(super) fn inside_another(violation: Violation) -> Violation {
+    let found = state_table::below(violation.address()).and_then(|(address, entry)| {
+        let block = pointer(address)?;
+        // SAFETY: the block is pinned.
+        entry.pinned(|state| (state, unsafe { about_any(violation, block, state) }))
+    });
+    let is_inside = |found: &Violation| match (found.block(), found.layout()) {
+        (Some(block), Some(layout)) => violation.address() - block < layout.size(),
+        _ => false,
+    };
+    found.filter(is_inside).unwrap_or(violation)
+}
+
+/// Adds what is known of a block, whatever state it is in.
+///
+/// # Safety
+///
+/// The block must be pinned.
+pub(super) unsafe fn about_any(violation: Violation, block: NonNull<u8>, state: State) -> Violation {
+    if may_be_gone(state) {
+        return violation;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        match Particulars::read(block, Tag::Freed) {
+            Some(freed) => violation.about(block, Some(&freed), Tag::Freed, None),
+            None => {
+                let live = Particulars::read(block, Tag::Live);
+                violation.about(block, live.as_ref(), Tag::Live, None)
+            }
+        }
+    }
+}
+
+/// Whether the memory of a block in that state may not be there any more: an
+/// allocator that ends cannot tell whose a block is over which something wrote.
+pub(super) fn may_be_gone(state: State) -> bool {
+    matches!(state, State::Condemned | State::Leaked) && SOME_HAVE_ENDED.load(Ordering::Relaxed)
+}
+
+/// Set when an allocator ends.
+pub(super) static SOME_HAVE_ENDED: AtomicBool = AtomicBool::new(false);

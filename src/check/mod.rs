@@ -1,0 +1,127 @@
+//! memory-check (feature `memory-check`): catches what is done to memory that
+//! must not be, and says who did it to whom.
+//!
+//! skynet's `MEMORY_CHECK` tells a double free from an overrun by a magic word
+//! behind each block, the *dogtag*. This keeps skynet's words and goes on from
+//! there.
+//!
+//! | crime | how sure |
+//! | --- | --- |
+//! | [`Overrun`](Crime::Overrun): a write past the requested size, if only of a bit | certain for the first 16 bytes |
+//! | [`Underrun`](Crime::Underrun): a write in front of the block | certain for the first 16 bytes |
+//! | [`DoubleFree`](Crime::DoubleFree): at once, later, from another thread | certain while the block is in quarantine |
+//! | [`WriteAfterFree`](Crime::WriteAfterFree) | certain while the block is in quarantine |
+//! | [`LayoutMismatch`](Crime::LayoutMismatch): freed or resized with another size or alignment | certain |
+//! | [`InvalidFree`](Crime::InvalidFree): of what was never handed out, such as a pointer to the stack, into a block, or from another allocator | certain; the pointer is not followed |
+//!
+//! Each is found by the free or the reallocation that meets it (a write after
+//! free when the block leaves the quarantine), and by [`verify`] on demand. A
+//! write that leaves every byte as it was is no change and cannot be seen.
+//!
+//! # Use it in debug builds and in CI only
+//!
+//! The feature is for the whole program, and costs both time and memory: a
+//! program that parses JSON takes 2.4 times as long, and each block is at
+//! least 80 bytes larger. So give it a feature of your own,
+//!
+//! ```toml
+//! [features]
+//! memory-check = ["dogtag/memory-check"]
+//! ```
+//!
+//! and build with it where you test: `cargo test --features memory-check`.
+//! Nothing else in the program has to change. Without the feature dogtag still
+//! counts blocks whose tail was overwritten: [`Snapshot::lost`].
+//!
+//! # What stands where
+//!
+//! A block is surrounded by guards, with what is known of it in front of them,
+//! all mixed with the block's address. The block's *state* (live, freed) is kept
+//! apart from the heap, where no overrun reaches it. Fresh memory is filled with
+//! `0xCD` (the first 64 MiB of a block), freed memory with `0xDD` (the patterns
+//! of Microsoft's debug heap); zeroed memory is zero. A pointer that is read from either is not one that
+//! x86-64 can follow. Guards are bytes from `0xF5` to `0xFC`.
+//!
+//! Freed blocks stay in *quarantine* before their memory is used again: first in,
+//! first out, by the 32 blocks, which each thread collects before they count
+//! towards the bounds. They are not live in any service's figures;
+//! [`Snapshot::quarantine`] shows them. `realloc` always moves, so that pointers
+//! to the old place are found out.
+//!
+//! # Settings
+//!
+//! The variable `DOGTAG_CHECK` is read at the first allocation:
+//! `DOGTAG_CHECK=quarantine=16M,backtrace=1 cargo test`. What it does not
+//! understand it says, and leaves as it was.
+//!
+//! | setting | default | |
+//! | --- | --- | --- |
+//! | `quarantine` | `64M` | bytes in quarantine, with what surrounds the blocks, for each allocator, and a 64th of that (256 KiB at most) for each thread; 0 for none; larger blocks do not enter |
+//! | `quarantine-blocks` | `65536` | the same in blocks, rounded up to a power of two; and 32 for each thread |
+//! | `fill` | `1` | 0 leaves fresh and freed memory as it is: faster, and writes to freed blocks are only seen around them |
+//! | `backtrace` | `0` | 1 keeps the call stack of every allocation and free: slow |
+//! | `reaction` | `abort` | `leak` goes on after a report |
+//!
+//! # Memory
+//!
+//! For each block 64 bytes in front of it, or its alignment if that is larger,
+//! and 16 behind; a byte for each 16 bytes of the heap; the quarantine; with
+//! `backtrace=1` some 280 bytes for each different call stack.
+//!
+//! # Limits
+//!
+//! A write far from the block, a read of freed memory, and a crime to memory
+//! that is not this allocator's are not seen; sanitizers see them. A pointer
+//! that is freed again after its memory has been handed out once more is taken
+//! for the new block.
+//!
+//! [`Snapshot::lost`]: crate::Snapshot::lost
+//! [`Snapshot::quarantine`]: crate::Snapshot::quarantine
+
+mod quarantine;
+mod state;
+
+mod block;
+#[cfg(not(dogtag_loom))]
+mod courier;
+#[cfg(not(dogtag_loom))]
+mod custody;
+#[cfg(not(dogtag_loom))]
+mod evidence;
+#[cfg(not(dogtag_loom))]
+mod inspect;
+#[cfg(not(dogtag_loom))]
+mod live;
+#[cfg(not(dogtag_loom))]
+mod reaction;
+#[cfg(not(dogtag_loom))]
+mod settings;
+#[cfg(not(dogtag_loom))]
+mod state_table;
+#[cfg(not(dogtag_loom))]
+mod stderr;
+#[cfg(not(dogtag_loom))]
+mod text;
+#[cfg(not(dogtag_loom))]
+mod threads;
+#[cfg(not(dogtag_loom))]
+mod traces;
+#[cfg(not(dogtag_loom))]
+mod verify;
+#[cfg(not(dogtag_loom))]
+mod violation;
+
+#[cfg(not(dogtag_loom))]
+pub(crate) use {
+    block::{FRESH, Particulars, layout, offset},
+    custody::{Custody, Returned, Whole, quarantined},
+    settings::Settings,
+};
+#[cfg(not(dogtag_loom))]
+pub use {
+    live::{LiveBlock, LiveBlocks, assert_no_leaks, live_blocks},
+    reaction::{Reaction, report, set_handler},
+    traces::Backtrace,
+    verify::{Verified, verify},
+    violation::{Crime, Deed, Operation, Violation},
+};

@@ -1,0 +1,364 @@
+//! Freed blocks, kept back for a while before their memory is used again.
+//!
+//! A thread collects the blocks that it frees in a *magazine* of its own (the
+//! word and the idea are Bonwick's), so most frees touch nothing that threads
+//! share. A full one goes into a ring of places: to put it in is to take the
+//! next place and swap the magazine with the one that has been there for a turn
+//! of the ring. That is the oldest one, and its blocks are released. So a
+//! magazine is always in one place only, and whoever swapped it out has it
+//! alone. First in, first out, by the magazine.
+
+use super::block::prefetch;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, const_unless_loom};
+
+/// A queue of magazines, bounded by the number of its places, which callers
+/// keep (a power of two), and in bytes. It is full of numbers: each stands for a
+/// magazine in [`Magazines`], and 0 for none.
+#[derive(Debug)]
+pub(crate) struct Quarantine {
+    /// How many magazines were ever put in; the next one's place is this,
+    /// modulo the number of places.
+    entered: AtomicU64,
+    /// The oldest magazine's turn, unless the ring's turn made it leave.
+    oldest: AtomicU64,
+    /// Bytes that are in. Counted a moment after the places are changed, so it
+    /// may wrap around below 0 and is read as signed.
+    bytes: AtomicU64,
+}
+
+impl Quarantine {
+    const_unless_loom! {
+        pub(crate) fn new() -> Self {
+            Self {
+                entered: AtomicU64::new(0),
+                oldest: AtomicU64::new(0),
+                bytes: AtomicU64::new(0),
+            }
+        }
+    }
+
+    /// Puts a magazine in, and has the blocks of those released that have to
+    /// leave for it; their magazines are free again.
+    pub(crate) fn enter(
+        &self,
+        places: &[AtomicU32],
+        magazines: &Magazines<'_>,
+        magazine: &Magazine,
+        limit: u64,
+        mut release: impl FnMut(usize),
+    ) {
+        let (bytes, _) = magazine.holds();
+        let turn = self.entered.fetch_add(1, Ordering::Relaxed);
+        let displaced = swap(places, turn, magazines.number(magazine));
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut empty = |number| {
+            let Some(magazine) = magazines.get(number) else { return };
+            self.bytes.fetch_sub(magazine.holds().0, Ordering::Relaxed);
+            magazine.empty(&mut release);
+            magazines.give_back(magazine);
+        };
+        empty(displaced);
+        while self.bytes() > limit
+            && let Some(oldest) = self.leave(places)
+        {
+            empty(oldest);
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        (self.bytes.load(Ordering::Relaxed) as i64).max(0) as u64
+    }
+
+    /// Takes the oldest magazine out; `None` when there is none.
+    fn leave(&self, places: &[AtomicU32]) -> Option<u32> {
+        loop {
+            let oldest = self.oldest.load(Ordering::Relaxed);
+            let entered = self.entered.load(Ordering::Relaxed);
+            let turn = oldest.max(entered.saturating_sub(places.len() as u64));
+            if turn >= entered {
+                return None;
+            }
+            let next = self.oldest.compare_exchange(oldest, turn + 1, Ordering::Relaxed, Ordering::Relaxed);
+            // An empty place is one whose magazine is still on its way in, or
+            // has left: then the next.
+            if next.is_ok() {
+                match swap(places, turn, NONE) {
+                    NONE => {}
+                    number => return Some(number),
+                }
+            }
+        }
+    }
+}
+
+const NONE: u32 = 0;
+
+/// What the thread that put a magazine in did to its blocks comes before what
+/// the one that takes it out will do.
+fn swap(places: &[AtomicU32], turn: u64, number: u32) -> u32 {
+    places[turn as usize & (places.len() - 1)].swap(number, Ordering::AcqRel)
+}
+
+/// The magazines of the process. Zeroed memory is a free one.
+pub(crate) struct Magazines<'a> {
+    pub(crate) all: &'a [Magazine],
+    /// Where the search for a free one begins: at one that was given back.
+    pub(crate) next: &'a AtomicU32,
+}
+
+impl<'a> Magazines<'a> {
+    /// A free magazine, for an allocator's blocks. `None` where there is none.
+    pub(crate) fn take(&self, instance: u16) -> Option<&'a Magazine> {
+        let start = self.next.load(Ordering::Relaxed) as usize % self.all.len().max(1);
+        let (before, after) = self.all.split_at(start);
+        let magazine = after.iter().chain(before).find(|magazine| {
+            !magazine.taken.load(Ordering::Relaxed) && !magazine.taken.swap(true, Ordering::Acquire)
+        })?;
+        magazine.instance.store(u32::from(instance), Ordering::Relaxed);
+        self.next.store(self.number(magazine), Ordering::Relaxed);
+        Some(magazine)
+    }
+
+    /// Makes a magazine free, whatever is in it.
+    pub(crate) fn give_back(&self, magazine: &Magazine) {
+        magazine.blocks.store(0, Ordering::Relaxed);
+        magazine.bytes.store(0, Ordering::Relaxed);
+        magazine.taken.store(false, Ordering::Release);
+        // So that the same few are used over and over.
+        self.next.store(self.number(magazine) - 1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self, number: u32) -> Option<&'a Magazine> {
+        self.all.get((number as usize).checked_sub(1)?)
+    }
+
+    fn number(&self, magazine: &Magazine) -> u32 {
+        let offset = std::ptr::from_ref(magazine).addr() - self.all.as_ptr().addr();
+        (offset / size_of::<Magazine>()) as u32 + 1
+    }
+}
+
+/// Some freed blocks of one allocator. Whoever has taken it, or has swapped it
+/// out of the ring, has it alone; others may read what it holds.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Magazine {
+    taken: AtomicBool,
+    instance: AtomicU32,
+    blocks: AtomicU64,
+    bytes: AtomicU64,
+    addresses: [AtomicUsize; MAGAZINE],
+}
+
+/// Blocks in a magazine.
+pub(crate) const MAGAZINE: usize = if cfg!(dogtag_loom) { 1 } else { 32 };
+
+impl Magazine {
+    /// Whose blocks it is for.
+    #[inline]
+    pub(crate) fn instance(&self) -> u16 {
+        self.instance.load(Ordering::Relaxed) as u16
+    }
+
+    /// Puts a block in, and says whether it is full or holds more than `heavy`
+    /// bytes. By whoever has it, and not when it is full.
+    #[inline]
+    pub(crate) fn push(&self, address: usize, bytes: usize, heavy: u64) -> bool {
+        let blocks = self.blocks.load(Ordering::Relaxed);
+        self.addresses[blocks as usize % MAGAZINE].store(address, Ordering::Relaxed);
+        let sum = self.bytes.load(Ordering::Relaxed) + bytes as u64;
+        self.bytes.store(sum, Ordering::Relaxed);
+        self.blocks.store(blocks + 1, Ordering::Relaxed);
+        blocks + 1 == MAGAZINE as u64 || sum > heavy
+    }
+
+    /// Bytes and blocks.
+    pub(crate) fn holds(&self) -> (u64, u64) {
+        (self.bytes.load(Ordering::Relaxed), self.blocks.load(Ordering::Relaxed))
+    }
+
+    /// Takes all blocks out, in the order in which they were put in.
+    fn empty(&self, mut release: impl FnMut(usize)) {
+        /// How far ahead a block is fetched: it has not been touched for long.
+        const AHEAD: usize = 4;
+
+        let blocks = self.blocks.load(Ordering::Relaxed) as usize;
+        let addresses = &self.addresses[..blocks.min(MAGAZINE)];
+        addresses.iter().take(AHEAD).for_each(|address| prefetch(address.load(Ordering::Relaxed)));
+        for (index, address) in addresses.iter().enumerate() {
+            if let Some(ahead) = addresses.get(index + AHEAD) {
+                prefetch(ahead.load(Ordering::Relaxed));
+            }
+            release(address.load(Ordering::Relaxed));
+        }
+    }
+}
+
+#[cfg(test)]
+fn magazine() -> Magazine {
+    Magazine {
+        taken: AtomicBool::new(false),
+        instance: AtomicU32::new(0),
+        blocks: AtomicU64::new(0),
+        bytes: AtomicU64::new(0),
+        addresses: std::array::from_fn(|_| AtomicUsize::new(0)),
+    }
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    proptest! {
+        /// Against a queue that does the same in the plainest way.
+        #[test]
+        fn first_in_first_out_within_the_bounds(
+            magazines in prop::collection::vec(prop::collection::vec(1_usize..200, 1..=MAGAZINE), 1..100),
+            places in 0_u32..5,
+            limit in 1_u64..30_000,
+        ) {
+            let ring: Vec<_> = (0..1 << places).map(|_| AtomicU32::new(NONE)).collect();
+            let all: Vec<_> = (0..80).map(|_| magazine()).collect();
+            let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
+            let quarantine = Quarantine::new();
+            let mut model = VecDeque::<Vec<(usize, u64)>>::new();
+            let mut address = 0;
+            for sizes in magazines {
+                let magazine = pool.take(3).expect("most are free");
+                prop_assert_eq!((magazine.instance(), magazine.holds()), (3, (0, 0)));
+                let mut blocks = Vec::new();
+                for size in sizes {
+                    address += 16;
+                    let is_full = magazine.push(address, size, u64::MAX);
+                    blocks.push((address, size as u64));
+                    prop_assert_eq!(is_full, blocks.len() == MAGAZINE);
+                }
+                model.push_back(blocks);
+                let bytes = |model: &VecDeque<Vec<(usize, u64)>>| {
+                    model.iter().flatten().map(|block| block.1).sum::<u64>()
+                };
+                let mut expected = Vec::new();
+                while model.len() > 1 << places || bytes(&model) > limit {
+                    expected.extend(model.pop_front().into_iter().flatten().map(|block| block.0));
+                }
+                let mut released = Vec::new();
+                quarantine.enter(&ring, &pool, magazine, limit, |address| released.push(address));
+                prop_assert_eq!(released, expected);
+                prop_assert_eq!(quarantine.bytes(), bytes(&model));
+                let taken = all.iter().filter(|magazine| magazine.taken.load(Ordering::Relaxed)).count();
+                prop_assert_eq!(taken, model.len());
+            }
+        }
+    }
+
+    #[test]
+    fn heavy_magazines_are_full() {
+        let magazine = magazine();
+        assert!(!magazine.push(16, 1000, 1000));
+        assert!(magazine.push(32, 1, 1000));
+    }
+
+    #[test]
+    fn every_magazine_can_be_taken() {
+        let all: Vec<_> = (0..100).map(|_| magazine()).collect();
+        let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
+        let taken: Vec<_> = std::iter::from_fn(|| pool.take(1)).collect();
+        assert_eq!(taken.len(), 100);
+        pool.give_back(taken[57]);
+        assert!(std::ptr::eq(pool.take(2).expect("one is free"), taken[57]));
+        assert!(pool.take(2).is_none());
+    }
+}
+
+#[cfg(all(test, dogtag_loom))]
+mod model {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    struct Shared {
+        places: Vec<AtomicU32>,
+        all: Vec<Magazine>,
+        next: AtomicU32,
+        quarantine: Quarantine,
+    }
+
+    /// However threads put magazines in and push others out, each block is
+    /// released once or still there, and what is there is what is counted.
+    fn nothing_is_lost_or_released_twice(places: usize, each: usize, limit: u64) {
+        let mut model = loom::model::Builder::new();
+        // More switches than that find nothing else, and take hours.
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let shared = Arc::new(Shared {
+                places: (0..places).map(|_| AtomicU32::new(NONE)).collect(),
+                all: (0..2 * each).map(|_| magazine()).collect(),
+                next: AtomicU32::new(0),
+                quarantine: Quarantine::new(),
+            });
+            let put_in = move |shared: &Shared, thread: usize| {
+                let pool = Magazines { all: &shared.all, next: &shared.next };
+                let mut released = Vec::new();
+                for number in thread * each..(thread + 1) * each {
+                    let magazine = &shared.all[number];
+                    magazine.taken.store(true, Ordering::Relaxed);
+                    magazine.push(number + 1, 16, u64::MAX);
+                    let release = |address| released.push(address);
+                    shared.quarantine.enter(&shared.places, &pool, magazine, limit, release);
+                }
+                released
+            };
+            let other = thread::spawn({
+                let shared = shared.clone();
+                move || put_in(&shared, 1)
+            });
+            let mut seen = put_in(&shared, 0);
+            seen.extend(other.join().unwrap());
+
+            let mut left = 0;
+            for place in &shared.places {
+                let pool = Magazines { all: &shared.all, next: &shared.next };
+                if let Some(magazine) = pool.get(place.load(Ordering::Acquire)) {
+                    left += 1;
+                    magazine.empty(|address| seen.push(address));
+                }
+            }
+            assert_eq!(shared.quarantine.bytes(), left * 16);
+            seen.sort_unstable();
+            assert_eq!(seen, (1..=2 * each).collect::<Vec<_>>());
+        });
+    }
+
+    #[test]
+    fn when_the_ring_is_full() {
+        nothing_is_lost_or_released_twice(1, 1, 1000);
+        nothing_is_lost_or_released_twice(2, 2, 1000);
+    }
+
+    #[test]
+    fn when_the_bytes_are_too_many() {
+        nothing_is_lost_or_released_twice(2, 1, 16);
+    }
+
+    #[test]
+    fn a_magazine_is_taken_once() {
+        loom::model(|| {
+            let shared = Arc::new(([magazine(), magazine()], AtomicU32::new(0)));
+            let take = |shared: &([Magazine; 2], AtomicU32)| {
+                let pool = Magazines { all: &shared.0, next: &shared.1 };
+                pool.take(1).map(|magazine| {
+                    assert_eq!(magazine.holds(), (0, 0), "somebody else has it");
+                    magazine.push(1, 16, u64::MAX);
+                    pool.give_back(magazine);
+                })
+            };
+            let other = thread::spawn({
+                let shared = shared.clone();
+                move || take(&shared)
+            });
+            assert!(take(&shared).is_some() && other.join().unwrap().is_some());
+        });
+    }
+}

@@ -1,0 +1,177 @@
+//! What `DOGTAG_CHECK` says: read once, by the first allocation, and therefore
+//! without allocating.
+
+use super::quarantine::MAGAZINE;
+use super::stderr;
+use std::ffi::CStr;
+use std::sync::OnceLock;
+
+/// How the checks are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// Bytes that the quarantine may hold.
+    pub(crate) quarantine: u64,
+    /// Blocks that the quarantine may hold: a power of two and at least
+    /// [`MAGAZINE`], or 0.
+    pub(crate) quarantine_blocks: u64,
+    /// Whether fresh and freed memory is filled with patterns.
+    pub(crate) fill: bool,
+    /// Whether call stacks are kept.
+    pub(crate) backtrace: bool,
+    /// Whether the default handler goes on after its report.
+    pub(crate) leak: bool,
+}
+
+impl Settings {
+    const DEFAULT: Self =
+        Self { quarantine: 64 << 20, quarantine_blocks: 1 << 16, fill: true, backtrace: false, leak: false };
+
+    /// Bytes at which a thread's blocks go into the quarantine that all threads
+    /// share.
+    #[inline]
+    pub(crate) fn heavy(&self) -> u64 {
+        (self.quarantine / 64).min(256 << 10)
+    }
+
+    /// The settings of this process.
+    #[inline]
+    pub(crate) fn get() -> &'static Self {
+        // Parks a thread that comes second, but does not allocate.
+        static SETTINGS: OnceLock<Settings> = OnceLock::new();
+        SETTINGS.get_or_init(read)
+    }
+
+    /// Takes `name=value` pairs, and tells of those that it does not understand.
+    fn parse(text: &[u8], mut complain: impl FnMut(&[u8])) -> Self {
+        let mut settings = Self::DEFAULT;
+        for setting in text.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|s| !s.is_empty()) {
+            if settings.take(setting).is_none() {
+                complain(setting);
+            }
+        }
+        settings
+    }
+
+    fn take(&mut self, setting: &[u8]) -> Option<()> {
+        let equals = setting.iter().position(|&byte| byte == b'=')?;
+        let (name, value) = (setting[..equals].trim_ascii(), setting[equals + 1..].trim_ascii());
+        match name {
+            b"quarantine" => self.quarantine = number(value)?,
+            b"quarantine-blocks" => {
+                let blocks = number(value).filter(|&blocks| blocks <= MOST_BLOCKS)?;
+                self.quarantine_blocks =
+                    if blocks == 0 { 0 } else { blocks.next_power_of_two().max(MAGAZINE as u64) };
+            }
+            b"fill" => self.fill = switch(value)?,
+            b"backtrace" => self.backtrace = switch(value)?,
+            b"reaction" => self.leak = reaction(value)?,
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+/// Places of the ring: 128 MiB of them.
+const MOST_BLOCKS: u64 = 1 << 24;
+
+#[cold]
+fn read() -> Settings {
+    // SAFETY: the name is a C string. What the result points to stays as it is
+    // unless the program changes the variable at this very moment.
+    let text = unsafe { libc::getenv(c"DOGTAG_CHECK".as_ptr()) };
+    if text.is_null() {
+        return Settings::DEFAULT;
+    }
+    // SAFETY: the environment holds C strings.
+    let text = unsafe { CStr::from_ptr(text) };
+    Settings::parse(text.to_bytes(), tell_of)
+}
+
+fn tell_of(setting: &[u8]) {
+    stderr::print(format_args!(
+        "dogtag: DOGTAG_CHECK: \"{}\" is no setting and is ignored; \
+         there are quarantine=BYTES (0 for none; K, M, G), quarantine-blocks=NUMBER (up to {MOST_BLOCKS}), \
+         fill=0|1, backtrace=0|1, reaction=abort|leak\n",
+        setting.escape_ascii(),
+    ));
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    let (digits, shift) = match value {
+        [digits @ .., b'k' | b'K'] => (digits, 10),
+        [digits @ .., b'm' | b'M'] => (digits, 20),
+        [digits @ .., b'g' | b'G'] => (digits, 30),
+        digits => (digits, 0),
+    };
+    let number: u64 = str::from_utf8(digits).ok()?.parse().ok()?;
+    number.checked_mul(1 << shift)
+}
+
+fn switch(value: &[u8]) -> Option<bool> {
+    match value {
+        b"0" => Some(false),
+        b"1" => Some(true),
+        _ => None,
+    }
+}
+
+/// Whether to leak.
+fn reaction(value: &[u8]) -> Option<bool> {
+    match value {
+        b"abort" => Some(false),
+        b"leak" => Some(true),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> (Settings, Vec<String>) {
+        let mut complaints = Vec::new();
+        let settings = Settings::parse(text.as_bytes(), |setting| {
+            complaints.push(String::from_utf8_lossy(setting).into_owned());
+        });
+        (settings, complaints)
+    }
+
+    #[test]
+    fn settings_are_read() {
+        assert_eq!(parse(""), (Settings::DEFAULT, vec![]));
+        let all = Settings {
+            quarantine: 16 << 20,
+            quarantine_blocks: 1024,
+            fill: false,
+            backtrace: true,
+            leak: true,
+        };
+        let text = "quarantine=16M, quarantine-blocks = 1000,fill=0,backtrace=1,,reaction=leak";
+        assert_eq!(parse(text), (all, vec![]));
+        assert_eq!(parse("quarantine=0").0.quarantine, 0);
+        assert_eq!(parse("quarantine=3k").0.quarantine, 3072);
+        assert_eq!(parse("quarantine=2G").0.quarantine, 2 << 30);
+    }
+
+    #[test]
+    fn what_is_no_setting_is_told_and_changes_nothing() {
+        for bad in [
+            "quarantine",
+            "quarantine=",
+            "quarantine=-1",
+            "quarantine=16MB",
+            "quarantine=99999999999G",
+            "quarantine-blocks=99999999999",
+            "fill=yes",
+            "backtrace=2",
+            "reaction=panic",
+            "color=red",
+            "=1",
+        ] {
+            assert_eq!(parse(bad), (Settings::DEFAULT, vec![bad.to_owned()]));
+        }
+        let (settings, complaints) = parse("fill=2,backtrace=1");
+        assert!(settings.backtrace && settings.fill);
+        assert_eq!(complaints, ["fill=2"]);
+    }
+}

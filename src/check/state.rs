@@ -1,0 +1,305 @@
+//! The state of one block. Of two frees of it, at once from two threads too,
+//! exactly one finds it live.
+//!
+//! ```text
+//!     none ─ hand out ─▶ live ── seize ─▶ busy ─ retire ─▶ quarantined
+//!      ▲                 │  ▲              │ │                │     │
+//!      │            told │  └─ in vain ────┘ └─ a crime ─▶ leaked ◀─┤ told
+//!      │                 ▼                                  ▲       │
+//!      │             condemned ── seize ─▶ busy ────────────┘       │
+//!      └────────────────────── release ── busy ◀──────────── seize ─┘
+//! ```
+//!
+//! A reader of a block *pins* it: while it does, who wants to seize it waits.
+//! In a forked child the pins of other threads stay, and are void.
+
+use crate::sync::{AtomicU8, Ordering, yield_now};
+use crate::sys;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU8 as StdAtomicU8};
+
+/// A block's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    /// No block begins here.
+    None = 0,
+    /// The program has it.
+    Live = 1,
+    /// The program has it, and a crime that was done to it has been told.
+    Condemned = 2,
+    /// Freed, and kept back for a while.
+    Quarantined = 3,
+    /// Freed, and never to be handed out again.
+    Leaked = 4,
+    /// Somebody is changing its state.
+    Busy = 5,
+}
+
+/// Bits of a state; above them stands the generation of whoever pins the block,
+/// or 0.
+const STATE_BITS: u32 = 3;
+
+/// Where a block's state is kept.
+#[repr(transparent)]
+pub(crate) struct Entry(AtomicU8);
+
+impl Entry {
+    /// Changes the state, by whoever has seized the block or is about to hand
+    /// it out.
+    #[inline]
+    pub(crate) fn set(&self, state: State) {
+        self.0.store(state as u8, Ordering::Release);
+    }
+
+    /// Makes a live block the caller's alone. `false`, and nothing has changed,
+    /// if it is not live, or not at this moment.
+    #[inline]
+    pub(crate) fn seize_live(&self) -> bool {
+        self.seize(State::Live)
+    }
+
+    /// Makes a block the caller's alone that the program has, and says whether
+    /// it was live or condemned. Otherwise it says what it is.
+    pub(crate) fn seize_any_live(&self) -> Result<State, State> {
+        self.seize_slowly(State::Live, State::Condemned)
+    }
+
+    /// Makes a block in quarantine the caller's alone. `false` if it is in
+    /// another state by now.
+    #[inline]
+    pub(crate) fn seize_quarantined(&self) -> bool {
+        self.seize(State::Quarantined) || self.seize_slowly(State::Quarantined, State::Quarantined).is_ok()
+    }
+
+    #[inline]
+    fn seize(&self, from: State) -> bool {
+        self.0.compare_exchange(from as u8, State::Busy as u8, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Changes the state from outside: waits for those who look at the block.
+    /// `false` if it is in another state by then.
+    pub(crate) fn change(&self, from: State, to: State) -> bool {
+        let is_seized = self.seize_slowly(from, from).is_ok();
+        if is_seized {
+            self.set(to);
+        }
+        is_seized
+    }
+
+    #[cold]
+    fn seize_slowly(&self, from: State, or_from: State) -> Result<State, State> {
+        let mut waited = 0;
+        loop {
+            let bits = self.0.load(Ordering::Relaxed);
+            let state = state(bits);
+            if state != from && state != or_from {
+                return Err(state);
+            }
+            let busy = State::Busy as u8;
+            if is_pinned(bits) {
+                wait(&mut waited);
+            } else if self.0.compare_exchange(bits, busy, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                return Ok(state);
+            }
+        }
+    }
+
+    /// Keeps the block as it is while `look` reads it and says which state it
+    /// is in from then on. `None` where there is nothing to look at, or somebody
+    /// is changing the state for longer than that takes.
+    pub(crate) fn pinned<R>(&self, look: impl FnOnce(State) -> (State, R)) -> Option<R> {
+        let mut waited = 0;
+        let mut bits = self.0.load(Ordering::Relaxed);
+        loop {
+            match state(bits) {
+                State::None => return None,
+                State::Busy if is_too_long(waited) => return None,
+                State::Busy => {}
+                // Another reader has it, but for a moment.
+                _ if is_pinned(bits) => {}
+                state => {
+                    let pinned = state as u8 | generation() << STATE_BITS;
+                    match self.0.compare_exchange_weak(bits, pinned, Ordering::Acquire, Ordering::Relaxed) {
+                        Ok(_) => {
+                            let (next, seen) = look(state);
+                            self.set(next);
+                            return Some(seen);
+                        }
+                        Err(now) => {
+                            bits = now;
+                            continue;
+                        }
+                    }
+                }
+            }
+            wait(&mut waited);
+            bits = self.0.load(Ordering::Relaxed);
+        }
+    }
+
+    /// The state at this moment.
+    #[inline]
+    pub(crate) fn get(&self) -> State {
+        state(self.0.load(Ordering::Relaxed))
+    }
+}
+
+fn state(bits: u8) -> State {
+    match bits & ((1 << STATE_BITS) - 1) {
+        0 => State::None,
+        1 => State::Live,
+        2 => State::Condemned,
+        3 => State::Quarantined,
+        4 => State::Leaked,
+        _ => State::Busy,
+    }
+}
+
+/// Whether somebody looks at the block who is still there.
+fn is_pinned(bits: u8) -> bool {
+    bits >> STATE_BITS == generation()
+}
+
+/// How often the process was forked off, from 1 to 31 and round again.
+fn generation() -> u8 {
+    if !HEEDS_FORKS.load(Relaxed) {
+        heed_forks();
+    }
+    GENERATION.load(Relaxed)
+}
+
+static GENERATION: StdAtomicU8 = StdAtomicU8::new(1);
+static HEEDS_FORKS: AtomicBool = AtomicBool::new(false);
+
+/// Before the first pin.
+#[cold]
+fn heed_forks() {
+    extern "C" fn in_the_child() {
+        let next = GENERATION.load(Relaxed) % 31 + 1;
+        GENERATION.store(next, Relaxed);
+    }
+
+    if !HEEDS_FORKS.swap(true, Relaxed) {
+        sys::at_fork_in_child(in_the_child);
+    }
+}
+
+/// Nobody needs that long to change a state, if he is still there: in a forked
+/// child he may not be.
+fn is_too_long(waited: u32) -> bool {
+    waited > 100_000
+}
+
+fn wait(waited: &mut u32) {
+    *waited = waited.saturating_add(1);
+    if *waited < 100 && !cfg!(dogtag_loom) {
+        std::hint::spin_loop();
+    } else {
+        yield_now();
+    }
+}
+
+#[cfg(all(test, dogtag_loom))]
+mod model {
+    use super::*;
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    /// A block: its state, and memory that one thread at a time may use, which
+    /// loom watches over.
+    struct Block {
+        entry: Entry,
+        memory: UnsafeCell<u32>,
+    }
+
+    impl Block {
+        fn live() -> Arc<Self> {
+            Arc::new(Self { entry: Entry(AtomicU8::new(State::Live as u8)), memory: UnsafeCell::new(0) })
+        }
+
+        /// Frees it; `false` if it was freed already.
+        fn free(&self) -> bool {
+            let is_first = self.entry.seize_live() || self.entry.seize_any_live().is_ok();
+            if is_first {
+                // SAFETY: loom tells if it is not this thread's alone.
+                self.memory.with_mut(|memory| unsafe { *memory += 1 });
+                self.entry.set(State::Quarantined);
+            }
+            is_first
+        }
+
+        /// As a block that leaves the quarantine is released.
+        fn release(&self) -> bool {
+            let is_released = self.entry.seize_quarantined();
+            if is_released {
+                // SAFETY: as above.
+                self.memory.with_mut(|memory| unsafe { *memory += 10 });
+                self.entry.set(State::None);
+            }
+            is_released
+        }
+
+        /// As `verify` looks at a block, and condemns it if it is to.
+        fn look(&self, condemns: bool) -> Option<u32> {
+            self.entry.pinned(|state| {
+                // SAFETY: as above.
+                let seen = self.memory.with(|memory| unsafe { *memory });
+                let next = match state {
+                    State::Live if condemns => State::Condemned,
+                    State::Quarantined if condemns => State::Leaked,
+                    state => state,
+                };
+                (next, seen)
+            })
+        }
+    }
+
+    #[test]
+    fn of_two_frees_one_is_the_first() {
+        loom::model(|| {
+            let block = Block::live();
+            let other = thread::spawn({
+                let block = block.clone();
+                move || block.free()
+            });
+            let first = block.free();
+            assert!(first ^ other.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn who_looks_at_a_block_has_it_as_it_is() {
+        loom::model(|| {
+            let block = Block::live();
+            let other = thread::spawn({
+                let block = block.clone();
+                move || block.free() && block.release()
+            });
+            let seen = block.look(false);
+            assert!(other.join().unwrap(), "a look changes nothing");
+            assert!(matches!(seen, None | Some(0 | 1)), "{seen:?}");
+            assert_eq!(block.entry.get(), State::None);
+        });
+    }
+
+    #[test]
+    fn who_is_condemned_is_never_released() {
+        loom::model(|| {
+            let block = Block::live();
+            let other = thread::spawn({
+                let block = block.clone();
+                move || {
+                    let state = block.entry.seize_any_live().expect("the program has it");
+                    let keep = if state == State::Live { State::Quarantined } else { State::Leaked };
+                    block.entry.set(keep);
+                    block.release()
+                }
+            });
+            let seen = block.look(true);
+            let is_released = other.join().unwrap();
+            assert_ne!(seen.is_some(), is_released, "condemned or released");
+        });
+    }
+}

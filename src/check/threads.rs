@@ -1,0 +1,108 @@
+//! Numbers and names of threads, for reports on threads that may be gone.
+//!
+//! Numbers are given in the order of the first allocations, and never again.
+
+use super::text::Text;
+use crate::ledger::thread;
+use crate::sys;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// The calling thread's number.
+#[inline]
+pub(crate) fn number() -> u32 {
+    match thread::number() & !SETTLED {
+        0 => give_number(),
+        number => number,
+    }
+}
+
+/// The name that a thread had when it was last asked for; empty if it had none.
+pub(crate) fn name(number: u32) -> Text {
+    match entry(number) {
+        Some(entry) => entry.get(),
+        None => Text::default(),
+    }
+}
+
+/// Looks up the calling thread's name again, if this was not done yet: a thread
+/// is named after its beginning, and may have allocated before.
+#[inline]
+pub(crate) fn settle_name() {
+    let number = number();
+    if thread::number() & SETTLED == 0 {
+        thread::set_number(number | SETTLED);
+        refresh_name();
+    }
+}
+
+/// Looks up the calling thread's name again.
+#[cold]
+pub(crate) fn refresh_name() {
+    if let Some(entry) = entry(number()) {
+        entry.set(&own_name());
+    }
+}
+
+/// Set beside a thread's number when its name was looked up for good.
+const SETTLED: u32 = 1 << 31;
+
+/// Bytes of a name, with a zero at its end: what the kernel keeps.
+const LENGTH: usize = 16;
+
+#[derive(Default)]
+struct Name([AtomicU64; LENGTH / 8]);
+
+impl Name {
+    fn set(&self, name: &[u8; LENGTH]) {
+        for (word, bytes) in self.0.iter().zip(name.chunks_exact(8)) {
+            word.store(u64::from_ne_bytes(bytes.try_into().unwrap_or_default()), Ordering::Relaxed);
+        }
+    }
+
+    fn get(&self) -> Text {
+        let mut name = [0; LENGTH];
+        for (word, bytes) in self.0.iter().zip(name.chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        let length = name.iter().position(|&byte| byte == 0).unwrap_or(LENGTH);
+        Text::from_bytes(&name[..length])
+    }
+}
+
+/// Names in a page, and pages: threads beyond the last are numbered, not named.
+const PAGE: usize = 4096;
+const PAGES: usize = 1024;
+
+static TABLE: [AtomicPtr<[Name; PAGE]>; PAGES] = [const { AtomicPtr::new(ptr::null_mut()) }; PAGES];
+
+#[cold]
+fn give_number() -> u32 {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+
+    // Whoever has more than 2^31 threads in a process's life sees numbers again.
+    let number = (LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & !SETTLED).max(1);
+    thread::set_number(number);
+    if let Some(page) = TABLE.get(number as usize / PAGE) {
+        // SAFETY: all atomics, for which zeros are valid; only this fills the table.
+        unsafe { sys::get_or_map(page) };
+    }
+    refresh_name();
+    number
+}
+
+fn entry(number: u32) -> Option<&'static Name> {
+    let page = TABLE.get(number as usize / PAGE)?.load(Ordering::Acquire);
+    // SAFETY: pages in the table are never unmapped.
+    Some(unsafe { &page.as_ref()?[number as usize % PAGE] })
+}
+
+fn own_name() -> [u8; LENGTH] {
+    let mut name = [0_u8; LENGTH];
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    // SAFETY: the calling thread exists, and the buffer is as long as told.
+    unsafe {
+        libc::pthread_getname_np(libc::pthread_self(), name.as_mut_ptr().cast(), LENGTH);
+    }
+    name
+}

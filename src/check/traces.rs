@@ -1,0 +1,151 @@
+//! Call stacks, each kept once: a table that only grows, of hashes and return
+//! addresses. Blocks refer to them by number.
+
+use crate::ledger::thread;
+use crate::sys;
+use std::fmt;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// A call stack, from the innermost function outwards.
+///
+/// Kept when `DOGTAG_CHECK` has `backtrace=1`. Its `Display` looks up the
+/// functions' names, their files and lines, from where the program or the thread
+/// begins; that takes locks, allocates, and is slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Backtrace(u32);
+
+impl Backtrace {
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        (number != 0).then_some(Self(number))
+    }
+
+    /// The return addresses, the innermost one first; no more than 32 of them.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<usize> {
+        self.each_address().collect()
+    }
+
+    pub(crate) fn each_address(self) -> impl Iterator<Item = usize> {
+        let entry = table().and_then(|table| table.get(self.0 as usize - 1));
+        let length = entry.map_or(0, |entry| entry.length.load(Ordering::Acquire));
+        let frames = entry.map_or(&[][..], |entry| &entry.frames[..length as usize]);
+        frames.iter().map(|frame| frame.load(Ordering::Relaxed))
+    }
+}
+
+impl fmt::Display for Backtrace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = 0;
+        let mut is_over = false;
+        for address in self.each_address() {
+            if is_over {
+                break;
+            }
+            // The return address may be the next function's first.
+            let call = ptr::without_provenance_mut(address.wrapping_sub(1));
+            let mut result = Ok(());
+            let mut known = false;
+            backtrace::resolve(call, |symbol| {
+                let Some(name) = symbol.name() else { return };
+                known = true;
+                let name = format!("{name:#}");
+                is_over |= name.contains("__rust_begin_short_backtrace");
+                if is_over || result.is_err() || (shown == 0 && is_ours(&name)) {
+                    return;
+                }
+                shown += 1;
+                result = write!(f, "    {shown:>2}: {name}").and_then(|()| {
+                    match (symbol.filename(), symbol.lineno()) {
+                        (Some(file), Some(line)) => writeln!(f, "\n            at {}:{line}", file.display()),
+                        _ => writeln!(f),
+                    }
+                });
+            });
+            result?;
+            if !known {
+                shown += 1;
+                writeln!(f, "    {shown:>2}: {address:#x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Frames between the program's code and the place where the stack was taken.
+fn is_ours(name: &str) -> bool {
+    ["dogtag::", "<dogtag::", "backtrace::", "__rust_", "__rustc", "alloc::alloc::", "<alloc::alloc::Global"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+/// Takes the calling thread's call stack and gives its number: 0 where there is
+/// no room for it, or the thread is taking one already.
+pub(crate) fn take() -> u32 {
+    let Some(_alone) = thread::Inside::enter() else { return 0 };
+    let mut frames = [0; FRAMES];
+    let mut length = 0;
+    // SAFETY: the unwinder is safe to use from several threads; the lock that
+    // the safe function takes is for systems that we do not support.
+    unsafe {
+        backtrace::trace_unsynchronized(|frame| {
+            frames[length] = frame.ip() as usize;
+            // The outermost frame returns to nowhere.
+            length += usize::from(frames[length] != 0);
+            length < FRAMES
+        });
+    }
+    table().map_or(0, |table| insert(table, &frames[..length]))
+}
+
+/// Frames that are kept of a stack.
+const FRAMES: usize = 32;
+/// Stacks that are kept: 70 MiB of address space, touched one by one.
+const STACKS: usize = 1 << 18;
+
+struct Entry {
+    /// 0 while the entry is free.
+    hash: AtomicU64,
+    /// 0 until the frames are there.
+    length: AtomicU32,
+    frames: [AtomicUsize; FRAMES],
+}
+
+fn insert(table: &[Entry; STACKS], frames: &[usize]) -> u32 {
+    /// Entries that are tried before a stack is given up.
+    const TRIES: usize = 64;
+
+    let hash = hash(frames);
+    for attempt in 0..TRIES {
+        let index = (hash as usize + attempt) % STACKS;
+        let entry = &table[index];
+        match entry.hash.compare_exchange(0, hash, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => {
+                for (kept, &frame) in entry.frames.iter().zip(frames) {
+                    kept.store(frame, Ordering::Relaxed);
+                }
+                entry.length.store(frames.len() as u32, Ordering::Release);
+                return index as u32 + 1;
+            }
+            // 64 bits of hash: nobody has enough stacks for two to have the same.
+            Err(known) if known == hash => return index as u32 + 1,
+            Err(_) => {}
+        }
+    }
+    0
+}
+
+fn hash(frames: &[usize]) -> u64 {
+    let mixed = frames.iter().fold(frames.len() as u64, |hash, &frame| {
+        (hash.rotate_left(23) ^ frame as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    });
+    (mixed ^ mixed >> 32).max(1)
+}
+
+fn table() -> Option<&'static [Entry; STACKS]> {
+    static TABLE: AtomicPtr<[Entry; STACKS]> = AtomicPtr::new(ptr::null_mut());
+
+    // SAFETY: the table is never unmapped once it is in its place; it is all
+    // atomics, for which zeros are valid.
+    unsafe { sys::get_or_map(&TABLE) }
+}

@@ -1,0 +1,79 @@
+//! Looking at all blocks, on demand.
+
+use super::inspect::{
+    pointer, violation, whole_and_freed, whole_and_live, wrong_with_freed, wrong_with_live,
+};
+use super::reaction::react;
+use super::settings::Settings;
+use super::state::State;
+use super::state_table;
+use super::violation::Operation;
+
+/// Looks at every block there is, live or in quarantine, and has each crime
+/// that was done to one told, as on a free.
+///
+/// For tests, and for watching a program that does not free much: a live block
+/// with an overrun is found now, not when it is freed. A byte is read for each
+/// 16 bytes of the heap, and each block is held for the moment in which it is
+/// read; other threads go on meanwhile.
+///
+/// ```
+/// # #[global_allocator]
+/// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+/// # fn main() {
+/// let text = String::from("nothing wrong here");
+/// let verified = dogtag::check::verify();
+/// assert_eq!(verified.violations, 0);
+/// assert!(verified.live_blocks > 0);
+/// # drop(text);
+/// # }
+/// ```
+pub fn verify() -> Verified {
+    let settings = Settings::get();
+    let mut verified = Verified::default();
+    state_table::for_each(|address, entry| {
+        let Some(block) = pointer(address) else { return };
+        let violation = |crime| violation(crime, Operation::Verify, block.as_ptr(), None);
+        let found = entry.pinned(|state| {
+            // SAFETY: the block is pinned.
+            let found = unsafe {
+                match state {
+                    State::Live if whole_and_live(block).is_none() => Some(wrong_with_live(violation, block)),
+                    State::Quarantined if whole_and_freed(block, settings).is_none() => {
+                        Some(wrong_with_freed(block, Operation::Verify, settings))
+                    }
+                    _ => None,
+                }
+            };
+            match state {
+                State::Live | State::Condemned => verified.live_blocks += 1,
+                State::Quarantined => verified.quarantined_blocks += 1,
+                _ => {}
+            }
+            // Told now, and not again when the block is freed or reused.
+            let next = match (&found, state) {
+                (Some(_), State::Live) => State::Condemned,
+                (Some(_), _) => State::Leaked,
+                (None, state) => state,
+            };
+            (next, found)
+        });
+        if let Some(Some(violation)) = found {
+            verified.violations += 1;
+            react(&violation);
+        }
+    });
+    verified
+}
+
+/// What [`verify`] has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verified {
+    /// Live blocks.
+    pub live_blocks: u64,
+    /// Freed blocks in quarantine.
+    pub quarantined_blocks: u64,
+    /// Crimes that were told, if the process went on.
+    pub violations: u64,
+}

@@ -1,0 +1,428 @@
+//! What was done to a block, as data and as a report.
+
+use super::block::{self, Particulars, Stamp, Tag};
+use super::evidence::Evidence;
+use super::settings::Settings;
+use super::text::Text;
+use super::traces::Backtrace;
+use super::{threads, traces};
+use crate::cookie::Slot;
+use crate::ledger::{slots, thread};
+use std::alloc::Layout;
+use std::fmt;
+use std::ptr::NonNull;
+
+/// What memory-check finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Crime {
+    /// Something was written past the end of a live block.
+    Overrun,
+    /// Something was written in front of a live block.
+    Underrun,
+    /// A block was freed, or reallocated, that was freed before.
+    DoubleFree,
+    /// Something was written to a block after it was freed.
+    WriteAfterFree,
+    /// A block was freed, or reallocated, with another size or alignment than
+    /// it was allocated with.
+    LayoutMismatch,
+    /// A pointer was freed, or reallocated, that is no block of this allocator.
+    InvalidFree,
+}
+
+impl fmt::Display for Crime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Overrun => "overrun",
+            Self::Underrun => "underrun",
+            Self::DoubleFree => "double free",
+            Self::WriteAfterFree => "write after free",
+            Self::LayoutMismatch => "layout mismatch",
+            Self::InvalidFree => "invalid free",
+        })
+    }
+}
+
+/// What was being done when a crime was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// A block was freed.
+    Dealloc,
+    /// A block was resized.
+    Realloc,
+    /// A freed block left the quarantine, to be used again.
+    Reuse,
+    /// Somebody called [`verify`](super::verify).
+    Verify,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dealloc => "dealloc",
+            Self::Realloc => "realloc",
+            Self::Reuse => "leaving the quarantine",
+            Self::Verify => "verify",
+        })
+    }
+}
+
+/// Who did something, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct Deed {
+    name: Text,
+    handle: u32,
+    thread: u32,
+    thread_name: Text,
+    backtrace: Option<Backtrace>,
+}
+
+impl Deed {
+    /// The name of the service on whose behalf it was done; no more than 64
+    /// bytes of it.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// The handle of that service.
+    #[must_use]
+    pub const fn handle(&self) -> u32 {
+        self.handle
+    }
+
+    /// The number of the thread: 1 for the first that allocated, and so on.
+    #[must_use]
+    pub const fn thread(&self) -> u32 {
+        self.thread
+    }
+
+    /// The name of the thread, as the operating system keeps it; empty if it
+    /// has none.
+    #[must_use]
+    pub fn thread_name(&self) -> &str {
+        self.thread_name.as_str()
+    }
+
+    /// The call stack, where it was kept.
+    #[must_use]
+    pub const fn backtrace(&self) -> Option<Backtrace> {
+        self.backtrace
+    }
+
+    pub(crate) fn of(stamp: Stamp) -> Self {
+        let record = Slot::new(stamp.slot).and_then(slots::record);
+        Self {
+            name: record.map_or_else(Text::default, |record| record.name().into()),
+            handle: record.map_or(0, |record| record.handle()),
+            thread: stamp.thread,
+            thread_name: threads::name(stamp.thread),
+            backtrace: Backtrace::from_number(stamp.trace),
+        }
+    }
+
+    fn now(backtrace: bool) -> Self {
+        threads::refresh_name();
+        Self::of(stamp(backtrace))
+    }
+}
+
+/// What is going on at this moment.
+#[inline]
+pub(crate) fn stamp(backtrace: bool) -> Stamp {
+    Stamp {
+        slot: thread::current_record().index(),
+        thread: threads::number(),
+        trace: if backtrace { traces::take() } else { 0 },
+    }
+}
+
+/// A crime, and all that is known of it.
+///
+/// Its `Display` is the report: a line that says what happened, what is known
+/// of the block, and a hexdump in which wrong bytes stand in brackets. The
+/// alternate form (`{:#}`) has the call stacks too, with the functions' names,
+/// which allocates and takes locks; the plain one does neither.
+#[derive(Clone, Copy, Debug)]
+pub struct Violation {
+    crime: Crime,
+    operation: Operation,
+    address: usize,
+    block: Option<usize>,
+    layout: Option<Layout>,
+    given: Option<Layout>,
+    allocated: Option<Deed>,
+    freed: Option<Deed>,
+    met: Deed,
+    first_wrong: Option<isize>,
+    evidence: Evidence,
+}
+
+impl Violation {
+    /// What was done.
+    #[must_use]
+    pub const fn crime(&self) -> Crime {
+        self.crime
+    }
+
+    /// What met it.
+    #[must_use]
+    pub const fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// The pointer that it is about: the block's, but for an
+    /// [`InvalidFree`](Crime::InvalidFree) the one that was to be freed.
+    #[must_use]
+    pub const fn address(&self) -> usize {
+        self.address
+    }
+
+    /// Where the block begins to which it was done. `None` for a pointer that
+    /// is in no block.
+    #[must_use]
+    pub const fn block(&self) -> Option<usize> {
+        self.block
+    }
+
+    /// The size in bytes and the alignment that the block was requested with;
+    /// `None` if there is no block, or that has been overwritten.
+    #[must_use]
+    pub const fn layout(&self) -> Option<Layout> {
+        self.layout
+    }
+
+    /// What the block was to be freed or resized with; `None` where nobody said.
+    #[must_use]
+    pub const fn given(&self) -> Option<Layout> {
+        self.given
+    }
+
+    /// Who allocated the block, and so owns it.
+    #[must_use]
+    pub const fn allocated(&self) -> Option<&Deed> {
+        self.allocated.as_ref()
+    }
+
+    /// Who freed the block, if it is freed.
+    #[must_use]
+    pub const fn freed(&self) -> Option<&Deed> {
+        self.freed.as_ref()
+    }
+
+    /// Who met the crime.
+    #[must_use]
+    pub const fn met(&self) -> &Deed {
+        &self.met
+    }
+
+    /// The wrong byte nearest to the block, in bytes from its beginning; in the
+    /// block of a [`WriteAfterFree`](Crime::WriteAfterFree), the first one.
+    #[must_use]
+    pub const fn first_wrong(&self) -> Option<isize> {
+        self.first_wrong
+    }
+
+    pub(super) fn new(crime: Crime, operation: Operation, address: usize, backtrace: bool) -> Self {
+        Self {
+            crime,
+            operation,
+            address,
+            block: None,
+            layout: None,
+            given: None,
+            allocated: None,
+            freed: None,
+            met: Deed::now(backtrace),
+            first_wrong: None,
+            evidence: Evidence::NONE,
+        }
+    }
+
+    pub(super) fn given_layout(mut self, given: Option<Layout>) -> Self {
+        self.given = given;
+        self
+    }
+
+    /// Adds what is known of the block. `tag` is what it should be.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Particulars::read`].
+    pub(super) unsafe fn about(
+        mut self,
+        block: NonNull<u8>,
+        particulars: Option<&Particulars>,
+        tag: Tag,
+        first_wrong: Option<isize>,
+    ) -> Self {
+        self.block = Some(block.addr().get());
+        self.first_wrong = first_wrong;
+        if let Some(particulars) = particulars {
+            self.layout = Some(particulars.layout());
+            self.allocated = Some(Deed::of(particulars.allocated()));
+            if tag == Tag::Freed {
+                self.freed = Some(Deed::of(particulars.freed()));
+            }
+        }
+        let around = match (first_wrong, particulars) {
+            (Some(offset), _) => Some(offset),
+            // Not a guard, then: what stands before it.
+            (None, None) => Some(-(block::offset(1) as isize)),
+            (None, Some(_)) => None,
+        };
+        if let Some(around) = around {
+            let filled = tag == Tag::Freed && Settings::get().fill;
+            // SAFETY: the caller's promise.
+            self.evidence = unsafe { Evidence::around(around, block, self.layout, filled) };
+        }
+        self
+    }
+
+    /// Without the call stacks.
+    fn report(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dogtag: {}: ", self.crime)?;
+        let size = self.layout.map(|layout| Amount(layout.size()));
+        match (self.crime, size) {
+            (Crime::Overrun, Some(size)) => writeln!(f, "something wrote past the end of a block of {size}")?,
+            (Crime::Overrun, None) => writeln!(f, "something wrote past the end of a block")?,
+            (Crime::Underrun, Some(size)) => writeln!(f, "something wrote in front of a block of {size}")?,
+            (Crime::Underrun, None) => {
+                writeln!(f, "something wrote in front of a block, and over what is known of it")?;
+            }
+            (Crime::DoubleFree, _) => writeln!(f, "a block that is freed already is freed again")?,
+            (Crime::WriteAfterFree, Some(size)) => {
+                writeln!(f, "something wrote to a block of {size} after it was freed")?;
+            }
+            (Crime::WriteAfterFree, None) => {
+                writeln!(f, "something wrote to a block after it was freed, and over what is known of it")?
+            }
+            (Crime::LayoutMismatch, _) => {
+                writeln!(f, "a block is given back with another layout than it has")?;
+            }
+            (Crime::InvalidFree, Some(_)) if self.block == Some(self.address) => {
+                writeln!(f, "a block is freed through another allocator than it came from")?;
+            }
+            (Crime::InvalidFree, Some(_)) => writeln!(f, "a pointer into the middle of a block is freed")?,
+            (Crime::InvalidFree, None) => writeln!(
+                f,
+                "a pointer is freed that was never handed out, or whose block was freed long ago"
+            )?,
+        }
+        if self.block != Some(self.address) {
+            write!(f, "  pointer    {:#x}", self.address)?;
+            if let Some(block) = self.block {
+                write!(f, ", {} into the block", Amount(self.address - block))?;
+            }
+            writeln!(f)?;
+        }
+        if let Some(block) = self.block {
+            write!(f, "  block      {block:#x}")?;
+            match self.layout {
+                Some(layout) => writeln!(f, ", {}", Layouted(layout))?,
+                None => writeln!(f)?,
+            }
+        }
+        if let Some(given) = self.given
+            && self.layout != Some(given)
+        {
+            writeln!(f, "  taken for  {}", Layouted(given))?;
+        }
+        let deed =
+            |f: &mut fmt::Formatter<'_>, what: &str, deed: &Deed| writeln!(f, "  {what:<10} by {deed}");
+        if let Some(allocated) = &self.allocated {
+            deed(f, "allocated", allocated)?;
+        }
+        if let Some(freed) = &self.freed {
+            deed(f, "freed", freed)?;
+        }
+        writeln!(f, "  met        by {}, in {}", self.met, self.operation)?;
+        if let Some(offset) = self.first_wrong {
+            writeln!(f, "  wrong      {}", Position { offset, layout: self.layout })?;
+        }
+        write!(f, "{}", self.evidence)
+    }
+
+    /// The call stacks: with the functions' names, or the bare addresses, which
+    /// need neither memory nor locks.
+    pub(super) fn backtraces(&self, f: &mut fmt::Formatter<'_>, names: bool) -> fmt::Result {
+        let deeds = [
+            ("allocated", self.allocated.as_ref()),
+            ("freed", self.freed.as_ref()),
+            ("met", Some(&self.met)),
+        ];
+        for (what, deed) in deeds {
+            let Some(backtrace) = deed.and_then(Deed::backtrace) else { continue };
+            writeln!(f, "  {what} at")?;
+            if names {
+                write!(f, "{backtrace}")?;
+            } else {
+                backtrace.each_address().try_for_each(|address| writeln!(f, "        {address:#x}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn has_backtraces(&self) -> bool {
+        self.met.backtrace.is_some() || self.allocated.is_some_and(|deed| deed.backtrace.is_some())
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.report(f)?;
+        if f.alternate() { self.backtraces(f, true) } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Deed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { handle, thread, .. } = self;
+        write!(f, "{} ({handle:#010x}), on thread {thread}", self.service().escape_debug())?;
+        match self.thread_name() {
+            "" => Ok(()),
+            name => write!(f, " {name:?}"),
+        }
+    }
+}
+
+/// Bytes, and one byte.
+struct Amount(usize);
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("1 byte"),
+            bytes => write!(f, "{bytes} bytes"),
+        }
+    }
+}
+
+struct Layouted(Layout);
+
+impl fmt::Display for Layouted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} aligned to {}", Amount(self.0.size()), self.0.align())
+    }
+}
+
+/// Where a byte is, in words.
+struct Position {
+    offset: isize,
+    layout: Option<Layout>,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { offset, layout } = *self;
+        write!(f, "byte {offset}")?;
+        match layout.map(|layout| offset - layout.size() as isize) {
+            _ if offset < 0 => write!(f, ", {} in front of the block", Amount(offset.unsigned_abs())),
+            Some(0) => f.write_str(", the first one past the end"),
+            Some(past @ 1..) => write!(f, ", {} past the end", Amount(past as usize)),
+            _ => Ok(()),
+        }
+    }
+}
