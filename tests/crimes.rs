@@ -1,0 +1,418 @@
+//! Every crime at every size and alignment, each in a process of its own, whose
+//! report is read field by field.
+#![cfg(feature = "memory-check")]
+#![allow(clippy::undocumented_unsafe_blocks, reason = "nothing excuses a crime")]
+
+mod child;
+
+use dogtag::{Dogtag, Service, check};
+use std::alloc::{Layout, alloc, dealloc, realloc};
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::os::unix::process::ExitStatusExt;
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+const SIZES: [usize; 11] = [1, 7, 8, 16, 24, 64, 100, 1000, 4096, 65536, 4 << 20];
+const ALIGNS: [usize; 4] = [1, 8, 64, 4096];
+
+/// What is done, and what the report must say.
+struct Crime {
+    name: &'static str,
+    /// Commits it to a block of that layout.
+    commit: unsafe fn(*mut u8, Layout),
+    says: fn(Layout) -> Says,
+}
+
+#[derive(Default)]
+struct Says {
+    crime: &'static str,
+    operation: &'static str,
+    /// The wrong byte that is named.
+    wrong: Option<isize>,
+    /// How many bytes are marked.
+    marked: usize,
+    /// The thread that freed the block, and in which service.
+    freed: Option<(&'static str, &'static str)>,
+    /// What the block was taken for.
+    given: Option<Layout>,
+    /// How far into the block the pointer points.
+    inside: Option<usize>,
+    /// Whether the report is about no block.
+    no_block: bool,
+}
+
+fn says(crime: &'static str, operation: &'static str) -> Says {
+    Says { crime, operation, ..Says::default() }
+}
+
+fn past_the_end(layout: Layout, offset: usize) -> Option<isize> {
+    Some((layout.size() + offset) as isize)
+}
+
+const MAIN: (&str, &str) = ("culprit", "criminal");
+
+const CRIMES: [Crime; 20] = [
+    Crime {
+        name: "a bit of the first byte past the end",
+        commit: |block, layout| unsafe {
+            *block.add(layout.size()) ^= 1;
+            dealloc(block, layout);
+        },
+        says: |layout| Says { wrong: past_the_end(layout, 0), marked: 1, ..says("overrun", "dealloc") },
+    },
+    Crime {
+        name: "a bit of the sixteenth byte past the end",
+        commit: |block, layout| unsafe {
+            *block.add(layout.size() + 15) ^= 0x80;
+            dealloc(block, layout);
+        },
+        says: |layout| Says { wrong: past_the_end(layout, 15), marked: 1, ..says("overrun", "dealloc") },
+    },
+    Crime {
+        name: "a loop that goes on to the sixteenth byte",
+        commit: |block, layout| unsafe {
+            block.write_bytes(0, layout.size() + 16);
+            let _ = black_box(realloc(block, layout, layout.size() * 2));
+        },
+        says: |layout| Says { wrong: past_the_end(layout, 0), marked: 16, ..says("overrun", "realloc") },
+    },
+    Crime {
+        name: "text past the end, noticed by verify",
+        commit: |block, layout| unsafe {
+            block.add(layout.size() + 2).copy_from_nonoverlapping(b"text".as_ptr(), 4);
+            check::verify();
+        },
+        says: |layout| Says { wrong: past_the_end(layout, 2), marked: 4, ..says("overrun", "verify") },
+    },
+    Crime {
+        name: "a bit of the byte in front",
+        commit: |block, layout| unsafe {
+            *block.sub(1) ^= 4;
+            dealloc(block, layout);
+        },
+        says: |_| Says { wrong: Some(-1), marked: 1, ..says("underrun", "dealloc") },
+    },
+    Crime {
+        name: "a bit of the sixteenth byte in front",
+        commit: |block, layout| unsafe {
+            *block.sub(16) ^= 0x20;
+            dealloc(block, layout);
+        },
+        says: |_| Says { wrong: Some(-16), marked: 1, ..says("underrun", "dealloc") },
+    },
+    Crime {
+        name: "sixteen bytes in front, noticed by realloc",
+        commit: |block, layout| unsafe {
+            block.sub(16).write_bytes(0xff, 16);
+            let _ = black_box(realloc(block, layout, 1));
+        },
+        says: |_| Says { wrong: Some(-1), marked: 16, ..says("underrun", "realloc") },
+    },
+    Crime {
+        name: "a double free at once",
+        commit: |block, layout| unsafe {
+            dealloc(block, layout);
+            dealloc(block, layout);
+        },
+        says: |_| Says { freed: Some(MAIN), ..says("double free", "dealloc") },
+    },
+    Crime {
+        name: "a double free after others",
+        commit: |block, layout| unsafe {
+            dealloc(block, layout);
+            (0..1000).for_each(|_| drop(black_box(vec![0_u8; 1000])));
+            dealloc(block, layout);
+        },
+        says: |_| Says { freed: Some(MAIN), ..says("double free", "dealloc") },
+    },
+    Crime {
+        name: "a double free after another thread's",
+        commit: |block, layout| unsafe {
+            on_another_thread(block, layout);
+            dealloc(block, layout);
+        },
+        says: |_| Says { freed: Some(("janitor", "janitor")), ..says("double free", "dealloc") },
+    },
+    Crime {
+        name: "a realloc after a free",
+        commit: |block, layout| unsafe {
+            dealloc(block, layout);
+            let _ = black_box(realloc(block, layout, 10));
+        },
+        says: |_| Says { freed: Some(MAIN), ..says("double free", "realloc") },
+    },
+    Crime {
+        name: "a write to the first byte after a free",
+        commit: |block, layout| unsafe {
+            dealloc(block, layout);
+            *block ^= 1;
+            check::verify();
+        },
+        says: |_| Says { freed: Some(MAIN), wrong: Some(0), marked: 1, ..says("write after free", "verify") },
+    },
+    Crime {
+        name: "a write to the last byte, when the block leaves the quarantine",
+        commit: |block, layout| unsafe {
+            on_another_thread(block, layout);
+            block.add(layout.size() - 1).write(0);
+            push_out(layout);
+        },
+        says: |layout| Says {
+            freed: Some(("janitor", "janitor")),
+            wrong: Some(layout.size() as isize - 1),
+            marked: 1,
+            ..says("write after free", "leaving the quarantine")
+        },
+    },
+    Crime {
+        name: "another size",
+        commit: |block, layout| unsafe {
+            dealloc(block, Layout::from_size_align(layout.size() + 1, layout.align()).unwrap());
+        },
+        says: |layout| Says {
+            given: Some(Layout::from_size_align(layout.size() + 1, layout.align()).unwrap()),
+            ..says("layout mismatch", "dealloc")
+        },
+    },
+    Crime {
+        name: "another alignment",
+        commit: |block, layout| unsafe {
+            let other = Layout::from_size_align(layout.size(), layout.align() * 2).unwrap();
+            let _ = black_box(realloc(block, other, 5));
+        },
+        says: |layout| Says {
+            given: Some(Layout::from_size_align(layout.size(), layout.align() * 2).unwrap()),
+            ..says("layout mismatch", "realloc")
+        },
+    },
+    Crime {
+        name: "a free of the stack",
+        commit: |_, layout| unsafe {
+            let mut array = [0_u128; 4];
+            dealloc(black_box((&raw mut array).cast()), layout);
+        },
+        says: |_| Says { no_block: true, ..says("invalid free", "dealloc") },
+    },
+    Crime {
+        name: "a free of a static",
+        commit: |_, layout| unsafe {
+            static ARRAY: [u128; 4] = [0; 4];
+            dealloc((&raw const ARRAY).cast_mut().cast(), layout);
+        },
+        says: |_| Says { no_block: true, ..says("invalid free", "dealloc") },
+    },
+    Crime {
+        name: "a free of malloc's",
+        commit: |_, layout| unsafe {
+            dealloc(libc::malloc(layout.size()).cast(), layout);
+        },
+        says: |_| Says { no_block: true, ..says("invalid free", "dealloc") },
+    },
+    Crime {
+        name: "a free of a pointer that never was, in pages that are not there",
+        commit: |_, layout| unsafe {
+            let _ = black_box(realloc(std::ptr::without_provenance_mut(0xdead_bee0), layout, 8));
+        },
+        says: |_| Says { no_block: true, ..says("invalid free", "realloc") },
+    },
+    Crime {
+        name: "a free of the interior, aligned or not",
+        commit: |block, layout| unsafe {
+            dealloc(block.add(layout.size() / 2), layout);
+        },
+        says: |layout| match layout.size() / 2 {
+            // Not the interior: the block itself, twice.
+            0 => Says { crime: "", ..Says::default() },
+            inside => Says { inside: Some(inside), ..says("invalid free", "dealloc") },
+        },
+    },
+];
+
+/// # Safety
+///
+/// The block must be live.
+unsafe fn on_another_thread(block: *mut u8, layout: Layout) {
+    let address = block as usize;
+    let service = Service::register("janitor").unwrap();
+    let work = move || service.run(|| unsafe { dealloc(address as *mut u8, layout) });
+    std::thread::Builder::new().name("janitor".to_owned()).spawn(work).unwrap().join().unwrap();
+}
+
+/// Fills the quarantine with blocks of the same size, until those that were in
+/// it have left.
+fn push_out(layout: Layout) {
+    let enough = 300_000.min((100 << 20) / layout.size());
+    let push = move || {
+        // The magazine of the thread that freed the block goes to a new one.
+        for _ in 0..enough.max(40) {
+            unsafe { dealloc(black_box(alloc(layout)), layout) };
+        }
+    };
+    std::thread::spawn(push).join().unwrap();
+}
+
+#[test]
+fn every_crime_is_caught() {
+    let cases: Vec<(&Crime, Layout)> = CRIMES
+        .iter()
+        .flat_map(|crime| {
+            SIZES.iter().flat_map(move |&size| ALIGNS.iter().map(move |&align| (crime, size, align)))
+        })
+        .map(|(crime, size, align)| (crime, Layout::from_size_align(size, align).unwrap()))
+        .filter(|(crime, layout)| !(crime.says)(*layout).crime.is_empty())
+        .collect();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let failures = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|threads| {
+        for _ in 0..2 {
+            threads.spawn(|| {
+                while let Some((crime, layout)) =
+                    cases.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+                {
+                    if let Err(problem) = investigate(crime, *layout) {
+                        let case = format!("{}, {layout:?}: {problem}", crime.name);
+                        failures.lock().unwrap().push(case);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    println!("caught {} of {}", cases.len() - failures.len(), cases.len());
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+/// Has the crime committed, and reads the report.
+fn investigate(crime: &Crime, layout: Layout) -> Result<(), String> {
+    let output = child::run(&format!("{}\n{}\n{}", crime.name, layout.size(), layout.align()), "");
+    let report = String::from_utf8_lossy(&output.stderr).into_owned();
+    let problem = |what: String| Err(format!("{what} in\n{report}"));
+    if output.status.signal() != Some(libc::SIGABRT) {
+        return problem(format!("{}", output.status));
+    }
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let Some(address) = told.lines().find_map(|line| line.strip_prefix("block ")) else {
+        return problem(format!("no block was made: {told}"));
+    };
+    if report.matches("dogtag:").count() != 1 {
+        return problem("not one report".to_owned());
+    }
+    let fields: BTreeMap<&str, &str> = report
+        .lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| !line.starts_with(' '))
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, value)| (name, value.trim()))
+        .collect();
+    let says = (crime.says)(layout);
+    let aligned = |layout: Layout| {
+        let unit = if layout.size() == 1 { "byte" } else { "bytes" };
+        format!("{} {unit} aligned to {}", layout.size(), layout.align())
+    };
+    let mut expected = BTreeMap::new();
+    if !says.no_block {
+        expected.insert("block", format!("{address}, {}", aligned(layout)));
+        expected.insert("allocated", "by victim (0x00000007), on thread # \"criminal\"".to_owned());
+    }
+    if let Some((service, thread)) = says.freed {
+        expected.insert("freed", format!("by {service}, on thread # {thread:?}"));
+    }
+    expected
+        .insert("met", format!("by culprit (0x00000008), on thread # \"criminal\", in {}", says.operation));
+    if let Some(given) = says.given {
+        expected.insert("taken", format!("for  {}", aligned(given)));
+    }
+    for name in ["block", "allocated", "freed", "taken"] {
+        // `taken` is told of whatever layout is not the block's.
+        let is_expected = expected.contains_key(name) || (name == "taken" && says.no_block);
+        if fields.contains_key(name) && !is_expected {
+            return problem(format!("{name} should not be there"));
+        }
+    }
+    if !report.starts_with(&format!("dogtag: {}: ", says.crime)) {
+        return problem(format!("not {:?}", says.crime));
+    }
+    for (name, expected) in expected {
+        // Handles that were assigned, and numbers of threads, are any.
+        let found = fields.get(name).copied().unwrap_or_default();
+        let mut found = mask(found, "on thread ", |c| c.is_ascii_digit());
+        if name == "freed" {
+            found = found.replace(" (0x00000008)", "").replace(" (0x80000000)", "");
+        }
+        // The thread that pushes a block out of quarantine is another.
+        let any_thread = says.operation == "leaving the quarantine" && name == "met";
+        if found != expected && !any_thread {
+            return problem(format!("{name} is {found:?}, not {expected:?}"));
+        }
+    }
+    let wrong = fields.get("wrong").map(|wrong| wrong.trim_start_matches("byte "));
+    let wrong = wrong.and_then(|wrong| wrong.split(',').next()).map(|offset| offset.parse::<isize>());
+    if wrong != says.wrong.map(Ok) {
+        return problem(format!("the wrong byte is {wrong:?}, not {:?}", says.wrong));
+    }
+    if marked(&report) != says.marked {
+        return problem(format!("{} bytes are marked, not {}", marked(&report), says.marked));
+    }
+    let inside = fields.get("pointer").and_then(|pointer| pointer.split(", ").nth(1));
+    let inside = inside.and_then(|inside| inside.split(' ').next()?.parse::<usize>().ok());
+    if inside != says.inside {
+        return problem(format!("{inside:?} bytes into the block, not {:?}", says.inside));
+    }
+    Ok(())
+}
+
+/// Puts a # for what follows `before`.
+fn mask(text: &str, before: &str, is_masked: impl Fn(char) -> bool) -> String {
+    match text.split_once(before) {
+        Some((start, rest)) => format!("{start}{before}#{}", rest.trim_start_matches(is_masked)),
+        None => text.to_owned(),
+    }
+}
+
+/// How many bytes of the hexdump stand in brackets.
+fn marked(report: &str) -> usize {
+    let rows = report.lines().filter_map(|line| line.trim_start().split_once(' '));
+    rows.filter(|(offset, _)| offset.starts_with(['+', '-']) && offset.parse::<isize>().is_ok())
+        .map(|(_, bytes)| {
+            let hexdump: String = bytes.chars().take(49).collect();
+            hexdump
+                .split('[')
+                .skip(1)
+                .filter_map(|rest| rest.split(']').next())
+                .map(|inside| inside.split_whitespace().count())
+                .sum::<usize>()
+        })
+        .sum()
+}
+
+/// Nothing, unless this process is the child of another test.
+#[test]
+fn a_child() {
+    let Some(task) = child::task() else { return };
+    // A thread with a name that reports can show.
+    std::thread::Builder::new()
+        .name("criminal".to_owned())
+        .spawn(move || run(&task))
+        .unwrap()
+        .join()
+        .unwrap();
+    println!("survived");
+}
+
+fn run(task: &str) {
+    let mut words = task.lines();
+    let (name, mut number) = (words.next().unwrap(), || words.next().unwrap().parse().unwrap());
+    let crime = CRIMES.iter().find(|crime| crime.name == name).expect("the crime is known");
+    let layout = Layout::from_size_align(number(), number()).unwrap();
+    let victim = Service::builder("victim").handle(7).register().unwrap();
+    let culprit = Service::builder("culprit").handle(8).register().unwrap();
+    // SAFETY: the layout is not empty. After that, none.
+    unsafe {
+        let block = victim.run(|| alloc(layout));
+        assert!(!block.is_null());
+        println!("\nblock {block:p}");
+        culprit.run(|| (crime.commit)(block, layout));
+    }
+}

@@ -1,0 +1,134 @@
+//! The tripwire of ordinary builds: a block whose tail was overwritten is
+//! noticed when it is freed, and changes no other service's figures.
+#![cfg(not(feature = "memory-check"))]
+
+use dogtag::{Dogtag, Service};
+use std::alloc::{Layout, alloc, dealloc, realloc};
+use std::fmt::Debug;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata};
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+/// Lost blocks that were announced.
+static ANNOUNCED: AtomicU64 = AtomicU64::new(0);
+
+struct Listener;
+
+impl tracing::Subscriber for Listener {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "dogtag" && *metadata.level() == tracing::Level::ERROR
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        struct Blocks;
+
+        impl Visit for Blocks {
+            fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
+
+            fn record_u64(&mut self, field: &Field, value: u64) {
+                if field.name() == "blocks" {
+                    ANNOUNCED.fetch_add(value, Ordering::Relaxed);
+                }
+            }
+        }
+
+        // Allocates, as subscribers do; nobody's service pays for it.
+        drop(black_box(vec![0_u8; 100]));
+        assert_eq!(Service::current(), Service::unattributed());
+        event.record(&mut Blocks);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// Bytes behind a block that are surely nobody's: its cookie, and what the
+/// block is too small for.
+const TAIL: usize = 8;
+const LAYOUT: Layout = Layout::new::<[u8; 40]>();
+
+/// A generator of numbers that are random enough (Marsaglia's xorshift).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+#[test]
+fn overwritten_tails_are_noticed_and_harm_nobody() {
+    const OVERWRITES: u64 = 10_000;
+
+    tracing::subscriber::set_global_default(Listener).unwrap();
+    let names = ["careless", "auth", "cache", "index", "search", "session"];
+    let services = names.map(|name| Service::register(name).unwrap());
+    let (careless, others) = services.split_first().unwrap();
+    let kept: Vec<_> = others.iter().map(|other| other.run(|| black_box(vec![1_u8; 1000]))).collect();
+    let others_before: Vec<_> = others.iter().map(Service::usage).collect();
+
+    let mut random = Random(0x2014_0605);
+    let (mut noticed, mut believed_elsewhere) = (0, 0);
+    for _ in 0..OVERWRITES {
+        // SAFETY: what is overwritten lies in the block's size class of 48 bytes.
+        unsafe {
+            let block = careless.run(|| alloc(LAYOUT));
+            let tail = std::slice::from_raw_parts_mut(block.add(LAYOUT.size()), TAIL);
+            let before: [u8; TAIL] = (&*tail).try_into().unwrap();
+            // From one byte on, and so that the cookie is another than it was.
+            let length = 1 + random.next() as usize % TAIL;
+            while tail[..2] == before[..2] {
+                tail[..length].fill_with(|| random.next() as u8);
+            }
+            let (lost, live) = (dogtag::snapshot().lost.blocks, careless.usage().blocks());
+            if random.next().is_multiple_of(2) {
+                dealloc(block, LAYOUT);
+            } else {
+                let block = careless.run(|| realloc(block, LAYOUT, 100));
+                dealloc(block, Layout::from_size_align(100, 1).unwrap());
+            }
+            noticed += dogtag::snapshot().lost.blocks - lost;
+            // Lost, and so still live in its service's figures; but not
+            // refunded to it or to another.
+            believed_elsewhere += u64::from(careless.usage().blocks() != live);
+        }
+    }
+    println!("noticed {noticed} of {OVERWRITES}");
+    assert!(noticed >= OVERWRITES * 999 / 1000, "{noticed}");
+    assert_eq!(believed_elsewhere, 0);
+    for (other, before) in others.iter().zip(&others_before) {
+        assert_eq!(other.usage(), *before, "{other:?}");
+    }
+    assert_eq!(careless.usage().bytes(), 40 * careless.usage().blocks());
+    assert_eq!(careless.usage().blocks(), noticed);
+    let lost = dogtag::snapshot().lost;
+    assert_eq!((lost.blocks, lost.bytes), (noticed, 40 * noticed));
+    // Each is announced once, by threads that may take a moment.
+    for _ in 0..1000 {
+        if ANNOUNCED.load(Ordering::Relaxed) == noticed {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        // What was lost while a thread was telling is told of next time.
+        let _ = dogtag::totals();
+    }
+    assert_eq!(ANNOUNCED.load(Ordering::Relaxed), noticed);
+    drop(kept);
+}
