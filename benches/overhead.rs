@@ -5,7 +5,8 @@
 //! Each contestant is a program of its own (`benches/programs`) with the
 //! allocator installed globally, built as users build: release, no LTO, the
 //! allocator in a crate of its own, on top of jemalloc as that allocator's users
-//! have it (dogtag's with statistics, which its snapshots show). Every
+//! have it (dogtag's with statistics, which its snapshots show). `memory_check` is
+//! dogtag with that feature. Every
 //! measurement is a fresh process. The contestants take turns within a round,
 //! and what is printed is the median over the rounds: nanoseconds for an
 //! operation, and the ratio to bare jemalloc in the same round.
@@ -13,7 +14,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const CONTESTANTS: [&str; 6] = ["bare", "dogtag", "tracking_allocator", "cap", "stats_alloc", "skynet"];
+const CONTESTANTS: [&str; 7] =
+    ["bare", "dogtag", "memory_check", "tracking_allocator", "cap", "stats_alloc", "skynet"];
 
 const WORKLOADS: [(&str, &str); 10] = [
     ("pair-16", "pair, 16 B"),
@@ -51,6 +53,7 @@ fn main() {
 
     // One by one: what dogtag asks of jemalloc is not asked for the others.
     build(&["--features", "dogtag", "--bin", "dogtag"]);
+    build(&["--features", "memory-check", "--bin", "memory_check"]);
     let programs = build(&[]);
     println!("ns per operation and ratio to bare jemalloc; medians of {rounds} interleaved rounds\n");
     print!("| {:<31} ", "workload");
