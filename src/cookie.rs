@@ -63,8 +63,9 @@ impl Slot {
         Mark::from_cookie([higher, lower])
     }
 
+    /// Whether its blocks need no more than a short cookie.
     #[inline]
-    const fn is_short(self) -> bool {
+    pub(crate) const fn is_short(self) -> bool {
         self.0 <= u16::MAX as u32
     }
 

@@ -22,8 +22,11 @@
 //! - [`Dogtag`], the allocator, over jemalloc or any other backend;
 //! - [`Service`], whoever memory is accounted to: [register](Service::register)
 //!   it, [enter](Service::enter) it, [run](Service::run) a closure in it, or put
-//!   a future [in it](InServiceExt::in_service);
-//! - [`Service::usage`], [`totals`] and [`snapshot`], the figures;
+//!   a future [in it](InServiceExt::in_service).
+//!   They come and go in any number, have [parents](ServiceBuilder::parent) and
+//!   [limits](Service::set_hard_limit);
+//! - [`Service::usage`], [`totals`] and [`snapshot`], the figures, and [`measure`]
+//!   for a piece of code;
 //! - `check` (feature `memory-check`), which finds overruns, double frees and
 //!   other crimes, and says who did them to whose block.
 //!
@@ -59,7 +62,9 @@
 //! touched, so that counting needs no atomic read-modify-write; a reader adds
 //! the cells up. Each cell has a *door*, a number of bytes at which the hot path
 //! is left: a thread that has no cells yet points at one whose door is shut, so
-//! nothing rare is asked about on the way.
+//! nothing rare is asked about on the way. Limits and peaks stand behind it too: a
+//! thread asks there once for each MiB that it allocates for a service, or for each
+//! 64 KiB where there is a limit.
 //!
 //! # Promises
 //!
@@ -76,9 +81,8 @@
 //!   (target `dogtag`, level error) tells of it from the next end of a scope, or
 //!   the next snapshot.
 //! - A forked child may allocate and free; its figures begin as its parent's,
-//!   but for an operation that another thread was in the middle of. Like any
-//!   process that was forked from several threads it should not register
-//!   services: another thread may have held the registry's lock.
+//!   but for an operation that another thread was in the middle of. It may register,
+//!   limit and drop services.
 //!
 //! # Features
 //!
@@ -108,6 +112,8 @@ pub mod check;
 mod cookie;
 mod ledger;
 #[cfg(not(dogtag_loom))]
+mod measure;
+#[cfg(not(dogtag_loom))]
 mod service;
 #[cfg(not(dogtag_loom))]
 mod snapshot;
@@ -122,6 +128,7 @@ pub use usage::Usage;
 #[cfg(not(dogtag_loom))]
 pub use {
     allocator::Dogtag,
+    measure::measure,
     service::{InService, InServiceExt, RegisterError, Scope, Service, ServiceBuilder},
     snapshot::{Lost, Quarantine, Row, Snapshot, snapshot, totals},
 };

@@ -3,10 +3,14 @@
 use crate::announce;
 use crate::backend::JemallocStats;
 use crate::ledger;
+use crate::service;
 use crate::usage::Usage;
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
 
-/// What all services of the process have allocated and freed, in sum.
+/// What all services of the process have allocated and freed, in sum, those
+/// that have ended among them.
 ///
 /// Reads every service's cells: for one service [`Service::usage`] is cheaper.
 ///
@@ -25,16 +29,14 @@ use std::fmt;
 #[must_use]
 pub fn totals() -> Usage {
     announce::deliver();
-    let mut totals = Usage::default();
-    ledger::usages(|_, usage| totals += usage);
-    totals
+    ledger::usages(|_, _| {})
 }
 
 /// Who holds what, now.
 ///
 /// Stops nobody: while other threads allocate, each service's figures are of a
 /// slightly different moment, but none is ever negative and the totals are the
-/// sum of the rows. Reads a cell for each service and thread.
+/// sum of the rows and of what has ended. Reads a cell for each service and thread.
 ///
 /// ```
 /// # #[global_allocator]
@@ -54,15 +56,27 @@ pub fn totals() -> Usage {
 #[must_use]
 pub fn snapshot() -> Snapshot {
     announce::deliver();
-    let mut rows = Vec::new();
-    let mut totals = Usage::default();
-    ledger::usages(|record, usage| {
-        totals += usage;
-        rows.push(Row { name: record.name().to_owned(), handle: record.handle(), usage });
+    service::end_retired();
+    let mut found = Vec::new();
+    let totals = ledger::usages(|record, usage| {
+        let (hard_limit, soft_limit) = service::limits(record);
+        let row = Row {
+            name: record.name().to_owned(),
+            handle: record.handle(),
+            is_retired: record.life().is_retired(),
+            usage,
+            parent: None,
+            usage_with_children: usage + record.family().past(),
+            hard_limit,
+            soft_limit,
+        };
+        found.push((row, record.identity(), record.family().parent_identity()));
     });
-    rows.sort_by(|a, b| b.usage.bytes().cmp(&a.usage.bytes()).then_with(|| a.name.cmp(&b.name)));
+    let rows = arrange(found);
+    let rows_in_sum: Usage = rows.iter().map(|row| row.usage).sum();
     let lost = ledger::lost();
     Snapshot {
+        ended: Usage { peak_bytes: 0, ..totals - rows_in_sum },
         rows,
         totals,
         lost: Lost { bytes: lost.freed_bytes, blocks: lost.freed_blocks },
@@ -71,18 +85,41 @@ pub fn snapshot() -> Snapshot {
     }
 }
 
+/// Sorts rows, which come with who they are and who is their parent, and adds up
+/// what families hold.
+fn arrange<Id: Eq + Hash>(mut found: Vec<(Row, Id, Option<Id>)>) -> Vec<Row> {
+    found.sort_by(|(a, ..), (b, ..)| b.usage.bytes().cmp(&a.usage.bytes()).then_with(|| a.name.cmp(&b.name)));
+    let places: HashMap<&Id, usize> = found.iter().zip(0..).map(|((_, id, _), place)| (id, place)).collect();
+    let parents: Vec<Option<usize>> =
+        found.iter().map(|(.., parent)| places.get(parent.as_ref()?).copied()).collect();
+    let mut rows: Vec<Row> = found.into_iter().map(|(row, ..)| row).collect();
+    let own: Vec<Usage> = rows.iter().map(|row| row.usage_with_children).collect();
+    for (place, own) in own.into_iter().enumerate() {
+        rows[place].parent = parents[place];
+        for above in std::iter::successors(parents[place], |place| parents[*place]) {
+            rows[above].usage_with_children += own;
+        }
+    }
+    rows
+}
+
 /// All services and their sum: [`snapshot`].
 ///
 /// Its `Display` is a table, the largest service first. A precision bounds the
 /// number of services shown, and the others are summed up in one row:
-/// `format!("{snapshot:.10}")` shows the ten largest.
+/// `format!("{snapshot:.10}")` shows the ten largest. The alternate form (`{:#}`) is
+/// a tree of all services: children below their parents, with what they hold
+/// together, peaks, limits, and what these have denied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Snapshot {
     /// A row for each service, those with the most live bytes first.
     pub rows: Vec<Row>,
-    /// The sum of all rows.
+    /// What services have allocated and freed that have ended; without a peak.
+    pub ended: Usage,
+    /// The sum of all rows and of what has ended: what the process has allocated
+    /// and freed since it began.
     pub totals: Usage,
     /// Blocks that were freed with an overwritten cookie. Whose they were
     /// cannot be told, so they are still live in some row.
@@ -104,8 +141,27 @@ pub struct Row {
     pub name: String,
     /// The service's handle.
     pub handle: u32,
+    /// Whether it was dropped, and lives on because of blocks or scopes that were
+    /// not.
+    pub is_retired: bool,
     /// What it has allocated and freed.
     pub usage: Usage,
+    /// Its parent's place in [`Snapshot::rows`], as they were taken, if it has one.
+    pub parent: Option<usize>,
+    /// The same with all below it, as in
+    /// [`Service::usage_with_children`](crate::Service::usage_with_children).
+    pub usage_with_children: Usage,
+    /// The most bytes that it and all below it may hold, if there is a limit.
+    pub hard_limit: Option<u64>,
+    /// The bytes from which on it is announced that they hold much.
+    pub soft_limit: Option<u64>,
+}
+
+impl Row {
+    fn title(&self) -> String {
+        let name = printable(&self.name);
+        if self.is_retired { name + " (retired)" } else { name }
+    }
 }
 
 /// Blocks whose owner can no longer be told.
@@ -149,13 +205,26 @@ fn quarantine() -> Option<Quarantine> {
 
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if f.alternate() {
+            self.tree(f)?
+        } else {
+            self.table(f)?
+        }
+        self.footnotes(f)
+    }
+}
+
+impl Snapshot {
+    fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = f.precision().unwrap_or(usize::MAX).min(self.rows.len());
         let (shown, hidden) = self.rows.split_at(shown);
-        let mut lines: Vec<(String, Usage)> =
-            shown.iter().map(|row| (printable(&row.name), row.usage)).collect();
+        let mut lines: Vec<(String, Usage)> = shown.iter().map(|row| (row.title(), row.usage)).collect();
         if !hidden.is_empty() {
             let sum = hidden.iter().map(|row| row.usage).sum();
             lines.push((format!("({} more)", hidden.len()), sum));
+        }
+        if self.ended != Usage::default() {
+            lines.push(("(ended)".to_owned(), self.ended));
         }
 
         let total = self.totals.bytes();
@@ -183,7 +252,64 @@ impl fmt::Display for Snapshot {
             line(f, name, *usage)?;
         }
         writeln!(f, "{rule}")?;
-        line(f, "total", self.totals)?;
+        line(f, "total", self.totals)
+    }
+
+    fn tree(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Families by what they hold, the largest first; and so their members.
+        let mut children: Vec<Vec<usize>> = vec![Vec::new(); self.rows.len()];
+        let mut open: Vec<(usize, usize)> = Vec::new();
+        let mut order: Vec<usize> = (0..self.rows.len()).collect();
+        order.sort_by_key(|row| self.rows[*row].usage_with_children.bytes());
+        for row in order {
+            match self.rows[row].parent.filter(|parent| *parent < self.rows.len()) {
+                Some(parent) => children[parent].push(row),
+                None => open.push((row, 0)),
+            }
+        }
+        let mut lines = Vec::new();
+        while let Some((row, depth)) = open.pop() {
+            lines.push(("  ".repeat(depth) + &self.rows[row].title(), &self.rows[row]));
+            open.extend(children[row].iter().map(|child| (*child, depth + 1)));
+        }
+
+        let width =
+            lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max("service".len());
+        writeln!(
+            f,
+            "{:<width$}  {:>11}  {:>13}  {:>11}  {:>11}  {:>11}  {:>9}",
+            "service", "live", "with children", "peak", "soft limit", "hard limit", "denied",
+        )?;
+        let rule = "─".repeat(width + 78);
+        writeln!(f, "{rule}")?;
+        let limit = |limit: Option<u64>| limit.map_or("–".to_owned(), |bytes| Bytes(bytes).to_string());
+        for (name, row) in lines {
+            writeln!(
+                f,
+                "{name:<width$}  {:>11}  {:>13}  {:>11}  {:>11}  {:>11}  {:>9}",
+                Bytes(row.usage.bytes()).to_string(),
+                Bytes(row.usage_with_children.bytes()).to_string(),
+                Bytes(row.usage.peak_bytes).to_string(),
+                limit(row.soft_limit),
+                limit(row.hard_limit),
+                Grouped(row.usage_with_children.denied).to_string(),
+            )?;
+        }
+        writeln!(f, "{rule}")?;
+        writeln!(
+            f,
+            "{:<width$}  {:>11}  {:>13}  {:>11}  {:>11}  {:>11}  {:>9}",
+            "total",
+            Bytes(self.totals.bytes()).to_string(),
+            "",
+            Bytes(self.totals.peak_bytes).to_string(),
+            "",
+            "",
+            Grouped(self.totals.denied).to_string(),
+        )
+    }
+
+    fn footnotes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.lost.blocks > 0 {
             writeln!(
                 f,
@@ -287,8 +413,9 @@ mod tests {
             allocated_blocks: 2000,
             freed_bytes: freed,
             freed_blocks: 0,
+            ..Usage::default()
         };
-        Row { name: name.to_owned(), handle: 1, usage }
+        Row { name: name.to_owned(), handle: 1, usage, ..Row::default() }
     }
 
     fn sample() -> Snapshot {
@@ -317,6 +444,61 @@ total        4.0 MiB  100.0 %          6,000      4.0 MiB      1.5 KiB
         assert!(table.contains("index ") && !table.contains("idle"), "{table}");
         assert!(table.contains("(2 more)      1.0 MiB   25.0 %          4,000"), "{table}");
         assert!(table.contains("total         4.0 MiB  100.0 %          6,000"), "{table}");
+    }
+
+    #[test]
+    fn retired_services_and_ended_ones_are_told() {
+        let mut snapshot = sample();
+        snapshot.rows[1].is_retired = true;
+        snapshot.ended = Usage {
+            allocated_bytes: 2048,
+            allocated_blocks: 1,
+            freed_bytes: 2048,
+            freed_blocks: 1,
+            ..Usage::default()
+        };
+        let table = snapshot.to_string();
+        assert!(table.contains("\na\\nb (retired)      1.0 MiB "), "{table}");
+        assert!(
+            table.contains(
+                "\n(ended)                 0 B    0.0 %              0      2.0 KiB      2.0 KiB\n"
+            ),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn families_are_a_tree() {
+        let family = |row: Row, parent: Option<&'static str>| {
+            let name = row.name.clone();
+            let usage = Usage { peak_bytes: 4 << 20, ..row.usage };
+            (Row { usage, usage_with_children: usage, ..row }, name, parent.map(str::to_owned))
+        };
+        let mut query = row("query", 2 << 20, 0);
+        query.usage.denied = 1234;
+        let mut tenant = row("tenant", 0, 0);
+        (tenant.hard_limit, tenant.soft_limit) = (Some(8 << 20), Some(6 << 20));
+        let rows = arrange(vec![
+            family(row("part", 1 << 20, 0), Some("query")),
+            family(row("alone", 2 << 20, 0), None),
+            family(query, Some("tenant")),
+            family(tenant, None),
+            family(row("orphan", 10, 0), Some("who was not met")),
+        ]);
+        let totals = rows.iter().map(|row| row.usage).sum();
+        let tree = format!("{:#}", Snapshot { rows, totals, ..Snapshot::default() });
+        let expected = "\
+service          live  with children         peak   soft limit   hard limit     denied
+──────────────────────────────────────────────────────────────────────────────────────
+tenant            0 B        3.0 MiB      4.0 MiB      6.0 MiB      8.0 MiB      1,234
+  query       2.0 MiB        3.0 MiB      4.0 MiB            –            –      1,234
+    part      1.0 MiB        1.0 MiB      4.0 MiB            –            –          0
+alone         2.0 MiB        2.0 MiB      4.0 MiB            –            –          0
+orphan           10 B           10 B      4.0 MiB            –            –          0
+──────────────────────────────────────────────────────────────────────────────────────
+total         5.0 MiB                    20.0 MiB                                1,234
+";
+        assert_eq!(tree, expected);
     }
 
     #[test]

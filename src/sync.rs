@@ -13,8 +13,17 @@ pub(crate) use loom::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
 
+/// Waits for others, the more patiently the more often it was tried.
+pub(crate) fn spin(attempt: u32) {
+    match attempt {
+        _ if cfg!(dogtag_loom) => yield_now(),
+        0..10 => std::hint::spin_loop(),
+        10..100 => yield_now(),
+        _ => std::thread::sleep(std::time::Duration::from_millis(1)),
+    }
+}
+
 /// Lets others run, who have what the calling thread waits for.
-#[cfg(feature = "memory-check")]
 pub(crate) fn yield_now() {
     #[cfg(not(dogtag_loom))]
     std::thread::yield_now();

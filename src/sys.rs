@@ -137,6 +137,15 @@ pub(crate) unsafe fn unmap_slice<T>(mapped: &'static [T]) {
     unsafe { libc::munmap(mapped.as_ptr().cast_mut().cast(), size_of_val(mapped)) };
 }
 
+/// Has `before` called by every thread that forks this process, and the others in
+/// the parent and in the child, before `fork` returns there. Without memory for
+/// that, they are not.
+#[cfg(not(dogtag_loom))]
+pub(crate) fn at_fork(before: extern "C" fn(), in_parent: extern "C" fn(), in_child: extern "C" fn()) {
+    // SAFETY: the hooks live as long as the process.
+    unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+}
+
 /// Has `hook` called in every child that this process forks, before `fork`
 /// returns there. Without memory for that, it is not.
 #[cfg(feature = "memory-check")]

@@ -5,18 +5,19 @@ use std::ops::{Add, AddAssign, Sub};
 /// How much memory was allocated and freed, and so how much is live.
 ///
 /// Sizes are the bytes the program asked for (`Layout::size`), not what the
-/// backend rounds them up to. All four figures only ever grow, so a later
+/// backend rounds them up to. All but the peak only ever grow, so a later
 /// reading less an earlier one tells what happened in between (the other way
-/// round the subtraction overflows). They are sums over all threads: the allocation is counted where it
-/// was made and the free where it was freed.
+/// round the subtraction overflows), with the later one's peak. They are sums
+/// over all threads: the allocation is counted where it was made and the free
+/// where it was freed.
 ///
 /// ```
 /// use dogtag::Usage;
 ///
-/// let before = Usage { allocated_bytes: 300, allocated_blocks: 3, freed_bytes: 100, freed_blocks: 1 };
-/// let after = Usage { allocated_bytes: 364, allocated_blocks: 4, freed_bytes: 100, freed_blocks: 1 };
+/// let before = Usage { allocated_bytes: 300, allocated_blocks: 3, ..Usage::default() };
+/// let after = Usage { allocated_bytes: 364, allocated_blocks: 4, freed_bytes: 100, ..before };
 /// assert_eq!(after.bytes(), 264);
-/// assert_eq!(after.blocks(), 3);
+/// assert_eq!(after.blocks(), 4);
 /// assert_eq!((after - before).allocated_bytes, 64);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -30,6 +31,18 @@ pub struct Usage {
     pub freed_bytes: u64,
     /// Blocks freed since the service was registered, by whichever thread or service.
     pub freed_blocks: u64,
+    /// The service's allocations that were refused, by its own limit or by one of
+    /// a service above it.
+    pub denied: u64,
+    /// The most bytes that were live at once, since the service was registered or
+    /// its peak was [reset](crate::Service::reset_peak).
+    ///
+    /// Never less than any reading. It may be less than what was live between two
+    /// readings, by up to 1 MiB for each thread that allocated. It may be more by
+    /// what others freed and allocated again while a reading was taken, as the
+    /// reading itself. Of a sum over services: the sum of their peaks; of
+    /// [`totals`](crate::totals): the most that was ever read.
+    pub peak_bytes: u64,
 }
 
 impl Usage {
@@ -59,6 +72,8 @@ impl Add for Usage {
             allocated_blocks: self.allocated_blocks + other.allocated_blocks,
             freed_bytes: self.freed_bytes + other.freed_bytes,
             freed_blocks: self.freed_blocks + other.freed_blocks,
+            denied: self.denied + other.denied,
+            peak_bytes: self.peak_bytes + other.peak_bytes,
         }
     }
 }
@@ -83,6 +98,8 @@ impl Sub for Usage {
             allocated_blocks: self.allocated_blocks - other.allocated_blocks,
             freed_bytes: self.freed_bytes - other.freed_bytes,
             freed_blocks: self.freed_blocks - other.freed_blocks,
+            denied: self.denied - other.denied,
+            peak_bytes: self.peak_bytes,
         }
     }
 }

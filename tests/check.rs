@@ -9,8 +9,8 @@ use dogtag::{Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout, alloc, dealloc, realloc};
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex};
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
@@ -138,7 +138,8 @@ fn a_child() {
 const LAYOUT: Layout = Layout::new::<[u64; 3]>();
 
 fn victim() -> Service {
-    Service::register("victim").unwrap()
+    static VICTIM: LazyLock<Service> = LazyLock::new(|| Service::register("victim").unwrap());
+    VICTIM.clone()
 }
 
 /// A block of the victim.
@@ -490,16 +491,20 @@ fn crime_in_registry() {
     subscribe();
     let register = |range: std::ops::Range<usize>| {
         for i in range {
-            Service::register(format!("service {i}")).unwrap();
+            std::mem::forget(Service::register(format!("service {i}")).unwrap());
         }
     };
-    let known = check::live_blocks(&Service::unattributed());
+    let list = || check::live_blocks(&Service::unattributed()).blocks;
+    let is_in = |list: &[check::LiveBlock], address| list.iter().any(|block| block.address == address);
+    let known = list();
     register(0..2000);
-    for block in check::live_blocks(&Service::unattributed()).blocks {
-        let is_new = known.blocks.iter().all(|known| known.address != block.address);
-        let is_listing = block.address == known.blocks.as_ptr() as usize;
-        // The maps' tables: the names of services are shorter, the list is longer.
-        if is_new && !is_listing && (100..10_000).contains(&block.layout.size()) {
+    // What a list held while it grew is not in the next one.
+    let first = list();
+    let lists = [known.as_ptr() as usize, first.as_ptr() as usize];
+    for block in list() {
+        let is_new = is_in(&first, block.address) && !is_in(&known, block.address);
+        // The maps' tables: the names of services are shorter.
+        if is_new && !lists.contains(&block.address) && (100..10_000).contains(&block.layout.size()) {
             // SAFETY: none.
             unsafe { (block.address as *mut u8).add(block.layout.size()).write(0) };
         }

@@ -25,7 +25,9 @@ fn the_table_names_every_service_and_the_backend() {
 #[test]
 fn a_snapshot_adds_up() {
     let snapshot = dogtag::snapshot();
-    assert_eq!(snapshot.rows.iter().map(|row| row.usage).sum::<Usage>(), snapshot.totals);
+    let rows: Usage = snapshot.rows.iter().map(|row| row.usage).sum();
+    let peak_bytes = snapshot.totals.peak_bytes;
+    assert_eq!(Usage { peak_bytes, ..rows + snapshot.ended }, snapshot.totals);
     assert!(snapshot.rows.is_sorted_by(|a, b| a.usage.bytes() >= b.usage.bytes()));
     assert_eq!(snapshot.lost, dogtag::Lost::default());
     assert_eq!(snapshot.jemalloc.is_some(), cfg!(feature = "jemalloc-stats"));

@@ -32,13 +32,15 @@ fn threads_that_register_a_name_at_once_get_one_service() {
 
 #[test]
 fn handles_are_any_number_but_those_in_use() {
-    for handle in [1, 0x0100_0001, 0x7fff_ffff, u32::MAX] {
+    let handles = [1, 0x0100_0001, 0x7fff_ffff, u32::MAX];
+    let services = handles.map(|handle| {
         let service = Service::builder(format!("number {handle}")).handle(handle).register().unwrap();
         assert_eq!(service.handle(), handle);
         // Asked for again, with its handle or without.
         assert_eq!(Service::builder(service.name()).handle(handle).register().unwrap(), service);
         assert_eq!(Service::register(service.name()).unwrap(), service);
-    }
+        service
+    });
 
     let error = Service::builder("thief").handle(1).register().unwrap_err();
     assert_eq!(error, RegisterError::HandleTaken { handle: 1, name: "number 1".into() });
@@ -51,6 +53,11 @@ fn handles_are_any_number_but_those_in_use() {
         error.to_string(),
         "handle 0x00000000 belongs to service \"unattributed\": choose another, or let one be assigned"
     );
+
+    // Names and handles are free as soon as their service is dropped.
+    drop(services);
+    assert_eq!(Service::builder("thief").handle(1).register().unwrap().handle(), 1);
+    assert_eq!(Service::builder("number 1").handle(2).register().unwrap().handle(), 2);
 }
 
 #[test]

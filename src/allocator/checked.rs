@@ -3,7 +3,8 @@
 
 use super::Dogtag;
 use crate::check::{self, FRESH, Operation, Particulars, Returned, Settings, Whole};
-use crate::ledger::{self, thread};
+use crate::ledger::door::{self, Admitted, Replaced};
+use crate::ledger::{self, slots, thread};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
 
@@ -12,27 +13,11 @@ use std::ptr::{self, NonNull};
 // when the block has left the quarantine. Nothing unwinds.
 unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let Some(block) = self.hand_out(layout, |outer| {
-            // SAFETY: the layout is not empty.
-            unsafe { self.backend.alloc(outer) }
-        }) else {
-            return ptr::null_mut();
-        };
-        if Settings::get().fill {
-            // A program may well reserve more than it will ever touch.
-            let filled = layout.size().min(MOST_FILLED);
-            // SAFETY: the block is ours and as long as that.
-            unsafe { block.write_bytes(FRESH, filled) };
-        }
-        block.as_ptr()
+        counted(self.fresh(layout, None), layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let block = self.hand_out(layout, |outer| {
-            // SAFETY: the layout is not empty.
-            unsafe { self.backend.alloc_zeroed(outer) }
-        });
-        block.map_or(ptr::null_mut(), NonNull::as_ptr)
+        counted(self.zeroed(layout), layout.size())
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -51,30 +36,31 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
             Some(whole) => Returned::Whole(whole),
             None => self.custody.take_back(block, layout, Operation::Realloc),
         };
-        // What is left of the block that can be copied.
-        let old_size = match &returned {
+        // What is left of the block that can be copied, and whether its service
+        // gets it back.
+        let (old_size, owner) = match &returned {
             Returned::Whole(Whole { particulars, .. }) | Returned::Leaked(Some(particulars)) => {
-                particulars.layout().size()
+                (particulars.layout().size(), particulars.owner())
             }
-            Returned::Leaked(None) => layout.size(),
+            Returned::Leaked(None) => (layout.size(), None),
             Returned::Refused => return ptr::null_mut(),
         };
+        let replaced = owner.and_then(slots::record).map(|owner| Replaced { owner, size: old_size });
         let new = match Layout::from_size_align(new_size, layout.align()) {
-            // SAFETY: the caller's promise.
-            Ok(new_layout) => unsafe { self.alloc(new_layout) },
-            Err(_) => ptr::null_mut(),
+            Ok(new_layout) => self.fresh(new_layout, replaced),
+            Err(_) => None,
         };
-        if new.is_null() {
+        let Some((new_block, _)) = &new else {
             self.custody.keep(block, &returned);
-            return new;
-        }
+            return ptr::null_mut();
+        };
         // SAFETY: both blocks are valid for the smaller size; the old one is
         // given up only when the new one is there.
         unsafe {
-            ptr::copy_nonoverlapping(block, new, old_size.min(new_size));
+            ptr::copy_nonoverlapping(block, new_block.as_ptr(), old_size.min(new_size));
             self.finish(returned, layout);
         }
-        new
+        counted(new, new_size)
     }
 }
 
@@ -82,7 +68,30 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
 const MOST_FILLED: usize = 64 << 20;
 
 impl<B: GlobalAlloc> Dogtag<B> {
-    /// A block of the current service, in memory that `allocate` gives.
+    /// A filled block for the current service.
+    #[inline]
+    fn fresh(&self, layout: Layout, replaced: Option<Replaced>) -> Option<Uncounted> {
+        let admitted = ask(layout.size(), replaced)?;
+        // SAFETY: the layout is not empty.
+        let block = self.hand_out(layout, |outer| unsafe { self.backend.alloc(outer) })?;
+        if Settings::get().fill {
+            // A program may well reserve more than it will ever touch.
+            let filled = layout.size().min(MOST_FILLED);
+            // SAFETY: the block is ours and as long as that.
+            unsafe { block.write_bytes(FRESH, filled) };
+        }
+        Some((block, admitted))
+    }
+
+    #[inline]
+    fn zeroed(&self, layout: Layout) -> Option<Uncounted> {
+        let admitted = ask(layout.size(), None)?;
+        // SAFETY: the layout is not empty.
+        let block = self.hand_out(layout, |outer| unsafe { self.backend.alloc_zeroed(outer) })?;
+        Some((block, admitted))
+    }
+
+    /// A block in memory that `allocate` gives.
     #[inline]
     fn hand_out(&self, layout: Layout, allocate: impl FnOnce(Layout) -> *mut u8) -> Option<NonNull<u8>> {
         let outer = check::layout(layout)?;
@@ -93,7 +102,6 @@ impl<B: GlobalAlloc> Dogtag<B> {
             unsafe { self.backend.dealloc(base.as_ptr(), outer) };
             return None;
         };
-        thread::charge(layout.size());
         Some(block)
     }
 
@@ -139,6 +147,31 @@ impl<B> Drop for Dogtag<B> {
     fn drop(&mut self) {
         self.custody.end(&self.backend);
     }
+}
+
+/// Asks whether the current service's limits allow for a block: `None` if they do
+/// not, and nothing within if the hot path would not have asked.
+#[inline]
+fn ask(size: usize, replaced: Option<Replaced>) -> Option<Option<Admitted>> {
+    if !thread::current().stops(size) {
+        return Some(None);
+    }
+    let (account, record) = thread::current_account();
+    door::ask(account, record, size, replaced).map(Some)
+}
+
+/// A new block, and what was asked for it, if anything was.
+type Uncounted = (NonNull<u8>, Option<Admitted>);
+
+/// Charges a new block to the current service.
+#[inline]
+fn counted(new: Option<Uncounted>, size: usize) -> *mut u8 {
+    let Some((block, admitted)) = new else { return ptr::null_mut() };
+    match admitted {
+        Some(admitted) => admitted.charge(size),
+        None => thread::current().charge(size),
+    }
+    block.as_ptr()
 }
 
 /// Gives a block's memory back.

@@ -7,10 +7,11 @@
 
 use super::Dogtag;
 use crate::cookie;
+use crate::ledger::door::{self, Replaced};
 use crate::ledger::slots::{self, Record};
 use crate::ledger::{self, thread};
 use std::alloc::{GlobalAlloc, Layout};
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 // SAFETY: a block is the first `layout.size()` bytes of a larger one that the
 // backend gave for a layout of the same alignment, and each block is given back
@@ -47,19 +48,16 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
         block
     }
 
-    #[inline(never)]
+    #[inline(always)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the block is live and came from here, by the caller's promise.
-        let mark = unsafe { cookie::read_mark(block, layout.size()) };
-        let cell = thread::cell(mark);
-        if cell.mark() != mark {
-            // SAFETY: the caller's promise.
-            return unsafe { self.dealloc_behind_the_door(block, layout) };
+        // SAFETY: the caller's promise.
+        unsafe {
+            if size_of::<Self>() == 0 {
+                dealloc::<B>(block, layout);
+            } else {
+                dealloc_of(self, block, layout);
+            }
         }
-        cell.refund(layout.size());
-        // SAFETY: only blocks of short slots have a mark that a cell has too,
-        // and this is the layout they were requested with.
-        unsafe { self.backend.dealloc(block, cookie::short_layout(layout)) };
     }
 
     /// The block goes to the current service: whoever grows it owns it, as in skynet.
@@ -88,6 +86,49 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     }
 }
 
+/// A free, for an allocator without fields. It is not passed on: an argument
+/// that nobody needs is in the way of the backend's, who has the same registers.
+///
+/// # Safety
+///
+/// As for [`GlobalAlloc::dealloc`].
+#[inline(never)]
+unsafe fn dealloc<B: GlobalAlloc>(block: *mut u8, layout: Layout) {
+    debug_assert!(size_of::<Dogtag<B>>() == 0);
+    // SAFETY: to have no bytes is to be anywhere. The caller has such an
+    // allocator, and so the rest is its promise.
+    unsafe { freed(NonNull::<Dogtag<B>>::dangling().as_ref(), block, layout) };
+}
+
+/// The same for one with fields.
+///
+/// # Safety
+///
+/// As for [`GlobalAlloc::dealloc`].
+#[inline(never)]
+unsafe fn dealloc_of<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise.
+    unsafe { freed(allocator, block, layout) };
+}
+
+/// # Safety
+///
+/// As for [`GlobalAlloc::dealloc`].
+#[inline(always)]
+unsafe fn freed<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
+    // SAFETY: the block is live and came from here, by the caller's promise.
+    let mark = unsafe { cookie::read_mark(block, layout.size()) };
+    let cell = thread::cell(mark);
+    if cell.mark() != mark {
+        // SAFETY: the caller's promise.
+        return unsafe { Dogtag::dealloc_behind_the_door(block, layout, allocator) };
+    }
+    cell.refund(layout.size());
+    // SAFETY: only blocks of short slots have a mark that a cell has too, and this
+    // is the layout they were requested with.
+    unsafe { allocator.backend.dealloc(block, cookie::short_layout(layout)) };
+}
+
 /// Charges a new block to the current cell, which the door has let through.
 ///
 /// Asks the thread for its cell again, rather than to keep it over the
@@ -112,25 +153,26 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[inline(never)]
     unsafe fn alloc_behind_the_door(&self, layout: Layout) -> *mut u8 {
         // SAFETY: a valid layout that is not empty, as the caller promised.
-        unsafe { charged(layout, |outer| self.backend.alloc(outer)) }
+        unsafe { charged(layout, None, |outer| self.backend.alloc(outer)) }
     }
 
     #[cold]
     #[inline(never)]
     unsafe fn alloc_zeroed_behind_the_door(&self, layout: Layout) -> *mut u8 {
         // SAFETY: a valid layout that is not empty, as the caller promised.
-        unsafe { charged(layout, |outer| self.backend.alloc_zeroed(outer)) }
+        unsafe { charged(layout, None, |outer| self.backend.alloc_zeroed(outer)) }
     }
 
+    /// The allocator comes last, so that the others stay where they are.
     #[cold]
     #[inline(never)]
-    unsafe fn dealloc_behind_the_door(&self, block: *mut u8, layout: Layout) {
+    unsafe fn dealloc_behind_the_door(block: *mut u8, layout: Layout, allocator: &Self) {
         // SAFETY: the block is live and came from here.
         let owner = unsafe { Owner::of(block, layout) };
         owner.refund(layout.size());
         if let Some(outer) = owner.outer {
             // SAFETY: the layout that the block was requested with.
-            unsafe { self.backend.dealloc(block, outer) };
+            unsafe { allocator.backend.dealloc(block, outer) };
         }
     }
 
@@ -151,36 +193,52 @@ impl<B: GlobalAlloc> Dogtag<B> {
                 let new = self.alloc_behind_the_door(new_layout);
                 if !new.is_null() {
                     ptr::copy_nonoverlapping(block, new, layout.size().min(new_size));
-                    self.dealloc_behind_the_door(block, layout);
+                    Self::dealloc_behind_the_door(block, layout, self);
                 }
                 new
             };
         };
         // SAFETY: `outer` is what the block was requested with, and `charged`
         // asks for no less than room for the new size and a cookie.
-        let new =
-            unsafe { charged(new_layout, |new_outer| self.backend.realloc(block, outer, new_outer.size())) };
-        if !new.is_null() {
-            owner.refund(layout.size());
+        unsafe {
+            charged(new_layout, Some((owner, layout.size())), |new_outer| {
+                self.backend.realloc(block, outer, new_outer.size())
+            })
         }
-        new
     }
 }
 
-/// Has a block of the current service allocated, and charges it.
+/// Has a block of the current service allocated, if its limits allow for it, and
+/// charges it; it may take the place of another one, which is refunded.
 ///
 /// # Safety
 ///
 /// What `allocate` returns, if not null, must be valid for writes of the layout
 /// that it is given.
-unsafe fn charged(layout: Layout, allocate: impl FnOnce(Layout) -> *mut u8) -> *mut u8 {
-    let (account, slot) = thread::current_account();
+unsafe fn charged(
+    layout: Layout,
+    replaces: Option<(Owner, usize)>,
+    allocate: impl FnOnce(Layout) -> *mut u8,
+) -> *mut u8 {
+    let (account, record) = thread::current_account();
+    let slot = record.slot();
+    let replaced = replaces.as_ref().and_then(|(owner, size)| {
+        let owner = owner.record?;
+        Some(Replaced { owner, size: *size })
+    });
     let Some(outer) = cookie::layout(layout, slot) else {
+        return ptr::null_mut();
+    };
+    let Some(admitted) = door::ask(account, record, layout.size(), replaced) else {
         return ptr::null_mut();
     };
     let block = allocate(outer);
     if !block.is_null() {
-        account.charge(layout.size());
+        // First, so that a reader does not see both.
+        if let Some((owner, size)) = replaces {
+            owner.refund(size);
+        }
+        admitted.charge(layout.size());
         // SAFETY: `outer` has room for this slot's cookie.
         unsafe { cookie::write(block, layout.size(), slot) };
     }

@@ -34,8 +34,11 @@ pub(crate) enum Tag {
 /// Who did something to a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
+    /// The service: its slot, and which of those that have had it.
     pub(crate) slot: u32,
-    /// The thread's number: [`threads`](super::threads).
+    pub(crate) incarnation: u16,
+    /// The thread's number: [`threads`](super::threads). Those from 2^24 - 1 on
+    /// are not told apart.
     pub(crate) thread: u32,
     /// The call stack: [`traces`](super::traces); 0 for none.
     pub(crate) trace: u32,
@@ -46,7 +49,8 @@ pub(crate) struct Stamp {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Particulars {
-    /// Slot and thread that freed the block; of a live one, zeros.
+    /// Who freed the block: slot (24 bits), incarnation (16), thread (24); of a
+    /// live one, zeros.
     freed: u64,
     /// The call stacks: of the allocation, and of the free.
     traces: u64,
@@ -54,7 +58,7 @@ pub(crate) struct Particulars {
     /// live block.
     sealed: u64,
     size: u64,
-    /// Slot and thread that allocated the block.
+    /// The same of who allocated it.
     allocated: u64,
     /// Milliseconds (40 bits), the alignment's logarithm (8), the instance (16).
     packed: u64,
@@ -80,6 +84,23 @@ pub(crate) fn offset(align: usize) -> usize {
 /// Every block's alignment is at least this.
 pub(crate) const ALIGN: usize = 16;
 
+/// What a slot fits into.
+const SLOTS: u32 = Slot::COUNT - 1;
+/// The last thread's number.
+const THREADS: u32 = (1 << 24) - 1;
+
+impl Stamp {
+    #[inline]
+    fn who(&self) -> u64 {
+        let thread = self.thread.min(THREADS);
+        u64::from(self.slot) | u64::from(self.incarnation) << 24 | u64::from(thread) << 40
+    }
+
+    fn new(who: u64, trace: u32) -> Self {
+        Self { slot: who as u32 & SLOTS, incarnation: (who >> 24) as u16, thread: (who >> 40) as u32, trace }
+    }
+}
+
 impl Particulars {
     #[inline]
     pub(crate) fn new(layout: Layout, instance: u16, born: u64, allocated: Stamp) -> Self {
@@ -87,7 +108,7 @@ impl Particulars {
         Self {
             sealed: 0,
             size: layout.size() as u64,
-            allocated: pair(allocated.slot, allocated.thread),
+            allocated: allocated.who(),
             freed: 0,
             traces: pair(allocated.trace, 0),
             packed: born << 24 | shift << 16 | u64::from(instance),
@@ -101,7 +122,7 @@ impl Particulars {
     /// As for [`write`](Self::write).
     #[inline]
     pub(crate) unsafe fn set_freed(&mut self, block: NonNull<u8>, freed: Stamp) {
-        self.freed = pair(freed.slot, freed.thread);
+        self.freed = freed.who();
         self.traces = pair(self.traces as u32, freed.trace);
         self.sealed ^= (Tag::Live as u32 ^ Tag::Freed as u32) as u64;
         // SAFETY: as in `write`.
@@ -110,20 +131,18 @@ impl Particulars {
 
     /// Who allocated the block.
     pub(crate) fn allocated(&self) -> Stamp {
-        let (slot, thread) = unpair(self.allocated);
-        Stamp { slot, thread, trace: unpair(self.traces).0 }
+        Stamp::new(self.allocated, unpair(self.traces).0)
     }
 
     /// Who freed it; of a live block, nobody.
     pub(crate) fn freed(&self) -> Stamp {
-        let (slot, thread) = unpair(self.freed);
-        Stamp { slot, thread, trace: unpair(self.traces).1 }
+        Stamp::new(self.freed, unpair(self.traces).1)
     }
 
     /// The slot of the service that owns it.
     #[inline]
     pub(crate) fn owner(&self) -> Option<Slot> {
-        Slot::new(self.allocated as u32)
+        Slot::new(self.allocated as u32 & SLOTS)
     }
 
     /// As the program asked for it.
@@ -340,7 +359,7 @@ mod tests {
     struct Memory([u8; HEAD + 40 + GUARD]);
 
     fn stamp() -> Stamp {
-        Stamp { slot: 7, thread: 8, trace: 9 }
+        Stamp { slot: 7, incarnation: 6, thread: 8, trace: 9 }
     }
 
     fn written() -> (Box<Memory>, NonNull<u8>) {
@@ -374,7 +393,7 @@ mod tests {
     #[test]
     fn who_freed_a_block_is_noted_beside_who_allocated_it() {
         let (_memory, block) = written();
-        let other = Stamp { slot: 17, thread: 18, trace: 19 };
+        let other = Stamp { slot: SLOTS, incarnation: u16::MAX, thread: THREADS, trace: u32::MAX };
         // SAFETY: written above.
         let read = unsafe {
             let mut read = Particulars::read(block, Tag::Live).expect("whole");

@@ -81,7 +81,8 @@ pub struct Deed {
 
 impl Deed {
     /// The name of the service on whose behalf it was done; no more than 64
-    /// bytes of it.
+    /// bytes of it. `(ended)` if the service has ended, and a thousand others
+    /// since.
     #[must_use]
     pub fn service(&self) -> &str {
         self.name.as_str()
@@ -113,10 +114,15 @@ impl Deed {
     }
 
     pub(crate) fn of(stamp: Stamp) -> Self {
-        let record = Slot::new(stamp.slot).and_then(slots::record);
+        // `None` if another service has the slot by now.
+        let service = Slot::new(stamp.slot).and_then(slots::any_record).and_then(|record| {
+            let is_it = || record.incarnation() as u16 == stamp.incarnation;
+            record.life().pinned(|| is_it().then(|| (record.name().into(), record.handle())))?
+        });
+        let (name, handle) = service.unwrap_or_else(|| ("(ended)".into(), 0));
         Self {
-            name: record.map_or_else(Text::default, |record| record.name().into()),
-            handle: record.map_or(0, |record| record.handle()),
+            name,
+            handle,
             thread: stamp.thread,
             thread_name: threads::name(stamp.thread),
             backtrace: Backtrace::from_number(stamp.trace),
@@ -132,8 +138,10 @@ impl Deed {
 /// What is going on at this moment.
 #[inline]
 pub(crate) fn stamp(backtrace: bool) -> Stamp {
+    let service = thread::current_record();
     Stamp {
-        slot: thread::current_record().index(),
+        slot: service.index(),
+        incarnation: service.incarnation() as u16,
         thread: threads::number(),
         trace: if backtrace { traces::take() } else { 0 },
     }

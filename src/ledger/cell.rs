@@ -4,15 +4,16 @@ use crate::cookie::{Mark, UNCHECKED_SIZES};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom};
 use crate::usage::Usage;
 
-/// Four counters that only grow, and the door. One cache line, so that no two
+/// Counters that only grow, and the door. One cache line, so that no two
 /// services share one.
 ///
 /// All zeros is a valid cell that nobody has claimed: it has no mark, its door
 /// is shut, and adding it to a sum changes nothing.
 ///
 /// A cell in a shard has a single writer, the thread that has the shard, which
-/// therefore needs no read-modify-write. The *shared* cell of a service, in its
-/// record, is for threads that have no shard, and takes atomic additions.
+/// therefore needs no read-modify-write (but others may shut its door). The
+/// *shared* cell of a service, in its record, is for threads that have no shard,
+/// and takes atomic additions.
 #[repr(C, align(64))]
 pub(crate) struct Cell {
     allocated_bytes: AtomicU64,
@@ -21,14 +22,21 @@ pub(crate) struct Cell {
     freed_blocks: AtomicU64,
     /// An allocation that would take `allocated_bytes` to this leaves the hot path.
     door: AtomicU64,
+    /// One that would take it to this has to ask whether it may be made. The
+    /// same as the door, but where that is always shut.
+    grant_end: AtomicU64,
     /// What a block of this service is marked with; 0 while unclaimed.
     mark: AtomicU32,
+    /// Scopes that threads have entered and left here. They wrap around: only
+    /// whether as many were left as were entered is ever asked.
+    entered: AtomicU32,
+    left: AtomicU32,
+    /// What was allocated, in KiB, when the peak was looked at last.
+    looked_at: AtomicU32,
 }
 
 const _: () = assert!(cfg!(dogtag_loom) || size_of::<Cell>() == 64);
 
-/// A door that only sizes can reach whose layout needs checking.
-const OPEN: u64 = UNCHECKED_SIZES;
 /// A door that every allocation reaches.
 const SHUT: u64 = 0;
 
@@ -43,31 +51,87 @@ impl Cell {
                 freed_bytes: AtomicU64::new(0),
                 freed_blocks: AtomicU64::new(0),
                 door: AtomicU64::new(SHUT),
+                grant_end: AtomicU64::new(SHUT),
                 mark: AtomicU32::new(mark.bits()),
+                entered: AtomicU32::new(0),
+                left: AtomicU32::new(0),
+                looked_at: AtomicU32::new(0),
             }
         }
     }
 
-    /// Makes an unclaimed cell in a shard that mark's. A long mark's cell keeps
-    /// its door shut: the hot path writes short cookies only.
+    /// Makes an unclaimed cell that mark's. Its door stays shut until the
+    /// thread has asked.
     pub(super) fn claim(&self, mark: Mark) {
-        self.claim_shared(mark);
-        if mark != Mark::LONG {
-            self.door.store(OPEN, Ordering::Relaxed);
-        }
+        self.mark.store(mark.bits(), Ordering::Relaxed);
     }
 
-    /// Makes a zeroed cell that mark's shared one, as [`shared`](Self::shared).
-    pub(super) fn claim_shared(&self, mark: Mark) {
-        self.mark.store(mark.bits(), Ordering::Relaxed);
+    /// Whether an allocation of `size` bytes has to ask whether it may be made.
+    #[inline]
+    pub(super) fn must_ask(&self, size: usize) -> bool {
+        let after = self.allocated_bytes.load(Ordering::Relaxed).saturating_add(size as u64);
+        after >= self.grant_end.load(Ordering::Relaxed)
+    }
+
+    /// Has the thread that has this cell ask again when it has allocated `size`
+    /// and then more than `grant` bytes. A long mark's cell keeps its door shut
+    /// in any case: the hot path writes short cookies only.
+    pub(super) fn open(&self, size: u64, grant: u64) {
+        let allocated = self.allocated_bytes.load(Ordering::Relaxed);
+        // The hot path takes no sizes whose layout needs checking.
+        let end = allocated.saturating_add(size).saturating_add(grant + 1).min(UNCHECKED_SIZES);
+        // The door first, and the other way round in `shut`: so it is never the
+        // door alone that stays open.
+        if self.mark() != Mark::LONG {
+            self.door.store(end, Ordering::Relaxed);
+        }
+        self.grant_end.store(end, Ordering::Release);
+    }
+
+    /// The same, in a cell that threads share.
+    pub(super) fn open_shared(&self, grant: u64) {
+        let allocated = self.allocated_bytes.load(Ordering::Relaxed);
+        self.grant_end.store(allocated.saturating_add(grant), Ordering::Relaxed);
+    }
+
+    /// Has the next allocation ask. Any thread may call it; it takes effect when
+    /// the thread that has the cell sees it.
+    pub(super) fn shut(&self) {
+        self.grant_end.store(SHUT, Ordering::Relaxed);
+        self.door.store(SHUT, Ordering::Release);
+    }
+
+    /// Whether `bytes` were allocated here since this was last so.
+    pub(super) fn is_past(&self, bytes: u64) -> bool {
+        let allocated = (self.allocated_bytes.load(Ordering::Relaxed) >> 10) as u32;
+        let is_past = allocated.wrapping_sub(self.looked_at.load(Ordering::Relaxed)) >= (bytes >> 10) as u32;
+        if is_past {
+            self.looked_at.store(allocated, Ordering::Relaxed);
+        }
+        is_past
+    }
+
+    /// What the thread that has this cell may allocate without asking.
+    pub(super) fn granted(&self) -> u64 {
+        let end = self.grant_end.load(Ordering::Relaxed);
+        end.saturating_sub(1).saturating_sub(self.allocated_bytes.load(Ordering::Relaxed))
+    }
+
+    /// What was allocated here, and freed.
+    pub(super) fn allocated(&self) -> u64 {
+        self.allocated_bytes.load(Ordering::Acquire)
+    }
+
+    pub(super) fn freed(&self) -> u64 {
+        self.freed_bytes.load(Ordering::Acquire)
     }
 
     /// Whether an allocation of `size` bytes has to go through the door.
     #[inline(always)]
     pub(crate) fn stops(&self, size: usize) -> bool {
         // Cannot wrap: a layout's size is below 2^63, and so is the counter for
-        // decades. When it has passed the open door's 2^61, every allocation
-        // goes through the door, more slowly and as exactly.
+        // decades. When it has passed 2^61, every allocation goes through the
+        // door, more slowly and as exactly.
         self.allocated_bytes.load(Ordering::Relaxed) + size as u64 >= self.door.load(Ordering::Relaxed)
     }
 
@@ -100,6 +164,40 @@ impl Cell {
     pub(super) fn refund_shared(&self, size: usize) {
         self.freed_bytes.fetch_add(size as u64, Ordering::Release);
         self.freed_blocks.fetch_add(1, Ordering::Release);
+    }
+
+    /// Counts that a scope was entered. Only the thread that has this cell may
+    /// call it.
+    #[inline(always)]
+    pub(super) fn enter(&self) {
+        self.entered.store(self.entered.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    }
+
+    /// Counts that a scope was left. Only the thread that has this cell may
+    /// call it.
+    #[inline(always)]
+    pub(super) fn leave(&self) {
+        self.left.store(self.left.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    }
+
+    /// Counts that a scope was entered, in a cell that threads share.
+    pub(super) fn enter_shared(&self) {
+        self.entered.fetch_add(1, Ordering::Release);
+    }
+
+    /// Counts that a scope was left, in a cell that threads share.
+    pub(super) fn leave_shared(&self) {
+        self.left.fetch_add(1, Ordering::Release);
+    }
+
+    /// Scopes left here, and scopes entered; a reader asks for the former of
+    /// all cells before the latter of any, as with blocks.
+    pub(super) fn left(&self) -> u32 {
+        self.left.load(Ordering::Acquire)
+    }
+
+    pub(super) fn entered(&self) -> u32 {
+        self.entered.load(Ordering::Acquire)
     }
 
     /// Adds what was freed here. A reader does this with every cell of a

@@ -6,7 +6,15 @@
 //! below. What must hold: every block charged is refunded once, to the same
 //! slot, by whichever thread frees it; and no sum is ever negative.
 
+pub(crate) mod budget;
 pub(crate) mod cell;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod door;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod due;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod family;
+pub(crate) mod life;
 pub(crate) mod shard;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod slots;

@@ -14,6 +14,7 @@
 //! are first used: a thread with a handful of services has two pages.
 
 use crate::cookie::{Mark, Slot};
+use crate::ledger::budget::Live;
 use crate::ledger::cell::Cell;
 use crate::sync::{AtomicPtr, AtomicU64, Ordering, const_unless_loom};
 use crate::sys;
@@ -143,6 +144,27 @@ impl Shard {
         &self.keepsakes[number % self.keepsakes.len()]
     }
 
+    /// What was ever counted in this shard, of all services. Only the thread that
+    /// has the shard may call it.
+    pub(crate) fn usage(&self) -> Usage {
+        // SAFETY: long directories are never unmapped.
+        let long: Option<&LongDirectory> = unsafe { self.long.load(Ordering::Relaxed).as_ref() };
+        let long = long.map_or(&[][..], |long| &long.0[..]);
+        let mut usage = Usage::default();
+        for chunk in self.directory.0.iter().chain(long) {
+            let chunk = chunk.load(Ordering::Relaxed);
+            // SAFETY: chunks are never unmapped.
+            let Some(chunk) = unsafe { chunk.as_ref() }.filter(|_| !ptr::eq(chunk, empty_chunk())) else {
+                continue;
+            };
+            for cell in &chunk.0 {
+                cell.add_allocated(&mut usage);
+                cell.add_freed(&mut usage);
+            }
+        }
+        usage
+    }
+
     fn long_directory(&self) -> Option<&'static LongDirectory> {
         // SAFETY: long directories are never unmapped.
         if let Some(long) = unsafe { self.long.load(Ordering::Relaxed).as_ref() } {
@@ -205,21 +227,40 @@ impl Roster {
         }
     }
 
-    /// What a service holds: its cell in every shard, and the shared one. Frees
-    /// first, allocations second; [`Cell::add_freed`] says why.
-    pub(crate) fn usage(&self, slot: Slot, shared: &Cell) -> Usage {
-        let place = Place::of(slot);
-        let cells = || self.shards().filter_map(|shard| Some(&shard.chunk(place)?.0[place.cell]));
+    /// What was ever counted in a slot: in its cell of every shard, and the
+    /// shared one. Frees first, allocations second; [`Cell::add_freed`] says why.
+    pub(crate) fn sum(&self, slot: Slot, shared: &Cell) -> Sum {
+        let cells = || self.cells(slot, shared);
         let mut usage = Usage::default();
-        shared.add_freed(&mut usage);
-        cells().for_each(|cell| cell.add_freed(&mut usage));
-        shared.add_allocated(&mut usage);
-        cells().for_each(|cell| cell.add_allocated(&mut usage));
-        usage
+        let mut left = 0_u32;
+        for cell in cells() {
+            cell.add_freed(&mut usage);
+            left = left.wrapping_add(cell.left());
+        }
+        let mut entered = 0_u32;
+        for cell in cells() {
+            cell.add_allocated(&mut usage);
+            entered = entered.wrapping_add(cell.entered());
+        }
+        Sum { usage, scopes: entered.wrapping_sub(left) }
+    }
+
+    /// Bounds of what is live in a slot: of allocations, frees, and allocations
+    /// the first two give the lower one, the last two the upper one.
+    pub(crate) fn live(&self, slot: Slot, shared: &Cell) -> Live {
+        let sum = |count: fn(&Cell) -> u64| self.cells(slot, shared).map(count).sum::<u64>();
+        let (first, freed, last) = (sum(Cell::allocated), sum(Cell::freed), sum(Cell::allocated));
+        Live { at_least: first.saturating_sub(freed), at_most: last.saturating_sub(freed), granted: 0 }
+    }
+
+    /// A slot's cells: one in each shard that has it, and the shared one.
+    pub(crate) fn cells<'a>(&self, slot: Slot, shared: &'a Cell) -> impl Iterator<Item = &'a Cell> {
+        let place = Place::of(slot);
+        self.shards().filter_map(move |shard| Some(&shard.chunk(place)?.0[place.cell])).chain([shared])
     }
 
     /// Every shard there is, free or not.
-    pub(crate) fn shards(&self) -> impl Iterator<Item = &'static Shard> {
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &'static Shard> + use<> {
         let mut next = self.newest.load(Ordering::Acquire);
         std::iter::from_fn(move || {
             // SAFETY: shards are never unmapped; `older` is set before a shard
@@ -243,6 +284,23 @@ impl Roster {
                 Err(now) => top = now,
             }
         }
+    }
+}
+
+/// A slot's cells, added up.
+#[derive(Clone, Copy)]
+pub(crate) struct Sum {
+    pub(crate) usage: Usage,
+    /// Threads' scopes in it.
+    scopes: u32,
+}
+
+impl Sum {
+    /// Whether there was a moment, while it was added up, without a block and
+    /// without a scope.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let Usage { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, .. } = self.usage;
+        (allocated_bytes, allocated_blocks, self.scopes) == (freed_bytes, freed_blocks, 0)
     }
 }
 

@@ -1,25 +1,50 @@
-//! The table of slots: what is known of the service behind each.
+//! The table of slots: what is known of the service that has one.
 //!
 //! Read without a lock, from inside an allocation too; that is why a service's
 //! name is kept here and not only in the registry, which may allocate.
 
 use crate::cookie::Slot;
 use crate::ledger::cell::Cell;
+use crate::ledger::family::Family;
+use crate::ledger::life::Life;
+use crate::ledger::sums::ROSTER;
 use crate::sys;
+use crate::usage::Usage;
 use std::fmt;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-/// A service, as the ledger knows it.
+/// A slot, and the service that has it, as the ledger knows it.
+///
+/// Who the service is changes only while the slot is claimed ([`Life`]): whoever
+/// holds it, or has it pinned, can rely on that.
 #[repr(C)]
 pub(crate) struct Record {
     /// First, so that a thread can start at the first record's address.
     shared: Cell,
     slot: AtomicU32,
     handle: AtomicU32,
-    name_length: AtomicUsize,
-    /// Null until the record is complete: stored last, loaded first.
     name: AtomicPtr<u8>,
+    name_length: AtomicUsize,
+    /// Tells the services apart that have had this slot.
+    incarnation: AtomicU32,
+    life: Life,
+    /// What earlier services of this slot have allocated, and freed.
+    earlier: Past,
+    /// The same with what the service had that ended last.
+    past: Past,
+    family: Family,
+    /// The most live bytes that were seen.
+    peak_bytes: AtomicU64,
+    /// Allocations that a limit has refused.
+    denied: AtomicU64,
+}
+
+/// Of services that have ended; so as much was freed as was allocated.
+#[derive(Debug)]
+struct Past {
+    bytes: AtomicU64,
+    blocks: AtomicU64,
 }
 
 impl Record {
@@ -29,24 +54,40 @@ impl Record {
     }
 
     /// The slot's index.
-    #[cfg(feature = "memory-check")]
     #[inline]
     pub(crate) fn index(&self) -> u32 {
         self.slot.load(Ordering::Relaxed)
+    }
+
+    /// A number that the next service of this slot does not have.
+    #[inline]
+    pub(crate) fn incarnation(&self) -> u32 {
+        self.incarnation.load(Ordering::Relaxed)
+    }
+
+    /// The service, as a number that no other one has.
+    pub(crate) fn identity(&self) -> (u32, u32) {
+        (self.index(), self.incarnation())
     }
 
     pub(crate) fn handle(&self) -> u32 {
         self.handle.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn name(&self) -> &'static str {
-        let Some(name) = NonNull::new(self.name.load(Ordering::Acquire)) else {
+    /// Of a service that is not in a registry yet.
+    pub(crate) fn set_handle(&self, handle: u32) {
+        self.handle.store(handle, Ordering::Relaxed);
+    }
+
+    /// Of a service that somebody holds or has pinned.
+    pub(crate) fn name(&self) -> &str {
+        let Some(name) = NonNull::new(self.name.load(Ordering::Relaxed)) else {
             return "";
         };
-        let bytes = NonNull::slice_from_raw_parts(name, self.name_length.load(Ordering::Relaxed));
-        // SAFETY: name and length are those of one `&'static str`, stored before
-        // the record was published, and never change.
-        unsafe { str::from_utf8_unchecked(bytes.as_ref()) }
+        let length = self.name_length.load(Ordering::Relaxed);
+        // SAFETY: name and length are those of one string, stored while the slot
+        // was claimed, and kept until it is claimed again.
+        unsafe { str::from_utf8_unchecked(NonNull::slice_from_raw_parts(name, length).as_ref()) }
     }
 
     /// The counters that threads without a shard share.
@@ -54,19 +95,110 @@ impl Record {
         &self.shared
     }
 
-    fn is_published(&self) -> bool {
-        !self.name.load(Ordering::Acquire).is_null()
+    pub(crate) const fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// What this service has allocated and freed, of what was ever counted in
+    /// its slot.
+    pub(crate) fn share_of(&self, slot: Usage) -> Usage {
+        let bytes = self.earlier.bytes.load(Ordering::Relaxed);
+        let blocks = self.earlier.blocks.load(Ordering::Relaxed);
+        let usage = Usage {
+            allocated_bytes: slot.allocated_bytes.saturating_sub(bytes),
+            allocated_blocks: slot.allocated_blocks.saturating_sub(blocks),
+            freed_bytes: slot.freed_bytes.saturating_sub(bytes),
+            freed_blocks: slot.freed_blocks.saturating_sub(blocks),
+            denied: self.denied.load(Ordering::Acquire),
+            peak_bytes: 0,
+        };
+        Usage { peak_bytes: self.note(usage.bytes()), ..usage }
+    }
+
+    /// Notes that so many bytes are live, and returns the most that ever were.
+    pub(crate) fn note(&self, bytes: u64) -> u64 {
+        let peak = self.peak_bytes.load(Ordering::Relaxed);
+        // Mostly it is not a new one, and needs no store.
+        if bytes <= peak { peak } else { self.peak_bytes.fetch_max(bytes, Ordering::Relaxed).max(bytes) }
+    }
+
+    /// Forgets the most bytes that ever were live.
+    pub(crate) fn reset_peak(&self) {
+        self.peak_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts an allocation that a limit has refused.
+    pub(crate) fn deny(&self) {
+        // In this order: who sees a service's sees it in the sum too.
+        DENIED.fetch_add(1, Ordering::Relaxed);
+        self.denied.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) const fn family(&self) -> &Family {
+        &self.family
+    }
+
+    /// What the service had that ended last.
+    pub(crate) fn last_usage(&self) -> Usage {
+        let (bytes, blocks) =
+            (self.past.bytes.load(Ordering::Relaxed), self.past.blocks.load(Ordering::Relaxed));
+        self.share_of(Usage {
+            allocated_bytes: bytes,
+            allocated_blocks: blocks,
+            freed_bytes: bytes,
+            freed_blocks: blocks,
+            ..Usage::default()
+        })
+    }
+
+    /// Begins a service in this slot, which the caller has claimed.
+    pub(crate) fn begin(&self, name: Box<str>, handle: u32) {
+        self.forget_name();
+        self.shared.claim(self.slot().mark());
+        self.handle.store(handle, Ordering::Relaxed);
+        self.name_length.store(name.len(), Ordering::Relaxed);
+        self.name.store(Box::into_raw(name).cast(), Ordering::Relaxed);
+        self.incarnation.fetch_add(1, Ordering::Relaxed);
+        self.family.begin();
+        self.peak_bytes.store(0, Ordering::Relaxed);
+        self.denied.store(0, Ordering::Relaxed);
+        self.earlier.bytes.store(self.past.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.earlier.blocks.store(self.past.blocks.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.life.begin();
+    }
+
+    /// Ends the service if nobody holds it. Only by whoever looks after its end.
+    pub(crate) fn end(&self) -> bool {
+        let end = self.life.end(|| {
+            let sum = ROSTER.sum(self.slot(), &self.shared);
+            sum.is_quiet().then_some(sum.usage)
+        });
+        let Some(usage) = end else { return false };
+        self.past.bytes.store(usage.freed_bytes, Ordering::Relaxed);
+        self.past.blocks.store(usage.freed_blocks, Ordering::Relaxed);
+        true
+    }
+
+    /// Frees the name of the service that had the slot, which must be claimed.
+    pub(crate) fn forget_name(&self) {
+        let name = self.name.swap(ptr::null_mut(), Ordering::Relaxed);
+        let length = self.name_length.swap(0, Ordering::Relaxed);
+        if !name.is_null() {
+            // SAFETY: the string that `begin` let go; while the slot is claimed
+            // nobody else looks at it.
+            drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(name, length)) });
+        }
     }
 }
 
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Record").field(&self.name()).finish()
+        f.debug_tuple("Record").field(&self.slot).finish()
     }
 }
 
-/// Why [`add`] could not.
-pub(crate) enum AddError {
+/// Why there is no slot.
+pub(crate) enum SlotError {
     /// All slots are in use.
     Full,
     /// The operating system gives no memory for another record.
@@ -76,36 +208,30 @@ pub(crate) enum AddError {
 /// How many services there can be: all but the reserved slots.
 pub(crate) const CAPACITY: u32 = Slot::COUNT - 3;
 
-/// Gives a new service a slot.
-pub(crate) fn add(name: Box<str>, handle: u32) -> Result<&'static Record, AddError> {
-    let (slot, record) = take_slot()?;
-    let name: &'static str = Box::leak(name);
-    record.shared.claim_shared(slot.mark());
-    record.slot.store(slot.index() as u32, Ordering::Relaxed);
-    record.handle.store(handle, Ordering::Relaxed);
-    record.name_length.store(name.len(), Ordering::Relaxed);
-    // Published with the last store, so a reader sees all of it or nothing. An
-    // empty name's pointer is not null either.
-    record.name.store(name.as_ptr().cast_mut(), Ordering::Release);
-    Ok(record)
-}
-
-/// The first slot that was never used, and its record. Takes none if there is
-/// no memory for it.
-fn take_slot() -> Result<(Slot, &'static Record), AddError> {
+/// A slot that was never used, claimed for the caller. Takes none if there is no
+/// memory for its record.
+pub(crate) fn fresh() -> Result<&'static Record, SlotError> {
     let mut index = NEXT.load(Ordering::Relaxed);
     loop {
         if index >= Slot::COUNT {
-            return Err(AddError::Full);
+            return Err(SlotError::Full);
         }
         // `None` for a reserved index, which is passed over.
         let taken = match Slot::new(index) {
-            Some(slot) => Some((slot, page(slot).ok_or(AddError::NoMemory)?)),
+            Some(slot) => Some(page(slot).ok_or(SlotError::NoMemory)?),
             None => None,
         };
         match NEXT.compare_exchange_weak(index, index + 1, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => match taken {
-                Some(taken) => return Ok(taken),
+                // A reader may look whether it is in use just now; it is
+                // nobody's but ours all the same.
+                Some(record) => {
+                    record.slot.store(index, Ordering::Relaxed);
+                    while !record.life.claim() {
+                        std::hint::spin_loop();
+                    }
+                    return Ok(record);
+                }
                 None => index += 1,
             },
             Err(now) => index = now,
@@ -113,16 +239,28 @@ fn take_slot() -> Result<(Slot, &'static Record), AddError> {
     }
 }
 
-/// The service of that slot, `None` when there is none. Takes no lock.
+/// The service that has that slot, `None` when there is none. Takes no lock. It
+/// may end at any time, unless the caller knows of something that holds it.
 #[inline]
 pub(crate) fn record(slot: Slot) -> Option<&'static Record> {
+    any_record(slot).filter(|record| record.life.is_in_use())
+}
+
+/// The slot's record, if it was ever used.
+#[inline]
+pub(crate) fn any_record(slot: Slot) -> Option<&'static Record> {
     if slot == Slot::UNATTRIBUTED {
         return Some(&UNATTRIBUTED);
     }
     let (page, index) = (slot.index() / PAGE, slot.index() % PAGE);
     // SAFETY: pages of records are never unmapped.
     let page: &'static [Record; PAGE] = unsafe { PAGES[page].load(Ordering::Acquire).as_ref() }?;
-    Some(&page[index]).filter(|record| record.is_published())
+    Some(&page[index])
+}
+
+/// All records, in use or not.
+pub(crate) fn all() -> impl Iterator<Item = &'static Record> {
+    (0..end()).filter_map(Slot::new).filter_map(any_record)
 }
 
 /// One more than the highest index in use.
@@ -135,9 +273,23 @@ pub(crate) static UNATTRIBUTED: Record = Record {
     shared: Cell::shared(Slot::UNATTRIBUTED.mark()),
     slot: AtomicU32::new(0),
     handle: AtomicU32::new(0),
-    name_length: AtomicUsize::new("unattributed".len()),
     name: AtomicPtr::new("unattributed".as_ptr().cast_mut()),
+    name_length: AtomicUsize::new("unattributed".len()),
+    incarnation: AtomicU32::new(0),
+    life: Life::endless(),
+    earlier: Past { bytes: AtomicU64::new(0), blocks: AtomicU64::new(0) },
+    past: Past { bytes: AtomicU64::new(0), blocks: AtomicU64::new(0) },
+    family: Family::none(),
+    peak_bytes: AtomicU64::new(0),
+    denied: AtomicU64::new(0),
 };
+
+/// Allocations of all services that a limit has refused.
+pub(crate) fn denied() -> u64 {
+    DENIED.load(Ordering::Relaxed)
+}
+
+static DENIED: AtomicU64 = AtomicU64::new(0);
 
 /// Records in a page: mapped together, touched one by one.
 const PAGE: usize = 4096;

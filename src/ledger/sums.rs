@@ -8,47 +8,70 @@ use crate::cookie::Slot;
 use crate::ledger::shard::{CELLS, Place, Roster};
 use crate::ledger::slots::{self, Record};
 use crate::usage::Usage;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The shards of this process.
 pub(super) static ROSTER: Roster = Roster::new();
 
-/// What one service holds: one cell read a shard, that is, for each thread that
-/// was alive at the busiest moment.
+/// What one service holds, which the caller holds or has pinned: one cell read
+/// a shard, that is, for each thread that was alive at the busiest moment.
 pub(crate) fn usage(record: &Record) -> Usage {
-    ROSTER.usage(record.slot(), record.shared())
+    record.share_of(ROSTER.sum(record.slot(), record.shared()).usage)
 }
 
-/// What every service holds, in the order of their slots.
+/// What every service holds, in the order of their slots, and the sum of it and
+/// of all services that have ended.
 ///
 /// Goes through the shards once for each run of [`RUN`] slots, so that the
 /// second look at a cell finds it in the cache.
-pub(crate) fn usages(mut each: impl FnMut(&'static Record, Usage)) {
+pub(crate) fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
+    let mut total = Usage::default();
     let mut sums = [Usage::default(); RUN];
     for first in (0..slots::end()).step_by(RUN) {
-        let records = || (first..).take(RUN).filter_map(Slot::new).filter_map(slots::record);
-        let Some(any) = records().next() else { continue };
+        let records = || {
+            let slots = (first..slots::end()).take(RUN).filter_map(Slot::new);
+            slots.filter_map(|slot| Some((Place::of(slot), slots::any_record(slot)?)))
+        };
+        let Some((any, _)) = records().next() else { continue };
+        let start = any.cell / RUN * RUN;
+        let cells = || ROSTER.shards().filter_map(|shard| Some(&shard.chunk(any)?.0[start..start + RUN]));
+        // Who is pinned does not share its cells with the next one before they
+        // are added up.
+        let mut is_pinned = [false; RUN];
+        for (place, record) in records() {
+            is_pinned[place.cell - start] = record.life().is_in_use() && record.life().pin();
+        }
         sums.fill(Usage::default());
-        let place = Place::of(any.slot());
-        let start = place.cell / RUN * RUN;
-        let sum_of = |record: &Record| Place::of(record.slot()).cell - start;
-        let cells = || ROSTER.shards().filter_map(|shard| Some(&shard.chunk(place)?.0[start..start + RUN]));
-        for record in records() {
-            record.shared().add_freed(&mut sums[sum_of(record)]);
+        for (place, record) in records() {
+            record.shared().add_freed(&mut sums[place.cell - start]);
         }
         for cells in cells() {
             cells.iter().zip(&mut sums).for_each(|(cell, sum)| cell.add_freed(sum));
         }
-        for record in records() {
-            record.shared().add_allocated(&mut sums[sum_of(record)]);
+        for (place, record) in records() {
+            record.shared().add_allocated(&mut sums[place.cell - start]);
         }
         for cells in cells() {
             cells.iter().zip(&mut sums).for_each(|(cell, sum)| cell.add_allocated(sum));
         }
-        for record in records() {
-            each(record, sums[sum_of(record)]);
+        for (place, record) in records() {
+            let index = place.cell - start;
+            if is_pinned[index] {
+                if record.life().is_in_use() {
+                    each(record, record.share_of(sums[index]));
+                }
+                record.life().unpin();
+            }
         }
+        total += sums.iter().copied().sum();
     }
+    total.denied = slots::denied();
+    total.peak_bytes = PEAK.fetch_max(total.bytes(), Ordering::Relaxed).max(total.bytes());
+    total
 }
+
+/// The most that was ever found live in sum.
+static PEAK: AtomicU64 = AtomicU64::new(0);
 
 /// Slots that are read together: a page of cells. Scrambling keeps an aligned
 /// run of slots together, in another order.

@@ -11,7 +11,9 @@
 //! shared cell, and what late destructors do is counted there, atomically. The
 //! same happens when the system refuses memory for a shard.
 
-use crate::cookie::{Mark, Slot};
+use crate::cookie::Mark;
+#[cfg(feature = "memory-check")]
+use crate::cookie::Slot;
 use crate::ledger::cell::Cell;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
 #[cfg(feature = "memory-check")]
@@ -21,9 +23,10 @@ use crate::ledger::sums::ROSTER;
 #[cfg(feature = "memory-check")]
 use crate::sync::AtomicPtr;
 use crate::sys;
+use crate::usage::Usage;
 use std::cell::Cell as Variable;
 use std::ffi::c_void;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 /// The cell that the calling thread charges to; shut unless it is its own.
 #[inline(always)]
@@ -49,27 +52,15 @@ pub(crate) fn account(record: &'static Record) -> Account {
 
 /// The same for the service that the thread is in. From here on the hot path
 /// finds it.
-pub(crate) fn current_account() -> (Account, Slot) {
+pub(crate) fn current_account() -> (Account, &'static Record) {
     with(|thread| {
         let record = thread.record.get();
         let account = thread.account(record);
         if let Account::Own(cell) = account {
             thread.cell.set(cell);
         }
-        (account, record.slot())
+        (account, record)
     })
-}
-
-/// Charges a block to the service that the calling thread is in.
-#[cfg(feature = "memory-check")]
-#[inline]
-pub(crate) fn charge(size: usize) {
-    let cell = current();
-    if cell.stops(size) {
-        current_account().0.charge(size);
-    } else {
-        cell.charge(size);
-    }
 }
 
 /// Refunds a block to a service, from the calling thread. `false` if there is
@@ -95,16 +86,40 @@ pub(crate) fn current_record() -> &'static Record {
     with(|thread| thread.record.get())
 }
 
-/// Puts the calling thread into a service and returns the one it was in.
-pub(crate) fn switch(record: &'static Record) -> &'static Record {
+/// Puts the calling thread into a service, which somebody holds, and returns
+/// the one it was in.
+///
+/// That the thread is in a service is counted, and keeps the service; so does a
+/// scope with the one it will go back to. So the count of the one that is
+/// returned goes over to the caller, and from there to [`leave_for`].
+#[inline]
+pub(crate) fn enter(record: &'static Record) -> &'static Record {
     with(|thread| {
-        let mark = record.shared().mark();
-        let cell = thread.directory.get().cell(mark);
-        // A thread that does not have the cell yet, or never will, gets it from
-        // the door on the way to its next allocation.
-        let cell = if cell.mark() == mark { cell } else { record.shared() };
-        thread.cell.set(cell);
+        match thread.find(record) {
+            Account::Own(cell) => cell.enter(),
+            Account::Shared(cell) => cell.enter_shared(),
+        }
         thread.record.replace(record)
+    })
+}
+
+/// Takes the calling thread out of its service and back to a former one.
+#[inline]
+pub(crate) fn leave_for(former: &'static Record) {
+    with(|thread| {
+        let left = thread.record.replace(former);
+        let cell = thread.cell.get();
+        thread.find(former);
+        if ptr::eq(cell, left.shared()) { cell.leave_shared() } else { cell.leave() }
+    });
+}
+
+/// What the calling thread has allocated and freed, of all services, and those
+/// that had its shard before.
+pub(crate) fn own_usage() -> Usage {
+    with(|thread| {
+        let shard = thread.shard.get().or_else(|| thread.attach());
+        shard.map(Shard::usage).unwrap_or_default()
     })
 }
 
@@ -118,6 +133,13 @@ pub(crate) enum Account {
 }
 
 impl Account {
+    #[inline]
+    pub(super) fn cell(self) -> &'static Cell {
+        match self {
+            Self::Own(cell) | Self::Shared(cell) => cell,
+        }
+    }
+
     pub(crate) fn charge(self, size: usize) {
         match self {
             Self::Own(cell) => cell.charge(size),
@@ -190,6 +212,18 @@ pub(crate) fn set_number(number: u32) {
 }
 
 impl Thread {
+    /// Has the thread charge to that service, and says where. A thread that does
+    /// not have the cell yet, or never will, gets it from the door on the way to
+    /// its next allocation.
+    #[inline]
+    fn find(&self, record: &'static Record) -> Account {
+        let shared = record.shared();
+        let cell = self.directory.get().cell(shared.mark());
+        let is_own = cell.mark() == shared.mark();
+        self.cell.set(if is_own { cell } else { shared });
+        if is_own { Account::Own(cell) } else { Account::Shared(shared) }
+    }
+
     fn account(&self, record: &'static Record) -> Account {
         let shard = self.shard.get().or_else(|| self.attach());
         match shard.and_then(|shard| shard.claim(record.slot())) {

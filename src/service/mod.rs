@@ -3,19 +3,28 @@
 //! Users enter here; the allocator never does. Registering may lock and
 //! allocate (the registry is a dashmap). Entering a service does neither.
 
+mod family;
+mod fork;
 mod future;
+mod limits;
 mod registry;
+mod retirement;
 mod scope;
 
 pub use future::{InService, InServiceExt};
 pub use registry::RegisterError;
 pub use scope::Scope;
 
+pub(crate) use limits::limits;
+pub(crate) use retirement::end_retired;
+
 use crate::ledger::{self, slots, thread};
 use crate::usage::Usage;
+use limits::Limits;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ptr;
+use std::sync::Arc;
 
 /// Whoever memory is accounted to: an actor, a module, a tenant, a query.
 ///
@@ -27,8 +36,12 @@ use std::ptr;
 /// `realloc` hands a block to the service that is current then: whoever grows
 /// it owns it.
 ///
-/// Cheap to clone and to share. A service lives as long as the process, also
-/// when all its clones are dropped, so it can be looked up again by name.
+/// Cheap to clone and to share. A service lives while one of its clones, its
+/// scopes or its blocks does. When the last clone is dropped, its name and its
+/// handle are free for another; while there are blocks left, it is shown as
+/// retired, under its old name, and then it ends. No block is ever counted for,
+/// or shown under, another service than its own. (A scope that was forgotten, not
+/// dropped, keeps its service for good.)
 ///
 /// ```
 /// # #[global_allocator]
@@ -46,17 +59,19 @@ use std::ptr;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone)]
+#[must_use = "a service ends when it is dropped and its blocks are freed"]
 pub struct Service {
+    /// One of the clones that the record counts is this one's.
     record: &'static slots::Record,
 }
 
 impl Service {
-    /// The service of that name, registered now if it is not yet, with a
+    /// The service of that name, registered now if there is none, with a
     /// handle assigned to it.
     ///
     /// Takes a lock and allocates; register once and keep the service. What
-    /// the registry itself needs is charged to the unattributed service.
+    /// the registry itself needs is charged to the unattributed service. To
+    /// register and to drop a service each read a cell for each thread.
     ///
     /// # Errors
     ///
@@ -73,7 +88,7 @@ impl Service {
         Self::builder(name).register()
     }
 
-    /// Registers a service in steps, for those with a numbering of their own.
+    /// Registers a service in steps: with a handle of one's own, a parent, limits.
     ///
     /// ```
     /// use dogtag::Service;
@@ -84,7 +99,7 @@ impl Service {
     /// # Ok::<(), dogtag::RegisterError>(())
     /// ```
     pub fn builder<N: AsRef<str>>(name: N) -> ServiceBuilder<N> {
-        ServiceBuilder { name, handle: None }
+        ServiceBuilder { name, plan: Plan::default() }
     }
 
     /// The service that the calling thread is in.
@@ -97,9 +112,11 @@ impl Service {
     /// assert_eq!(auth.run(Service::current), auth);
     /// # Ok::<(), dogtag::RegisterError>(())
     /// ```
-    #[must_use]
     pub fn current() -> Self {
-        Self { record: thread::current_record() }
+        let record = thread::current_record();
+        // That the thread is in it keeps it.
+        record.life().revive();
+        Self { record }
     }
 
     /// The service of what nobody claims, named `unattributed`, with handle 0.
@@ -108,22 +125,22 @@ impl Service {
     /// ```
     /// assert_eq!(dogtag::Service::unattributed().name(), "unattributed");
     /// ```
-    #[must_use]
     pub fn unattributed() -> Self {
+        slots::UNATTRIBUTED.life().hold();
         Self { record: &slots::UNATTRIBUTED }
     }
 
-    /// The service of that name, if one is registered. Takes a lock.
+    /// The living service of that name, if there is one. Takes a lock.
     ///
     /// ```
     /// assert_eq!(dogtag::Service::by_name("nobody"), None);
     /// ```
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
-        registry::by_name(name).map(|record| Self { record })
+        registry::by_name(name)
     }
 
-    /// The service with that handle, if one is registered. Takes a lock.
+    /// The living service with that handle, if there is one. Takes a lock.
     ///
     /// ```
     /// use dogtag::Service;
@@ -132,7 +149,7 @@ impl Service {
     /// ```
     #[must_use]
     pub fn by_handle(handle: u32) -> Option<Self> {
-        registry::by_handle(handle).map(|record| Self { record })
+        registry::by_handle(handle)
     }
 
     /// Puts the calling thread into this service until the scope is dropped.
@@ -196,6 +213,27 @@ impl Service {
         ledger::usage(self.record)
     }
 
+    /// Begins [`Usage::peak_bytes`] anew, with what is live now.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() -> Result<(), dogtag::RegisterError> {
+    /// let cache = dogtag::Service::register("cache")?;
+    /// let entry = cache.run(|| vec![0_u8; 1000]);
+    /// assert_eq!(cache.usage().peak_bytes, 1000);
+    /// drop(entry);
+    /// assert_eq!(cache.usage().peak_bytes, 1000);
+    /// cache.reset_peak();
+    /// assert_eq!(cache.usage().peak_bytes, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn reset_peak(&self) {
+        self.record.reset_peak();
+        let _ = self.usage();
+    }
+
     #[cfg(feature = "memory-check")]
     pub(crate) const fn record(&self) -> &'static slots::Record {
         self.record
@@ -212,6 +250,30 @@ impl Service {
     #[must_use]
     pub fn handle(&self) -> u32 {
         self.record.handle()
+    }
+}
+
+impl Clone for Service {
+    /// Another owner of the service: an atomic addition.
+    ///
+    /// # Panics
+    ///
+    /// If 2^31 clones were forgotten instead of dropped.
+    #[inline]
+    fn clone(&self) -> Self {
+        self.record.life().hold();
+        Self { record: self.record }
+    }
+}
+
+impl Drop for Service {
+    /// An atomic subtraction; the last clone takes a lock and reads a cell for
+    /// each thread.
+    #[inline]
+    fn drop(&mut self) {
+        if self.record.life().let_go() {
+            retirement::retire(self.record);
+        }
     }
 }
 
@@ -243,7 +305,15 @@ impl fmt::Debug for Service {
 #[must_use = "nothing is registered before `register`"]
 pub struct ServiceBuilder<N> {
     name: N,
+    plan: Plan,
+}
+
+/// What a service is to be, beside its name.
+#[derive(Clone, Debug, Default)]
+struct Plan {
     handle: Option<u32>,
+    parent: Option<Service>,
+    limits: Limits,
 }
 
 impl<N: AsRef<str>> ServiceBuilder<N> {
@@ -251,18 +321,69 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     /// service's, and those that are in use. Numbers from 0x80000000 on are
     /// also what services without a choice are assigned, upwards.
     pub fn handle(mut self, handle: u32) -> Self {
-        self.handle = Some(handle);
+        self.plan.handle = Some(handle);
         self
     }
 
-    /// Registers the service, or finds the one that has this name already.
+    /// Makes the service a child of another one. Its usage is its own;
+    /// [`usage_with_children`](Service::usage_with_children) of the parent has
+    /// it too, and so have the parent's limits. The parent lives as long as its
+    /// children, and they as long as their blocks; until then it is also found by
+    /// its name.
+    pub fn parent(mut self, parent: &Service) -> Self {
+        self.plan.parent = Some(parent.clone());
+        self
+    }
+
+    /// Sets the [hard limit](Service::set_hard_limit), in bytes.
+    pub fn hard_limit(mut self, bytes: u64) -> Self {
+        self.plan.limits.hard = Some(bytes);
+        self
+    }
+
+    /// Sets the [soft limit](Service::set_soft_limit), in bytes.
+    pub fn soft_limit(mut self, bytes: u64) -> Self {
+        self.plan.limits.soft = Some(bytes);
+        self
+    }
+
+    /// Chooses what is done each time that the service gets past its
+    /// [soft limit](Service::set_soft_limit). It is called on a thread of
+    /// dogtag's own, one at a time, so it should not wait for anything; a forked
+    /// child has no such thread.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() -> Result<(), dogtag::RegisterError> {
+    /// let (tell, told) = std::sync::mpsc::channel();
+    /// let tell = std::sync::Mutex::new(tell);
+    /// let cache = dogtag::Service::builder("cache")
+    ///     .soft_limit(1 << 20)
+    ///     .on_soft_limit(move |service| tell.lock().unwrap().send(service.name().to_owned()).unwrap())
+    ///     .register()?;
+    /// let entries = cache.run(|| vec![0_u8; 2 << 20]);
+    /// assert_eq!(told.recv().unwrap(), "cache");
+    /// # drop(entries);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_soft_limit(mut self, announce: impl Fn(&Service) + Send + Sync + 'static) -> Self {
+        self.plan.limits.on_soft = Some(Arc::new(announce));
+        self
+    }
+
+    /// Registers the service, or finds the one that has this name already; that
+    /// one gets the limits.
     ///
     /// # Errors
     ///
     /// [`RegisterError::NameTaken`] if the name is registered with another
     /// handle than the chosen one, [`RegisterError::HandleTaken`] if the handle
-    /// is registered with another name, [`RegisterError::Full`] and
-    /// [`RegisterError::NoMemory`]. Nothing has changed then.
+    /// is registered with another name, [`RegisterError::OtherParent`] if the name
+    /// is registered with another parent than the chosen one,
+    /// [`RegisterError::Full`] and [`RegisterError::NoMemory`]. Nothing has
+    /// changed then.
     ///
     /// ```
     /// use dogtag::{RegisterError, Service};
@@ -273,7 +394,21 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     /// # Ok::<(), RegisterError>(())
     /// ```
     pub fn register(self) -> Result<Service, RegisterError> {
-        let record = registry::register(self.name.as_ref(), self.handle)?;
-        Ok(Service { record })
+        registry::register(self.name.as_ref(), &self.plan)
+    }
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ended_services_slot_is_nobodys() {
+        let service = Service::register("ends in a moment").unwrap();
+        let slot = service.record.slot();
+        assert!(slots::record(slot).is_some());
+        drop(service);
+        // So behind the door a cookie with that slot is not believed.
+        assert!(slots::record(slot).is_none());
     }
 }

@@ -3,12 +3,24 @@
 //! Two dashmaps. They may allocate and they lock, so nothing that runs inside
 //! an allocation enters this room. What they allocate is nobody's but the
 //! process's own: it is charged to the unattributed service.
+//!
+//! A service whose last clone was dropped stays in for a moment, until whoever
+//! dropped it takes it out. It is as good as gone: it is not found, and a new
+//! one may take its place. No clone is dropped here while a map is locked, since
+//! it might be the last.
 
-use crate::ledger::slots::{self, AddError, Record};
+use crate::ledger::door;
+use crate::ledger::family::Tree;
+use crate::ledger::slots::{self, Record, SlotError};
 use crate::service::scope::Scope;
+use crate::service::{Plan, Service, fork, retirement};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use std::borrow::Borrow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::mem::ManuallyDrop;
+use std::ptr;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -32,6 +44,13 @@ pub enum RegisterError {
         /// The name of the service that has it.
         name: String,
     },
+    /// The name is registered already, with another parent than the one asked for.
+    OtherParent {
+        /// The name.
+        name: String,
+        /// The name of the living service's parent, if it has one.
+        parent: Option<String>,
+    },
     /// All slots (over 16 million) are in use.
     Full,
     /// The operating system gives no memory for the table of services.
@@ -50,6 +69,14 @@ impl fmt::Display for RegisterError {
                 f,
                 "handle {handle:#010x} belongs to service {name:?}: choose another, or let one be assigned",
             ),
+            Self::OtherParent { name, parent } => {
+                write!(f, "service {name:?} is registered ")?;
+                match parent {
+                    Some(parent) => write!(f, "as a child of {parent:?}")?,
+                    None => f.write_str("without a parent")?,
+                }
+                f.write_str(": ask for that, or choose another name")
+            }
             Self::Full => write!(
                 f,
                 "all {} services of this process are in use: register fewer, or group what they stand for",
@@ -65,37 +92,70 @@ impl fmt::Display for RegisterError {
 
 impl std::error::Error for RegisterError {}
 
-pub(super) fn register(name: &str, handle: Option<u32>) -> Result<&'static Record, RegisterError> {
+/// The living service of that name, or a new one.
+pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError> {
     // To find a name again is the common case, and needs a shared lock only.
-    if let Some(record) = by_name(name) {
-        return unless_other_handle(record, handle);
+    if let Some(living) = by_name(name) {
+        return as_planned(living, plan);
     }
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
-    match REGISTRY.names.entry(name.into()) {
-        Entry::Occupied(entry) => unless_other_handle(entry.get(), handle),
-        Entry::Vacant(entry) => {
-            // The name is locked until its handle is; nobody locks the two in
-            // the other order.
-            let record = match handle {
-                Some(handle) => add(name, handle)?,
-                None => add_with_any_handle(name)?,
-            };
-            entry.insert(record);
-            Ok(record)
+    let record = retirement::claim_slot().map_err(|error| match error {
+        SlotError::Full => RegisterError::Full,
+        SlotError::NoMemory => RegisterError::NoMemory,
+    })?;
+    record.begin(name.into(), plan.handle.unwrap_or_else(next_handle));
+    let new = Service { record };
+    if let Some(parent) = plan.parent.clone() {
+        let tree = Tree::lock();
+        tree.adopt(ManuallyDrop::new(parent).record, record);
+        if door::is_limited(record) {
+            // Threads may have cells of the slot, opened for another service.
+            door::shut(&tree, record);
         }
+    }
+    plan.limits.set(record);
+    // Ends: there are more handles to assign than there can be services.
+    loop {
+        return match publish(record) {
+            Ok(()) => Ok(new),
+            Err(Conflict::Name(living)) => as_planned(living, plan),
+            Err(Conflict::Handle(living)) if plan.handle.is_some() => {
+                Err(RegisterError::HandleTaken { handle: living.handle(), name: living.name().to_owned() })
+            }
+            // Somebody chose the number that would have been assigned.
+            Err(Conflict::Handle(_)) => {
+                record.set_handle(next_handle());
+                continue;
+            }
+        };
     }
 }
 
-pub(super) fn by_name(name: &str) -> Option<&'static Record> {
-    REGISTRY.names.get(name).map(|entry| *entry)
+pub(super) fn by_name(name: &str) -> Option<Service> {
+    let _gate = fork::gate();
+    REGISTRY.names.get(name).and_then(|entry| living(entry.key().0))
 }
 
-pub(super) fn by_handle(handle: u32) -> Option<&'static Record> {
-    REGISTRY.handles.get(&handle).map(|entry| *entry)
+pub(super) fn by_handle(handle: u32) -> Option<Service> {
+    let _gate = fork::gate();
+    REGISTRY.handles.get(&handle).and_then(|entry| living(entry.value()))
+}
+
+/// To be called before locks are taken that a fork has to take first: that is
+/// prepared with the registry.
+pub(super) fn ready() {
+    LazyLock::force(&REGISTRY);
+}
+
+/// Takes out a service whose last clone was dropped.
+pub(super) fn remove(record: &'static Record) {
+    let _gate = fork::gate();
+    REGISTRY.names.remove_if(record.name(), |known, ()| ptr::eq(known.0, record));
+    REGISTRY.handles.remove_if(&record.handle(), |_, known| ptr::eq(*known, record));
 }
 
 struct Registry {
-    names: DashMap<Box<str>, &'static Record>,
+    names: DashMap<ByName, ()>,
     handles: DashMap<u32, &'static Record>,
 }
 
@@ -103,53 +163,103 @@ static REGISTRY: LazyLock<Registry> = LazyLock::new(|| {
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
     let registry = Registry { names: DashMap::new(), handles: DashMap::new() };
     let unattributed = &slots::UNATTRIBUTED;
-    registry.names.insert(unattributed.name().into(), unattributed);
+    registry.names.insert(ByName(unattributed), ());
     registry.handles.insert(unattributed.handle(), unattributed);
+    fork::prepare();
     registry
 });
 
-/// The name is taken; is it by whom the caller means?
-fn unless_other_handle(
-    record: &'static Record,
-    requested: Option<u32>,
-) -> Result<&'static Record, RegisterError> {
-    match requested {
-        Some(requested) if requested != record.handle() => Err(RegisterError::NameTaken {
-            name: record.name().to_owned(),
-            handle: record.handle(),
-            requested,
-        }),
-        _ => Ok(record),
+/// A service under the name that stands in its record, and only there.
+struct ByName(&'static Record);
+
+impl Borrow<str> for ByName {
+    fn borrow(&self) -> &str {
+        self.0.name()
     }
 }
 
-fn add(name: &str, handle: u32) -> Result<&'static Record, RegisterError> {
-    match REGISTRY.handles.entry(handle) {
+impl Hash for ByName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name().hash(state);
+    }
+}
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl Eq for ByName {}
+
+/// A clone of a service that is in a map which the caller has locked.
+fn living(record: &'static Record) -> Option<Service> {
+    record.life().try_hold().then_some(Service { record })
+}
+
+/// The name is taken; is it by whom the caller means?
+fn as_planned(living: Service, plan: &Plan) -> Result<Service, RegisterError> {
+    let name = || living.name().to_owned();
+    if let Some(requested) = plan.handle
+        && requested != living.handle()
+    {
+        return Err(RegisterError::NameTaken { name: name(), handle: living.handle(), requested });
+    }
+    let parent = living.parent();
+    if plan.parent.is_some() && plan.parent != parent {
+        let parent = parent.map(|parent| parent.name().to_owned());
+        return Err(RegisterError::OtherParent { name: name(), parent });
+    }
+    plan.limits.set(living.record);
+    Ok(living)
+}
+
+/// Who has the name or the handle already.
+enum Conflict {
+    Name(Service),
+    Handle(Service),
+}
+
+/// Puts a new service into the maps.
+fn publish(record: &'static Record) -> Result<(), Conflict> {
+    let _gate = fork::gate();
+    // The name is locked until its handle is; nobody locks the two in the other
+    // order.
+    match REGISTRY.names.entry(ByName(record)) {
         Entry::Occupied(entry) => {
-            Err(RegisterError::HandleTaken { handle, name: entry.get().name().to_owned() })
+            if let Some(living) = living(entry.key().0) {
+                return Err(Conflict::Name(living));
+            }
+            publish_handle(record)?;
+            entry.replace_entry(());
         }
         Entry::Vacant(entry) => {
-            let record = slots::add(name.into(), handle).map_err(|error| match error {
-                AddError::Full => RegisterError::Full,
-                AddError::NoMemory => RegisterError::NoMemory,
-            })?;
-            entry.insert(record);
-            Ok(record)
+            publish_handle(record)?;
+            entry.insert(());
         }
     }
+    Ok(())
 }
 
-/// Assigns the next free handle of the upper half, where few number their own.
-fn add_with_any_handle(name: &str) -> Result<&'static Record, RegisterError> {
+fn publish_handle(record: &'static Record) -> Result<(), Conflict> {
+    match REGISTRY.handles.entry(record.handle()) {
+        Entry::Occupied(mut entry) => {
+            if let Some(living) = living(entry.get()) {
+                return Err(Conflict::Handle(living));
+            }
+            entry.insert(record);
+        }
+        Entry::Vacant(entry) => {
+            entry.insert(record);
+        }
+    }
+    Ok(())
+}
+
+/// The next handle of the upper half, where few number their own.
+fn next_handle() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     const UPPER_HALF: u32 = 1 << 31;
 
-    // Ends: the upper half has more handles than there can be services.
-    loop {
-        let handle = UPPER_HALF | NEXT.fetch_add(1, Ordering::Relaxed);
-        match add(name, handle) {
-            Err(RegisterError::HandleTaken { .. }) => {}
-            result => return result,
-        }
-    }
+    UPPER_HALF | NEXT.fetch_add(1, Ordering::Relaxed)
 }

@@ -5,8 +5,8 @@ use crate::ledger::slots::Record;
 use crate::ledger::thread;
 use std::marker::PhantomData;
 
-/// Keeps the calling thread in a service until it is dropped:
-/// [`Service::enter`](crate::Service::enter).
+/// Keeps the calling thread in a service until it is dropped, and the service
+/// alive: [`Service::enter`](crate::Service::enter).
 ///
 /// Not `Send`, since it is about the thread that entered:
 ///
@@ -31,14 +31,14 @@ pub struct Scope<'service> {
 impl Scope<'_> {
     #[inline]
     pub(crate) fn enter(record: &'static Record) -> Self {
-        Self { previous: thread::switch(record), _service: PhantomData, _not_send: PhantomData }
+        Self { previous: thread::enter(record), _service: PhantomData, _not_send: PhantomData }
     }
 }
 
 impl Drop for Scope<'_> {
     #[inline]
     fn drop(&mut self) {
-        thread::switch(self.previous);
+        thread::leave_for(self.previous);
         announce::deliver();
     }
 }

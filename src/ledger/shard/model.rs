@@ -81,7 +81,7 @@ mod tests {
             work(&roster, 4);
             other.join().unwrap();
 
-            let usage = roster.usage(SLOT, &shared);
+            let usage = roster.sum(SLOT, &shared).usage;
             assert_eq!((usage.allocated_bytes, usage.allocated_blocks), (37, 4));
             assert!(roster.shards().count() <= 2, "more shards than threads");
         });
@@ -162,7 +162,7 @@ mod tests {
                     }
                 }
             });
-            let usage = roster.usage(SLOT, &shared);
+            let usage = roster.sum(SLOT, &shared).usage;
             assert!(usage.freed_bytes <= usage.allocated_bytes, "{usage:?}");
             assert!(usage.freed_blocks <= usage.allocated_blocks, "{usage:?}");
             allocates.join().unwrap();
@@ -182,10 +182,10 @@ mod tests {
                 }
             });
             shared.charge_shared(5);
-            let usage = roster.usage(SLOT, &shared);
+            let usage = roster.sum(SLOT, &shared).usage;
             assert!(usage.freed_bytes <= usage.allocated_bytes, "{usage:?}");
             other.join().unwrap();
-            let usage = roster.usage(SLOT, &shared);
+            let usage = roster.sum(SLOT, &shared).usage;
             assert_eq!((usage.bytes(), usage.blocks(), usage.allocated_bytes), (5, 1, 15));
         });
     }

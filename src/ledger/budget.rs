@@ -1,0 +1,457 @@
+//! How much of a limit is left, and who may have it.
+//!
+//! Threads count for themselves, so nobody knows what a service holds without
+//! adding its cells up. To do that for every allocation would be slow, and not
+//! to do it would let the limit pass unnoticed. So it is done now and then: who
+//! adds up learns what is left, takes a *grant* of it for its own next
+//! allocations, and leaves the rest as *credit*, of which others take theirs
+//! with one atomic operation. When the credit is used up, somebody adds up again
+//! and finds what was freed meanwhile. Nothing is written down for good, so
+//! nothing can drift.
+//!
+//! Threads may hold grants of many services, and keep them for long. So they count
+//! as used, while there is room; where there is not, they are taken back before it
+//! is added up.
+//!
+//! A sum that is taken while others go on is true of no moment, but bounds can be
+//! had: frees first and allocations second gives no less than what was live at
+//! the moment in between, the other order no more. Grants are given by the
+//! former, denials by the latter; where they differ so much that neither says, it
+//! is done again. What may be wrong is what others allocate meanwhile, without
+//! having drawn it meanwhile, for that changes the account: each thread can be
+//! using one grant that it has drawn before. That is 64 KiB for each, either way.
+
+use crate::sync::{AtomicBool, AtomicU64, Ordering, const_unless_loom, spin};
+
+/// A service's limits, on what it and its descendants hold.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    hard: AtomicU64,
+    soft: AtomicU64,
+    /// What may be allocated before it is added up again: [`Account`].
+    account: AtomicU64,
+    /// Whether the soft limit was crossed, and not undershot since.
+    is_above: AtomicBool,
+}
+
+/// No limit.
+pub(crate) const NONE: u64 = u64::MAX;
+
+/// The most that a thread is granted at once: how far each thread may take a
+/// service past its limit.
+pub(crate) const GRANT: u64 = 64 << 10;
+
+/// Bounds of what is live at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Live {
+    pub(crate) at_least: u64,
+    pub(crate) at_most: u64,
+    /// What threads may allocate beside without asking.
+    pub(crate) granted: u64,
+}
+
+/// An allocation that may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Granted {
+    /// Bytes that the thread may allocate, this allocation's among them.
+    pub(crate) bytes: u64,
+    /// Whether this crosses the soft limit, upwards.
+    pub(crate) crosses: bool,
+}
+
+impl Budget {
+    const_unless_loom! {
+        pub(crate) fn new() -> Self {
+            Self {
+                hard: AtomicU64::new(NONE),
+                soft: AtomicU64::new(NONE),
+                account: AtomicU64::new(0),
+                is_above: AtomicBool::new(false),
+            }
+        }
+    }
+
+    pub(crate) fn hard(&self) -> u64 {
+        self.hard.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn soft(&self) -> u64 {
+        self.soft.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_limited(&self) -> bool {
+        self.hard() != NONE || self.soft() != NONE
+    }
+
+    /// Changes the limits. What was granted before is not taken back.
+    pub(crate) fn set(&self, hard: u64, soft: u64) {
+        self.hard.store(hard, Ordering::Relaxed);
+        if self.soft.swap(soft, Ordering::Relaxed) != soft {
+            self.is_above.store(false, Ordering::Relaxed);
+        }
+        let no_credit = |word| Some(Account(word).with_credit(0).0);
+        let _ = self.account.fetch_update(Ordering::AcqRel, Ordering::Relaxed, no_credit);
+    }
+
+    /// A large allocation was counted in a cell, or will not be made.
+    pub(crate) fn land(&self, size: u64) {
+        self.account.fetch_sub(Account::in_the_air(size), Ordering::Release);
+    }
+
+    /// For a forked child, which does not have the threads that would land.
+    pub(crate) fn land_all(&self) {
+        let none = |word| Some(Account(word).with_none_taken_off().0);
+        let _ = self.account.fetch_update(Ordering::AcqRel, Ordering::Relaxed, none);
+    }
+
+    /// The allocation that crossed the soft limit will not be made.
+    pub(crate) fn uncross(&self) {
+        self.is_above.store(false, Ordering::Relaxed);
+    }
+
+    /// Has `size` bytes counted until they have [landed](Self::land), though they
+    /// are in no cell.
+    pub(crate) fn take_off(&self, size: u64) {
+        self.account.fetch_add(Account::in_the_air(size).wrapping_add(Account::CHANGE), Ordering::AcqRel);
+    }
+
+    /// Asks for `size` bytes, all or none; `None` if they are denied. `live` adds
+    /// up. `announced` bytes, no more than [`LARGEST`], are [taken
+    /// off](Self::take_off) with it, as should be for allocations that are larger
+    /// than a grant.
+    pub(crate) fn draw(
+        &self,
+        size: u64,
+        announced: u64,
+        mut live: impl FnMut(Grants) -> Option<Live>,
+    ) -> Option<Granted> {
+        let wanted = size.max(GRANT);
+        let taken_off = Account::in_the_air(announced);
+        let mut attempt = 0;
+        loop {
+            let account = Account(self.account.load(Ordering::Acquire));
+            let replace = |new: Account| {
+                let new = new.0 + taken_off;
+                self.account.compare_exchange(account.0, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            };
+            let (hard, soft) = (self.hard(), self.soft());
+            let has_room_to_fly = account.taken_off() + announced < 2 * LARGEST - GRANT;
+            if let Some(rest) = account.credit().checked_sub(wanted.next_multiple_of(GRANT))
+                && has_room_to_fly
+            {
+                if replace(account.with_credit(rest)) {
+                    return Some(Granted { bytes: wanted, crosses: false });
+                }
+                continue;
+            }
+            // First as if all that was granted were used. If that is too much, or
+            // would be a crossing, what was granted is taken back.
+            let was_above = self.is_above.load(Ordering::Relaxed);
+            let most = if was_above { hard } else { hard.min(soft) };
+            let alone = |live: Live| live.at_most.saturating_add(size);
+            let after =
+                |live: Live| alone(live).saturating_add(live.granted).saturating_add(account.taken_off());
+            let mut sum = live(Grants::Count);
+            if sum.is_none_or(|live| after(live) > most) {
+                sum = live(Grants::TakeBack);
+            }
+            if let Some(live) = sum.filter(|live| after(*live) <= hard && has_room_to_fly) {
+                let after = after(live);
+                // What is in the air may be counted twice.
+                let is_above = alone(live) > soft;
+                // Above the soft limit there is little credit, so that it is
+                // noticed when it is undershot.
+                let soft_room = if after > soft { (soft / 8).max(GRANT) } else { soft - after };
+                let room = soft_room.min(hard - after);
+                let grant = wanted.min(size.saturating_add(room));
+                if replace(account.with_credit(room - (grant - size))) {
+                    let was_above = self.is_above.swap(is_above, Ordering::Relaxed);
+                    return Some(Granted { bytes: grant, crosses: is_above && !was_above });
+                }
+                // Others have drawn, and so they get on.
+                continue;
+            }
+            // If others have drawn meanwhile there was room; and what they hold now
+            // may have been counted with what was freed for it.
+            let is_of_one_moment = self.account.load(Ordering::Acquire) == account.0;
+            let is_too_much = |live: Live| live.at_least.saturating_add(size) > hard;
+            if is_of_one_moment && sum.is_some_and(is_too_much) {
+                return None;
+            }
+            if attempt >= ATTEMPTS {
+                // Nothing is known. Without a hard limit nothing is denied.
+                if hard != NONE {
+                    return None;
+                }
+                self.take_off(announced);
+                return Some(Granted { bytes: size, crosses: false });
+            }
+            spin(attempt);
+            attempt += 1;
+        }
+    }
+}
+
+/// What is done about grants while it is added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grants {
+    /// They count as if they were used.
+    Count,
+    /// They are taken back, so that their threads have to ask again.
+    TakeBack,
+}
+
+/// The most that can be announced: 512 GiB. What is larger is not.
+pub(crate) const LARGEST: u64 = 1 << 39;
+
+/// How often it is tried where the bounds do not decide, because others allocate
+/// and free more than what is left, or are about to land: about a second long.
+const ATTEMPTS: u32 = if cfg!(dogtag_loom) { 3 } else { 1000 };
+
+/// Credit (16 bits), large allocations that were let through but are in no cell yet
+/// (24), both in grants, and a count of the changes (24): so that nobody takes a
+/// later account for the one that was there before he added up.
+#[derive(Clone, Copy)]
+struct Account(u64);
+
+impl Account {
+    const CREDIT: u64 = (1 << 16) - 1;
+    const TAKEN_OFF: u32 = 16;
+    const CHANGES: u32 = 40;
+    const CHANGE: u64 = 1 << Self::CHANGES;
+
+    /// Rounded down, and no more than 4 GiB.
+    fn with_credit(self, bytes: u64) -> Self {
+        let changes = (self.0 >> Self::CHANGES).wrapping_add(1);
+        let taken_off = self.taken_off() / GRANT;
+        Self(changes << Self::CHANGES | taken_off << Self::TAKEN_OFF | (bytes / GRANT).min(Self::CREDIT))
+    }
+
+    fn credit(self) -> u64 {
+        (self.0 & Self::CREDIT) * GRANT
+    }
+
+    fn taken_off(self) -> u64 {
+        (self.0 >> Self::TAKEN_OFF & ((1 << (Self::CHANGES - Self::TAKEN_OFF)) - 1)) * GRANT
+    }
+
+    fn with_none_taken_off(self) -> Self {
+        Self(self.0 - ((self.taken_off() / GRANT) << Self::TAKEN_OFF))
+    }
+
+    /// What a large allocation adds, rounded up.
+    fn in_the_air(bytes: u64) -> u64 {
+        bytes.div_ceil(GRANT) << Self::TAKEN_OFF
+    }
+}
+
+const _: () = assert!(2 * LARGEST / GRANT <= 1 << 24);
+
+#[cfg(dogtag_loom)]
+impl Default for Budget {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+
+    fn limited(hard: u64, soft: u64) -> Budget {
+        let budget = Budget::new();
+        budget.set(hard, soft);
+        budget
+    }
+
+    fn exactly(live: u64) -> impl FnMut(Grants) -> Option<Live> {
+        move |_| Some(Live { at_least: live, at_most: live, granted: 0 })
+    }
+
+    fn granted(bytes: u64) -> Option<Granted> {
+        Some(Granted { bytes, crosses: false })
+    }
+
+    #[test]
+    fn it_is_added_up_again_when_the_credit_is_used_up() {
+        let budget = limited(4 * GRANT, NONE);
+        let never = |_| unreachable!("there is credit");
+        assert_eq!(budget.draw(1, 0, exactly(GRANT)), granted(GRANT));
+        assert_eq!(budget.draw(GRANT, 0, never), granted(GRANT));
+        assert_eq!(budget.draw(100, 0, never), granted(GRANT));
+        // What was granted is used up, and some of it freed.
+        assert_eq!(budget.draw(100, 0, exactly(4 * GRANT - 150)), granted(150));
+        assert_eq!(budget.draw(151, 0, exactly(4 * GRANT - 150)), None);
+        assert_eq!(budget.draw(4 * GRANT, 4 * GRANT, exactly(0)), granted(4 * GRANT));
+        budget.land(4 * GRANT);
+        assert_eq!(budget.draw(1, 0, exactly(4 * GRANT)), None);
+    }
+
+    #[test]
+    fn a_denial_is_certain() {
+        let budget = limited(1000, NONE);
+        let mut asked = 0;
+        let unsure = |_| {
+            asked += 1;
+            Some(Live { at_least: 0, at_most: if asked < 5 { 5000 } else { 900 }, granted: 0 })
+        };
+        assert_eq!(budget.draw(100, 0, unsure), granted(100));
+        assert_eq!(asked, 5);
+        // Nor is it a reason to announce anything that nothing is known.
+        let mut asked = 0;
+        let unknown = |_| {
+            asked += 1;
+            (asked > 5).then_some(Live { at_least: 0, at_most: 0, granted: 0 })
+        };
+        assert_eq!(limited(NONE, 1000).draw(1, 0, unknown), granted(1000));
+    }
+
+    #[test]
+    fn grants_are_taken_back_where_there_is_no_room_for_them() {
+        let budget = limited(10 * GRANT, NONE);
+        let granted_to_others = |grants| {
+            let granted = if grants == Grants::Count { 9 * GRANT } else { 0 };
+            Some(Live { at_least: 0, at_most: 0, granted })
+        };
+        assert_eq!(budget.draw(2 * GRANT, 2 * GRANT, granted_to_others), granted(2 * GRANT));
+        let in_vain = |grants| {
+            assert_eq!(grants, Grants::Count, "there was room");
+            Some(Live { at_least: 0, at_most: 0, granted: 7 * GRANT })
+        };
+        assert_eq!(limited(10 * GRANT, NONE).draw(1, 0, in_vain), granted(GRANT));
+        // Nor do they cross a soft limit.
+        let soft = limited(NONE, 8 * GRANT);
+        assert_eq!(soft.draw(1, 0, granted_to_others), granted(GRANT));
+    }
+
+    #[test]
+    fn large_ones_count_before_they_are_made() {
+        let budget = limited(10 * GRANT, NONE);
+        assert_eq!(budget.draw(6 * GRANT, 6 * GRANT, exactly(0)), granted(6 * GRANT));
+        // Another, on a thread that does not see the first in any cell; then it is
+        // seen, and has landed.
+        let mut asked = 0;
+        let seen_at_last = |grants| {
+            asked += 1;
+            if asked == 3 {
+                budget.land(6 * GRANT);
+            }
+            exactly(if asked < 3 { 0 } else { 6 * GRANT })(grants)
+        };
+        assert_eq!(budget.draw(5 * GRANT, 5 * GRANT, seen_at_last), None);
+        assert_eq!(asked, 6);
+        assert_eq!(budget.draw(4 * GRANT - 1, 4 * GRANT - 1, exactly(6 * GRANT)), granted(4 * GRANT - 1));
+    }
+
+    #[test]
+    fn a_soft_limit_is_crossed_once() {
+        let budget = limited(NONE, 1000);
+        assert_eq!(budget.draw(100, 0, exactly(0)), granted(1000), "up to the limit");
+        assert_eq!(budget.draw(1, 0, exactly(1000)), Some(Granted { bytes: GRANT, crosses: true }));
+        assert_eq!(budget.draw(1, 0, exactly(2000)), granted(GRANT));
+        assert_eq!(budget.draw(1, 0, exactly(500)), granted(500), "undershot");
+        assert_eq!(budget.draw(501, 0, exactly(500)), Some(Granted { bytes: GRANT, crosses: true }));
+        // Nor do grants that nobody has used hide that it was undershot.
+        let budget = limited(NONE, 1000);
+        assert!(budget.draw(1001, 0, exactly(0)).is_some_and(|granted| granted.crosses));
+        let unused = |_| Some(Live { at_least: 0, at_most: 0, granted: 5000 });
+        assert_eq!(budget.draw(1, 0, unused), granted(GRANT));
+        assert!(budget.draw(1001, 0, exactly(0)).is_some_and(|granted| granted.crosses));
+        // A new limit is a new crossing.
+        budget.set(NONE, 100);
+        assert!(budget.draw(1, 0, exactly(500)).is_some_and(|granted| granted.crosses));
+        // What is in the air is in a cell already, perhaps.
+        let budget = limited(NONE, 10 * GRANT);
+        budget.take_off(8 * GRANT);
+        assert_eq!(budget.draw(1, 0, exactly(4 * GRANT)), granted(GRANT));
+    }
+}
+
+#[cfg(all(test, dogtag_loom))]
+mod model {
+    use super::*;
+    use crate::cookie::Slot;
+    use crate::ledger::cell::Cell;
+    use crate::ledger::shard::Roster;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    const SLOT: Slot = Slot::UNATTRIBUTED;
+    const LIMIT: u64 = 100 << 10;
+    const SIZE: u64 = 60 << 10;
+
+    struct House {
+        budget: Budget,
+        roster: Roster,
+        shared: Cell,
+    }
+
+    impl House {
+        fn new() -> Arc<Self> {
+            let house =
+                Self { budget: Budget::new(), roster: Roster::new(), shared: Cell::shared(SLOT.mark()) };
+            house.budget.set(LIMIT, NONE);
+            Arc::new(house)
+        }
+
+        fn cell(&self) -> &'static Cell {
+            self.roster.acquire().unwrap().claim(SLOT).unwrap()
+        }
+
+        fn allocate(&self, cell: &Cell) -> bool {
+            let granted = self.budget.draw(SIZE, SIZE, |_| Some(self.roster.live(SLOT, &self.shared)));
+            if granted.is_some() {
+                cell.charge(SIZE as usize);
+                self.budget.land(SIZE);
+            }
+            granted.is_some()
+        }
+    }
+
+    fn model(body: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(body);
+    }
+
+    /// There is room for one; so one gets it, and not both.
+    #[test]
+    fn two_that_want_the_rest() {
+        model(|| {
+            let house = House::new();
+            let other = thread::spawn({
+                let house = Arc::clone(&house);
+                move || house.allocate(house.cell())
+            });
+            let own = house.allocate(house.cell());
+            let other = other.join().unwrap();
+            assert!(own || other, "both were denied");
+            assert!(!(own && other), "both were granted");
+        });
+    }
+
+    /// What is freed can be had, from the moment that it is, and not before.
+    #[test]
+    fn one_that_frees_and_one_that_wants() {
+        model(|| {
+            let house = House::new();
+            let cell = house.cell();
+            assert!(house.allocate(cell));
+            let other = thread::spawn({
+                let house = Arc::clone(&house);
+                move || {
+                    let cell = house.cell();
+                    let is_granted = house.allocate(cell);
+                    if is_granted {
+                        let live = house.roster.live(SLOT, &house.shared);
+                        assert!(live.at_least <= LIMIT, "past the limit");
+                        cell.refund(SIZE as usize);
+                    }
+                }
+            });
+            cell.refund(SIZE as usize);
+            other.join().unwrap();
+            assert!(house.allocate(cell), "denied though nothing is live");
+        });
+    }
+}

@@ -1,0 +1,232 @@
+//! Behind the door: what an allocation asks for that the hot path does not let
+//! through.
+//!
+//! May this allocation be made, under the limits of its service and of those
+//! above it, and how much more before the thread has to ask again? And what is
+//! live now, lest a peak pass unseen? A service without limits is asked for the
+//! latter only, once a MiB.
+
+use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST, Live};
+use crate::ledger::cell::Cell;
+use crate::ledger::due;
+use crate::ledger::family::{self, Tree};
+use crate::ledger::slots::Record;
+use crate::ledger::sums::ROSTER;
+use crate::ledger::thread::Account;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+/// How much each thread allocates for a service before its peak is looked at:
+/// what a peak may be told too low by, for each thread.
+const PEAK_INTERVAL: u64 = 1 << 20;
+
+/// An allocation that may be made. To be kept until it is counted.
+#[must_use]
+pub(crate) struct Admitted {
+    account: Account,
+    record: &'static Record,
+    size: u64,
+    /// What is freed for it.
+    replaced: Option<Replaced>,
+    /// Whose limits it is announced to: a bit for each service from the current one
+    /// upwards.
+    announced: u64,
+    /// Whose soft limits it crosses, in the same way.
+    crossed: u64,
+    /// Whether the cell was opened for it.
+    has_asked: bool,
+}
+
+/// A block that is freed when the new one is there.
+#[derive(Clone, Copy)]
+pub(crate) struct Replaced {
+    pub(crate) owner: &'static Record,
+    pub(crate) size: usize,
+}
+
+/// Asks whether the current service's limits allow for a block of `size` bytes,
+/// which may take another one's place. `None` if they do not.
+#[inline]
+pub(crate) fn ask(
+    account: Account,
+    record: &'static Record,
+    size: usize,
+    replaced: Option<Replaced>,
+) -> Option<Admitted> {
+    let mut admitted =
+        Admitted { account, record, size: size as u64, replaced, announced: 0, crossed: 0, has_asked: false };
+    if account.cell().must_ask(size) {
+        admitted.ask()?;
+    }
+    Some(admitted)
+}
+
+impl Admitted {
+    #[cold]
+    fn ask(&mut self) -> Option<()> {
+        let changes = CHANGES.load(Ordering::Acquire);
+        let mut grant = PEAK_INTERVAL;
+        for (step, record, budget) in limited(self.record) {
+            let more = self.more(record);
+            // What is large would be missed by others until it is counted. And what
+            // replaces another block is in no cell for a moment, while that is in
+            // none any more. (Families are not that deep; beyond, large allocations
+            // are as exact as small ones.)
+            let is_announced = (more > GRANT || self.replaced.is_some() || self.is_shared())
+                && self.size <= LARGEST
+                && step < u64::BITS;
+            let announced = if is_announced { self.size } else { 0 };
+            if more == 0 {
+                // What shrinks is never denied, and nothing is granted with it.
+                budget.take_off(announced);
+                grant = 0;
+            } else {
+                let Some(granted) = budget.draw(more, announced, |grants| live(record, None, grants)) else {
+                    self.record.deny();
+                    return None;
+                };
+                grant = grant.min(granted.bytes.saturating_sub(more));
+                self.crossed |= bit(step, granted.crosses);
+            }
+            self.announced |= bit(step, is_announced);
+        }
+        self.has_asked = true;
+        match self.account {
+            Account::Own(cell) => cell.open(self.size, grant),
+            // Many count there, so under a limit every allocation asks.
+            Account::Shared(cell) => cell.open_shared(if grant < PEAK_INTERVAL { 0 } else { grant }),
+        }
+        // Who changes a limit counts that first and shuts the cells then: either
+        // this sees the change, or the cell is shut after it was opened.
+        fence(Ordering::SeqCst);
+        if CHANGES.load(Ordering::Relaxed) != changes {
+            self.account.cell().shut();
+        }
+        Some(())
+    }
+
+    /// By how much a service and all below it will hold more. While the block that
+    /// is replaced is live, and its owner with it.
+    fn more(&self, limited: &'static Record) -> u64 {
+        match self.replaced {
+            Some(old) if family::chain(old.owner).any(|above| ptr::eq(above, limited)) => {
+                self.size.saturating_sub(old.size as u64)
+            }
+            _ => self.size,
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        matches!(self.account, Account::Shared(_))
+    }
+
+    /// Calls `each` for some of the services from the current one upwards.
+    #[cold]
+    fn each(&self, some: u64, mut each: impl FnMut(&'static Record, &'static Budget)) {
+        for (step, record) in (0..u64::BITS).zip(family::chain(self.record)) {
+            // Nobody loses a household.
+            if let Some(household) = record.family().household()
+                && some & bit(step, true) != 0
+            {
+                each(record, &household.budget);
+            }
+        }
+    }
+
+    /// Counts the block that was allocated. What it replaces is freed already.
+    #[inline]
+    pub(crate) fn charge(mut self, size: usize) {
+        self.account.charge(size);
+        self.has_asked = false;
+        if self.crossed != 0 {
+            self.each(self.crossed, |record, _| due::push(record));
+            self.crossed = 0;
+        }
+        // A grant begins anywhere in the interval.
+        if self.account.cell().is_past(PEAK_INTERVAL - GRANT) {
+            note_peak(self.record);
+        }
+    }
+}
+
+impl Drop for Admitted {
+    #[inline]
+    fn drop(&mut self) {
+        if self.announced | self.crossed != 0 {
+            self.each(self.announced, |_, budget| budget.land(self.size));
+            // It was not made.
+            self.each(self.crossed, |_, budget| budget.uncross());
+        }
+        if self.has_asked {
+            // Nor is there a reason for the room that was made for it.
+            self.account.cell().shut();
+        }
+    }
+}
+
+/// A service's bit, that many steps above the current one.
+fn bit(step: u32, is_set: bool) -> u64 {
+    if is_set { 1_u64.checked_shl(step).unwrap_or(0) } else { 0 }
+}
+
+#[cold]
+fn note_peak(record: &'static Record) {
+    // Again, if so much was freed meanwhile that the bound is none.
+    let live = (0..4).map(|_| live_alone(record)).find(|live| live.at_most - live.at_least <= GRANT);
+    record.note(live.unwrap_or_else(|| live_alone(record)).at_least);
+}
+
+/// What is live of a service and its descendants, but for what threads allocate
+/// meanwhile of what they were granted before. `None` if the family changed
+/// meanwhile. By whoever holds it.
+pub(crate) fn live(record: &'static Record, tree: Option<&Tree>, grants: Grants) -> Option<Live> {
+    if grants == Grants::TakeBack && !shut_all(record, tree) {
+        return None;
+    }
+    let mut sum = Live { at_least: 0, at_most: 0, granted: 0 };
+    // Who joins meanwhile has been granted nothing; who has ended holds nothing.
+    let is_whole = family::members(record, tree, |member| {
+        let live = live_alone(member);
+        sum.at_least += live.at_least;
+        sum.at_most += live.at_most;
+        if grants == Grants::Count {
+            sum.granted += ROSTER.cells(member.slot(), member.shared()).map(Cell::granted).sum::<u64>();
+        }
+    });
+    is_whole.then_some(sum)
+}
+
+/// Has all threads ask before their next allocation for the service or one of
+/// its descendants. By whoever holds the service, after a limit was changed.
+pub(crate) fn shut(tree: &Tree, record: &'static Record) {
+    CHANGES.fetch_add(1, Ordering::SeqCst);
+    fence(Ordering::SeqCst);
+    shut_all(record, Some(tree));
+}
+
+/// `false` if the family changed meanwhile.
+fn shut_all(record: &'static Record, tree: Option<&Tree>) -> bool {
+    family::members(record, tree, |member| {
+        ROSTER.cells(member.slot(), member.shared()).for_each(Cell::shut);
+    })
+}
+
+/// Whether the service is under a limit, its own or of one above it.
+pub(crate) fn is_limited(record: &'static Record) -> bool {
+    limited(record).next().is_some()
+}
+
+/// How often a limit was changed.
+static CHANGES: AtomicU32 = AtomicU32::new(0);
+
+/// The services whose limits count for this one, and how far above it they are.
+fn limited(record: &'static Record) -> impl Iterator<Item = (u32, &'static Record, &'static Budget)> {
+    (0..).zip(family::chain(record)).filter_map(|(step, record)| {
+        let budget = &record.family().household()?.budget;
+        budget.is_limited().then_some((step, record, budget))
+    })
+}
+
+fn live_alone(record: &'static Record) -> Live {
+    ROSTER.live(record.slot(), record.shared())
+}

@@ -1,0 +1,308 @@
+//! Parents and children: what a service is asked for beyond its own figures.
+//!
+//! A child holds its parent from its beginning to its end, so chains of parents
+//! can be walked by whoever holds the child. The list of a parent's children
+//! changes under a lock, which nothing inside an allocation takes. The door reads
+//! it without: each link says which service of its slot is meant, and
+//! who finds another one there begins again.
+
+use crate::cookie::Slot;
+use crate::ledger::budget::{self, Budget};
+use crate::ledger::slots::{self, Record};
+use crate::usage::Usage;
+use std::iter;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A service's place in its family.
+#[derive(Debug)]
+pub(crate) struct Family {
+    parent: AtomicPtr<Record>,
+    parent_incarnation: AtomicU32,
+    next: AtomicLink,
+    /// The slot of the child before; 0 for the first.
+    previous: AtomicU32,
+    /// What only parents and limited services have.
+    household: AtomicPtr<Household>,
+}
+
+/// What a service's descendants share with it.
+#[derive(Debug)]
+pub(crate) struct Household {
+    pub(crate) budget: Budget,
+    first_child: AtomicLink,
+    /// What descendants had that have ended.
+    past_bytes: AtomicU64,
+    past_blocks: AtomicU64,
+    past_denied: AtomicU64,
+    /// While a crossing of the soft limit is to be announced: the next one that
+    /// is, or the service itself for none.
+    pub(crate) next_due: AtomicPtr<Record>,
+}
+
+impl Family {
+    pub(crate) const fn none() -> Self {
+        Self {
+            parent: AtomicPtr::new(ptr::null_mut()),
+            parent_incarnation: AtomicU32::new(0),
+            next: AtomicLink(AtomicU64::new(0)),
+            previous: AtomicU32::new(0),
+            household: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// By whoever holds the child.
+    pub(crate) fn parent(&self) -> Option<&'static Record> {
+        // SAFETY: records are never unmapped.
+        unsafe { self.parent.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// Who the parent is, by its [identity](Record::identity). By whoever has the
+    /// child pinned.
+    pub(crate) fn parent_identity(&self) -> Option<(u32, u32)> {
+        Some((self.parent()?.index(), self.parent_incarnation.load(Ordering::Relaxed)))
+    }
+
+    #[inline]
+    pub(crate) fn household(&self) -> Option<&'static Household> {
+        // SAFETY: households are never freed: they stay with their slot.
+        unsafe { self.household.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// What descendants have allocated and freed that have ended.
+    pub(crate) fn past(&self) -> Usage {
+        self.household().map(Household::past).unwrap_or_default()
+    }
+
+    /// Allocates, the first time that this slot needs one.
+    pub(crate) fn household_or_new(&self) -> &'static Household {
+        if let Some(known) = self.household() {
+            return known;
+        }
+        let new = Box::into_raw(Box::new(Household {
+            budget: Budget::new(),
+            first_child: AtomicLink(AtomicU64::new(0)),
+            past_bytes: AtomicU64::new(0),
+            past_blocks: AtomicU64::new(0),
+            past_denied: AtomicU64::new(0),
+            next_due: AtomicPtr::new(ptr::null_mut()),
+        }));
+        let first = ptr::null_mut();
+        match self.household.compare_exchange(first, new, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: it stays for ever.
+            Ok(_) => unsafe { &*new },
+            // SAFETY: nobody has seen the new one; the first one stays.
+            Err(first) => unsafe {
+                drop(Box::from_raw(new));
+                &*first
+            },
+        }
+    }
+
+    /// For a new service in a slot that is claimed.
+    pub(crate) fn begin(&self) {
+        self.parent.store(ptr::null_mut(), Ordering::Relaxed);
+        if let Some(Household { budget, past_bytes, past_blocks, past_denied, .. }) = self.household() {
+            budget.set(budget::NONE, budget::NONE);
+            for past in [past_bytes, past_blocks, past_denied] {
+                past.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Household {
+    fn past(&self) -> Usage {
+        let bytes = self.past_bytes.load(Ordering::Relaxed);
+        let blocks = self.past_blocks.load(Ordering::Relaxed);
+        Usage {
+            allocated_bytes: bytes,
+            allocated_blocks: blocks,
+            freed_bytes: bytes,
+            freed_blocks: blocks,
+            denied: self.past_denied.load(Ordering::Relaxed),
+            peak_bytes: 0,
+        }
+    }
+
+    fn add_past(&self, ended: Usage) {
+        self.past_bytes.fetch_add(ended.freed_bytes, Ordering::Relaxed);
+        self.past_blocks.fetch_add(ended.freed_blocks, Ordering::Relaxed);
+        self.past_denied.fetch_add(ended.denied, Ordering::Relaxed);
+    }
+}
+
+/// A service and those above it, from below. By whoever holds the service.
+pub(crate) fn chain(record: &'static Record) -> impl Iterator<Item = &'static Record> {
+    iter::successors(Some(record), |record| record.family().parent())
+}
+
+/// Keeps all families as they are.
+pub(crate) struct Tree(#[allow(dead_code, reason = "held")] MutexGuard<'static, ()>);
+
+impl Tree {
+    pub(crate) fn lock() -> Self {
+        static LOCK: Mutex<()> = Mutex::new(());
+
+        Self(LOCK.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes a new service a child of `parent`, which it holds from now on by
+    /// the clone that the caller gives away.
+    pub(crate) fn adopt(&self, parent: &'static Record, child: &'static Record) {
+        let first = &parent.family().household_or_new().first_child;
+        let next = first.load();
+        let family = child.family();
+        family.parent_incarnation.store(parent.incarnation(), Ordering::Relaxed);
+        family.parent.store(ptr::from_ref(parent).cast_mut(), Ordering::Release);
+        family.previous.store(0, Ordering::Relaxed);
+        family.next.store(next);
+        if let Some(next) = next {
+            next.record.family().previous.store(child.index(), Ordering::Relaxed);
+        }
+        first.store(Some(Link::to(child)));
+    }
+
+    /// Takes a service that has ended out of its family. Returns its parent,
+    /// with the clone that the child had.
+    pub(crate) fn part(&self, child: &'static Record) -> Option<&'static Record> {
+        let family = child.family();
+        let parent = family.parent()?;
+        let next = family.next.load();
+        if let Some(next) = next {
+            let previous = family.previous.load(Ordering::Relaxed);
+            next.record.family().previous.store(previous, Ordering::Relaxed);
+        }
+        let household = parent.family().household_or_new();
+        let previous =
+            Slot::new(family.previous.load(Ordering::Relaxed)).filter(|slot| *slot != Slot::UNATTRIBUTED);
+        match previous.and_then(slots::any_record) {
+            Some(previous) => previous.family().next.store(next),
+            None => household.first_child.store(next),
+        }
+        household.add_past(child.last_usage());
+        household.add_past(family.past());
+        Some(parent)
+    }
+}
+
+/// Calls `each` for a service and all its descendants. `false` if the family
+/// changed meanwhile, which it cannot while it is locked. By whoever holds the
+/// service.
+///
+/// Goes from link to link, depth first. Each record is pinned before the one that
+/// led to it is let go, so it is the one that was meant, or the way ends.
+pub(crate) fn members(
+    root: &'static Record,
+    tree: Option<&Tree>,
+    mut each: impl FnMut(&'static Record),
+) -> bool {
+    let first_child = |record: &'static Record| record.family().household()?.first_child.load();
+    each(root);
+    let mut next = first_child(root);
+    let mut at = None;
+    loop {
+        if let Some(link) = next {
+            let Some(member) = link.follow() else { return false };
+            let record = member.0;
+            at = Some(member);
+            each(record);
+            next = first_child(record).or_else(|| record.family().next.load());
+            continue;
+        }
+        // All below are done: up, and on.
+        let Some(done) = at.take() else { return true };
+        let Some(parent) = done.0.family().parent() else { return false };
+        if ptr::eq(parent, root) {
+            return true;
+        }
+        let parent = Pinned::new(parent);
+        // Then it has held its parent until now.
+        if tree.is_none() && !done.0.life().is_in_use() {
+            return false;
+        }
+        let Some(parent) = parent else { return false };
+        next = parent.0.family().next.load();
+        at = Some(parent);
+    }
+}
+
+/// A record whose slot is not given to another service meanwhile.
+struct Pinned(&'static Record);
+
+impl Pinned {
+    fn new(record: &'static Record) -> Option<Self> {
+        // Not `then_some`: what is made in vain would unpin.
+        record.life().pin().then(|| Self(record))
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.0.life().unpin();
+    }
+}
+
+/// Which service of which slot.
+#[derive(Clone, Copy)]
+struct Link {
+    record: &'static Record,
+    incarnation: u32,
+}
+
+impl Link {
+    fn to(record: &'static Record) -> Self {
+        Self { record, incarnation: record.incarnation() }
+    }
+
+    fn follow(self) -> Option<Pinned> {
+        let pinned = Pinned::new(self.record)?;
+        (self.record.incarnation() == self.incarnation).then_some(pinned)
+    }
+}
+
+/// A link, or 0 for none: no child has that slot.
+#[derive(Debug)]
+struct AtomicLink(AtomicU64);
+
+impl AtomicLink {
+    fn load(&self) -> Option<Link> {
+        let bits = self.0.load(Ordering::Acquire);
+        let slot = Slot::new(bits as u32).filter(|slot| *slot != Slot::UNATTRIBUTED)?;
+        Some(Link { record: slots::any_record(slot)?, incarnation: (bits >> 32) as u32 })
+    }
+
+    fn store(&self, link: Option<Link>) {
+        let bits = link.map_or(0, |link| u64::from(link.incarnation) << 32 | u64::from(link.record.index()));
+        self.0.store(bits, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_to_one_service_of_a_slot() {
+        let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
+        record.begin("first".into(), 1);
+        let link = AtomicLink(AtomicU64::new(0));
+        assert!(link.load().is_none());
+        link.store(Some(Link::to(record)));
+        let follow = || link.load().and_then(Link::follow).map(|pinned| pinned.0.name().to_owned());
+        assert_eq!(follow().as_deref(), Some("first"));
+        assert!(record.life().let_go());
+        assert!(record.end());
+        assert!(record.life().claim());
+        assert_eq!(follow(), None);
+        record.begin("second".into(), 2);
+        assert_eq!(follow(), None);
+        link.store(Some(Link::to(record)));
+        assert_eq!(follow().as_deref(), Some("second"));
+        // Another test may look at free slots.
+        assert!(record.life().let_go());
+        assert!(record.end());
+        assert!(record.life().claim());
+    }
+}

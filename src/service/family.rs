@@ -1,0 +1,97 @@
+//! Services as a tree: tenants and their queries, modules and their parts.
+
+use super::{Service, registry};
+use crate::ledger;
+use crate::ledger::family::{self, Tree};
+use crate::usage::Usage;
+
+impl Service {
+    /// The service that this one is a part of.
+    ///
+    /// ```
+    /// use dogtag::Service;
+    ///
+    /// let tenant = Service::register("tenant")?;
+    /// let query = Service::builder("query-17").parent(&tenant).register()?;
+    /// assert_eq!(query.parent(), Some(tenant));
+    /// # Ok::<(), dogtag::RegisterError>(())
+    /// ```
+    #[must_use]
+    pub fn parent(&self) -> Option<Self> {
+        let record = self.record.family().parent()?;
+        // The child holds it.
+        record.life().revive();
+        Some(Self { record })
+    }
+
+    /// What this service and all below it have allocated and freed, those that
+    /// have ended among them.
+    ///
+    /// The peak is the sum of their peaks, which they need not have had at the
+    /// same time.
+    ///
+    /// Takes a lock that registering and dropping children take too, and reads a
+    /// cell for each of these services and each thread.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() -> Result<(), dogtag::RegisterError> {
+    /// use dogtag::Service;
+    ///
+    /// let tenant = Service::register("tenant")?;
+    /// let query = Service::builder("query-17").parent(&tenant).register()?;
+    /// let rows = query.run(|| vec![0_u8; 1000]);
+    /// assert_eq!(tenant.usage().bytes(), 0);
+    /// assert_eq!(tenant.usage_with_children().bytes(), 1000);
+    /// # drop(rows);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn usage_with_children(&self) -> Usage {
+        registry::ready();
+        let tree = Tree::lock();
+        let mut sum = Usage::default();
+        family::members(self.record, Some(&tree), |member| {
+            sum += ledger::usage(member);
+            sum += member.family().past();
+        });
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn child(name: &str, parent: &Service) -> Service {
+        Service::builder(name).parent(parent).register().unwrap()
+    }
+
+    /// While a family is walked without its lock, a branch of it ends, and its
+    /// slots go to another family.
+    #[test]
+    fn a_walk_does_not_stray_into_another_family() {
+        let (root, other) = (Service::register("root").unwrap(), Service::register("other").unwrap());
+        let branch = child("branch", &root);
+        let leaf = child("leaf", &branch);
+        let slots = [&branch, &leaf].map(|service| service.record.index());
+        let mut branch = Some((branch, leaf));
+        let mut others = Vec::new();
+        let mut met = Vec::new();
+        let is_whole = family::members(root.record, None, |member| {
+            met.push(member.index());
+            if met.len() == 3 {
+                branch.take();
+                others = (0..3).map(|i| child(&format!("other {i}"), &other)).collect();
+            }
+        });
+        assert!(!is_whole, "it goes on with a service that has ended");
+        assert_eq!(met, [root.record.index(), slots[0], slots[1]]);
+        if cfg!(not(feature = "memory-check")) {
+            let reused = others.iter().filter(|other| slots.contains(&other.record.index())).count();
+            assert!(reused > 0, "the slots were not used again, and nothing is shown");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Limits: how much a service, with its children, may hold.
+
+use super::scope::Scope;
+use super::{Service, fork, registry};
+use crate::ledger::budget::{Grants, NONE};
+use crate::ledger::family::{self, Tree};
+use crate::ledger::slots::{self, Record};
+use crate::ledger::{door, due};
+use dashmap::DashMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread;
+
+impl Service {
+    /// The most bytes that this service and its children may hold, if there is
+    /// such a limit.
+    #[must_use]
+    pub fn hard_limit(&self) -> Option<u64> {
+        limits(self.record).0
+    }
+
+    /// Sets or lifts the most bytes that this service and its children may hold.
+    ///
+    /// An allocation that would take them past it gets null: `try_reserve` and
+    /// its like fail, other code ends in
+    /// [`handle_alloc_error`](std::alloc::handle_alloc_error). It is counted in
+    /// [`Usage::denied`](crate::Usage::denied). What is held already stays,
+    /// also above a limit that is lowered; what is freed can be had again at
+    /// once.
+    ///
+    /// A thread on its own never gets past the limit. Where several allocate at
+    /// once, each may get up to 64 KiB past it, and an allocation is denied only if
+    /// there was no more room than that at some moment while it was asked for. (Or
+    /// if that could not be told for about a second, because others went on
+    /// allocating and freeing more than what was left.)
+    ///
+    /// A limited service asks once for each 64 KiB that a thread allocates. Its and
+    /// its children's cells are added up when what was left the last time has been
+    /// allocated, or 4 GiB: rarely far from the limit, often close to it.
+    ///
+    /// What the registry and dogtag's own thread need belongs to the unattributed
+    /// service; a limit for that one may end the process.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() -> Result<(), dogtag::RegisterError> {
+    /// let tenant = dogtag::Service::register("tenant")?;
+    /// tenant.set_hard_limit(Some(1 << 20));
+    /// let mut rows: Vec<u8> = Vec::new();
+    /// assert!(tenant.run(|| rows.try_reserve(2 << 20)).is_err());
+    /// assert!(tenant.run(|| rows.try_reserve(1 << 19)).is_ok());
+    /// assert_eq!(tenant.usage().denied, 1);
+    /// assert_eq!(tenant.headroom(), Some(1 << 19));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn set_hard_limit(&self, bytes: Option<u64>) {
+        set(self.record, |_, soft| (bytes, soft));
+    }
+
+    /// The bytes from which on it is announced that this service and its children
+    /// hold much, if there is such a limit.
+    #[must_use]
+    pub fn soft_limit(&self) -> Option<u64> {
+        limits(self.record).1
+    }
+
+    /// Sets or lifts the number of bytes past which it is announced that this
+    /// service and its children hold much.
+    ///
+    /// Each time that they get past it, a `tracing` event tells (target `dogtag`,
+    /// level warn), and what was given to
+    /// [`on_soft_limit`](crate::ServiceBuilder::on_soft_limit) is called, both on
+    /// a thread of dogtag's own. That they got below it in between is noticed when
+    /// an eighth of the limit, or 64 KiB on each thread, has been allocated.
+    pub fn set_soft_limit(&self, bytes: Option<u64>) {
+        set(self.record, |hard, _| (hard, bytes));
+    }
+
+    /// Bytes that this service may still allocate under its hard limit and those
+    /// of its parents; `None` if there is none.
+    ///
+    /// Reads a cell for each thread and each service of the limited families.
+    #[must_use]
+    pub fn headroom(&self) -> Option<u64> {
+        registry::ready();
+        let tree = Tree::lock();
+        family::chain(self.record)
+            .filter_map(|record| {
+                let hard = limits(record).0?;
+                // Locked, it does not change.
+                let live = door::live(record, Some(&tree), Grants::TakeBack)?;
+                Some(hard.saturating_sub(live.at_most))
+            })
+            .min()
+    }
+}
+
+/// What is done when a service gets past its soft limit.
+pub(super) type OnSoftLimit = Arc<dyn Fn(&Service) + Send + Sync>;
+
+/// The limits that a builder asks for.
+#[derive(Clone, Default)]
+pub(super) struct Limits {
+    pub(super) hard: Option<u64>,
+    pub(super) soft: Option<u64>,
+    pub(super) on_soft: Option<OnSoftLimit>,
+}
+
+impl fmt::Debug for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { hard, soft, on_soft } = self;
+        f.debug_struct("Limits")
+            .field("hard", hard)
+            .field("soft", soft)
+            .field("on_soft", &on_soft.as_ref().map(|_| ".."))
+            .finish()
+    }
+}
+
+impl Limits {
+    /// Sets those that are asked for.
+    pub(super) fn set(&self, record: &'static Record) {
+        let _scope = Scope::enter(&slots::UNATTRIBUTED);
+        if let Some(on_soft) = &self.on_soft {
+            // Who has none has no callback either.
+            record.family().household_or_new();
+            let former = {
+                let _gate = fork::gate();
+                ON_SOFT_LIMIT.insert(record.index(), Arc::clone(on_soft))
+            };
+            drop_users(former);
+        }
+        if self.hard.is_some() || self.soft.is_some() {
+            set(record, |hard, soft| (self.hard.or(hard), self.soft.or(soft)));
+        }
+    }
+}
+
+/// Hard and soft.
+pub(crate) fn limits(record: &Record) -> (Option<u64>, Option<u64>) {
+    let limit = |bytes| (bytes != NONE).then_some(bytes);
+    record
+        .family()
+        .household()
+        .map_or((None, None), |household| (limit(household.budget.hard()), limit(household.budget.soft())))
+}
+
+/// For a service that has ended.
+pub(super) fn forget(record: &'static Record) {
+    if record.family().household().is_some() {
+        let forgotten = {
+            let _gate = fork::gate();
+            ON_SOFT_LIMIT.remove(&record.index())
+        };
+        drop_users(forgotten);
+    }
+}
+
+/// Drops what is the program's: it may panic, and drop services.
+fn drop_users<T>(captured: T) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(captured)));
+}
+
+static ON_SOFT_LIMIT: LazyLock<DashMap<u32, OnSoftLimit>> = LazyLock::new(|| {
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
+    DashMap::new()
+});
+
+fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Option<u64>, Option<u64>)) {
+    registry::ready();
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
+    let tree = Tree::lock();
+    let household = record.family().household_or_new();
+    let (hard, soft) = limits(record);
+    let (hard, soft) = change(hard, soft);
+    household.budget.set(hard.unwrap_or(NONE), soft.unwrap_or(NONE));
+    door::shut(&tree, record);
+    drop(tree);
+    if soft.is_some() {
+        start_announcer();
+    }
+}
+
+/// Crossings are announced by a thread that does nothing else: where they happen
+/// is inside an allocation, and whoever ends a scope may hold any lock.
+fn start_announcer() {
+    static STARTING: Mutex<()> = Mutex::new(());
+
+    // In a forked child the lock might be held by nobody who is there.
+    if due::ANNOUNCER.get().is_some() || due::is_off() {
+        return;
+    }
+    let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    if due::ANNOUNCER.get().is_some() {
+        return;
+    }
+    let announce = || {
+        loop {
+            due::take(|record| announce(Service { record }));
+            thread::park();
+        }
+    };
+    // If there is no thread to be had, the next soft limit tries again.
+    if let Ok(announcer) = thread::Builder::new().name("dogtag".to_owned()).spawn(announce) {
+        // Only this sets it. What was crossed before finds it awake.
+        let _ = due::ANNOUNCER.set(announcer.thread().clone());
+        announcer.thread().unpark();
+    }
+}
+
+fn announce(service: Service) {
+    // A panic of a subscriber or a callback must not end the announcements.
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        tracing::warn!(
+            target: "dogtag",
+            service = service.name(),
+            handle = service.handle(),
+            bytes = service.usage_with_children().bytes(),
+            soft_limit = service.soft_limit(),
+            hard_limit = service.hard_limit(),
+            "a service got past its soft limit",
+        );
+    }));
+    let _ = catch_unwind(AssertUnwindSafe(move || {
+        let on_soft_limit = {
+            let _gate = fork::gate();
+            ON_SOFT_LIMIT.get(&service.record.index()).map(|known| Arc::clone(&known))
+        };
+        if let Some(on_soft_limit) = on_soft_limit {
+            on_soft_limit(&service);
+        }
+    }));
+}

@@ -1,0 +1,136 @@
+//! What becomes of a service when its last clone is dropped, and of its slot.
+//!
+//! It is retired: name and handle are free at once, but the slot is not, while
+//! a block or a scope is left. Frees do not tell, so whoever registers a service
+//! looks at a few retired ones first. That is work in proportion to what was
+//! dropped, and there are never many more slots than services that live, or
+//! have lived and left blocks behind.
+
+use crate::ledger::family::Tree;
+use crate::ledger::slots::{self, Record, SlotError};
+use crate::service::scope::Scope;
+use crate::service::{limits, registry};
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Takes a service, whose last clone was dropped, out of the registry, and ends
+/// it as soon as it can be.
+#[cold]
+pub(super) fn retire(record: &'static Record) {
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
+    let mut retired = Some(record);
+    // Its end may be that of its parent, and so on.
+    while let Some(record) = retired {
+        registry::remove(record);
+        retired = match end(record) {
+            Ok(parent) => parent,
+            Err(Lives) => {
+                spare().retired.push_back(record);
+                None
+            }
+        };
+    }
+}
+
+/// A slot for a new service, claimed.
+pub(super) fn claim_slot() -> Result<&'static Record, SlotError> {
+    look_after(SOME);
+    loop {
+        if let Some(record) = claim_free() {
+            return Ok(record);
+        }
+        match slots::fresh() {
+            // The last resort: perhaps one has become free meanwhile.
+            Err(SlotError::Full) if look_after(usize::MAX) > 0 => {}
+            result => return result,
+        }
+    }
+}
+
+/// Ends all retired services that nothing is left of.
+pub(crate) fn end_retired() {
+    registry::ready();
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
+    look_after(usize::MAX);
+}
+
+/// Looks at some retired services, and ends those that nothing is left of.
+/// Returns how many.
+fn look_after(most: usize) -> usize {
+    let mut ended = 0;
+    let waiting = spare().retired.len();
+    for _ in 0..most.min(waiting) {
+        let Some(record) = spare().retired.pop_front() else { break };
+        match end(record) {
+            Ok(parent) => {
+                ended += 1;
+                parent.into_iter().for_each(retire);
+            }
+            Err(Lives) => spare().retired.push_back(record),
+        }
+    }
+    ended
+}
+
+/// How many retired services are looked at for each new one: more than one, so
+/// that they become fewer.
+const SOME: usize = 2;
+
+/// How many unused slots stay so: memory-check's reports of freed blocks name the
+/// services that had them.
+const KEPT: usize = if cfg!(feature = "memory-check") { 1024 } else { 0 };
+
+/// Slots that are not fresh, and not simply in use.
+pub(super) struct Spare {
+    /// Unused ones whose cookie is short, and the others. Those that were used
+    /// last are used first: their cells are in a cache.
+    short: VecDeque<&'static Record>,
+    long: VecDeque<&'static Record>,
+    /// Still in use by retired services, looked at in turn.
+    retired: VecDeque<&'static Record>,
+}
+
+/// The slots, locked.
+pub(super) type SpareGuard = MutexGuard<'static, Spare>;
+
+pub(super) fn spare() -> SpareGuard {
+    static SPARE: Mutex<Spare> =
+        Mutex::new(Spare { short: VecDeque::new(), long: VecDeque::new(), retired: VecDeque::new() });
+
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Something is left of a retired service.
+struct Lives;
+
+/// Ends a retired service, if nothing is left of it, and frees its slot. Returns
+/// its parent, if that is to be retired too.
+fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
+    if !record.end() {
+        return Err(Lives);
+    }
+    let parent = record.family().parent().and_then(|_| Tree::lock().part(record));
+    if KEPT == 0 && record.life().claim() {
+        record.forget_name();
+        record.life().abandon();
+    }
+    limits::forget(record);
+    let mut spare = spare();
+    let free = if record.slot().is_short() { &mut spare.short } else { &mut spare.long };
+    free.push_back(record);
+    drop(spare);
+    Ok(parent.filter(|parent| parent.life().let_go()))
+}
+
+fn claim_free() -> Option<&'static Record> {
+    let mut spare = spare();
+    let Spare { short, long, .. } = &mut *spare;
+    [short, long].into_iter().filter(|free| free.len() > KEPT).find_map(|free| {
+        // One that a reader still looks at is passed over.
+        let index = match KEPT {
+            0 => free.iter().rposition(|record| record.life().claim()),
+            _ => free.iter().position(|record| record.life().claim()),
+        }?;
+        free.remove(index)
+    })
+}
