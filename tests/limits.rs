@@ -1,0 +1,422 @@
+//! Families, limits and peaks.
+
+use dogtag::{Dogtag, RegisterError, Service};
+use std::hint::black_box;
+use std::sync::mpsc::channel;
+use std::sync::{Barrier, Mutex};
+use std::time::Duration;
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+fn register(name: &str) -> Service {
+    Service::register(name).unwrap()
+}
+
+fn child(name: &str, parent: &Service) -> Service {
+    Service::builder(name).parent(parent).register().unwrap()
+}
+
+fn reserve(service: &Service, bytes: usize) -> Option<Vec<u8>> {
+    let mut block = Vec::new();
+    service.run(|| block.try_reserve_exact(bytes)).ok().map(|()| block)
+}
+
+#[test]
+fn a_family_adds_up() {
+    let tenant = register("tenant");
+    let (first, second) = (child("first", &tenant), child("second", &tenant));
+    let grandchild = child("grandchild", &first);
+    let blocks = [
+        tenant.run(|| vec![0_u8; 1]),
+        first.run(|| vec![0_u8; 20]),
+        second.run(|| vec![0_u8; 300]),
+        grandchild.run(|| vec![0_u8; 4000]),
+    ];
+    let held = |service: &Service| (service.usage().bytes(), service.usage_with_children().bytes());
+    assert_eq!(held(&tenant), (1, 4321));
+    assert_eq!(held(&first), (20, 4020));
+    assert_eq!(held(&second), (300, 300));
+    assert_eq!(grandchild.parent().and_then(|parent| parent.parent()), Some(tenant.clone()));
+    assert_eq!(tenant.parent(), None);
+
+    let table = format!("{:#}", dogtag::snapshot());
+    let at = |what: &str| table.find(what).unwrap_or_else(|| panic!("{what:?} is missing in\n{table}"));
+    assert!(at("\ntenant ") < at("\n  first ") && at("\n  first ") < at("\n    grandchild "), "{table}");
+    assert!(at("\n    grandchild ") < at("\n  second "), "{table}");
+    let row = |name: &str| dogtag::snapshot().rows.into_iter().find(|row| row.name == name);
+    assert_eq!(row("tenant").unwrap().usage_with_children, tenant.usage_with_children());
+
+    // A parent lives as long as its children, and they as long as their blocks.
+    let handle = tenant.handle();
+    drop((tenant, first, second, grandchild));
+    assert_eq!(Service::by_handle(handle).map(|parent| parent.usage_with_children().bytes()), Some(4321));
+    let [own, mine, others, deepest] = blocks;
+    drop((own, mine, others));
+    let tenant = row("tenant").unwrap();
+    assert_eq!((tenant.usage.bytes(), tenant.usage_with_children.bytes()), (0, 4000));
+    // What has ended is still in the family's figures.
+    assert_eq!(tenant.usage_with_children.allocated_bytes, 4321);
+    drop(deepest);
+    // Another test's thread may be looking at one of them just now.
+    let is_gone = |name| {
+        (0..1000).any(|_| {
+            row(name).is_none() || {
+                std::thread::yield_now();
+                false
+            }
+        })
+    };
+    assert!(["grandchild", "first", "tenant"].into_iter().all(is_gone));
+    assert_eq!(Service::by_name("tenant"), None);
+}
+
+#[test]
+fn another_parent_is_refused() {
+    let (one, other) = (register("one"), register("other"));
+    let part = child("part", &one);
+    assert_eq!(Service::builder("part").parent(&one).register(), Ok(part.clone()));
+    assert_eq!(Service::register("part"), Ok(part.clone()));
+    let error = Service::builder("part").parent(&other).register().unwrap_err();
+    assert_eq!(error, RegisterError::OtherParent { name: "part".into(), parent: Some("one".into()) });
+    assert_eq!(
+        error.to_string(),
+        "service \"part\" is registered as a child of \"one\": ask for that, or choose another name"
+    );
+    let error = Service::builder("one").parent(&other).register().unwrap_err();
+    assert_eq!(error, RegisterError::OtherParent { name: "one".into(), parent: None });
+}
+
+#[test]
+fn a_hard_limit_holds_to_the_byte_on_one_thread() {
+    let service = Service::builder("bounded").hard_limit(100_000).register().unwrap();
+    assert_eq!((service.hard_limit(), service.headroom()), (Some(100_000), Some(100_000)));
+    for sizes in [&[100_000][..], &[1, 99_999], &[40_000, 40_000, 20_000], &[7; 14_285]] {
+        let mut blocks: Vec<Vec<u8>> = sizes.iter().map(|size| reserve(&service, *size).unwrap()).collect();
+        let rest = 100_000 - sizes.iter().sum::<usize>();
+        let denied = service.usage().denied;
+        assert_eq!(service.headroom(), Some(rest as u64));
+        assert!(reserve(&service, rest + 1).is_none());
+        assert_eq!((service.usage().denied, service.usage().bytes()), (denied + 1, 100_000 - rest as u64));
+        // What is freed can be had again at once, and no more.
+        let freed = blocks.pop().unwrap().capacity();
+        assert!(reserve(&service, rest + freed + 1).is_none());
+        let again = reserve(&service, rest + freed);
+        assert!(again.is_some() && reserve(&service, 1).is_none());
+    }
+    assert_eq!(service.usage().bytes(), 0);
+    assert_eq!(service.usage().peak_bytes, 100_000);
+}
+
+#[test]
+fn limits_change_while_running() {
+    let service = register("changing");
+    // The hot path is open.
+    drop(reserve(&service, 100));
+    service.set_hard_limit(Some(1000));
+    assert!(reserve(&service, 1001).is_none());
+    let block = reserve(&service, 900).unwrap();
+    service.set_hard_limit(Some(500));
+    assert!(reserve(&service, 1).is_none(), "it is above its limit");
+    assert_eq!(service.headroom(), Some(0));
+    service.set_hard_limit(None);
+    assert!(reserve(&service, MIB).is_some());
+    assert_eq!((service.hard_limit(), service.headroom(), service.usage().denied), (None, None, 2));
+    drop(block);
+    // Its successor in the slot begins without.
+    service.set_hard_limit(Some(1));
+    drop(service);
+    assert!(reserve(&register("successor"), MIB).is_some());
+}
+
+#[test]
+fn what_grows_needs_room_for_the_growth_only() {
+    let service = Service::builder("growing").hard_limit(1000).register().unwrap();
+    let mut block = reserve(&service, 600).unwrap();
+    assert_eq!(service.run(|| block.try_reserve_exact(700)), Ok(()));
+    assert!(service.run(|| block.try_reserve_exact(1001)).is_err());
+    // Also where a smaller limit leaves no room at all.
+    service.set_hard_limit(Some(10));
+    service.run(|| block.shrink_to(300));
+    assert_eq!(service.usage().bytes(), 300);
+    drop(block);
+    assert_eq!((service.usage().bytes(), service.usage().denied), (0, 1));
+}
+
+#[test]
+fn what_shrinks_lifts_no_limit() {
+    let service = Service::builder("shrinking").hard_limit(100_000).register().unwrap();
+    let mut blocks = Vec::new();
+    while let Some(mut block) = reserve(&service, 100) {
+        service.run(|| block.shrink_to(50));
+        blocks.push(block);
+        assert!(service.usage().bytes() <= 100_000);
+    }
+    assert_eq!(service.usage().bytes(), 99_950);
+}
+
+#[test]
+fn who_grows_a_relatives_block_needs_room_for_the_growth_only() {
+    let tenant = Service::builder("related tenant").hard_limit(1000).register().unwrap();
+    let (one, other) = (child("related", &tenant), child("related too", &tenant));
+    let stranger = register("unrelated");
+    let mut block = reserve(&one, 600).unwrap();
+    assert_eq!(other.run(|| block.try_reserve_exact(700)), Ok(()));
+    assert_eq!((one.usage().bytes(), other.usage().bytes()), (0, 700));
+    // A stranger's is more for the family.
+    let mut large = reserve(&stranger, 400).unwrap();
+    assert!(other.run(|| large.try_reserve_exact(500)).is_err());
+    assert_eq!(tenant.usage_with_children().bytes(), 700);
+}
+
+#[test]
+fn a_limit_holds_over_many_children_of_one_thread() {
+    const LIMIT: usize = MIB;
+
+    let tenant = Service::builder("many children").hard_limit(LIMIT as u64).register().unwrap();
+    let children: Vec<Service> = (0..300).map(|i| child(&format!("one of many {i}"), &tenant)).collect();
+    // Each gets a grant of its own, and uses little of it at first.
+    let mut blocks: Vec<_> = children.iter().map(|child| reserve(child, 100)).collect();
+    assert!(blocks.iter().all(Option::is_some));
+    for round in 0..60 {
+        for child in &children {
+            blocks.push(reserve(child, KIB));
+            assert!(round % 10 > 0 || tenant.usage_with_children().bytes() <= LIMIT as u64);
+        }
+    }
+    let held = tenant.usage_with_children();
+    assert!(
+        held.denied > 0 && held.bytes() <= LIMIT as u64 && held.bytes() > (LIMIT - KIB) as u64,
+        "{held:?}"
+    );
+}
+
+#[test]
+fn a_callback_is_its_services_own() {
+    let (tell, told) = channel::<String>();
+    for round in 0..100 {
+        let tell = Mutex::new(tell.clone());
+        let former = Service::builder("with a callback")
+            .on_soft_limit(move |service| tell.lock().unwrap().send(service.name().to_owned()).unwrap());
+        drop(former.register().unwrap());
+        let latter = Service::builder(format!("without {round}")).soft_limit(10).register().unwrap();
+        drop(reserve(&latter, 100));
+    }
+    assert!(told.recv_timeout(Duration::from_millis(100)).is_err());
+}
+
+#[test]
+fn a_parents_limit_is_the_familys() {
+    let tenant = Service::builder("bounded tenant").hard_limit(MIB as u64).register().unwrap();
+    let queries: Vec<Service> = (0..10).map(|i| child(&format!("query {i}"), &tenant)).collect();
+    let mut blocks: Vec<_> = queries.iter().map(|query| reserve(query, 100 * KIB).unwrap()).collect();
+    assert_eq!(queries[3].headroom(), Some(24 * KIB as u64));
+    assert!(reserve(&queries[3], 25 * KIB).is_none() && reserve(&tenant, 25 * KIB).is_none());
+    assert_eq!((queries[3].usage().denied, tenant.usage().denied), (1, 1));
+    assert_eq!(tenant.usage_with_children().denied, 2);
+    blocks.truncate(9);
+    // Another child, with a limit of its own, under the family's.
+    let strict = Service::builder("strict").parent(&tenant).hard_limit(10_000).register().unwrap();
+    assert!(reserve(&strict, 10_001).is_none());
+    assert!(reserve(&strict, 10_000).is_some());
+    assert!(reserve(&queries[0], 124 * KIB).is_some());
+    drop(queries);
+    assert_eq!(tenant.usage_with_children().denied, 3);
+    assert_eq!(tenant.usage_with_children().bytes(), 900 * KIB as u64);
+    drop(blocks);
+    assert_eq!(tenant.headroom(), Some(MIB as u64));
+}
+
+#[test]
+fn children_come_and_go_under_a_limit() {
+    // Less than what one of them asks for.
+    const LIMIT: usize = MIB;
+
+    let tenant = Service::builder("busy tenant").hard_limit(LIMIT as u64).register().unwrap();
+    let most = Mutex::new(0);
+    std::thread::scope(|threads| {
+        for thread in 0..4 {
+            let (tenant, most) = (&tenant, &most);
+            threads.spawn(move || {
+                for round in 0..300 {
+                    let query = child(&format!("busy {thread} {round}"), tenant);
+                    let blocks: Vec<_> = (0..40)
+                        .filter_map(|i| reserve(&query, 1 + 7919 * (i + round) % (60 * KIB)))
+                        .collect();
+                    let held = tenant.usage_with_children().bytes();
+                    let mut most = most.lock().unwrap();
+                    *most = held.max(*most);
+                    drop(blocks);
+                }
+            });
+        }
+    });
+    let (most, denied) = (most.into_inner().unwrap(), tenant.usage_with_children().denied);
+    assert!(most > LIMIT as u64 * 3 / 4 && most <= (LIMIT + 4 * 64 * KIB) as u64, "{most}");
+    assert!(denied > 0, "nothing was ever denied");
+    assert_eq!((tenant.usage_with_children().bytes(), tenant.headroom()), (0, Some(LIMIT as u64)));
+}
+
+#[test]
+fn families_do_not_mix() {
+    // Recounted all the time, since there is room for three more blocks only.
+    let modest = Service::builder("modest").hard_limit(MIB as u64).register().unwrap();
+    let lavish = register("lavish");
+    let _most = reserve(&modest, 700 * KIB).unwrap();
+    std::thread::scope(|threads| {
+        for thread in 0..4 {
+            let (family, bytes) = if thread % 2 == 0 { (&modest, 100 * KIB) } else { (&lavish, 2 * MIB) };
+            threads.spawn(move || {
+                for round in 0..4000 {
+                    let member = child(&format!("{} {thread} {round}", family.name()), family);
+                    drop(black_box(reserve(&member, bytes).expect("there is room")));
+                }
+            });
+        }
+    });
+    assert_eq!(modest.usage_with_children().denied, 0);
+}
+
+#[test]
+fn a_slot_that_was_used_without_limits_has_them_now() {
+    let tenant = Service::builder("strict tenant").hard_limit(1000).register().unwrap();
+    for round in 0..100 {
+        let former = register("former");
+        drop(reserve(&former, 10));
+        drop(former);
+        let query = child(&format!("latter {round}"), &tenant);
+        assert!(reserve(&query, 1001).is_none() && reserve(&query, 1000).is_some());
+    }
+}
+
+#[test]
+fn a_crossing_that_is_denied_is_none() {
+    let (tell, told) = channel();
+    let tell = Mutex::new(tell);
+    let tenant = Service::builder("cautious").hard_limit(10_000).register().unwrap();
+    let query = Service::builder("curious")
+        .parent(&tenant)
+        .soft_limit(5000)
+        .on_soft_limit(move |service| tell.lock().unwrap().send(service.usage().bytes()).unwrap())
+        .register()
+        .unwrap();
+    assert!(reserve(&query, 10_001).is_none());
+    assert!(told.recv_timeout(Duration::from_millis(50)).is_err());
+    let block = reserve(&query, 6000);
+    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(6000));
+    drop(block);
+}
+
+#[test]
+fn a_soft_limit_is_announced_once_a_crossing() {
+    let (tell, told) = channel();
+    let tell = Mutex::new(tell);
+    let service = Service::builder("watched")
+        .soft_limit(10_000)
+        .on_soft_limit(move |service| {
+            tell.lock().unwrap().send((service.clone(), service.usage().bytes())).unwrap()
+        })
+        .register()
+        .unwrap();
+    let next = || told.recv_timeout(Duration::from_secs(20));
+    let none = || told.recv_timeout(Duration::from_millis(50)).is_err();
+    let below = reserve(&service, 10_000).unwrap();
+    assert!(none(), "it is not past its limit");
+    let above = reserve(&service, 1).unwrap();
+    assert_eq!(next(), Ok((service.clone(), 10_001)));
+    let more: Vec<_> = (0..100).map(|_| reserve(&service, KIB)).collect();
+    assert!(none(), "it is told already");
+    drop((below, above, more));
+    // Below it, which the next 64 KiB notice.
+    for _ in 0..100 {
+        drop(black_box(reserve(&service, KIB)));
+    }
+    let again = reserve(&service, 20_000);
+    assert_eq!(next(), Ok((service.clone(), 20_000)));
+    assert!(none());
+    drop(again);
+    service.set_soft_limit(None);
+    let block = reserve(&service, MIB);
+    assert!(none() && block.is_some());
+}
+
+#[test]
+fn grants_of_many_children_cross_no_soft_limit() {
+    let (tell, told) = channel();
+    let tell = Mutex::new(tell);
+    let tenant = Service::builder("watched tenant")
+        .soft_limit(MIB as u64)
+        .on_soft_limit(move |tenant| tell.lock().unwrap().send(tenant.usage_with_children().bytes()).unwrap())
+        .register()
+        .unwrap();
+    let children: Vec<Service> = (0..100).map(|i| child(&format!("watched {i}"), &tenant)).collect();
+    let _few: Vec<_> = children.iter().map(|child| reserve(child, 1000)).collect();
+    assert!(told.recv_timeout(Duration::from_millis(50)).is_err());
+    let _many = reserve(&children[7], MIB);
+    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok((MIB + 100_000) as u64));
+}
+
+#[test]
+fn peaks_are_no_lower_than_they_may_be() {
+    const THREADS: usize = 4;
+
+    let service = register("climber");
+    let (up, down) = (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1));
+    std::thread::scope(|threads| {
+        for _ in 0..THREADS {
+            threads.spawn(|| {
+                let blocks: Vec<_> = (0..1000).map(|_| reserve(&service, 10 * KIB)).collect();
+                up.wait();
+                drop(blocks);
+                down.wait();
+            });
+        }
+        up.wait();
+        down.wait();
+    });
+    let truth = (THREADS * 1000 * 10 * KIB) as u64;
+    let peak = service.usage().peak_bytes;
+    assert!(peak <= truth && peak + (THREADS * MIB) as u64 >= truth, "{peak} of {truth}");
+    service.reset_peak();
+    assert_eq!(service.usage().peak_bytes, 0);
+    // Large blocks are seen at once.
+    drop(reserve(&service, 5 * MIB));
+    assert_eq!(service.usage().peak_bytes, 5 * MIB as u64);
+}
+
+#[test]
+fn what_the_backend_refuses_opens_no_door() {
+    let service = register("greedy for nothing");
+    assert!(reserve(&service, isize::MAX as usize / 4).is_none());
+    let blocks: Vec<_> = (0..5000).map(|_| reserve(&service, KIB)).collect();
+    drop(blocks);
+    let peak = service.usage().peak_bytes;
+    assert!(peak > 3 * MIB as u64, "{peak}");
+}
+
+#[test]
+fn a_piece_of_code_is_measured() {
+    let (service, other) = (register("measured"), register("measured too"));
+    let before = service.usage();
+    let (block, usage) = dogtag::measure(|| {
+        let one = service.run(|| vec![0_u8; 100]);
+        let two = other.run(|| vec![0_u8; 23]);
+        std::thread::spawn(|| drop(black_box(vec![0_u8; 77_777]))).join().unwrap();
+        drop(two);
+        one
+    });
+    // The thread's own, not the other thread's; starting a thread allocates, too.
+    assert!(usage.allocated_bytes >= 123 && usage.freed_bytes >= 23);
+    assert!(usage.allocated_bytes < 77_777);
+    assert_eq!((service.usage() - before).allocated_bytes, 100, "attribution changed");
+    let (_, usage) = dogtag::measure(|| drop(block));
+    assert_eq!((usage.allocated_blocks, usage.freed_blocks, usage.freed_bytes), (0, 1, 100));
+    let (_, usage) = dogtag::measure(|| {
+        let blocks = [1, 2, 3].map(Box::new);
+        drop(black_box(blocks));
+    });
+    assert_eq!((usage.allocated_blocks, usage.freed_blocks, usage.allocated_bytes), (3, 3, 12));
+}
