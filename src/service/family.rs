@@ -73,18 +73,19 @@ mod tests {
     /// slots go to another family.
     #[test]
     fn a_walk_does_not_stray_into_another_family() {
-        let (root, other) = (Service::register("root").unwrap(), Service::register("other").unwrap());
+        let (root, other) = (Service::register("root").unwrap(), Service::register("other parent").unwrap());
         let branch = child("branch", &root);
         let leaf = child("leaf", &branch);
         let slots = [&branch, &leaf].map(|service| service.record.index());
         let mut branch = Some((branch, leaf));
-        let mut others = Vec::new();
+        // A sibling for whoever gets the branch's slot.
+        let mut others = vec![child("other", &other)];
         let mut met = Vec::new();
         let is_whole = family::members(root.record, None, |member| {
             met.push(member.index());
             if met.len() == 3 {
                 branch.take();
-                others = (0..3).map(|i| child(&format!("other {i}"), &other)).collect();
+                others.extend((0..3).map(|i| child(&format!("other {i}"), &other)));
             }
         });
         assert!(!is_whole, "it goes on with a service that has ended");
