@@ -45,3 +45,13 @@ macro_rules! const_unless_loom {
     };
 }
 pub(crate) use const_unless_loom;
+
+/// Runs a model under loom. Bounds the switches that are tried within it, where
+/// trying all would take hours; the literature finds that few bugs need more than
+/// three.
+#[cfg(all(test, dogtag_loom))]
+pub(crate) fn model(body: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(body);
+}

@@ -18,7 +18,7 @@
 //! the moment in between, the other order no more. Grants are given by the
 //! former, denials by the latter; where they differ so much that neither says, it
 //! is done again. What may be wrong is what others allocate meanwhile, without
-//! having drawn it meanwhile, for that changes the account: each thread can be
+//! having drawn it meanwhile, for that changes the balance: each thread can be
 //! using one grant that it has drawn before. That is 64 KiB for each, either way.
 
 use crate::sync::{AtomicBool, AtomicU64, Ordering, const_unless_loom, spin};
@@ -28,8 +28,8 @@ use crate::sync::{AtomicBool, AtomicU64, Ordering, const_unless_loom, spin};
 pub(crate) struct Budget {
     hard: AtomicU64,
     soft: AtomicU64,
-    /// What may be allocated before it is added up again: [`Account`].
-    account: AtomicU64,
+    /// What may be allocated before it is added up again: [`Balance`].
+    balance: AtomicU64,
     /// Whether the soft limit was crossed, and not undershot since.
     is_above: AtomicBool,
 }
@@ -65,7 +65,7 @@ impl Budget {
             Self {
                 hard: AtomicU64::new(NONE),
                 soft: AtomicU64::new(NONE),
-                account: AtomicU64::new(0),
+                balance: AtomicU64::new(0),
                 is_above: AtomicBool::new(false),
             }
         }
@@ -89,19 +89,19 @@ impl Budget {
         if self.soft.swap(soft, Ordering::Relaxed) != soft {
             self.is_above.store(false, Ordering::Relaxed);
         }
-        let no_credit = |word| Some(Account(word).with_credit(0).0);
-        let _ = self.account.fetch_update(Ordering::AcqRel, Ordering::Relaxed, no_credit);
+        let no_credit = |word| Some(Balance(word).with_credit(0).0);
+        let _ = self.balance.fetch_update(Ordering::AcqRel, Ordering::Relaxed, no_credit);
     }
 
     /// A large allocation was counted in a cell, or will not be made.
     pub(crate) fn land(&self, size: u64) {
-        self.account.fetch_sub(Account::in_the_air(size), Ordering::Release);
+        self.balance.fetch_sub(Balance::in_the_air(size), Ordering::Release);
     }
 
     /// For a forked child, which does not have the threads that would land.
     pub(crate) fn land_all(&self) {
-        let none = |word| Some(Account(word).with_none_taken_off().0);
-        let _ = self.account.fetch_update(Ordering::AcqRel, Ordering::Relaxed, none);
+        let none = |word| Some(Balance(word).with_none_taken_off().0);
+        let _ = self.balance.fetch_update(Ordering::AcqRel, Ordering::Relaxed, none);
     }
 
     /// The allocation that crossed the soft limit will not be made.
@@ -112,7 +112,7 @@ impl Budget {
     /// Has `size` bytes counted until they have [landed](Self::land), though they
     /// are in no cell.
     pub(crate) fn take_off(&self, size: u64) {
-        self.account.fetch_add(Account::in_the_air(size).wrapping_add(Account::CHANGE), Ordering::AcqRel);
+        self.balance.fetch_add(Balance::in_the_air(size).wrapping_add(Balance::CHANGE), Ordering::AcqRel);
     }
 
     /// Asks for `size` bytes, all or none; `None` if they are denied. `live` adds
@@ -126,20 +126,20 @@ impl Budget {
         mut live: impl FnMut(Grants) -> Option<Live>,
     ) -> Option<Granted> {
         let wanted = size.max(GRANT);
-        let taken_off = Account::in_the_air(announced);
+        let taken_off = Balance::in_the_air(announced);
         let mut attempt = 0;
         loop {
-            let account = Account(self.account.load(Ordering::Acquire));
-            let replace = |new: Account| {
+            let balance = Balance(self.balance.load(Ordering::Acquire));
+            let replace = |new: Balance| {
                 let new = new.0 + taken_off;
-                self.account.compare_exchange(account.0, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+                self.balance.compare_exchange(balance.0, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             };
             let (hard, soft) = (self.hard(), self.soft());
-            let has_room_to_fly = account.taken_off() + announced < 2 * LARGEST - GRANT;
-            if let Some(rest) = account.credit().checked_sub(wanted.next_multiple_of(GRANT))
+            let has_room_to_fly = balance.taken_off() + announced < 2 * LARGEST - GRANT;
+            if let Some(rest) = balance.credit().checked_sub(wanted.next_multiple_of(GRANT))
                 && has_room_to_fly
             {
-                if replace(account.with_credit(rest)) {
+                if replace(balance.with_credit(rest)) {
                     return Some(Granted { bytes: wanted, crosses: false });
                 }
                 continue;
@@ -150,7 +150,7 @@ impl Budget {
             let most = if was_above { hard } else { hard.min(soft) };
             let alone = |live: Live| live.at_most.saturating_add(size);
             let after =
-                |live: Live| alone(live).saturating_add(live.granted).saturating_add(account.taken_off());
+                |live: Live| alone(live).saturating_add(live.granted).saturating_add(balance.taken_off());
             let mut sum = live(Grants::Count);
             if sum.is_none_or(|live| after(live) > most) {
                 sum = live(Grants::TakeBack);
@@ -164,7 +164,7 @@ impl Budget {
                 let soft_room = if after > soft { (soft / 8).max(GRANT) } else { soft - after };
                 let room = soft_room.min(hard - after);
                 let grant = wanted.min(size.saturating_add(room));
-                if replace(account.with_credit(room - (grant - size))) {
+                if replace(balance.with_credit(room - (grant - size))) {
                     let was_above = self.is_above.swap(is_above, Ordering::Relaxed);
                     return Some(Granted { bytes: grant, crosses: is_above && !was_above });
                 }
@@ -173,7 +173,7 @@ impl Budget {
             }
             // If others have drawn meanwhile there was room; and what they hold now
             // may have been counted with what was freed for it.
-            let is_of_one_moment = self.account.load(Ordering::Acquire) == account.0;
+            let is_of_one_moment = self.balance.load(Ordering::Acquire) == balance.0;
             let is_too_much = |live: Live| live.at_least.saturating_add(size) > hard;
             if is_of_one_moment && sum.is_some_and(is_too_much) {
                 return None;
@@ -210,11 +210,11 @@ const ATTEMPTS: u32 = if cfg!(dogtag_loom) { 3 } else { 1000 };
 
 /// Credit (16 bits), large allocations that were let through but are in no cell yet
 /// (24), both in grants, and a count of the changes (24): so that nobody takes a
-/// later account for the one that was there before he added up.
+/// later balance for the one that was there before he added up.
 #[derive(Clone, Copy)]
-struct Account(u64);
+struct Balance(u64);
 
-impl Account {
+impl Balance {
     const CREDIT: u64 = (1 << 16) - 1;
     const TAKEN_OFF: u32 = 16;
     const CHANGES: u32 = 40;
@@ -373,6 +373,7 @@ mod model {
     use crate::cookie::Slot;
     use crate::ledger::cell::Cell;
     use crate::ledger::shard::Roster;
+    use crate::sync::model;
     use loom::sync::Arc;
     use loom::thread;
 
@@ -406,12 +407,6 @@ mod model {
             }
             granted.is_some()
         }
-    }
-
-    fn model(body: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(body);
     }
 
     /// There is room for one; so one gets it, and not both.

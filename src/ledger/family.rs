@@ -139,13 +139,15 @@ pub(crate) fn chain(record: &'static Record) -> impl Iterator<Item = &'static Re
 }
 
 /// Keeps all families as they are.
-pub(crate) struct Tree(#[allow(dead_code, reason = "held")] MutexGuard<'static, ()>);
+pub(crate) struct Tree {
+    _lock: MutexGuard<'static, ()>,
+}
 
 impl Tree {
     pub(crate) fn lock() -> Self {
         static LOCK: Mutex<()> = Mutex::new(());
 
-        Self(LOCK.lock().unwrap_or_else(PoisonError::into_inner))
+        Self { _lock: LOCK.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// Makes a new service a child of `parent`, which it holds from now on by

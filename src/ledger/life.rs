@@ -245,6 +245,7 @@ mod model {
     use crate::cookie::Slot;
     use crate::ledger::cell::Cell;
     use crate::ledger::shard::Roster;
+    use crate::sync::model;
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
@@ -283,12 +284,6 @@ mod model {
                 self.ended.fetch_add(1, Ordering::Relaxed);
             }
         }
-    }
-
-    fn model(body: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(body);
     }
 
     /// One thread leaves its service with a block behind, which another frees.

@@ -43,6 +43,7 @@ impl Default for Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::model;
     use loom::sync::Arc;
     use loom::sync::atomic::AtomicBool;
     use loom::thread;
@@ -51,14 +52,6 @@ mod tests {
 
     fn new_roster() -> (Arc<Roster>, Arc<Cell>) {
         (Arc::new(Roster::new()), Arc::new(Cell::shared(SLOT.mark())))
-    }
-
-    /// Bounds the switches that loom tries within a model, where trying all
-    /// would take hours; the literature finds that few bugs need more than three.
-    fn model(body: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(body);
     }
 
     #[test]
