@@ -76,10 +76,11 @@ mod jemalloc {
     #[derive(Clone, Copy, Debug, Default)]
     pub struct Jemalloc;
 
-    /// Whether every size class that `size` can fall into has that alignment.
+    /// Whether every size class that `size` can fall into has that alignment:
+    /// jemalloc's smallest is 8 bytes, and the others are multiples of 16.
     #[inline(always)]
     fn is_aligned_anyway(align: usize, size: usize) -> bool {
-        align <= 2 * size_of::<usize>() && align <= size
+        align <= 8 || (align == 16 && size > 8)
     }
 
     // SAFETY: jemalloc's own functions; those without flags are used for the
@@ -87,13 +88,13 @@ mod jemalloc {
     unsafe impl GlobalAlloc for Jemalloc {
         #[inline(always)]
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-            if is_aligned_anyway(layout.align(), layout.size()) {
+            if layout.align() <= 8 {
                 // SAFETY: the caller's promise.
                 unsafe { ffi::malloc(layout.size()) }.cast()
             } else {
                 cold_path();
                 // SAFETY: the caller's promise.
-                unsafe { Full.alloc(layout) }
+                unsafe { alloc_aligned(layout) }
             }
         }
 
@@ -110,13 +111,13 @@ mod jemalloc {
 
         #[inline(always)]
         unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-            if is_aligned_anyway(layout.align(), layout.size()) {
+            if layout.align() <= 8 {
                 // SAFETY: the caller's promise.
                 unsafe { ffi::sdallocx(block.cast(), layout.size(), 0) }
             } else {
                 cold_path();
                 // SAFETY: the caller's promise.
-                unsafe { Full.dealloc(block, layout) }
+                unsafe { dealloc_aligned(block, layout) }
             }
         }
 
@@ -129,6 +130,36 @@ mod jemalloc {
             } else {
                 // SAFETY: the caller's promise.
                 unsafe { Full.realloc(block, layout, new_size) }
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`GlobalAlloc::alloc`].
+    #[inline(never)]
+    unsafe fn alloc_aligned(layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if is_aligned_anyway(layout.align(), layout.size()) {
+                ffi::malloc(layout.size()).cast()
+            } else {
+                Full.alloc(layout)
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`GlobalAlloc::dealloc`].
+    #[inline(never)]
+    unsafe fn dealloc_aligned(block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if is_aligned_anyway(layout.align(), layout.size()) {
+                ffi::sdallocx(block.cast(), layout.size(), 0);
+            } else {
+                Full.dealloc(block, layout);
             }
         }
     }

@@ -3,11 +3,12 @@
 //!
 //! (With memory-check owners are kept elsewhere: `check::block`.)
 //!
-//! The owner stands in a *cookie* right behind the block, at `ptr +
-//! layout.size()`, unaligned. So the block's own alignment is never disturbed,
-//! and the first byte past its end is ours: an overrun of a single byte
-//! changes the cookie before it changes a neighbour. The idea is skynet's, which
-//! kept a handle and, when checking, a dogtag at the end of the usable size.
+//! That of a [`large`] block stands in a table beside the heap, for most backends.
+//! That of any other stands in a *cookie* right behind the block, at `ptr + layout.size()`,
+//! unaligned. So the block's own alignment is never disturbed, and the first byte
+//! past its end is ours: an overrun of a single byte changes the cookie before it
+//! changes a neighbour. The idea is skynet's, which kept a handle and, when
+//! checking, a dogtag at the end of the usable size.
 //!
 //! ```text
 //! short   | the block: layout.size() bytes | mark |               slots below 65,536
@@ -23,6 +24,8 @@
 //! that no slot has: services beyond the first 65,533 cost four more bytes a
 //! block, and nobody else pays for them. Once there are so many, though, nearly
 //! every short mark is somebody's, and an overwritten cookie is believed.
+
+mod large;
 
 use std::alloc::Layout;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,6 +64,21 @@ impl Slot {
         }
         let [.., higher, lower] = (self.0 ^ SCRAMBLE).to_be_bytes();
         Mark::from_cookie([higher, lower])
+    }
+
+    /// The short slot whose blocks have that mark.
+    const fn of_mark(mark: Mark) -> Option<Self> {
+        Self::new(u16::from_be_bytes(mark.to_cookie()) as u32 ^ SCRAMBLE)
+    }
+
+    /// A long slot's number, as it is kept with a block.
+    const fn tagged(self) -> u32 {
+        self.0 | TAG
+    }
+
+    const fn of_tagged(tagged: u32) -> Option<Self> {
+        let index = tagged & INDEX;
+        if tagged & !INDEX != TAG || index <= u16::MAX as u32 { None } else { Self::new(index) }
     }
 
     /// Whether its blocks need no more than a short cookie.
@@ -111,104 +129,166 @@ impl Mark {
     }
 }
 
-/// The layout to request for a block of `slot`, or `None` when it would
-/// overflow.
-pub(crate) fn layout(block: Layout, slot: Slot) -> Option<Layout> {
-    let size = block.size().checked_add(slot.cookie_size())?;
-    Layout::from_size_align(size, block.align()).ok()
+/// Which blocks of an allocator have their owner beside the heap.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    large: usize,
 }
 
-/// The layout to request for a block of a short slot.
-///
-/// # Safety
-///
-/// `block.size()` must be less than [`UNCHECKED_SIZES`].
-#[inline(always)]
-pub(crate) const unsafe fn short_layout(block: Layout) -> Layout {
-    // SAFETY: rounded up to the alignment, the size must stay below
-    // `isize::MAX`. Alignments go up to 2^62 for blocks that are not empty, so
-    // a size below 2^61 has room for its cookie and then some.
-    unsafe { Layout::from_size_align_unchecked(block.size() + SHORT, block.align()) }
+impl Geometry {
+    /// That of blocks from a backend.
+    ///
+    /// Beside the heap there is one place for an address. A backend with fields may
+    /// be an arena in a block of another instance, whose owner stands there already;
+    /// so all of its blocks have cookies.
+    pub(crate) const fn of<B>() -> Self {
+        Self { large: if size_of::<B>() == 0 { large::LARGE } else { usize::MAX } }
+    }
+
+    /// Whether the owner of a block of that size stands beside the heap.
+    #[inline(always)]
+    pub(crate) const fn is_large(self, size: usize) -> bool {
+        size >= self.large
+    }
+
+    /// The layout to request for a block of `slot`, or `None` when it would
+    /// overflow.
+    pub(crate) fn layout(self, block: Layout, slot: Slot) -> Option<Layout> {
+        if self.is_large(block.size()) {
+            return Some(block);
+        }
+        let size = block.size().checked_add(slot.cookie_size())?;
+        Layout::from_size_align(size, block.align()).ok()
+    }
+
+    /// The same for a short slot.
+    ///
+    /// # Safety
+    ///
+    /// `block.size()` must be less than [`UNCHECKED_SIZES`].
+    #[inline(always)]
+    pub(crate) unsafe fn short_layout(self, block: Layout) -> Layout {
+        if self.is_large(block.size()) {
+            return block;
+        }
+        // SAFETY: rounded up to the alignment, the size must stay below
+        // `isize::MAX`. Alignments go up to 2^62 for blocks that are not empty, so
+        // a size below 2^61 has room for its cookie and then some.
+        unsafe { Layout::from_size_align_unchecked(block.size() + SHORT, block.align()) }
+    }
+
+    /// Notes the owner of a block. `false` if the system gives no memory for that,
+    /// which happens to large blocks only; then it is the unattributed service's.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be valid for writes of what [`layout`](Self::layout) says for
+    /// `slot`.
+    #[must_use]
+    pub(crate) unsafe fn write(self, ptr: *mut u8, size: usize, slot: Slot) -> bool {
+        if self.is_large(size) {
+            return large::write(ptr, slot);
+        }
+        // SAFETY: the mark is the first two bytes of a short and of a long cookie.
+        unsafe { write_cookie(ptr, size, slot.mark()) };
+        if !slot.is_short() {
+            if !long_cookies_exist() {
+                LONG_COOKIES_EXIST.store(true, Ordering::Relaxed);
+            }
+            // SAFETY: a long slot's layout has room for four more bytes.
+            unsafe { ptr.add(size + SHORT).cast::<u32>().write_unaligned(slot.tagged()) };
+        }
+        true
+    }
+
+    /// The same for a short slot.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be valid for writes of what [`short_layout`](Self::short_layout)
+    /// says.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) unsafe fn write_short(self, ptr: *mut u8, size: usize, mark: Mark) -> bool {
+        if self.is_large(size) {
+            return large::write_short(ptr, mark);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { write_cookie(ptr, size, mark) };
+        true
+    }
+
+    /// Reads the mark of a block: the owner's, if its slot is a short one; none that a
+    /// cell has, if it is a long one.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be a live block of `size` bytes.
+    #[inline(always)]
+    pub(crate) unsafe fn read_mark(self, ptr: *const u8, size: usize) -> Mark {
+        if self.is_large(size) {
+            return large::read_mark(ptr);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { read_cookie(ptr, size) }
+    }
+
+    /// Reads the owner of a block: a slot, which need not be in use, or `None`
+    /// where no slot's cookie looks like that, because something overwrote it.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be a live block of `size` bytes.
+    pub(crate) unsafe fn read(self, ptr: *const u8, size: usize) -> Option<Slot> {
+        if self.is_large(size) {
+            return large::read(ptr);
+        }
+        // SAFETY: the caller's promise.
+        let mark = unsafe { read_cookie(ptr, size) };
+        if mark != Mark::LONG {
+            return Slot::of_mark(mark);
+        }
+        if !long_cookies_exist() {
+            return None;
+        }
+        // SAFETY: a long cookie has four more bytes. Only a short one that was
+        // overwritten with the very bytes of the escape has none, in a process
+        // with more services than short slots; then this reads what follows in
+        // the heap, after undefined behaviour elsewhere.
+        Slot::of_tagged(unsafe { ptr.add(size + SHORT).cast::<u32>().read_unaligned() })
+    }
+
+    /// The layout that was requested for a block whose cookie is unbelievable;
+    /// `None` when it cannot be known, because long cookies are about.
+    pub(crate) fn layout_without_cookie(self, block: Layout) -> Option<Layout> {
+        if long_cookies_exist() && !self.is_large(block.size()) {
+            return None;
+        }
+        self.layout(block, Slot::UNATTRIBUTED)
+    }
 }
 
 /// Below this many bytes a short cookie always fits behind a block, whatever
 /// its alignment: 2^61.
 pub(crate) const UNCHECKED_SIZES: u64 = 1 << 61;
 
-/// Writes the owner behind a block.
-///
 /// # Safety
 ///
-/// `ptr` must be valid for writes of what [`layout`] says for `slot`.
-pub(crate) unsafe fn write(ptr: *mut u8, size: usize, slot: Slot) {
-    // SAFETY: the mark is the first two bytes of a short and of a long cookie.
-    unsafe { write_short(ptr, size, slot.mark()) };
-    if !slot.is_short() {
-        if !long_cookies_exist() {
-            LONG_COOKIES_EXIST.store(true, Ordering::Relaxed);
-        }
-        // SAFETY: a long slot's layout has room for four more bytes.
-        unsafe { ptr.add(size + SHORT).cast::<u32>().write_unaligned(slot.0 | TAG) };
-    }
-}
-
-/// Writes the owner behind a block of a short slot.
-///
-/// # Safety
-///
-/// `ptr` must be valid for writes of what [`short_layout`] says.
+/// `ptr` must be valid for writes of a short cookie behind `size` bytes.
 #[inline(always)]
-pub(crate) unsafe fn write_short(ptr: *mut u8, size: usize, mark: Mark) {
+unsafe fn write_cookie(ptr: *mut u8, size: usize, mark: Mark) {
     // SAFETY: the caller's promise.
     unsafe { ptr.add(size).cast::<[u8; SHORT]>().write_unaligned(mark.to_cookie()) };
 }
 
-/// Reads the mark behind a block: the owner's, if its slot is a short one.
-///
 /// # Safety
 ///
 /// `ptr` must be a live block of `size` bytes with a cookie behind it.
 #[inline(always)]
-pub(crate) unsafe fn read_mark(ptr: *const u8, size: usize) -> Mark {
+unsafe fn read_cookie(ptr: *const u8, size: usize) -> Mark {
     // SAFETY: a cookie is at least two bytes, and they were written before the
     // block was handed out; an overrun leaves other bytes there, no fewer.
     Mark::from_cookie(unsafe { ptr.add(size).cast::<[u8; SHORT]>().read_unaligned() })
-}
-
-/// Reads the owner behind a block: a slot, which need not be in use, or `None`
-/// where no slot's cookie looks like that, because something overwrote it.
-///
-/// # Safety
-///
-/// `ptr` must be a live block of `size` bytes with a cookie behind it.
-pub(crate) unsafe fn read(ptr: *const u8, size: usize) -> Option<Slot> {
-    // SAFETY: the caller's promise.
-    let mark = unsafe { read_mark(ptr, size) };
-    let index = if mark != Mark::LONG {
-        u32::from(u16::from_be_bytes(mark.to_cookie())) ^ SCRAMBLE
-    } else if long_cookies_exist() {
-        // SAFETY: a long cookie has four more bytes. Only a short one that was
-        // overwritten with the very bytes of the escape has none, in a process
-        // with more services than short slots; then this reads what follows in
-        // the heap, after undefined behaviour elsewhere.
-        let bits = unsafe { ptr.add(size + SHORT).cast::<u32>().read_unaligned() };
-        if bits & !INDEX != TAG || (bits & INDEX) <= u32::from(u16::MAX) {
-            return None;
-        }
-        bits & INDEX
-    } else {
-        return None;
-    };
-    Slot::new(index)
-}
-
-/// The layout that was requested for a block whose cookie is unbelievable;
-/// `None` when it cannot be known, because long cookies are about.
-pub(crate) fn layout_without_cookie(block: Layout) -> Option<Layout> {
-    if long_cookies_exist() {
-        return None;
-    }
-    layout(block, Slot::UNATTRIBUTED)
 }
 
 fn long_cookies_exist() -> bool {
@@ -241,16 +321,19 @@ const TAG: u32 = 0x14 << 24;
 mod tests {
     use super::*;
 
+    /// Cookies behind every block.
+    const COOKIES: Geometry = Geometry { large: usize::MAX };
+
     fn written(slot: Slot, size: usize) -> Vec<u8> {
         let mut memory = vec![0xAA; size + LONG];
         // SAFETY: the vector has room for the longest cookie behind the block.
-        unsafe { write(memory.as_mut_ptr(), size, slot) };
+        assert!(unsafe { COOKIES.write(memory.as_mut_ptr(), size, slot) });
         memory
     }
 
     fn owner(memory: &[u8], size: usize) -> Option<Slot> {
         // SAFETY: `written` left a cookie behind the first `size` bytes.
-        unsafe { read(memory.as_ptr(), size) }
+        unsafe { COOKIES.read(memory.as_ptr(), size) }
     }
 
     #[test]
@@ -261,7 +344,8 @@ mod tests {
                 let memory = written(slot, size);
                 assert_eq!(owner(&memory, size), Some(slot));
                 assert!(memory[..size].iter().all(|&byte| byte == 0xAA), "the block is touched");
-                let cookie = layout(Layout::from_size_align(size, 1).unwrap(), slot).unwrap().size() - size;
+                let block = Layout::from_size_align(size, 1).unwrap();
+                let cookie = COOKIES.layout(block, slot).unwrap().size() - size;
                 assert!(memory[size + cookie..].iter().all(|&byte| byte == 0xAA), "written past");
             }
         }
@@ -306,6 +390,7 @@ mod tests {
 
     #[test]
     fn layouts_that_overflow_are_refused() {
+        let layout = |block, slot| COOKIES.layout(block, slot);
         let largest = Layout::from_size_align(isize::MAX as usize, 1).unwrap();
         assert_eq!(layout(largest, Slot::UNATTRIBUTED), None);
         let roomy = Layout::from_size_align(isize::MAX as usize - SHORT, 1).unwrap();
@@ -320,7 +405,16 @@ mod tests {
         let size = UNCHECKED_SIZES as usize - 1;
         for shift in 0..=62 {
             let block = Layout::from_size_align(size, 1 << shift).unwrap();
-            assert!(layout(block, Slot::UNATTRIBUTED).is_some(), "align 2^{shift}");
+            assert!(COOKIES.layout(block, Slot::UNATTRIBUTED).is_some(), "align 2^{shift}");
+        }
+    }
+
+    #[test]
+    fn large_blocks_of_backends_without_fields_have_no_cookie() {
+        let block = Layout::from_size_align(large::LARGE, 1).unwrap();
+        for slot in [Slot::UNATTRIBUTED, Slot::new(70_000).unwrap()] {
+            assert_eq!(Geometry::of::<()>().layout(block, slot), Some(block));
+            assert_ne!(Geometry::of::<u8>().layout(block, slot), Some(block));
         }
     }
 }

@@ -48,7 +48,7 @@
 //!
 //! ```text
 //! Box::new ─▶ the current cell: is the door open?   two loads, one compare
-//!             the backend allocates size + 2
+//!             the backend allocates size + 2    (from 4 KiB on: size)
 //!             the cell's counters                   two additions
 //!             the cookie is written                 one store
 //! drop     ─▶ the cookie is read                    one load
@@ -57,14 +57,17 @@
 //!             the backend frees
 //! ```
 //!
-//! Behind each block stands its owner's mark, the *cookie* that skynet appends.
+//! Behind each block stands its owner's mark, the *cookie* that skynet appends; that
+//! of blocks of 4 KiB and more, which often fill a page or a size class, stands in a
+//! table beside the heap.
 //! Each thread counts in *cells* of its own, one for each service it has
 //! touched, so that counting needs no atomic read-modify-write; a reader adds
 //! the cells up. Each cell has a *door*, a number of bytes at which the hot path
 //! is left: a thread that has no cells yet points at one whose door is shut, so
 //! nothing rare is asked about on the way. Limits and peaks stand behind it too: a
-//! thread asks there once for each MiB that it allocates for a service, or for each
-//! 64 KiB where there is a limit.
+//! thread asks there once for each 256 KiB that it allocates for a service, or for
+//! each 64 KiB where there is a limit. `IMPLEMENTATION.md` in the repository has the
+//! machine code, the pictures, and what was tried.
 //!
 //! # Promises
 //!
@@ -73,10 +76,13 @@
 //!   reported, and then the process aborts.)
 //! - Where the operating system refuses memory for a thread's cells, the thread
 //!   counts in cells that all such threads share: slower, and as exact.
+//! - Where it refuses memory for the owner of a block of 4 KiB or more (which takes a
+//!   MiB for each GiB of addresses, once), the block is the service
+//!   `unattributed`'s, whatever its limit.
 //! - A cookie that something has overwritten is not followed: what cannot be a
 //!   service in use is counted in [`Snapshot::lost`], and no figure changes.
 //!   With up to 255 services a single byte that is written past the end of a
-//!   block never looks like another one's. (With more than 65,533 services
+//!   block never looks like another one's. (Blocks of 4 KiB and more have no cookie.) (With more than 65,533 services
 //!   nearly everything does; such a process has no tripwire.) A `tracing` event
 //!   (target `dogtag`, level error) tells of it from the next end of a scope, or
 //!   the next snapshot.

@@ -62,6 +62,18 @@ fn every_size_and_alignment() {
     assert_eq!(service.usage().blocks(), 0);
 }
 
+/// Pages and buffers have no cookie, which would take them to the next size class.
+#[cfg(all(feature = "jemalloc", not(feature = "memory-check")))]
+#[test]
+fn large_blocks_fill_their_size_class() {
+    for size in [4096, 8192, 16 << 10, 64 << 10, 1 << 20] {
+        let block = std::hint::black_box(Vec::<u8>::with_capacity(size));
+        // SAFETY: the block is live, and jemalloc's.
+        let usable = unsafe { tikv_jemalloc_sys::malloc_usable_size(block.as_ptr().cast()) };
+        assert_eq!(usable, size);
+    }
+}
+
 #[test]
 fn impossible_sizes_are_refused_and_leave_no_trace() {
     let service = service("impossible");

@@ -101,6 +101,39 @@ fn memory_that_is_wrapped_twice_is_counted_twice() {
     assert_eq!(service.usage().blocks(), u64::from(CHECKED));
 }
 
+/// The first block of an arena begins where the memory does that the arena has, and
+/// another service may own that.
+#[cfg(not(feature = "memory-check"))]
+#[test]
+fn an_arena_in_another_instances_block_has_owners_of_its_own() {
+    use std::sync::atomic::AtomicUsize;
+
+    struct Arena(AtomicUsize);
+
+    // SAFETY: what is handed out is part of the arena's block, and never handed out again.
+    unsafe impl GlobalAlloc for Arena {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            std::ptr::with_exposed_provenance_mut(self.0.fetch_add(layout.size().next_multiple_of(8), SeqCst))
+        }
+
+        unsafe fn dealloc(&self, _: *mut u8, _: Layout) {}
+    }
+
+    let (owner, tenant) = (Service::register("owner").unwrap(), Service::register("tenant").unwrap());
+    let outside = Dogtag::new();
+    // SAFETY: each block is freed by the instance that it came from, with its layout.
+    unsafe {
+        let memory = owner.run(|| outside.alloc(layout(64 << 10)));
+        let arena = Dogtag::with_backend(Arena(AtomicUsize::new(memory.expose_provenance())));
+        let block = tenant.run(|| arena.alloc(layout(5000)));
+        assert_eq!(block, memory);
+        assert_eq!((owner.usage().bytes(), tenant.usage().bytes()), (64 << 10, 5000));
+        arena.dealloc(block, layout(5000));
+        outside.dealloc(memory, layout(64 << 10));
+    }
+    assert_eq!((owner.usage().bytes(), tenant.usage().bytes()), (0, 0));
+}
+
 #[test]
 fn an_allocator_that_ends_gives_everything_back() {
     use std::sync::Arc;

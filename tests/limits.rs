@@ -360,6 +360,18 @@ fn grants_of_many_children_cross_no_soft_limit() {
 }
 
 #[test]
+fn a_peak_is_seen_where_less_is_live_than_there_once_was() {
+    let service = Service::register("once larger").unwrap();
+    let allocate = |mib: usize| service.run(|| black_box(Vec::<u8>::with_capacity(mib * MIB)));
+    // This thread has seen 100 MiB of its own, and frees them.
+    drop(allocate(100));
+    let elsewhere = std::thread::scope(|scope| scope.spawn(|| allocate(100)).join().unwrap());
+    drop(allocate(5));
+    assert_eq!(service.usage().peak_bytes, 105 * MIB as u64);
+    drop(elsewhere);
+}
+
+#[test]
 fn peaks_are_no_lower_than_they_may_be() {
     const THREADS: usize = 4;
 

@@ -100,15 +100,30 @@ fn services_beyond_the_short_cookies() {
 
     let services: Vec<Service> =
         (0..SERVICES).map(|i| Service::register(format!("crowd {i}")).unwrap()).collect();
-    let allocate = |i: usize| services[i].run(|| vec![i as u8; i % 50 + 1]);
+    // Some of them large.
+    let size = |i: usize| if i % 50 == 49 { 5_000 } else { i % 50 + 1 };
+    let allocate = |i: usize| services[i].run(|| vec![i as u8; size(i)]);
     let mut blocks: Vec<Vec<u8>> = (0..SERVICES).map(allocate).collect();
     for (i, service) in services.iter().enumerate() {
-        assert_eq!((service.usage().bytes(), service.usage().blocks()), (i as u64 % 50 + 1, 1), "{i}");
+        assert_eq!((service.usage().bytes(), service.usage().blocks()), (size(i) as u64, 1), "{i}");
     }
+    // Limits and peaks are theirs too.
+    let limited = &services[SERVICES - 1];
+    limited.set_hard_limit(Some(1 << 20));
+    limited.run(|| {
+        let most = Vec::<u8>::with_capacity(1_000_000);
+        assert!(Vec::<u8>::new().try_reserve_exact(100_000).is_err());
+        drop(most);
+        let small: Vec<Vec<u8>> = (0..900).map(|_| Vec::with_capacity(1_000)).collect();
+        assert!((0..200).any(|_| Vec::<u8>::new().try_reserve_exact(200_000).is_err()));
+        drop(small);
+    });
+    assert!(limited.usage().denied >= 2 && limited.usage().peak_bytes >= 1_000_000);
+    limited.set_hard_limit(None);
     // Grown by another service, some of them from a short cookie to a long one
     // or back; then freed on another thread.
     for (i, block) in blocks.iter_mut().enumerate() {
-        services[SERVICES - 1 - i].run(|| block.reserve_exact(100));
+        services[SERVICES - 1 - i].run(|| block.reserve_exact(if i % 20 == 7 { 4_096 } else { 100 }));
         assert!(block.iter().all(|&byte| byte == i as u8), "the contents of {i} did not move along");
     }
     let grown: u64 = services.iter().map(|service| service.usage().bytes()).sum();

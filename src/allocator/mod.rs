@@ -12,7 +12,7 @@ use crate::backend::DefaultBackend;
 #[cfg(feature = "memory-check")]
 use crate::check::Custody;
 #[cfg(doc)]
-use std::alloc::GlobalAlloc;
+use std::alloc::{GlobalAlloc, System};
 
 /// A global allocator that charges every block to the service that asked for it.
 ///
@@ -23,8 +23,12 @@ use std::alloc::GlobalAlloc;
 ///
 /// An allocation and its free each cost a handful of plain loads and stores
 /// more than the backend's own: no lock, no locked instruction, no system call.
+/// (All that is rare, such as a thread's first allocation, may map memory.)
 /// Behind each block stand 2 bytes that name its owner (6 for services beyond
-/// the first 65,533 of a process). All this is otherwise with the feature
+/// the first 65,533 of a process). Blocks of 4 KiB and more have their owner in a
+/// table beside the heap instead (4 bytes for each 4 KiB of addresses where there are
+/// such blocks), if the backend is a type without fields, as `Jemalloc` and
+/// [`System`] are. All this is otherwise with the feature
 /// `memory-check`, which finds what is done to blocks that must not be.
 ///
 /// An allocator that is dropped gives back what its quarantine holds (with
@@ -61,6 +65,11 @@ impl Dogtag {
 
 impl<B> Dogtag<B> {
     /// An allocator on top of `backend`.
+    ///
+    /// A backend may get its memory from another instance, as an arena does. If it is
+    /// a type without fields, though (with all it knows in a static), it must not hand
+    /// out a block of 4 KiB or more that begins in the same 4 KiB as the memory that it
+    /// got: there is one place for the owner of both.
     ///
     /// ```
     /// use std::alloc::System;

@@ -6,31 +6,27 @@
 //! is rare is a tail call into a cold function that takes over the whole job.
 
 use super::Dogtag;
-use crate::cookie;
+use crate::cookie::Geometry;
 use crate::ledger::door::{self, Replaced};
 use crate::ledger::slots::{self, Record};
 use crate::ledger::{self, thread};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
 
-// SAFETY: a block is the first `layout.size()` bytes of a larger one that the
-// backend gave for a layout of the same alignment, and each block is given back
-// or resized with the very layout it was requested with: `cookie::layout` of
-// its own layout and owner. Nothing unwinds.
+// SAFETY: a block is the first `layout.size()` bytes of one that the backend
+// gave for a layout of the same alignment and no smaller, and each block is given
+// back or resized with the very layout it was requested with: `Geometry::layout`
+// of its own layout and owner. Nothing unwinds.
 unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if thread::current().stops(layout.size()) {
+        if Self::GEOMETRY.is_large(layout.size()) {
+            cold_path();
             // SAFETY: the caller's promise.
-            return unsafe { self.alloc_behind_the_door(layout) };
+            return unsafe { self.alloc_large(layout) };
         }
-        // SAFETY: the door stops sizes whose layout would need a check.
-        let block = unsafe { self.backend.alloc(cookie::short_layout(layout)) };
-        if !block.is_null() {
-            // SAFETY: the layout had room for a short cookie.
-            unsafe { charge_current(block, layout.size()) };
-        }
-        block
+        // SAFETY: the caller's promise.
+        unsafe { self.allocated(layout) }
     }
 
     #[inline(never)]
@@ -40,10 +36,10 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
             return unsafe { self.alloc_zeroed_behind_the_door(layout) };
         }
         // SAFETY: the door stops sizes whose layout would need a check.
-        let block = unsafe { self.backend.alloc_zeroed(cookie::short_layout(layout)) };
+        let block = unsafe { self.backend.alloc_zeroed(Self::GEOMETRY.short_layout(layout)) };
         if !block.is_null() {
-            // SAFETY: the layout had room for a short cookie.
-            unsafe { charge_current(block, layout.size()) };
+            // SAFETY: it was allocated with that layout.
+            unsafe { Self::charge_current(block, layout.size()) };
         }
         block
     }
@@ -64,7 +60,7 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     #[inline(never)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the block is live and came from here, by the caller's promise.
-        let mark = unsafe { cookie::read_mark(block, layout.size()) };
+        let mark = unsafe { Self::GEOMETRY.read_mark(block, layout.size()) };
         let old = thread::cell(mark);
         if old.mark() != mark || thread::current().stops(new_size) {
             // SAFETY: the caller's promise.
@@ -73,16 +69,81 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
         // SAFETY: as in `dealloc` for the old layout; the door stopped sizes
         // that would need a check for the new one, which has the same alignment.
         let block = unsafe {
-            let outer = cookie::short_layout(layout);
+            let outer = Self::GEOMETRY.short_layout(layout);
             let new_layout = Layout::from_size_align_unchecked(new_size, layout.align());
-            self.backend.realloc(block, outer, cookie::short_layout(new_layout).size())
+            self.backend.realloc(block, outer, Self::GEOMETRY.short_layout(new_layout).size())
         };
         if !block.is_null() {
             old.refund(layout.size());
-            // SAFETY: the new layout had room for a short cookie.
-            unsafe { charge_current(block, new_size) };
+            // SAFETY: it was allocated with that layout.
+            unsafe { Self::charge_current(block, new_size) };
         }
         block
+    }
+}
+
+impl<B: GlobalAlloc> Dogtag<B> {
+    const GEOMETRY: Geometry = Geometry::of::<B>();
+
+    /// # Safety
+    ///
+    /// As for [`GlobalAlloc::alloc`].
+    #[inline(always)]
+    unsafe fn allocated(&self, layout: Layout) -> *mut u8 {
+        if thread::current().stops(layout.size()) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.alloc_behind_the_door(layout) };
+        }
+        // SAFETY: the door stops sizes whose layout would need a check.
+        let block = unsafe { self.backend.alloc(Self::GEOMETRY.short_layout(layout)) };
+        if !block.is_null() {
+            // SAFETY: it was allocated with that layout.
+            unsafe { Self::charge_current(block, layout.size()) };
+        }
+        block
+    }
+
+    /// Charges a new block to the current cell, which the door has let through.
+    ///
+    /// Asks the thread for its cell again, rather than to keep it over the
+    /// backend's call: two loads are cheaper than a saved register.
+    ///
+    /// # Safety
+    ///
+    /// `block` must have been allocated with the layout that
+    /// [`Geometry::short_layout`] says.
+    #[inline(always)]
+    unsafe fn charge_current(block: *mut u8, size: usize) {
+        let cell = thread::current();
+        // SAFETY: the caller's promise.
+        if unsafe { Self::GEOMETRY.write_short(block, size, cell.mark()) } {
+            cell.charge(size);
+        } else {
+            charge_unattributed(size);
+        }
+    }
+
+    /// Blocks whose owner stands beside the heap, out of the way of all others.
+    ///
+    /// # Safety
+    ///
+    /// As for [`GlobalAlloc::alloc`].
+    #[inline(never)]
+    unsafe fn alloc_large(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { self.allocated(layout) }
+    }
+
+    /// The same for a free. The allocator comes last, so that the others stay where
+    /// they are.
+    ///
+    /// # Safety
+    ///
+    /// As for [`GlobalAlloc::dealloc`].
+    #[inline(never)]
+    unsafe fn dealloc_large(block: *mut u8, layout: Layout, allocator: &Self) {
+        // SAFETY: the caller's promise.
+        unsafe { freed(allocator, block, layout) };
     }
 }
 
@@ -97,7 +158,7 @@ unsafe fn dealloc<B: GlobalAlloc>(block: *mut u8, layout: Layout) {
     debug_assert!(size_of::<Dogtag<B>>() == 0);
     // SAFETY: to have no bytes is to be anywhere. The caller has such an
     // allocator, and so the rest is its promise.
-    unsafe { freed(NonNull::<Dogtag<B>>::dangling().as_ref(), block, layout) };
+    unsafe { small_or_large(NonNull::<Dogtag<B>>::dangling().as_ref(), block, layout) };
 }
 
 /// The same for one with fields.
@@ -108,7 +169,23 @@ unsafe fn dealloc<B: GlobalAlloc>(block: *mut u8, layout: Layout) {
 #[inline(never)]
 unsafe fn dealloc_of<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
     // SAFETY: the caller's promise.
-    unsafe { freed(allocator, block, layout) };
+    unsafe { small_or_large(allocator, block, layout) };
+}
+
+/// # Safety
+///
+/// As for [`GlobalAlloc::dealloc`].
+#[inline(always)]
+unsafe fn small_or_large<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if Dogtag::<B>::GEOMETRY.is_large(layout.size()) {
+            cold_path();
+            Dogtag::dealloc_large(block, layout, allocator);
+        } else {
+            freed(allocator, block, layout);
+        }
+    }
 }
 
 /// # Safety
@@ -117,7 +194,7 @@ unsafe fn dealloc_of<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layo
 #[inline(always)]
 unsafe fn freed<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
     // SAFETY: the block is live and came from here, by the caller's promise.
-    let mark = unsafe { cookie::read_mark(block, layout.size()) };
+    let mark = unsafe { Dogtag::<B>::GEOMETRY.read_mark(block, layout.size()) };
     let cell = thread::cell(mark);
     if cell.mark() != mark {
         // SAFETY: the caller's promise.
@@ -126,49 +203,69 @@ unsafe fn freed<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: L
     cell.refund(layout.size());
     // SAFETY: only blocks of short slots have a mark that a cell has too, and this
     // is the layout they were requested with.
-    unsafe { allocator.backend.dealloc(block, cookie::short_layout(layout)) };
+    unsafe { allocator.backend.dealloc(block, Dogtag::<B>::GEOMETRY.short_layout(layout)) };
 }
 
-/// Charges a new block to the current cell, which the door has let through.
-///
-/// Asks the thread for its cell again, rather than to keep it over the
-/// backend's call: two loads are cheaper than a saved register.
-///
-/// # Safety
-///
-/// `block` must be valid for writes of `size` bytes and a short cookie.
-#[inline(always)]
-unsafe fn charge_current(block: *mut u8, size: usize) {
-    let cell = thread::current();
-    cell.charge(size);
-    // SAFETY: the caller's promise.
-    unsafe { cookie::write_short(block, size, cell.mark()) };
+/// For a block whose owner there was no memory to note.
+#[cold]
+fn charge_unattributed(size: usize) {
+    thread::account(&slots::UNATTRIBUTED).charge(size);
 }
 
 /// The rare cases, each a whole job: a thread's first allocation or its last,
-/// its first touch of a service, services beyond the short slots, enormous
-/// sizes, and cookies that cannot be believed.
+/// its first touch of a service, services beyond the short slots, limits and
+/// peaks, and cookies that cannot be believed.
 impl<B: GlobalAlloc> Dogtag<B> {
     #[cold]
     #[inline(never)]
     unsafe fn alloc_behind_the_door(&self, layout: Layout) -> *mut u8 {
+        // The long slots' shorter way: their doors are always shut.
+        if let Some((cell, slot)) = thread::current_long(layout.size())
+            && let Some(outer) = Self::GEOMETRY.layout(layout, slot)
+        {
+            // SAFETY: a valid layout that is not empty, as the caller promised, and
+            // what this slot's block needs.
+            return unsafe {
+                let block = self.backend.alloc(outer);
+                if block.is_null() {
+                    return block;
+                }
+                if Self::GEOMETRY.write(block, layout.size(), slot) {
+                    cell.charge(layout.size());
+                } else {
+                    charge_unattributed(layout.size());
+                }
+                block
+            };
+        }
         // SAFETY: a valid layout that is not empty, as the caller promised.
-        unsafe { charged(layout, None, |outer| self.backend.alloc(outer)) }
+        unsafe { charged(Self::GEOMETRY, layout, None, |outer| self.backend.alloc(outer)) }
     }
 
     #[cold]
     #[inline(never)]
     unsafe fn alloc_zeroed_behind_the_door(&self, layout: Layout) -> *mut u8 {
         // SAFETY: a valid layout that is not empty, as the caller promised.
-        unsafe { charged(layout, None, |outer| self.backend.alloc_zeroed(outer)) }
+        unsafe { charged(Self::GEOMETRY, layout, None, |outer| self.backend.alloc_zeroed(outer)) }
     }
 
     /// The allocator comes last, so that the others stay where they are.
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_behind_the_door(block: *mut u8, layout: Layout, allocator: &Self) {
+        // The long slots' shorter way.
         // SAFETY: the block is live and came from here.
-        let owner = unsafe { Owner::of(block, layout) };
+        let slot = unsafe { Self::GEOMETRY.read(block, layout.size()) };
+        if let Some(slot) = slot.filter(|slot| !slot.is_short())
+            && let Some(cell) = thread::long_cell(slot)
+            && let Some(outer) = Self::GEOMETRY.layout(layout, slot)
+        {
+            cell.refund(layout.size());
+            // SAFETY: the layout that the block was requested with.
+            return unsafe { allocator.backend.dealloc(block, outer) };
+        }
+        // SAFETY: the block is live and came from here.
+        let owner = unsafe { Owner::of(Self::GEOMETRY, block, layout) };
         owner.refund(layout.size());
         if let Some(outer) = owner.outer {
             // SAFETY: the layout that the block was requested with.
@@ -183,7 +280,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             return ptr::null_mut();
         };
         // SAFETY: the block is live and came from here.
-        let owner = unsafe { Owner::of(block, layout) };
+        let owner = unsafe { Owner::of(Self::GEOMETRY, block, layout) };
         let Some(outer) = owner.outer else {
             // How large the block really is cannot be told any more, so the
             // backend must not be asked to resize it.
@@ -201,7 +298,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         // SAFETY: `outer` is what the block was requested with, and `charged`
         // asks for no less than room for the new size and a cookie.
         unsafe {
-            charged(new_layout, Some((owner, layout.size())), |new_outer| {
+            charged(Self::GEOMETRY, new_layout, Some((owner, layout.size())), |new_outer| {
                 self.backend.realloc(block, outer, new_outer.size())
             })
         }
@@ -216,6 +313,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
 /// What `allocate` returns, if not null, must be valid for writes of the layout
 /// that it is given.
 unsafe fn charged(
+    geometry: Geometry,
     layout: Layout,
     replaces: Option<(Owner, usize)>,
     allocate: impl FnOnce(Layout) -> *mut u8,
@@ -226,7 +324,7 @@ unsafe fn charged(
         let owner = owner.record?;
         Some(Replaced { owner, size: *size })
     });
-    let Some(outer) = cookie::layout(layout, slot) else {
+    let Some(outer) = geometry.layout(layout, slot) else {
         return ptr::null_mut();
     };
     let Some(admitted) = door::ask(account, record, layout.size(), replaced) else {
@@ -238,9 +336,13 @@ unsafe fn charged(
         if let Some((owner, size)) = replaces {
             owner.refund(size);
         }
-        admitted.charge(layout.size());
-        // SAFETY: `outer` has room for this slot's cookie.
-        unsafe { cookie::write(block, layout.size(), slot) };
+        // SAFETY: `outer` is what this slot's block needs.
+        if unsafe { geometry.write(block, layout.size(), slot) } {
+            admitted.charge(layout.size());
+        } else {
+            drop(admitted);
+            charge_unattributed(layout.size());
+        }
     }
     block
 }
@@ -258,12 +360,12 @@ impl Owner {
     /// # Safety
     ///
     /// `block` must be a live block of that layout.
-    unsafe fn of(block: *mut u8, layout: Layout) -> Self {
+    unsafe fn of(geometry: Geometry, block: *mut u8, layout: Layout) -> Self {
         // SAFETY: the caller's promise.
-        let slot = unsafe { cookie::read(block, layout.size()) };
+        let slot = unsafe { geometry.read(block, layout.size()) };
         match slot.and_then(slots::record) {
-            Some(record) => Self { record: Some(record), outer: cookie::layout(layout, record.slot()) },
-            None => Self { record: None, outer: cookie::layout_without_cookie(layout) },
+            Some(record) => Self { record: Some(record), outer: geometry.layout(layout, record.slot()) },
+            None => Self { record: None, outer: geometry.layout_without_cookie(layout) },
         }
     }
 
@@ -274,3 +376,8 @@ impl Owner {
         }
     }
 }
+
+/// Tells the compiler which way is the rarer one.
+#[cold]
+#[inline(always)]
+fn cold_path() {}

@@ -31,7 +31,8 @@ pub(crate) struct Cell {
     /// whether as many were left as were entered is ever asked.
     entered: AtomicU32,
     left: AtomicU32,
-    /// What was allocated, in KiB, when the peak was looked at last.
+    /// What was live here, in KiB, when the peak was looked at last, or the least
+    /// since then.
     looked_at: AtomicU32,
 }
 
@@ -101,14 +102,20 @@ impl Cell {
         self.door.store(SHUT, Ordering::Release);
     }
 
-    /// Whether `bytes` were allocated here since this was last so.
-    pub(super) fn is_past(&self, bytes: u64) -> bool {
-        let allocated = (self.allocated_bytes.load(Ordering::Relaxed) >> 10) as u32;
-        let is_past = allocated.wrapping_sub(self.looked_at.load(Ordering::Relaxed)) >= (bytes >> 10) as u32;
-        if is_past {
-            self.looked_at.store(allocated, Ordering::Relaxed);
-        }
-        is_past
+    /// Whether what is live here has grown by `bytes` since this was last so, or
+    /// since it was least when asked; by whoever has just allocated `size` bytes.
+    pub(super) fn has_grown(&self, size: usize, bytes: u64) -> bool {
+        // Negative where other threads' blocks are freed.
+        let [allocated, freed] =
+            [&self.allocated_bytes, &self.freed_bytes].map(|bytes| bytes.load(Ordering::Relaxed) as i64);
+        let live = allocated.wrapping_sub(freed);
+        // They wrap around together.
+        let [before, live] = [live - size as i64, live].map(|bytes| (bytes >> 10) as i32);
+        let looked_at = self.looked_at.load(Ordering::Relaxed) as i32;
+        let least = if before.wrapping_sub(looked_at) < 0 { before } else { looked_at };
+        let has_grown = size as u64 >= bytes || live.wrapping_sub(least) >= (bytes >> 10) as i32;
+        self.looked_at.store(if has_grown { live } else { least } as u32, Ordering::Relaxed);
+        has_grown
     }
 
     /// What the thread that has this cell may allocate without asking.

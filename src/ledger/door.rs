@@ -4,7 +4,7 @@
 //! May this allocation be made, under the limits of its service and of those
 //! above it, and how much more before the thread has to ask again? And what is
 //! live now, lest a peak pass unseen? A service without limits is asked for the
-//! latter only, once a MiB.
+//! latter only.
 
 use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST, Live};
 use crate::ledger::cell::Cell;
@@ -16,9 +16,15 @@ use crate::ledger::thread::Account;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-/// How much each thread allocates for a service before its peak is looked at:
-/// what a peak may be told too low by, for each thread.
-const PEAK_INTERVAL: u64 = 1 << 20;
+/// How much each thread allocates for a service before it asks itself whether
+/// its peak has to be looked at.
+const PEAK_INTERVAL: u64 = 256 << 10;
+
+/// By how much what is live in the thread's own cell has grown when it has to be,
+/// which takes time in proportion to the threads there are. With what is allocated
+/// before a thread asks itself, at either end, and what a sum may be uncertain by, a
+/// peak is told too low by no more than a MiB for each thread.
+const PEAK_GROWTH: u64 = (1 << 20) - 2 * PEAK_INTERVAL - 2 * GRANT;
 
 /// An allocation that may be made. To be kept until it is counted.
 #[must_use]
@@ -142,8 +148,7 @@ impl Admitted {
             self.each(self.crossed, |record, _| due::push(record));
             self.crossed = 0;
         }
-        // A grant begins anywhere in the interval.
-        if self.account.cell().is_past(PEAK_INTERVAL - GRANT) {
+        if self.account.cell().has_grown(size, PEAK_GROWTH) {
             note_peak(self.record);
         }
     }

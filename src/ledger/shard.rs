@@ -43,11 +43,15 @@ impl Place {
     pub(super) fn of(slot: Slot) -> Self {
         let mark = slot.mark();
         if mark == Mark::LONG {
-            let (chunk, cell) = (slot.index() / CELLS, slot.index() % CELLS);
-            return Self { long: true, chunk: chunk % LONG_CHUNKS, cell };
+            return Self::of_long(slot);
         }
         let (chunk, cell) = mark.position();
         Self { long: false, chunk: chunk % CHUNKS, cell: cell % CELLS }
+    }
+
+    fn of_long(slot: Slot) -> Self {
+        let (chunk, cell) = (slot.index() / CELLS, slot.index() % CELLS);
+        Self { long: true, chunk: chunk % LONG_CHUNKS, cell }
     }
 }
 
@@ -119,6 +123,18 @@ impl Shard {
             cell.claim(slot.mark());
         }
         Some(cell)
+    }
+
+    /// The cell of a long slot, if it is claimed.
+    #[cfg(not(feature = "memory-check"))]
+    #[inline]
+    pub(crate) fn long_cell(&self, slot: Slot) -> Option<&'static Cell> {
+        // SAFETY: long directories are never unmapped.
+        let long: &'static LongDirectory = unsafe { self.long.load(Ordering::Relaxed).as_ref() }?;
+        let place = Place::of_long(slot);
+        // SAFETY: chunks are never unmapped.
+        let chunk: &'static Chunk = unsafe { long.0[place.chunk].load(Ordering::Relaxed).as_ref() }?;
+        Some(&chunk.0[place.cell]).filter(|cell| cell.mark() == Mark::LONG)
     }
 
     /// The chunk of that place, for a reader on any thread; `None` where no

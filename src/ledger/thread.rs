@@ -11,9 +11,7 @@
 //! shared cell, and what late destructors do is counted there, atomically. The
 //! same happens when the system refuses memory for a shard.
 
-use crate::cookie::Mark;
-#[cfg(feature = "memory-check")]
-use crate::cookie::Slot;
+use crate::cookie::{Mark, Slot};
 use crate::ledger::cell::Cell;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
 #[cfg(feature = "memory-check")]
@@ -61,6 +59,25 @@ pub(crate) fn current_account() -> (Account, &'static Record) {
         }
         (account, record)
     })
+}
+
+/// The calling thread's own cell for the service that it is in, if that is one of
+/// the long slots' and `size` bytes need not ask.
+#[cfg(not(feature = "memory-check"))]
+#[inline]
+pub(crate) fn current_long(size: usize) -> Option<(&'static Cell, Slot)> {
+    with(|thread| {
+        let (cell, record) = (thread.cell.get(), thread.record.get());
+        let is_own = !ptr::eq(cell, record.shared());
+        (is_own && cell.mark() == Mark::LONG && !cell.must_ask(size)).then(|| (cell, record.slot()))
+    })
+}
+
+/// The calling thread's own cell for a long slot, if it has one.
+#[cfg(not(feature = "memory-check"))]
+#[inline]
+pub(crate) fn long_cell(slot: Slot) -> Option<&'static Cell> {
+    with(|thread| thread.shard.get()?.long_cell(slot))
 }
 
 /// Refunds a block to a service, from the calling thread. `false` if there is

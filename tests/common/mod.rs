@@ -6,14 +6,29 @@ use dogtag::Jemalloc as Inner;
 #[cfg(not(feature = "jemalloc"))]
 use std::alloc::System as Inner;
 use std::alloc::{GlobalAlloc, Layout};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 /// Whether freed blocks are kept back, and much else stands around a block.
 pub const CHECKED: bool = cfg!(feature = "memory-check");
 
-/// Bytes of the backend's memory around a block.
+/// Bytes of the backend's memory around a block of [`Counting`]'s.
 pub fn around(layout: Layout) -> u64 {
     if CHECKED { layout.align().max(64) as u64 + 16 } else { 2 }
+}
+
+/// The same of [`ZeroSized`]'s, whose large blocks have no cookie.
+pub fn around_zero_sized(layout: Layout) -> u64 {
+    if !CHECKED && layout.size() >= LARGE { 0 } else { around(layout) }
+}
+
+/// From this size on blocks of a backend without fields have no cookie.
+pub const LARGE: usize = 4096;
+
+/// The cookie of a block of [`ZeroSized`]'s, for which it was asked for so many
+/// bytes. Those of 4094 and 4095 look larger than they are.
+fn cookie(outer: usize) -> u64 {
+    if !CHECKED && outer < LARGE { 2 } else { 0 }
 }
 
 /// Bytes and blocks that are freed but that the backend has not got back.
@@ -22,11 +37,20 @@ pub fn quarantined() -> (u64, u64) {
 }
 
 /// The default backend with books of its own, to hold the ledger against.
-pub struct Counting {
+pub struct Counting(Books);
+
+/// The same without fields; all instances share the books.
+pub struct ZeroSized;
+
+static BOOKS: Books = Books::new();
+
+pub struct Books {
     pub allocated_bytes: AtomicU64,
     pub allocated_blocks: AtomicU64,
     pub freed_bytes: AtomicU64,
     pub freed_blocks: AtomicU64,
+    pub allocated_cookies: AtomicU64,
+    pub freed_cookies: AtomicU64,
     pub zeroed_calls: AtomicU64,
     pub realloc_calls: AtomicU64,
     pub refuses: AtomicBool,
@@ -34,11 +58,35 @@ pub struct Counting {
 
 impl Counting {
     pub const fn new() -> Self {
+        Self(Books::new())
+    }
+}
+
+impl Deref for Counting {
+    type Target = Books;
+
+    fn deref(&self) -> &Books {
+        &self.0
+    }
+}
+
+impl Deref for ZeroSized {
+    type Target = Books;
+
+    fn deref(&self) -> &Books {
+        &BOOKS
+    }
+}
+
+impl Books {
+    const fn new() -> Self {
         Self {
             allocated_bytes: AtomicU64::new(0),
             allocated_blocks: AtomicU64::new(0),
             freed_bytes: AtomicU64::new(0),
             freed_blocks: AtomicU64::new(0),
+            allocated_cookies: AtomicU64::new(0),
+            freed_cookies: AtomicU64::new(0),
             zeroed_calls: AtomicU64::new(0),
             realloc_calls: AtomicU64::new(0),
             refuses: AtomicBool::new(false),
@@ -57,6 +105,7 @@ impl Counting {
         if !block.is_null() {
             self.allocated_bytes.fetch_add(size as u64, SeqCst);
             self.allocated_blocks.fetch_add(1, SeqCst);
+            self.allocated_cookies.fetch_add(cookie(size), SeqCst);
         }
         block
     }
@@ -64,44 +113,52 @@ impl Counting {
     fn uncount(&self, size: usize) {
         self.freed_bytes.fetch_add(size as u64, SeqCst);
         self.freed_blocks.fetch_add(1, SeqCst);
+        self.freed_cookies.fetch_add(cookie(size), SeqCst);
     }
 }
 
-// SAFETY: the default backend does the work.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if self.refuses.load(SeqCst) {
-            return std::ptr::null_mut();
-        }
-        // SAFETY: the caller's promise.
-        self.count(unsafe { Inner.alloc(layout) }, layout.size())
-    }
+macro_rules! keep_books {
+    ($backend:ty) => {
+        // SAFETY: the default backend does the work.
+        unsafe impl GlobalAlloc for $backend {
+            unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+                if self.refuses.load(SeqCst) {
+                    return std::ptr::null_mut();
+                }
+                // SAFETY: the caller's promise.
+                self.count(unsafe { Inner.alloc(layout) }, layout.size())
+            }
 
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        self.zeroed_calls.fetch_add(1, SeqCst);
-        if self.refuses.load(SeqCst) {
-            return std::ptr::null_mut();
-        }
-        // SAFETY: the caller's promise.
-        self.count(unsafe { Inner.alloc_zeroed(layout) }, layout.size())
-    }
+            unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+                self.zeroed_calls.fetch_add(1, SeqCst);
+                if self.refuses.load(SeqCst) {
+                    return std::ptr::null_mut();
+                }
+                // SAFETY: the caller's promise.
+                self.count(unsafe { Inner.alloc_zeroed(layout) }, layout.size())
+            }
 
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        self.uncount(layout.size());
-        // SAFETY: the caller's promise.
-        unsafe { Inner.dealloc(block, layout) };
-    }
+            unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+                self.uncount(layout.size());
+                // SAFETY: the caller's promise.
+                unsafe { Inner.dealloc(block, layout) };
+            }
 
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        self.realloc_calls.fetch_add(1, SeqCst);
-        if self.refuses.load(SeqCst) {
-            return std::ptr::null_mut();
+            unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+                self.realloc_calls.fetch_add(1, SeqCst);
+                if self.refuses.load(SeqCst) {
+                    return std::ptr::null_mut();
+                }
+                // SAFETY: the caller's promise.
+                let block = unsafe { Inner.realloc(block, layout, new_size) };
+                if !block.is_null() {
+                    self.uncount(layout.size());
+                }
+                self.count(block, new_size)
+            }
         }
-        // SAFETY: the caller's promise.
-        let block = unsafe { Inner.realloc(block, layout, new_size) };
-        if !block.is_null() {
-            self.uncount(layout.size());
-        }
-        self.count(block, new_size)
-    }
+    };
 }
+
+keep_books!(Counting);
+keep_books!(ZeroSized);

@@ -1,0 +1,159 @@
+//! Owners of large blocks, which stand beside the heap.
+//!
+//! Large blocks often fill a size class exactly, as pages and buffers do, so
+//! that two bytes more would cost a quarter of the block; and their last bytes
+//! are seldom in the cache when they are freed. But no two of them begin within
+//! [`LARGE`] bytes, unless one is in the other, so a table with an entry for each
+//! such stretch of the address space has room for all of their owners.
+//!
+//! ```text
+//! ROOT ──▶ leaf: one entry for each LARGE bytes of a GiB of addresses
+//! ```
+//!
+//! Leaves are mapped when they are first written, and touched a page at a time.
+//! Where there is none, and where its entry is zero, the owner is the
+//! unattributed service. So reading never fails, and where the system has no
+//! memory left for a leaf, that service gets the block.
+
+use super::{Mark, Slot};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+/// From this many bytes on blocks are large.
+pub(crate) const LARGE: usize = 4096;
+
+/// Notes the owner of a large block. `false` if the system gives no memory for
+/// it; then the block is the unattributed service's.
+pub(crate) fn write(block: *mut u8, slot: Slot) -> bool {
+    if slot.is_short() {
+        return write_short(block, slot.mark());
+    }
+    set(block, slot.tagged())
+}
+
+/// The same for a short slot.
+#[inline]
+pub(crate) fn write_short(block: *mut u8, mark: Mark) -> bool {
+    set(block, mark.0 ^ UNATTRIBUTED)
+}
+
+/// The mark of a large block's owner; none that a cell has if its slot is a long one.
+#[inline]
+pub(crate) fn read_mark(block: *const u8) -> Mark {
+    Mark(get(block) ^ UNATTRIBUTED)
+}
+
+/// The owner of a large block. Of what is no block of ours: any, or `None`.
+pub(crate) fn read(block: *const u8) -> Option<Slot> {
+    let entry = get(block);
+    if entry > u32::from(u16::MAX) {
+        Slot::of_tagged(entry)
+    } else {
+        Slot::of_mark(Mark(entry ^ UNATTRIBUTED))
+    }
+}
+
+struct Leaf([AtomicU32; LEAF / LARGE]);
+
+/// Bytes of the address space that a leaf has entries for: a GiB. It is mapped as a
+/// MiB.
+const LEAF: usize = 1 << 30;
+const LEAVES: usize = 1 << (ADDRESS_BITS - 30);
+/// Bits of an address that a process has, unless it asks for more; above them some
+/// systems have tags.
+const ADDRESS_BITS: u32 = 48;
+
+static ROOT: [AtomicPtr<Leaf>; LEAVES] = [const { AtomicPtr::new(ptr::null_mut()) }; LEAVES];
+
+/// The mark that is kept as zero; all others differ from it, and in their lower
+/// half alone.
+const UNATTRIBUTED: u32 = Slot::UNATTRIBUTED.mark().0;
+
+#[inline]
+fn get(block: *const u8) -> u32 {
+    let (leaf, entry) = place(block);
+    // SAFETY: leaves are never unmapped.
+    let Some(leaf) = (unsafe { leaf.load(Ordering::Acquire).as_ref() }) else { return 0 };
+    // Written before the block was handed out.
+    leaf.0[entry].load(Ordering::Relaxed)
+}
+
+#[inline]
+fn set(block: *mut u8, owner: u32) -> bool {
+    let (leaf, entry) = place(block);
+    // SAFETY: leaves are never unmapped.
+    let mapped = unsafe { leaf.load(Ordering::Acquire).as_ref() };
+    let Some(leaf) = mapped.or_else(|| map(leaf)) else { return false };
+    leaf.0[entry].store(owner, Ordering::Relaxed);
+    true
+}
+
+#[inline]
+fn place(block: *const u8) -> (&'static AtomicPtr<Leaf>, usize) {
+    let address = block.addr();
+    (&ROOT[address / LEAF % LEAVES], address % LEAF / LARGE)
+}
+
+#[cfg(not(dogtag_loom))]
+#[cold]
+#[inline(never)]
+fn map(leaf: &AtomicPtr<Leaf>) -> Option<&'static Leaf> {
+    // SAFETY: all atomics, for which zeros are valid.
+    unsafe { crate::sys::get_or_map(leaf) }
+}
+
+/// Nothing is allocated under loom.
+#[cfg(dogtag_loom)]
+fn map(_: &AtomicPtr<Leaf>) -> Option<&'static Leaf> {
+    None
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+
+    fn block(address: usize) -> *mut u8 {
+        ptr::without_provenance_mut(address)
+    }
+
+    /// Where no process of ours has a heap.
+    const NOWHERE: usize = 0x1234 << 32;
+
+    #[test]
+    fn every_slot_reads_back_beside_others() {
+        let slots = (0..70_000).chain([1 << 20, Slot::COUNT - 1]).filter_map(Slot::new);
+        let blocks: Vec<_> = slots.enumerate().map(|(i, slot)| (block(NOWHERE + i * LARGE), slot)).collect();
+        for &(block, slot) in &blocks {
+            assert!(write(block, slot));
+        }
+        for (block, slot) in blocks {
+            assert_eq!(read(block), Some(slot));
+            // What the hot path looks up is the slot's, or none that a cell has.
+            let mark = read_mark(block);
+            assert!(if slot.is_short() { mark == slot.mark() } else { mark.0 > Mark::LONG.0 | 0xffff });
+        }
+    }
+
+    #[test]
+    fn where_nothing_was_written_the_unattributed_service_is_the_owner() {
+        let fresh = block(NOWHERE + (1 << 40));
+        for fresh in [fresh, fresh.wrapping_add(LEAF), block(usize::MAX)] {
+            assert_eq!(read(fresh), Some(Slot::UNATTRIBUTED));
+            assert_eq!(read_mark(fresh), Slot::UNATTRIBUTED.mark());
+        }
+        // Beside one that was written, too.
+        assert!(write(fresh, Slot::new(7).unwrap()));
+        assert_eq!(read(fresh.wrapping_add(LARGE)), Some(Slot::UNATTRIBUTED));
+        assert!(write(fresh, Slot::UNATTRIBUTED));
+        assert_eq!(read(fresh), Some(Slot::UNATTRIBUTED));
+    }
+
+    #[test]
+    fn no_other_entry_is_a_slot() {
+        let address = block(NOWHERE + (2 << 40));
+        for entry in [1 << 16, u32::MAX, 1 << 24, 0x14 << 24, (0x14 << 24) | 0xffff] {
+            assert!(set(address, entry));
+            assert_eq!(read(address), None, "{entry:#x}");
+        }
+    }
+}
