@@ -1,6 +1,6 @@
 //! cap: one process-wide counter, no services.
 
-#[path = "../workloads.rs"]
+#[path = "../workloads/mod.rs"]
 mod workloads;
 
 use tikv_jemallocator::Jemalloc;
@@ -9,5 +9,5 @@ use tikv_jemallocator::Jemalloc;
 static ALLOC: cap::Cap<Jemalloc> = cap::Cap::new(Jemalloc, usize::MAX);
 
 fn main() {
-    workloads::main();
+    workloads::main(workloads::NoServices);
 }

@@ -1,6 +1,8 @@
 //! dogtag, in a service.
 
-#[path = "../workloads.rs"]
+#[path = "../dogtag.rs"]
+mod services;
+#[path = "../workloads/mod.rs"]
 mod workloads;
 
 #[global_allocator]
@@ -8,5 +10,5 @@ static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
 
 fn main() {
     let service = dogtag::Service::register("workload").unwrap();
-    service.run(workloads::main);
+    service.run(|| workloads::main(services::Dogtag));
 }

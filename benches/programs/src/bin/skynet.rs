@@ -2,7 +2,7 @@
 //! atomic counters, a table of 65,536 slots that services may share, and a
 //! cookie of 4 bytes at the end of the block's usable size.
 
-#[path = "../workloads.rs"]
+#[path = "../workloads/mod.rs"]
 mod workloads;
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -101,5 +101,5 @@ unsafe impl GlobalAlloc for Skynet {
 
 fn main() {
     CURRENT.set(0x0100_0001);
-    workloads::main();
+    workloads::main(workloads::NoServices);
 }

@@ -1,6 +1,6 @@
 //! stats_alloc: six process-wide counters, no services.
 
-#[path = "../workloads.rs"]
+#[path = "../workloads/mod.rs"]
 mod workloads;
 
 use stats_alloc::StatsAlloc;
@@ -10,5 +10,5 @@ use tikv_jemallocator::Jemalloc;
 static ALLOC: StatsAlloc<Jemalloc> = StatsAlloc::new(Jemalloc);
 
 fn main() {
-    workloads::main();
+    workloads::main(workloads::NoServices);
 }

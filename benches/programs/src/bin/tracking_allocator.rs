@@ -1,7 +1,7 @@
 //! tracking-allocator with a tracker that keeps four atomic counters a group,
 //! which is what its users write, in a group.
 
-#[path = "../workloads.rs"]
+#[path = "../workloads/mod.rs"]
 mod workloads;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,5 +49,5 @@ fn main() {
     AllocationRegistry::enable_tracking();
     let mut group = AllocationGroupToken::register().expect("a group is left");
     let _guard = group.enter();
-    workloads::main();
+    workloads::main(workloads::NoServices);
 }

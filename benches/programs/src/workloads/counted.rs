@@ -1,0 +1,43 @@
+//! Single operations, so many of them, for counting their instructions.
+
+use super::Services;
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
+use std::hint::black_box;
+
+/// Does one of the operations `number` times. `None` if there is no such
+/// operation.
+pub fn run(operation: &str, number: usize, services: impl Services) -> Option<()> {
+    let mut each: Box<dyn FnMut()> = match operation {
+        "pair-64" => Box::new(|| pair(64, alloc)),
+        "pair-4096" => Box::new(|| pair(4096, alloc)),
+        "zeroed-64" => Box::new(|| pair(64, alloc_zeroed)),
+        "realloc-64-128" => Box::new(|| {
+            // SAFETY: the block is freed with the layout that it has by then.
+            unsafe {
+                let block = realloc(black_box(alloc(layout(64))), layout(64), 128);
+                dealloc(black_box(block), layout(128));
+            }
+        }),
+        "freed-elsewhere-64" => {
+            let (one, other) = (services.service(1), services.service(2));
+            Box::new(move || {
+                // SAFETY: the layout is not empty, and the block is freed with it.
+                let block = services.run(&one, || unsafe { black_box(alloc(layout(64))) });
+                // SAFETY: as above.
+                services.run(&other, || unsafe { dealloc(black_box(block), layout(64)) });
+            })
+        }
+        _ => return None,
+    };
+    (0..number).for_each(|_| each());
+    Some(())
+}
+
+fn pair(size: usize, allocate: unsafe fn(Layout) -> *mut u8) {
+    // SAFETY: the layout is not empty, and the block is freed with it.
+    unsafe { dealloc(black_box(allocate(black_box(layout(size)))), layout(size)) };
+}
+
+fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).unwrap()
+}
