@@ -248,7 +248,7 @@ fn check_the_books(services: [Service; 5], dropped: &Service) -> Result<(), Box<
     Ok(())
 }
 
-/// All files below the paths, but for hidden ones and build results.
+/// All files below the paths, but for hidden ones, build results and drawings.
 fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Unreadable> {
     let mut files = Vec::new();
     let mut open: Vec<PathBuf> = paths.to_vec();
@@ -260,7 +260,8 @@ fn find_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Unreadable> {
             for entry in fs::read_dir(&path).map_err(|error| Unreadable::at(&path, &error))? {
                 let entry = entry.map_err(|error| Unreadable::at(&path, &error))?;
                 let name = entry.file_name();
-                let skipped = name.to_string_lossy().starts_with('.') || name == "target";
+                let name = name.to_string_lossy();
+                let skipped = name.starts_with('.') || name == "target" || name.ends_with(".svg");
                 // Links are not followed: they may lead round in circles.
                 if !skipped && !entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
                     open.push(entry.path());
