@@ -1,5 +1,7 @@
 //! The limit: jemalloc itself.
 
+#[path = "../no_services.rs"]
+mod services;
 #[path = "../workloads/mod.rs"]
 mod workloads;
 
@@ -7,5 +9,5 @@ mod workloads;
 static ALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() {
-    workloads::main(workloads::NoServices);
+    workloads::main(services::NoServices);
 }

@@ -1,5 +1,7 @@
 //! cap: one process-wide counter, no services.
 
+#[path = "../no_services.rs"]
+mod services;
 #[path = "../workloads/mod.rs"]
 mod workloads;
 
@@ -9,5 +11,5 @@ use tikv_jemallocator::Jemalloc;
 static ALLOC: cap::Cap<Jemalloc> = cap::Cap::new(Jemalloc, usize::MAX);
 
 fn main() {
-    workloads::main(workloads::NoServices);
+    workloads::main(services::NoServices);
 }

@@ -2,6 +2,8 @@
 //! atomic counters, a table of 65,536 slots that services may share, and a
 //! cookie of 4 bytes at the end of the block's usable size.
 
+#[path = "../no_services.rs"]
+mod services;
 #[path = "../workloads/mod.rs"]
 mod workloads;
 
@@ -101,5 +103,5 @@ unsafe impl GlobalAlloc for Skynet {
 
 fn main() {
     CURRENT.set(0x0100_0001);
-    workloads::main(workloads::NoServices);
+    workloads::main(services::NoServices);
 }

@@ -1,5 +1,7 @@
 //! stats_alloc: six process-wide counters, no services.
 
+#[path = "../no_services.rs"]
+mod services;
 #[path = "../workloads/mod.rs"]
 mod workloads;
 
@@ -10,5 +12,5 @@ use tikv_jemallocator::Jemalloc;
 static ALLOC: StatsAlloc<Jemalloc> = StatsAlloc::new(Jemalloc);
 
 fn main() {
-    workloads::main(workloads::NoServices);
+    workloads::main(services::NoServices);
 }

@@ -1,8 +1,10 @@
 //! The system's allocator, for orientation.
 
+#[path = "../no_services.rs"]
+mod services;
 #[path = "../workloads/mod.rs"]
 mod workloads;
 
 fn main() {
-    workloads::main(workloads::NoServices);
+    workloads::main(services::NoServices);
 }

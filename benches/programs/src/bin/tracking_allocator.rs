@@ -1,6 +1,8 @@
 //! tracking-allocator with a tracker that keeps four atomic counters a group,
 //! which is what its users write, in a group.
 
+#[path = "../no_services.rs"]
+mod services;
 #[path = "../workloads/mod.rs"]
 mod workloads;
 
@@ -49,5 +51,5 @@ fn main() {
     AllocationRegistry::enable_tracking();
     let mut group = AllocationGroupToken::register().expect("a group is left");
     let _guard = group.enter();
-    workloads::main(workloads::NoServices);
+    workloads::main(services::NoServices);
 }

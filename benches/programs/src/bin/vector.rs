@@ -4,6 +4,8 @@
 //! atomic counters for 128 groups. Its zeroed and growing blocks are
 //! `GlobalAlloc`'s default: they are allocated, cleared or copied, and freed.
 
+#[path = "../no_services.rs"]
+mod services;
 #[path = "../workloads/mod.rs"]
 mod workloads;
 
@@ -93,7 +95,7 @@ unsafe impl GlobalAlloc for Grouped {
 fn main() {
     ENTERED.with_borrow_mut(|entered| entered.push(1));
     IS_TRACKING.store(true, Ordering::Relaxed);
-    workloads::main(workloads::NoServices);
+    workloads::main(services::NoServices);
     let sum = |of: fn(&Counters) -> &AtomicU64| -> u64 {
         ALL.lock().unwrap().iter().map(|counters| of(counters).load(Ordering::Relaxed)).sum()
     };

@@ -30,25 +30,6 @@ pub trait Services: Copy + Send + Sync + 'static {
     fn request<F: Future + Send>(self, number: u64, future: F) -> impl Future<Output = F::Output> + Send;
 }
 
-/// Nobody is told apart.
-#[derive(Clone, Copy)]
-#[allow(dead_code, reason = "not every program that has this module is without services")]
-pub struct NoServices;
-
-impl Services for NoServices {
-    type Service = ();
-
-    fn service(self, _: u64) {}
-
-    fn run<R>(self, (): &(), work: impl FnOnce() -> R) -> R {
-        work()
-    }
-
-    fn request<F: Future + Send>(self, _: u64, future: F) -> impl Future<Output = F::Output> + Send {
-        future
-    }
-}
-
 /// Runs the workload that the command line names.
 pub fn main(services: impl Services) {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
