@@ -4,6 +4,11 @@
 //! drop glue they keep other things there from being inlined, which costs real
 //! programs more than a call. `alloc` may be inlined, which spares a jump. What
 //! is rare is a tail call into a cold function that takes over the whole job.
+//!
+//! `alloc_zeroed` may be, too: out of line, all that is left of the symbol that the
+//! compiler knows it by is a jump, which is inlined everywhere and deleted; LLVM,
+//! which makes calls of it out of an allocation and a `memset`, then calls what is not
+//! there, and rustc 1.95 crashes.
 
 use super::Dogtag;
 use crate::cookie::Geometry;
@@ -29,7 +34,7 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
         unsafe { self.allocated(layout) }
     }
 
-    #[inline(never)]
+    #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if thread::current().stops(layout.size()) {
             // SAFETY: the caller's promise.
@@ -243,7 +248,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     }
 
     #[cold]
-    #[inline(never)]
+    #[inline]
     unsafe fn alloc_zeroed_behind_the_door(&self, layout: Layout) -> *mut u8 {
         // SAFETY: a valid layout that is not empty, as the caller promised.
         unsafe { charged(Self::GEOMETRY, layout, None, |outer| self.backend.alloc_zeroed(outer)) }
