@@ -1,12 +1,21 @@
-//! Tells of what was noticed inside an allocation, where nothing may be told:
-//! afterwards, when users call for other reasons, and from a thread of its own.
-//! For the caller may be a tracing subscriber, and hold its lock.
+//! The `tracing` events of this crate; none is emitted inside an allocation.
+//!
+//! What was noticed there is told afterwards, when users call for other reasons,
+//! and from a thread of its own. For the caller may be a tracing subscriber, and
+//! hold its lock. (Limits have a thread of theirs: `service::limits`.)
 
-use crate::ledger;
+use crate::ledger::{self, due};
+#[cfg(feature = "tracing-layer")]
+use crate::service::RegisterError;
+use crate::service::{Service, start_announcer};
 use crate::sys;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::Dispatch;
-use tracing::dispatcher::{get_default, with_default};
+use tracing::dispatcher::{WeakDispatch, get_default, with_default};
+use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
 
 /// Has the `tracing` events emitted that are due.
@@ -15,6 +24,96 @@ pub(crate) fn deliver() {
     if ledger::lost().freed_blocks != TOLD.load(Ordering::Relaxed) {
         tell_of_lost_blocks();
     }
+}
+
+/// A service has begun.
+pub(crate) fn registered(service: &Service) {
+    let parent = service.parent().map(|parent| parent.name().to_owned());
+    tell_later(|| Event::Registered { name: service.name().to_owned(), handle: service.handle(), parent });
+}
+
+/// A service's last clone was dropped, just now.
+pub(crate) fn retired(name: &str, handle: u32) {
+    tell_later(|| Event::Retired { name: name.to_owned(), handle });
+}
+
+/// Emits what has happened to services since; by the thread that announces.
+pub(crate) fn tell() {
+    while let Some((event, subscriber)) = { waiting().pop_front() } {
+        let Some(subscriber) = subscriber.upgrade() else { continue };
+        // A subscriber's panic must not end the announcements.
+        let _ = catch_unwind(AssertUnwindSafe(|| Subscriber(subscriber).receives(|| event.emit())));
+    }
+}
+
+enum Event {
+    Registered { name: String, handle: u32, parent: Option<String> },
+    Retired { name: String, handle: u32 },
+}
+
+impl Event {
+    fn emit(self) {
+        match self {
+            Self::Registered { name, handle, parent } => {
+                tracing::trace!(target: "dogtag", service = name, handle, parent, "a service was registered");
+            }
+            Self::Retired { name, handle } => {
+                tracing::trace!(target: "dogtag", service = name, handle, "a service was retired");
+            }
+        }
+    }
+}
+
+/// Whoever registers or drops a service may be a subscriber, in the middle of its
+/// work. So another thread tells, if anybody may want to know.
+fn tell_later(event: impl FnOnce() -> Event) {
+    /// Where nobody listens fast enough, the rest is not told.
+    const MOST: usize = 10_000;
+
+    if LevelFilter::current() < LevelFilter::TRACE || due::is_off() {
+        return;
+    }
+    let item = (event(), get_default(Dispatch::downgrade));
+    let mut waiting = waiting();
+    if waiting.len() < MOST {
+        waiting.push_back(item);
+    }
+    let is_first = waiting.len() == 1;
+    drop(waiting);
+    start_announcer();
+    if is_first && let Some(announcer) = due::ANNOUNCER.get() {
+        announcer.unpark();
+    }
+}
+
+fn waiting() -> MutexGuard<'static, VecDeque<(Event, WeakDispatch)>> {
+    static WAITING: Mutex<VecDeque<(Event, WeakDispatch)>> = Mutex::new(VecDeque::new());
+
+    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A span names a service that there cannot be. Told once a second: others
+/// will follow.
+#[cfg(feature = "tracing-layer")]
+pub(crate) fn span_without_service(name: &str, error: RegisterError) {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+
+    if !sys::is_time(&LAST) {
+        return;
+    }
+    let (name, subscriber) = (name.to_owned(), subscriber());
+    let work = move || {
+        subscriber.receives(|| {
+            tracing::error!(
+                target: "dogtag",
+                service = name,
+                error = &error as &dyn std::error::Error,
+                "a span runs in no service: the one that it names cannot be registered",
+            );
+        });
+    };
+    // If there is no thread either, there will be other spans.
+    sys::spawn(Box::new(work));
 }
 
 /// The calling thread's tracing subscriber.

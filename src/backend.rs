@@ -35,6 +35,50 @@ pub struct JemallocStats {
     pub metadata: u64,
 }
 
+/// What jemalloc holds, taken apart for the balance; in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Heap {
+    /// In blocks: the program's, rounded up, and those that threads keep for reuse,
+    /// and a few of jemalloc's own.
+    pub(crate) blocks: u64,
+    /// In blocks that threads keep for reuse.
+    pub(crate) thread_caches: u64,
+    /// In blocks that are jemalloc's own.
+    pub(crate) internal: u64,
+    /// In pages that hold blocks.
+    pub(crate) active: u64,
+    /// In pages that hold none, and were not given back yet.
+    pub(crate) dirty: u64,
+    /// In pages of jemalloc's bookkeeping.
+    pub(crate) metadata: u64,
+}
+
+impl Heap {
+    /// `None` as for [`JemallocStats::read`].
+    pub(crate) fn read() -> Option<Self> {
+        #[cfg(feature = "jemalloc-stats")]
+        {
+            let _one_reader = mallctl::READER.lock();
+            mallctl::refresh();
+            // The number stands for all arenas together.
+            let page = mallctl::read(c"arenas.page")?;
+            let active = mallctl::read(c"stats.active")?;
+            let dirty = page * mallctl::read(c"stats.arenas.4096.pdirty")?;
+            let heap = Self {
+                blocks: mallctl::read(c"stats.allocated")?,
+                thread_caches: mallctl::read(c"stats.arenas.4096.tcache_bytes")?,
+                internal: mallctl::read(c"stats.arenas.4096.internal")?,
+                active,
+                dirty: dirty + page * mallctl::read(c"stats.arenas.4096.pmuzzy")?,
+                metadata: mallctl::read(c"stats.resident")?.saturating_sub(active + dirty),
+            };
+            Some(heap).filter(|heap| heap.blocks > 0)
+        }
+        #[cfg(not(feature = "jemalloc-stats"))]
+        None
+    }
+}
+
 impl JemallocStats {
     /// Reads the figures. `None` where they are not compiled in, or jemalloc
     /// holds no block, which means that it is nobody's backend.

@@ -87,7 +87,8 @@ impl Slot {
         self.0 <= u16::MAX as u32
     }
 
-    const fn cookie_size(self) -> usize {
+    /// The bytes that a cookie of this slot has.
+    pub(crate) const fn cookie_size(self) -> usize {
         if self.is_short() { SHORT } else { LONG }
     }
 }

@@ -27,6 +27,9 @@
 //!   [limits](Service::set_hard_limit);
 //! - [`Service::usage`], [`totals`] and [`snapshot`], the figures, and [`measure`]
 //!   for a piece of code;
+//! - [`balance`], which says where the rest of the process's memory is;
+//! - `ServiceLayer` (feature `tracing-layer`), which runs spans of `tracing` in
+//!   services, and `ServiceCollector` (feature `prometheus`), which tells Prometheus;
 //! - `check` (feature `memory-check`), which finds overruns, double frees and
 //!   other crimes, and says who did them to whose block.
 //!
@@ -39,10 +42,18 @@
 //! drifts. What nobody claims belongs to the service `unattributed`.
 //!
 //! Bytes are the bytes that the program asked for. What the backend rounds them
-//! up to, its bookkeeping and the cookies are not a service's, and jemalloc's
-//! own figures in the [`Snapshot`] show them for the whole process. Memory that
-//! foreign code allocates with `malloc`, thread stacks and mapped files are not
-//! seen.
+//! up to, its bookkeeping and the cookies are not a service's: the [`Balance`] shows
+//! them for the whole process, and so it does with memory that foreign code allocates
+//! with `malloc`, thread stacks and mapped files, up to what the system says that
+//! the process has.
+//!
+//! # Events
+//!
+//! Under the target `dogtag`, `tracing` events tell of services that are registered
+//! and retired (level trace), of soft limits that are crossed and hard limits that
+//! deny allocations (warn), of blocks whose owner was overwritten and of crimes that
+//! memory-check finds (error). None is emitted inside an allocation. A forked child
+//! emits none for services and limits.
 //!
 //! # How it works
 //!
@@ -98,6 +109,8 @@
 //! | `jemalloc-stats` | yes | jemalloc's own figures in snapshots; keeping them costs jemalloc itself a few percent in the tightest loops |
 //! | `memory-check` | no | the room `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
+//! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
+//! | `prometheus` | no | `ServiceCollector`, a collector for `prometheus-client` |
 //!
 //! For 64-bit Unix-like systems; tested on x86-64 Linux, where the hot path is at
 //! its shortest.
@@ -112,28 +125,41 @@ mod allocator;
 #[cfg(not(dogtag_loom))]
 mod announce;
 mod backend;
+#[cfg(not(dogtag_loom))]
+mod balance;
 #[cfg(feature = "memory-check")]
 pub mod check;
 #[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check keeps owners elsewhere"))]
 mod cookie;
+#[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]
+mod layer;
 mod ledger;
 #[cfg(not(dogtag_loom))]
 mod measure;
+#[cfg(all(feature = "prometheus", not(dogtag_loom)))]
+mod prometheus;
 #[cfg(not(dogtag_loom))]
 mod service;
 #[cfg(not(dogtag_loom))]
 mod snapshot;
 mod sync;
 mod sys;
+#[cfg(not(dogtag_loom))]
+mod table;
 mod usage;
 
 #[cfg(feature = "jemalloc")]
 pub use backend::Jemalloc;
 pub use backend::JemallocStats;
+#[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]
+pub use layer::{ServiceLayer, Unattributed, UnattributedExt};
+#[cfg(all(feature = "prometheus", not(dogtag_loom)))]
+pub use prometheus::ServiceCollector;
 pub use usage::Usage;
 #[cfg(not(dogtag_loom))]
 pub use {
     allocator::Dogtag,
+    balance::{Balance, BalanceLine, balance},
     measure::measure,
     service::{InService, InServiceExt, RegisterError, Scope, Service, ServiceBuilder},
     snapshot::{Lost, Quarantine, Row, Snapshot, snapshot, totals},

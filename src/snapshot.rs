@@ -2,8 +2,10 @@
 
 use crate::announce;
 use crate::backend::JemallocStats;
+use crate::balance::{Balance, balance};
 use crate::ledger;
 use crate::service;
+use crate::table::{Bytes, Grouped, Share, printable};
 use crate::usage::Usage;
 use std::collections::HashMap;
 use std::fmt;
@@ -82,6 +84,7 @@ pub fn snapshot() -> Snapshot {
         lost: Lost { bytes: lost.freed_bytes, blocks: lost.freed_blocks },
         quarantine: quarantine(),
         jemalloc: JemallocStats::read(),
+        balance: None,
     }
 }
 
@@ -130,6 +133,8 @@ pub struct Snapshot {
     /// jemalloc's own figures, where jemalloc holds the memory (feature
     /// `jemalloc-stats`).
     pub jemalloc: Option<JemallocStats>,
+    /// The process's books, if they were [asked for](Self::with_balance).
+    pub balance: Option<Balance>,
 }
 
 /// One service in a [`Snapshot`].
@@ -215,6 +220,21 @@ impl fmt::Display for Snapshot {
 }
 
 impl Snapshot {
+    /// Adds the process's books, as they are now; they are shown below the table.
+    /// [`balance`](crate::balance) says what that costs.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() {
+    /// println!("{}", dogtag::snapshot().with_balance());
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_balance(self) -> Self {
+        Self { balance: Some(balance()), ..self }
+    }
+
     fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = f.precision().unwrap_or(usize::MAX).min(self.rows.len());
         let (shown, hidden) = self.rows.split_at(shown);
@@ -338,68 +358,10 @@ impl Snapshot {
                 Bytes(jemalloc.retained),
             )?;
         }
-        Ok(())
-    }
-}
-
-/// A name that cannot break the table: control characters escaped, and cut
-/// where it is longer than anybody reads.
-fn printable(name: &str) -> String {
-    const LONGEST: usize = 40;
-
-    let escaped: String = name
-        .chars()
-        .flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] })
-        .collect();
-    if escaped.chars().count() <= LONGEST {
-        return escaped;
-    }
-    escaped.chars().take(LONGEST - 1).chain(['…']).collect()
-}
-
-/// Bytes as people read them.
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-
-        let mut value = self.0 as f64;
-        let mut unit = 0;
-        // What would be printed as 1024.0 of a unit is 1.0 of the next.
-        while value >= 1023.95 && unit + 1 < UNITS.len() {
-            value /= 1024.0;
-            unit += 1;
-        }
-        if unit == 0 { write!(f, "{} B", self.0) } else { write!(f, "{value:.1} {}", UNITS[unit]) }
-    }
-}
-
-/// A whole number with its thousands apart.
-struct Grouped(u64);
-
-impl fmt::Display for Grouped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        for (i, digit) in digits.chars().enumerate() {
-            if i > 0 && (digits.len() - i).is_multiple_of(3) {
-                f.write_str(",")?;
-            }
-            write!(f, "{digit}")?;
+        if let Some(balance) = &self.balance {
+            write!(f, "\n{balance}")?;
         }
         Ok(())
-    }
-}
-
-struct Share {
-    part: u64,
-    whole: u64,
-}
-
-impl fmt::Display for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share = if self.whole == 0 { 0.0 } else { self.part as f64 / self.whole as f64 };
-        write!(f, "{:.1} %", share * 100.0)
     }
 }
 
@@ -506,26 +468,5 @@ total         5.0 MiB                    20.0 MiB                               
         let lost = Lost { bytes: 2048, blocks: 2 };
         let table = Snapshot { lost, ..sample() }.to_string();
         assert!(table.contains("2 blocks (2.0 KiB) were freed whose owner had been overwritten"), "{table}");
-    }
-
-    #[test]
-    fn bytes_change_their_unit_where_people_would() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1536, "1.5 KiB"),
-            ((1 << 20) - 1, "1.0 MiB"),
-            (1 << 30, "1.0 GiB"),
-            (u64::MAX, "16.0 EiB"),
-        ] {
-            assert_eq!(Bytes(bytes).to_string(), text);
-        }
-    }
-
-    #[test]
-    fn long_names_are_cut() {
-        assert_eq!(printable(&"x".repeat(41)), "x".repeat(39) + "…");
-        assert_eq!(printable(&"x".repeat(40)), "x".repeat(40));
     }
 }

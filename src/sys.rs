@@ -7,13 +7,16 @@
 #[cfg(not(all(unix, target_pointer_width = "64")))]
 compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Linux is what it is tested on");
 
+#[cfg(not(dogtag_loom))]
+pub(crate) mod smaps;
+
 use std::ffi::c_void;
 #[cfg(not(dogtag_loom))]
 use std::mem::MaybeUninit;
 #[cfg(not(dogtag_loom))]
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Maps a `T` into fresh, zeroed pages that live as long as the process.
 /// `None` when the operating system refuses.
@@ -156,7 +159,6 @@ pub(crate) fn at_fork_in_child(hook: extern "C" fn()) {
 
 /// A clock in milliseconds, from some moment before the program began. It may
 /// be a few milliseconds late, and costs as many nanoseconds.
-#[cfg(feature = "memory-check")]
 #[inline]
 pub(crate) fn milliseconds() -> u64 {
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -168,6 +170,14 @@ pub(crate) fn milliseconds() -> u64 {
     // SAFETY: `time` is a place for the result.
     unsafe { libc::clock_gettime(CLOCK, &mut time) };
     time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+}
+
+/// Whether a second has passed since `last` said so, which begins as 0.
+#[cfg_attr(dogtag_loom, allow(dead_code))]
+pub(crate) fn is_time(last: &AtomicU64) -> bool {
+    let (before, now) = (last.load(Ordering::Relaxed), milliseconds().max(1));
+    (before == 0 || now.saturating_sub(before) >= 1000)
+        && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
 }
 
 #[cfg_attr(dogtag_loom, allow(dead_code))]
@@ -186,6 +196,10 @@ fn map(len: usize) -> Option<NonNull<u8>> {
     if address == libc::MAP_FAILED {
         return None;
     }
+    // It is read here and there, as this says; and nobody else says so of memory that
+    // is no file's, so that these mappings can be told from others: see `smaps`.
+    // SAFETY: mapped just now. Should the system refuse, nothing depends on it.
+    unsafe { libc::madvise(address, len, libc::MADV_RANDOM) };
     NonNull::new(address.cast())
 }
 

@@ -42,7 +42,8 @@ fn a_snapshot_adds_up() {
 fn a_snapshot_survives_json() {
     let json = Service::builder("json").handle(99).register().unwrap();
     let block = json.run(|| vec![0_u8; 77]);
-    let snapshot = dogtag::snapshot();
+    let snapshot = dogtag::snapshot().with_balance();
+    assert!(snapshot.balance.is_some() && snapshot.to_string().contains("unexplained"));
     let text = serde_json::to_string(&snapshot).unwrap();
     assert_eq!(serde_json::from_str::<dogtag::Snapshot>(&text).unwrap(), snapshot);
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();

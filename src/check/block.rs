@@ -66,6 +66,8 @@ pub(crate) struct Particulars {
 
 const PARTICULARS: usize = size_of::<Particulars>();
 const HEAD: usize = PARTICULARS + GUARD;
+/// What a block needs beside itself, unless its alignment is large.
+pub(crate) const AROUND: usize = HEAD + GUARD;
 const _: () = assert!(PARTICULARS == 48 && HEAD == 64);
 
 /// The layout to request for a block; `None` when it would overflow.

@@ -113,7 +113,7 @@ mod violation;
 
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
-    block::{FRESH, Particulars, layout, offset},
+    block::{AROUND, FRESH, Particulars, layout, offset},
     custody::{Custody, Returned, Whole, quarantined},
     settings::Settings,
 };

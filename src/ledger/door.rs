@@ -8,7 +8,7 @@
 
 use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST, Live};
 use crate::ledger::cell::Cell;
-use crate::ledger::due;
+use crate::ledger::due::{self, News};
 use crate::ledger::family::{self, Tree};
 use crate::ledger::slots::Record;
 use crate::ledger::sums::ROSTER;
@@ -89,6 +89,7 @@ impl Admitted {
             } else {
                 let Some(granted) = budget.draw(more, announced, |grants| live(record, None, grants)) else {
                     self.record.deny();
+                    due::push_denial(record);
                     return None;
                 };
                 grant = grant.min(granted.bytes.saturating_sub(more));
@@ -145,7 +146,7 @@ impl Admitted {
         self.account.charge(size);
         self.has_asked = false;
         if self.crossed != 0 {
-            self.each(self.crossed, |record, _| due::push(record));
+            self.each(self.crossed, |record, _| due::push(record, News::CROSSED));
             self.crossed = 0;
         }
         if self.account.cell().has_grown(size, PEAK_GROWTH) {

@@ -1,13 +1,14 @@
-//! Services whose soft limit was crossed, from the allocation that crossed it to
+//! Services whose limits have done something, from the allocation that met them to
 //! whoever announces it.
 
 use crate::ledger::slots::Record;
+use crate::sys;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::thread::Thread;
 
-/// The thread that announces crossings, once there is one.
+/// The thread that announces it, once there is one.
 pub(crate) static ANNOUNCER: OnceLock<Thread> = OnceLock::new();
 
 /// For a forked child, which does not have that thread: nothing is announced.
@@ -24,17 +25,60 @@ static IS_OFF: AtomicBool = AtomicBool::new(false);
 /// The newest of a list, which is taken whole.
 static FIRST: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
 
-/// Has a crossing announced, which holds the service until then. By whoever
-/// holds it, inside an allocation.
-pub(super) fn push(record: &'static Record) {
+/// What there is to tell of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct News(u8);
+
+impl News {
+    /// It got past its soft limit.
+    pub(crate) const CROSSED: Self = Self(1);
+    /// Its hard limit has denied an allocation.
+    pub(crate) const DENIED: Self = Self(2);
+
+    pub(crate) const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// A limited service's part in this.
+#[derive(Debug)]
+pub(crate) struct Due {
+    news: AtomicU8,
+    /// When it was last told of a denial.
+    denied_at: AtomicU64,
+    /// While there is something to tell: the next service of which there is, or
+    /// the service itself for none.
+    next: AtomicPtr<Record>,
+}
+
+impl Due {
+    pub(super) const fn new() -> Self {
+        Self { news: AtomicU8::new(0), denied_at: AtomicU64::new(0), next: AtomicPtr::new(ptr::null_mut()) }
+    }
+}
+
+/// Has it announced that a service denies allocations, once a second at most.
+pub(super) fn push_denial(record: &'static Record) {
+    if let Some(household) = record.family().household()
+        && sys::is_time(&household.due.denied_at)
+    {
+        push(record, News::DENIED);
+    }
+}
+
+/// Has it announced, which holds the service until then. By whoever holds it,
+/// inside an allocation.
+pub(super) fn push(record: &'static Record, news: News) {
     let Some(household) = record.family().household() else { return };
     if is_off() {
         return;
     }
+    // Either whoever takes it from the list sees this, or it is put there again.
+    household.due.news.fetch_or(news.0, Ordering::SeqCst);
     let own = ptr::from_ref(record).cast_mut();
     // The last one's next is itself, so that null is who is not in the list.
-    let place = &household.next_due;
-    if place.compare_exchange(ptr::null_mut(), own, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+    let place = &household.due.next;
+    if place.compare_exchange(ptr::null_mut(), own, Ordering::SeqCst, Ordering::SeqCst).is_err() {
         return;
     }
     record.life().revive();
@@ -51,16 +95,17 @@ pub(super) fn push(record: &'static Record) {
     }
 }
 
-/// Calls `announce` for every crossing; the clone that held the service is its
-/// to let go.
-pub(crate) fn take(mut announce: impl FnMut(&'static Record)) {
+/// Calls `announce` for all that is due; the clone that held the service is its to
+/// let go.
+pub(crate) fn take(mut announce: impl FnMut(&'static Record, News)) {
     let mut next = FIRST.swap(ptr::null_mut(), Ordering::Acquire);
     // SAFETY: records are never unmapped.
     while let Some(record) = unsafe { next.as_ref() } {
         let Some(household) = record.family().household() else { return };
-        // From here on it may cross again, and be put into the list again.
-        let after = household.next_due.swap(ptr::null_mut(), Ordering::Relaxed);
+        // From here on it may be put into the list again.
+        let after = household.due.next.swap(ptr::null_mut(), Ordering::SeqCst);
+        let news = News(household.due.news.swap(0, Ordering::SeqCst));
         next = if ptr::eq(after, record) { ptr::null_mut() } else { after };
-        announce(record);
+        announce(record, news);
     }
 }

@@ -8,6 +8,7 @@
 
 use crate::cookie::Slot;
 use crate::ledger::budget::{self, Budget};
+use crate::ledger::due::Due;
 use crate::ledger::slots::{self, Record};
 use crate::usage::Usage;
 use std::iter;
@@ -36,9 +37,7 @@ pub(crate) struct Household {
     past_bytes: AtomicU64,
     past_blocks: AtomicU64,
     past_denied: AtomicU64,
-    /// While a crossing of the soft limit is to be announced: the next one that
-    /// is, or the service itself for none.
-    pub(crate) next_due: AtomicPtr<Record>,
+    pub(super) due: Due,
 }
 
 impl Family {
@@ -86,7 +85,7 @@ impl Family {
             past_bytes: AtomicU64::new(0),
             past_blocks: AtomicU64::new(0),
             past_denied: AtomicU64::new(0),
-            next_due: AtomicPtr::new(ptr::null_mut()),
+            due: Due::new(),
         }));
         let first = ptr::null_mut();
         match self.household.compare_exchange(first, new, Ordering::AcqRel, Ordering::Acquire) {

@@ -28,5 +28,5 @@ mod sums;
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
     lost::{add_lost, lost},
-    sums::{usage, usages},
+    sums::{stacks, usage, usages},
 };

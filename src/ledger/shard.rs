@@ -16,7 +16,7 @@
 use crate::cookie::{Mark, Slot};
 use crate::ledger::budget::Live;
 use crate::ledger::cell::Cell;
-use crate::sync::{AtomicPtr, AtomicU64, Ordering, const_unless_loom};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, const_unless_loom};
 use crate::sys;
 use crate::usage::Usage;
 use std::ptr;
@@ -83,6 +83,8 @@ pub(crate) struct Shard {
     long: AtomicPtr<LongDirectory>,
     /// The shard that was the newest before this one.
     older: AtomicPtr<Shard>,
+    /// An address in the stack of the thread that has this shard, or had it last.
+    pub(super) stack: AtomicUsize,
     /// While this shard is free: the next free one.
     next_free: AtomicPtr<Shard>,
     /// Places for what another room keeps for the thread that has the shard; it

@@ -70,6 +70,11 @@ pub(crate) fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
     total
 }
 
+/// An address in the stack of each thread that counts in cells of its own.
+pub(crate) fn stacks() -> impl Iterator<Item = usize> {
+    ROSTER.shards().map(|shard| shard.stack.load(Ordering::Relaxed))
+}
+
 /// The most that was ever found live in sum.
 static PEAK: AtomicU64 = AtomicU64::new(0);
 

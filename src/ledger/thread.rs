@@ -20,6 +20,7 @@ use crate::ledger::slots::Record;
 use crate::ledger::sums::ROSTER;
 #[cfg(feature = "memory-check")]
 use crate::sync::AtomicPtr;
+use crate::sync::Ordering;
 use crate::sys;
 use crate::usage::Usage;
 use std::cell::Cell as Variable;
@@ -131,6 +132,27 @@ pub(crate) fn leave_for(former: &'static Record) {
     });
 }
 
+/// Counts that the calling thread is in a service without going there: it goes
+/// back to it later. By whoever holds it.
+#[cfg(feature = "tracing-layer")]
+#[inline]
+pub(crate) fn hold(record: &'static Record) {
+    with(|thread| match thread.own_or_shared(record) {
+        Account::Own(cell) => cell.enter(),
+        Account::Shared(cell) => cell.enter_shared(),
+    });
+}
+
+/// Takes a [`hold`] back, or the count of a service that [`enter`] returned.
+#[cfg(feature = "tracing-layer")]
+#[inline]
+pub(crate) fn let_go(record: &'static Record) {
+    with(|thread| match thread.own_or_shared(record) {
+        Account::Own(cell) => cell.leave(),
+        Account::Shared(cell) => cell.leave_shared(),
+    });
+}
+
 /// What the calling thread has allocated and freed, of all services, and those
 /// that had its shard before.
 pub(crate) fn own_usage() -> Usage {
@@ -234,11 +256,17 @@ impl Thread {
     /// its next allocation.
     #[inline]
     fn find(&self, record: &'static Record) -> Account {
+        let account = self.own_or_shared(record);
+        self.cell.set(account.cell());
+        account
+    }
+
+    /// The thread's own cell of that service if it has one, else the shared one.
+    #[inline]
+    fn own_or_shared(&self, record: &'static Record) -> Account {
         let shared = record.shared();
         let cell = self.directory.get().cell(shared.mark());
-        let is_own = cell.mark() == shared.mark();
-        self.cell.set(if is_own { cell } else { shared });
-        if is_own { Account::Own(cell) } else { Account::Shared(shared) }
+        if cell.mark() == shared.mark() { Account::Own(cell) } else { Account::Shared(shared) }
     }
 
     fn account(&self, record: &'static Record) -> Account {
@@ -257,6 +285,8 @@ impl Thread {
         // Complete before the system is asked to remember the hook: it may
         // allocate for that, from us where `malloc` is ours too.
         self.shard.set(Some(shard));
+        let on_the_stack = 0_u8;
+        shard.stack.store(ptr::from_ref(&on_the_stack).addr(), Ordering::Relaxed);
         self.directory.set(&shard.directory);
         if !sys::at_thread_exit(on_exit, NonNull::from(shard).cast()) {
             // Nobody would ever hand this shard on.

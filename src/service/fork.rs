@@ -17,7 +17,7 @@ pub(super) fn prepare() {
 /// To be held by whoever looks into one of the dashmaps. They have locks of their
 /// own, but those may have waiters when the process is forked, whom a child would
 /// wake in vain or for ever. Not to be taken twice by one thread.
-pub(super) fn gate() -> RwLockReadGuard<'static, ()> {
+pub(crate) fn gate() -> RwLockReadGuard<'static, ()> {
     GATE.read().unwrap_or_else(PoisonError::into_inner)
 }
 

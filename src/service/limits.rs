@@ -2,10 +2,12 @@
 
 use super::scope::Scope;
 use super::{Service, fork, registry};
+use crate::announce;
 use crate::ledger::budget::{Grants, NONE};
+use crate::ledger::door;
+use crate::ledger::due::{self, News};
 use crate::ledger::family::{self, Tree};
 use crate::ledger::slots::{self, Record};
-use crate::ledger::{door, due};
 use dashmap::DashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +27,9 @@ impl Service {
     /// An allocation that would take them past it gets null: `try_reserve` and
     /// its like fail, other code ends in
     /// [`handle_alloc_error`](std::alloc::handle_alloc_error). It is counted in
-    /// [`Usage::denied`](crate::Usage::denied). What is held already stays,
+    /// [`Usage::denied`](crate::Usage::denied), and a `tracing` event (target
+    /// `dogtag`, level warn) tells of it, from a thread of dogtag's own and once a
+    /// second at most. What is held already stays,
     /// also above a limit that is lowered; what is freed can be had again at
     /// once.
     ///
@@ -179,14 +183,14 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
     household.budget.set(hard.unwrap_or(NONE), soft.unwrap_or(NONE));
     door::shut(&tree, record);
     drop(tree);
-    if soft.is_some() {
+    if hard.is_some() || soft.is_some() {
         start_announcer();
     }
 }
 
-/// Crossings are announced by a thread that does nothing else: where they happen
+/// What limits do is announced by a thread that does nothing else: where it happens
 /// is inside an allocation, and whoever ends a scope may hold any lock.
-fn start_announcer() {
+pub(crate) fn start_announcer() {
     static STARTING: Mutex<()> = Mutex::new(());
 
     // In a forked child the lock might be held by nobody who is there.
@@ -199,11 +203,13 @@ fn start_announcer() {
     }
     let announce = || {
         loop {
-            due::take(|record| announce(Service { record }));
+            // A service's beginning before what it meets.
+            announce::tell();
+            due::take(|record, news| announce(Service { record }, news));
             thread::park();
         }
     };
-    // If there is no thread to be had, the next soft limit tries again.
+    // If there is no thread to be had, the next limit tries again.
     if let Ok(announcer) = thread::Builder::new().name("dogtag".to_owned()).spawn(announce) {
         // Only this sets it. What was crossed before finds it awake.
         let _ = due::ANNOUNCER.set(announcer.thread().clone());
@@ -211,8 +217,25 @@ fn start_announcer() {
     }
 }
 
-fn announce(service: Service) {
+fn announce(service: Service, news: News) {
     // A panic of a subscriber or a callback must not end the announcements.
+    if news.has(News::DENIED) {
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            let usage = service.usage_with_children();
+            tracing::warn!(
+                target: "dogtag",
+                service = service.name(),
+                handle = service.handle(),
+                bytes = usage.bytes(),
+                total_denied = usage.denied,
+                hard_limit = service.hard_limit(),
+                "a service's hard limit denies allocations",
+            );
+        }));
+    }
+    if !news.has(News::CROSSED) {
+        return;
+    }
     let _ = catch_unwind(AssertUnwindSafe(|| {
         tracing::warn!(
             target: "dogtag",

@@ -15,7 +15,9 @@ pub use future::{InService, InServiceExt};
 pub use registry::RegisterError;
 pub use scope::Scope;
 
-pub(crate) use limits::limits;
+#[cfg(feature = "tracing-layer")]
+pub(crate) use fork::gate;
+pub(crate) use limits::{limits, start_announcer};
 pub(crate) use retirement::end_retired;
 
 use crate::ledger::{self, slots, thread};
@@ -234,7 +236,14 @@ impl Service {
         let _ = self.usage();
     }
 
-    #[cfg(feature = "memory-check")]
+    /// Another clone of a service that somebody holds.
+    #[cfg(feature = "tracing-layer")]
+    pub(crate) fn of_held(record: &'static slots::Record) -> Self {
+        record.life().hold();
+        Self { record }
+    }
+
+    #[cfg(any(feature = "memory-check", feature = "tracing-layer"))]
     pub(crate) const fn record(&self) -> &'static slots::Record {
         self.record
     }

@@ -9,6 +9,7 @@
 //! one may take its place. No clone is dropped here while a map is locked, since
 //! it might be the last.
 
+use crate::announce;
 use crate::ledger::door;
 use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
@@ -117,7 +118,10 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
     // Ends: there are more handles to assign than there can be services.
     loop {
         return match publish(record) {
-            Ok(()) => Ok(new),
+            Ok(()) => {
+                announce::registered(&new);
+                Ok(new)
+            }
             Err(Conflict::Name(living)) => as_planned(living, plan),
             Err(Conflict::Handle(living)) if plan.handle.is_some() => {
                 Err(RegisterError::HandleTaken { handle: living.handle(), name: living.name().to_owned() })

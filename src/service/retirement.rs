@@ -6,6 +6,7 @@
 //! dropped, and there are never many more slots than services that live, or
 //! have lived and left blocks behind.
 
+use crate::announce;
 use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
 use crate::service::scope::Scope;
@@ -22,6 +23,7 @@ pub(super) fn retire(record: &'static Record) {
     // Its end may be that of its parent, and so on.
     while let Some(record) = retired {
         registry::remove(record);
+        announce::retired(record.name(), record.handle());
         retired = match end(record) {
             Ok(parent) => parent,
             Err(Lives) => {

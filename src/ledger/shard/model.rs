@@ -32,6 +32,7 @@ impl Default for Shard {
         Self {
             directory: Directory(nulls()),
             long: AtomicPtr::new(ptr::null_mut()),
+            stack: AtomicUsize::new(0),
             older: AtomicPtr::new(ptr::null_mut()),
             next_free: AtomicPtr::new(ptr::null_mut()),
             #[cfg(feature = "memory-check")]

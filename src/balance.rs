@@ -1,0 +1,266 @@
+//! The process's own books: what the services hold, what that costs beyond, and what
+//! is not heap at all, up to what the operating system says that the process has.
+
+use crate::backend::Heap;
+use crate::ledger::{self, slots};
+use crate::service::Scope;
+use crate::sys::smaps::Resident;
+use crate::table::{Bytes, Share};
+use std::fmt;
+
+/// Where the process's physical memory (RSS) is.
+///
+/// The services' figures are what the program asked for, and RSS is what the system
+/// gave, which is more, or less: this adds everything up that is in between. Each
+/// part is measured on its own, and what they do not explain is a line of its own.
+///
+/// Reads jemalloc's figures and `/proc/self/smaps`, for which the kernel goes
+/// through the process's pages: about a millisecond, and more for each
+/// GiB. Takes no lock that an allocation takes. While other threads allocate, the
+/// parts are of slightly different moments, which is unexplained too.
+///
+/// ```
+/// # #[global_allocator]
+/// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+/// # fn main() {
+/// let balance = dogtag::balance();
+/// let sum: i64 = balance.lines().iter().map(|line| line.bytes).sum();
+/// if let Some(resident) = balance.resident {
+///     assert_eq!(sum, resident as i64);
+/// }
+/// println!("{balance}");
+/// # }
+/// ```
+#[must_use]
+pub fn balance() -> Balance {
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
+    let (mut unattributed, mut cookies) = (0, 0);
+    let totals = ledger::usages(|record, usage| {
+        if std::ptr::eq(record, &slots::UNATTRIBUTED) {
+            unattributed = usage.bytes();
+        }
+        cookies += usage.blocks() * around(record);
+    });
+    let quarantine = quarantined();
+    let blocks = totals.bytes() + cookies + quarantine;
+    // jemalloc may be there without being the backend; others free meanwhile.
+    let heap = Heap::read().filter(|heap| heap.blocks > blocks / 2);
+    let stacks: Vec<usize> = ledger::stacks().collect();
+    let resident = Resident::read(&stacks).ok().filter(|resident| resident.sum() > 0);
+
+    let mut balance = Balance {
+        services: totals.bytes() - unattributed,
+        unattributed,
+        cookies,
+        quarantine,
+        resident: resident.map(|resident| resident.sum()),
+        ..Balance::default()
+    };
+    if let Some(heap) = heap {
+        balance.rounding = heap.blocks.saturating_sub(blocks + heap.thread_caches + heap.internal);
+        balance.thread_caches = heap.thread_caches;
+        balance.free_slots = heap.active.saturating_sub(heap.blocks);
+        balance.dirty_pages = heap.dirty;
+        balance.metadata = heap.metadata + heap.internal;
+    }
+    if let Some(Resident { files, stacks, not_reserved, ledger, other }) = resident {
+        let held = heap.map_or(blocks, |heap| heap.active + heap.dirty + heap.metadata);
+        // jemalloc reserves nothing, unless the system is set to count every byte that
+        // is mapped. Then, and for other backends, its pages are among the others.
+        let is_apart = heap.is_some() && not_reserved > 0;
+        let in_memory = if is_apart { not_reserved } else { held.min(not_reserved + other) };
+        balance.not_in_memory = held.saturating_sub(in_memory);
+        balance.other_mappings = not_reserved + other - in_memory;
+        (balance.files, balance.stacks, balance.ledger) = (files, stacks, ledger);
+    }
+    balance
+}
+
+/// The process's books: [`balance`].
+///
+/// Its `Display` is a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Balance {
+    /// Bytes that services requested and have not freed, without the unattributed
+    /// one.
+    pub services: u64,
+    /// The unattributed service's.
+    pub unattributed: u64,
+    /// What stands behind and in front of live blocks: cookies, or with
+    /// `memory-check` guards. (As if no block had its owner beside the heap, which
+    /// those of 4 KiB and more have.)
+    pub cookies: u64,
+    /// Freed blocks that memory-check keeps back.
+    pub quarantine: u64,
+    /// What jemalloc adds to blocks to fill a size class.
+    pub rounding: u64,
+    /// Freed blocks that jemalloc keeps for each thread.
+    pub thread_caches: u64,
+    /// Room for blocks in pages that hold others.
+    pub free_slots: u64,
+    /// Pages without blocks that jemalloc has not given back yet; it does so within
+    /// some ten seconds.
+    pub dirty_pages: u64,
+    /// jemalloc's bookkeeping.
+    pub metadata: u64,
+    /// This crate's: counters, services, owners of large blocks, and what
+    /// memory-check knows of blocks.
+    pub ledger: u64,
+    /// The program, its libraries, and files that it has mapped.
+    pub files: u64,
+    /// Stacks of threads.
+    pub stacks: u64,
+    /// Other memory that is not from this allocator: static variables, the C
+    /// library's `malloc`, what the program has mapped. Without jemalloc's figures
+    /// (feature `jemalloc-stats`), also what the backend needs for itself.
+    pub other_mappings: u64,
+    /// What is part of the lines above and yet not in physical memory: pages of
+    /// blocks that nobody has written to, or that were swapped out. The only part
+    /// that counts negative.
+    pub not_in_memory: u64,
+    /// What the process has in physical memory, RSS: the sum of all parts. `None`
+    /// where the system does not tell.
+    pub resident: Option<u64>,
+}
+
+/// A part of a [`Balance`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BalanceLine {
+    /// What it is called, in lower case.
+    pub part: &'static str,
+    /// Its bytes.
+    pub bytes: i64,
+    /// What it is, in one line.
+    pub meaning: &'static str,
+}
+
+impl Balance {
+    /// What no part explains: memory that was mapped like jemalloc's, but not by it (as
+    /// glibc's `malloc` does for threads), or that huge pages round up; negative for
+    /// what was counted twice.
+    ///
+    /// 0 where the system does not tell what the process has.
+    #[must_use]
+    pub fn unexplained(&self) -> i64 {
+        let explained: i64 = self.parts().iter().map(|line| line.bytes).sum();
+        self.resident.map_or(0, |resident| resident as i64 - explained)
+    }
+
+    /// All parts, the unexplained one last. Their sum is [`Balance::resident`].
+    #[must_use]
+    pub fn lines(&self) -> Vec<BalanceLine> {
+        let mut lines = self.parts().to_vec();
+        lines.push(BalanceLine { part: "unexplained", bytes: self.unexplained(), meaning: "what is left" });
+        lines
+    }
+
+    fn parts(&self) -> [BalanceLine; 14] {
+        let line = |part, bytes: u64, meaning| BalanceLine { part, bytes: bytes as i64, meaning };
+        let absent = BalanceLine {
+            part: "not in memory",
+            bytes: -(self.not_in_memory as i64),
+            meaning: "of the above: never written to, or swapped out",
+        };
+        [
+            line("services", self.services, "requested by services, and live"),
+            line("unattributed", self.unattributed, "requested outside of services, and live"),
+            line("cookies", self.cookies, "owners (or guards) around live blocks"),
+            line("quarantine", self.quarantine, "freed blocks that memory-check keeps back"),
+            line("rounding", self.rounding, "what fills blocks up to a size class"),
+            line("thread caches", self.thread_caches, "freed blocks, kept for each thread"),
+            line("free slots", self.free_slots, "room between live blocks"),
+            line("dirty pages", self.dirty_pages, "freed pages, soon given back"),
+            line("metadata", self.metadata, "jemalloc's bookkeeping"),
+            line("ledger", self.ledger, "dogtag's bookkeeping"),
+            line("files", self.files, "the program, its libraries, mapped files"),
+            line("stacks", self.stacks, "of threads"),
+            line("other mappings", self.other_mappings, "statics, the C library's malloc, and more"),
+            absent,
+        ]
+    }
+}
+
+impl fmt::Display for Balance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whole = self.resident.unwrap_or(0);
+        writeln!(f, "{:<14}  {:>11}  {:>7}", "balance", "bytes", "share")?;
+        let rule = "─".repeat(78);
+        writeln!(f, "{rule}")?;
+        let sign = |bytes: i64| if bytes < 0 { "-" } else { "" };
+        for BalanceLine { part, bytes, meaning } in self.lines() {
+            let size = bytes.unsigned_abs();
+            writeln!(
+                f,
+                "{part:<14}  {:>11}  {:>7}  {meaning}",
+                format!("{}{}", sign(bytes), Bytes(size)),
+                format!("{}{}", sign(bytes), Share { part: size, whole }),
+            )?;
+        }
+        writeln!(f, "{rule}")?;
+        match self.resident {
+            Some(resident) => writeln!(
+                f,
+                "{:<14}  {:>11}  {:>7}  what the process has in memory",
+                "RSS",
+                Bytes(resident).to_string(),
+                "100.0 %",
+            ),
+            None => writeln!(f, "{:<14}  {:>11}           the system does not tell", "RSS", "unknown"),
+        }
+    }
+}
+
+/// What stands around a block of that service.
+fn around(record: &slots::Record) -> u64 {
+    #[cfg(feature = "memory-check")]
+    {
+        let _ = record;
+        crate::check::AROUND as u64
+    }
+    #[cfg(not(feature = "memory-check"))]
+    {
+        record.slot().cookie_size() as u64
+    }
+}
+
+fn quarantined() -> u64 {
+    #[cfg(feature = "memory-check")]
+    {
+        crate::check::quarantined().0
+    }
+    #[cfg(not(feature = "memory-check"))]
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_adds_up() {
+        let balance = Balance {
+            services: 50 << 20,
+            unattributed: 10 << 20,
+            rounding: 1 << 20,
+            files: 3 << 20,
+            not_in_memory: 8 << 20,
+            resident: Some(60 << 20),
+            ..Balance::default()
+        };
+        assert_eq!(balance.unexplained(), 4 << 20);
+        assert_eq!(balance.lines().iter().map(|line| line.bytes).sum::<i64>(), 60 << 20);
+        let table = balance.to_string();
+        for text in ["services", "50.0 MiB", "83.3 %", "-8.0 MiB", "-13.3 %", "unexplained", "4.0 MiB", "RSS"]
+        {
+            assert!(table.contains(text), "{text} is missing in\n{table}");
+        }
+        let unknown = Balance { resident: None, ..balance };
+        assert_eq!(unknown.unexplained(), 0);
+        assert!(unknown.to_string().contains("unknown"));
+        let doubled = Balance { files: 30 << 20, ..balance };
+        assert_eq!(doubled.unexplained(), -23 << 20);
+    }
+}

@@ -1,0 +1,146 @@
+//! What of the process is in physical memory, and of what kind, as Linux tells in
+//! `/proc/self/smaps`.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+
+/// Bytes in physical memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Resident {
+    /// Of files: the program, its libraries, what else is mapped.
+    pub(crate) files: u64,
+    /// Stacks, as far as they are known.
+    pub(crate) stacks: u64,
+    /// Memory that was mapped with `MAP_NORESERVE`, as jemalloc maps its own.
+    pub(crate) not_reserved: u64,
+    /// This crate's own: memory that is said to be used at random.
+    pub(crate) ledger: u64,
+    /// Everything else.
+    pub(crate) other: u64,
+}
+
+impl Resident {
+    pub(crate) fn sum(&self) -> u64 {
+        let Self { files, stacks, not_reserved, ledger, other } = self;
+        files + stacks + not_reserved + ledger + other
+    }
+
+    /// Reads it, given an address in each thread's stack. The kernel goes through
+    /// the process's pages, which takes a few milliseconds for each GiB.
+    pub(crate) fn read(stacks: &[usize]) -> io::Result<Self> {
+        let file = File::open("/proc/self/smaps")?;
+        Self::parse(BufReader::with_capacity(1 << 16, file), stacks)
+    }
+
+    fn parse(mut text: impl BufRead, stacks: &[usize]) -> io::Result<Self> {
+        let mut sum = Self::default();
+        let mut mapping = Mapping::default();
+        // A path need not be UTF-8.
+        let mut line = Vec::with_capacity(256);
+        while text.read_until(b'\n', &mut line)? > 0 {
+            let text = String::from_utf8_lossy(&line);
+            let (key, rest) = text.split_once(' ').unwrap_or((text.trim_end(), ""));
+            match key.strip_suffix(':') {
+                Some("Rss") => {
+                    let kib = rest.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+                    mapping.resident = kib.unwrap_or(0) * 1024;
+                }
+                Some("VmFlags") => {
+                    let has = |flag| rest.split_whitespace().any(|other| other == flag);
+                    (mapping.is_not_reserved, mapping.is_ledger) = (has("nr"), has("rr"));
+                }
+                Some(_) => {}
+                None => {
+                    mapping.add_to(&mut sum, stacks);
+                    mapping = Mapping::of(key, rest);
+                }
+            }
+            line.clear();
+        }
+        mapping.add_to(&mut sum, stacks);
+        Ok(sum)
+    }
+}
+
+/// A mapping, as far as it was read.
+#[derive(Default)]
+struct Mapping {
+    start: usize,
+    end: usize,
+    is_file: bool,
+    is_main_stack: bool,
+    is_not_reserved: bool,
+    is_ledger: bool,
+    resident: u64,
+}
+
+impl Mapping {
+    /// From its first line: `start-end permissions offset device inode path`.
+    fn of(range: &str, rest: &str) -> Self {
+        let address =
+            |text: Option<&str>| text.and_then(|text| usize::from_str_radix(text, 16).ok()).unwrap_or(0);
+        let mut ends = range.split('-');
+        // What is no file has no inode; and a name in brackets, if any.
+        let mut words = rest.split_whitespace().skip(3);
+        let (inode, path) = (words.next().unwrap_or("0"), words.next().unwrap_or(""));
+        Self {
+            start: address(ends.next()),
+            end: address(ends.next()),
+            is_file: inode != "0" && !path.starts_with('['),
+            is_main_stack: path == "[stack]",
+            ..Self::default()
+        }
+    }
+
+    fn add_to(&self, sum: &mut Resident, stacks: &[usize]) {
+        let is_stack = || stacks.iter().any(|address| (self.start..self.end).contains(address));
+        let part = if self.resident == 0 {
+            return;
+        } else if self.is_file {
+            &mut sum.files
+        } else if self.is_ledger {
+            &mut sum.ledger
+        } else if self.is_not_reserved {
+            &mut sum.not_reserved
+        } else if self.is_main_stack || is_stack() {
+            &mut sum.stacks
+        } else {
+            &mut sum.other
+        };
+        *part += self.resident;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_told_apart() {
+        let text = "\
+55d0-55e0 r-xp 00004000 fe:00 247534                     /usr/bin/a program: with - signs\n\
+Size:                 64 kB\nRss:                  12 kB\nRssAnon:  99 kB\nVmFlags: rd ex mr mw me \n\
+55e0-55f0 rw-p 00000000 00:00 0                          [heap]\nRss: 4 kB\nVmFlags: rd wr\n\
+7f00-7f10 rw-p 00000000 00:00 0 \nRss: 100 kB\nVmFlags: rd wr mr mw me nr\n\
+7f10-7f20 rw-p 00000000 00:00 0 \nRss: 8 kB\nVmFlags: rd wr mr mw me ac\n\
+7f20-7f30 rw-p 00000000 00:00 0 \nRss: 16 kB\nVmFlags: rd wr mr mw me ac\n\
+7f24-7f28 rw-p 00000000 00:00 0 \nRss: 64 kB\nVmFlags: rd wr mr mw me ac rr\n\
+7f30-7f40 rw-s 00000000 00:01 1029                       /memfd:window (deleted)\nRss: 32 kB\nVmFlags: rd wr sh rr\n\
+7ff0-7fff rw-p 00000000 00:00 0                          [stack]\nRss: 20 kB\nVmFlags: rd gd ac\n";
+        let resident = Resident::parse(text.as_bytes(), &[0x7f15, 0x1234]).unwrap();
+        let kib = |kib: u64| kib << 10;
+        assert_eq!(
+            resident,
+            Resident {
+                files: kib(44),
+                stacks: kib(28),
+                not_reserved: kib(100),
+                ledger: kib(64),
+                other: kib(20)
+            },
+        );
+        assert_eq!(resident.sum(), kib(256));
+        assert_eq!(Resident::parse(&b""[..], &[]).unwrap(), Resident::default());
+        assert_eq!(Resident::parse(&b"\xff\xfe\nRss:\nno such line"[..], &[]).unwrap().sum(), 0);
+    }
+}

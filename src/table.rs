@@ -1,0 +1,91 @@
+//! How figures are written in tables.
+
+use std::fmt;
+
+/// A name that cannot break the table: control characters escaped, and cut
+/// where it is longer than anybody reads.
+pub(crate) fn printable(name: &str) -> String {
+    const LONGEST: usize = 40;
+
+    let escaped: String = name
+        .chars()
+        .flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] })
+        .collect();
+    if escaped.chars().count() <= LONGEST {
+        return escaped;
+    }
+    escaped.chars().take(LONGEST - 1).chain(['…']).collect()
+}
+
+/// Bytes as people read them.
+pub(crate) struct Bytes(pub(crate) u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
+        let mut value = self.0 as f64;
+        let mut unit = 0;
+        // What would be printed as 1024.0 of a unit is 1.0 of the next.
+        while value >= 1023.95 && unit + 1 < UNITS.len() {
+            value /= 1024.0;
+            unit += 1;
+        }
+        if unit == 0 { write!(f, "{} B", self.0) } else { write!(f, "{value:.1} {}", UNITS[unit]) }
+    }
+}
+
+/// A whole number with its thousands apart.
+pub(crate) struct Grouped(pub(crate) u64);
+
+impl fmt::Display for Grouped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = self.0.to_string();
+        for (i, digit) in digits.chars().enumerate() {
+            if i > 0 && (digits.len() - i).is_multiple_of(3) {
+                f.write_str(",")?;
+            }
+            write!(f, "{digit}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A part of a whole, in percent.
+pub(crate) struct Share {
+    pub(crate) part: u64,
+    pub(crate) whole: u64,
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = if self.whole == 0 { 0.0 } else { self.part as f64 / self.whole as f64 };
+        write!(f, "{:.1} %", share * 100.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_change_their_unit_where_people_would() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            ((1 << 20) - 1, "1.0 MiB"),
+            (1 << 30, "1.0 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(Bytes(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        assert_eq!(printable(&"x".repeat(41)), "x".repeat(39) + "…");
+        assert_eq!(printable(&"x".repeat(40)), "x".repeat(40));
+    }
+}

@@ -1,0 +1,108 @@
+//! The `tracing` events of target `dogtag`: each is told once, by no allocation.
+
+use dogtag::{Dogtag, Service};
+use std::fmt;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::{Layer, prelude::*, registry};
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+static TOLD: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
+
+struct Listener;
+
+impl<S: Subscriber> Layer<S> for Listener {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        struct Text(String);
+
+        impl Visit for Text {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                self.0 += &format!("{field}={value:?} ");
+            }
+        }
+
+        if event.metadata().target() == "dogtag" {
+            let mut text = Text(String::new());
+            event.record(&mut text);
+            TOLD.lock().unwrap().push((*event.metadata().level(), text.0));
+        }
+    }
+}
+
+/// What was told of a service so far.
+fn told_of(service: &str) -> Vec<(Level, String)> {
+    let name = format!("service={service:?} ");
+    let told = TOLD.lock().unwrap();
+    told.iter().filter(|(_, text)| text.contains(&name)).cloned().collect()
+}
+
+/// Waits until so much was told of a service.
+fn wait_for(service: &str, events: usize) -> Vec<(Level, String)> {
+    let start = Instant::now();
+    loop {
+        let told = told_of(service);
+        if told.len() >= events {
+            return told;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "not told: {told:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn events_tell_what_happens_to_services() {
+    registry().with(Listener).init();
+
+    // A beginning and an end.
+    let parent = Service::register("parent").unwrap();
+    let child = Service::builder("child").parent(&parent).handle(77).register().unwrap();
+    let (level, text) = wait_for("child", 1).pop().unwrap();
+    assert_eq!(level, Level::TRACE);
+    for part in ["handle=77 ", "parent=\"parent\" ", "registered"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(Service::register("child").unwrap(), child);
+    assert_eq!(told_of("child").len(), 1, "a service that is found is told of again");
+    drop(child.clone());
+    assert_eq!(told_of("child").len(), 1, "a clone's end is told of");
+    let block = child.run(|| Box::new(1));
+    drop(child);
+    let (level, text) = wait_for("child", 2).pop().unwrap();
+    assert_eq!((level, told_of("child").len()), (Level::TRACE, 2));
+    assert!(text.contains("handle=77 ") && text.contains("retired"), "{text}");
+    drop(block);
+
+    // What denies, however often: once a second. The service with the limit is
+    // named, and what is below it has asked.
+    let tenant = Service::builder("tenant").hard_limit(1 << 20).register().unwrap();
+    let query = Service::builder("query").parent(&tenant).register().unwrap();
+    for _ in 0..1000 {
+        assert!(query.run(|| Vec::<u8>::new().try_reserve(2 << 20)).is_err());
+    }
+    let told = wait_for("tenant", 2);
+    let (_, text) = told.iter().find(|(level, _)| *level == Level::WARN).unwrap();
+    for part in ["denies", "hard_limit=1048576 ", "total_denied="] {
+        assert!(text.contains(part), "{text}");
+    }
+    thread::sleep(Duration::from_millis(1100));
+    assert!(told_of("tenant").len() <= 3, "{:?}", told_of("tenant"));
+    let before = told_of("tenant").len();
+    assert!(query.run(|| Vec::<u8>::new().try_reserve(2 << 20)).is_err());
+    let told = wait_for("tenant", before + 1);
+    assert!(told.last().unwrap().1.contains("total_denied=1001 "), "{told:?}");
+
+    // Both limits of one service are told of apart.
+    let both = Service::builder("both").soft_limit(1000).hard_limit(1 << 20).register().unwrap();
+    let block = both.run(|| vec![0_u8; 2000]);
+    assert!(both.run(|| Vec::<u8>::new().try_reserve(2 << 20)).is_err());
+    let told = wait_for("both", 3);
+    assert!(told.iter().any(|(_, text)| text.contains("soft limit")), "{told:?}");
+    assert!(told.iter().any(|(_, text)| text.contains("denies")), "{told:?}");
+    drop(block);
+}

@@ -1,0 +1,158 @@
+//! The metrics, as Prometheus' own library writes them.
+#![cfg(feature = "prometheus")]
+
+use dogtag::{Dogtag, Service, ServiceCollector};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+/// One at a time: all services of the process are in it.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Series and value. No series is there twice.
+fn scrape(collector: ServiceCollector) -> BTreeMap<String, i64> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(collector));
+    let mut text = String::new();
+    encode(&mut text, &registry).unwrap();
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let mut samples = BTreeMap::new();
+    let mut described = BTreeSet::new();
+    for line in text.lines() {
+        if let Some(metric) = line.strip_prefix("# HELP ") {
+            let (name, help) = metric.split_once(' ').unwrap();
+            assert!(help.len() > 10 && described.insert(name.to_owned()), "{line}");
+        } else if !line.starts_with('#') {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let name = series.split('{').next().unwrap();
+            let name = name.strip_suffix("_total").unwrap_or(name);
+            assert!(described.contains(name), "{line} has no description");
+            let former = samples.insert(series.to_owned(), value.parse().unwrap());
+            assert_eq!(former, None, "{series} is there twice");
+        }
+    }
+    samples
+}
+
+fn of(metric: &str, service: &str) -> String {
+    format!("dogtag_service_{metric}{{service=\"{service}\"}}")
+}
+
+#[test]
+fn figures_are_those_of_the_moment() {
+    let _alone = ALONE.lock();
+    let parent = Service::builder("tenant").hard_limit(1 << 30).soft_limit(1 << 29).register().unwrap();
+    let service = Service::builder("query").parent(&parent).register().unwrap();
+    let kept = service.run(|| {
+        drop(vec![0_u8; 500]);
+        vec![0_u8; 1000]
+    });
+    assert!(service.run(|| Vec::<u8>::new().try_reserve(2 << 30)).is_err());
+    let samples = scrape(ServiceCollector::new());
+    for (metric, value) in [
+        ("live_bytes", 1000),
+        ("live_blocks", 1),
+        ("allocated_bytes_total", 1500),
+        ("allocated_blocks_total", 2),
+        ("freed_bytes_total", 500),
+        ("freed_blocks_total", 1),
+        ("denied_allocations_total", 1),
+        ("peak_bytes", 1000),
+    ] {
+        assert_eq!(samples.get(&of(metric, "query")), Some(&value), "{metric}: {samples:#?}");
+    }
+    assert_eq!(samples[&of("hard_limit_bytes", "tenant")], 1 << 30);
+    assert_eq!(samples[&of("soft_limit_bytes", "tenant")], 1 << 29);
+    assert_eq!(samples.get(&of("hard_limit_bytes", "query")), None);
+    drop(kept);
+    assert_eq!(scrape(ServiceCollector::new())[&of("live_bytes", "query")], 0);
+}
+
+#[test]
+fn the_process_is_the_sum() {
+    let _alone = ALONE.lock();
+    let samples = scrape(ServiceCollector::new());
+    for metric in ["live_bytes", "live_blocks"] {
+        let prefix = format!("dogtag_service_{metric}{{");
+        let services: i64 =
+            samples.iter().filter(|(series, _)| series.starts_with(&prefix)).map(|(_, value)| value).sum();
+        assert_eq!(services, samples[&format!("dogtag_{metric}")], "{metric}");
+    }
+    for metric in [
+        "allocated_bytes_total",
+        "freed_blocks_total",
+        "denied_allocations_total",
+        "lost_blocks_total",
+        "services",
+    ] {
+        assert!(samples.contains_key(&format!("dogtag_{metric}")), "{metric}");
+    }
+    if cfg!(target_os = "linux") {
+        let parts = samples.iter().filter(|(series, _)| series.starts_with("dogtag_balance_bytes{part="));
+        let parts: Vec<i64> = parts.map(|(_, value)| *value).collect();
+        assert_eq!(parts.len(), 15);
+        assert_eq!(parts.iter().sum::<i64>(), samples["dogtag_resident_bytes"]);
+    }
+}
+
+#[test]
+fn the_number_of_series_is_bounded() {
+    let _alone = ALONE.lock();
+    let services: Vec<Service> =
+        (0..500).map(|i| Service::register(format!("of many {i}")).unwrap()).collect();
+    let blocks: Vec<Vec<u8>> =
+        services.iter().zip(0..).map(|(service, i)| service.run(|| vec![0; 100_000 + i])).collect();
+    let samples = scrape(ServiceCollector::new().most_services(10));
+    let live: Vec<&String> =
+        samples.keys().filter(|series| series.starts_with("dogtag_service_live_bytes")).collect();
+    assert_eq!(live.len(), 11, "{live:#?}");
+    // The largest, and all others as one.
+    assert_eq!(samples[&of("live_bytes", "of many 499")], 100_499);
+    assert_eq!(samples.get(&of("live_bytes", "of many 489")), None);
+    assert!(samples[&of("live_bytes", "(other)")] >= 490 * 100_000);
+    // What goes down when a service leaves is no counter.
+    assert_eq!(samples.get(&of("allocated_bytes_total", "(other)")), None);
+    assert!(samples.contains_key(&of("allocated_bytes_total", "of many 499")));
+    assert!(samples["dogtag_services"] >= 500);
+    assert!(samples.len() < 200, "{} series", samples.len());
+
+    // Nobody has a place, and nobody is missing.
+    let samples = scrape(ServiceCollector::new().most_services(0));
+    assert!(samples[&of("live_bytes", "(other)")] >= 500 * 100_000);
+    drop(blocks);
+}
+
+#[test]
+fn names_are_anything() {
+    let _alone = ALONE.lock();
+    let names = ["with \"quotes\"", "back\\slash", "two\nlines", "{braces}", "ünïcödé", "", "(other)"];
+    let services = names.map(|name| Service::register(name).unwrap());
+    let block = services[6].run(|| vec![0_u8; 777]);
+    let samples = scrape(ServiceCollector::new());
+    assert!(samples.contains_key(&of("live_bytes", r#"with \"quotes\""#)), "{samples:#?}");
+    assert!(samples.contains_key(&of("live_bytes", r"two\nlines")));
+    assert_eq!(samples[&of("live_bytes", "(other)")], 777);
+    drop((block, services));
+}
+
+#[test]
+fn what_dropped_services_left_is_told_apart() {
+    let _alone = ALONE.lock();
+    let leave = || Service::register("brief").unwrap().run(|| vec![0_u8; 100]);
+    let (first, second) = (leave(), leave());
+    let living = Service::register("brief").unwrap();
+    let third = living.run(|| vec![0_u8; 10]);
+    // One that really has such a name.
+    let confusing = Service::register("brief (retired)").unwrap();
+    let fourth = confusing.run(|| vec![0_u8; 1]);
+    let samples = scrape(ServiceCollector::new());
+    assert_eq!(samples[&of("live_bytes", "brief")], 10);
+    assert_eq!(samples[&of("live_bytes", "brief (retired)")], 201);
+    assert_eq!(samples.get(&of("allocated_bytes_total", "brief (retired)")), None);
+    assert_eq!(samples[&of("allocated_bytes_total", "brief")], 10);
+    drop((first, second, third, fourth));
+}
