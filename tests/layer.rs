@@ -209,6 +209,40 @@ fn spans_come_and_go_on_several_threads() {
     other.join().unwrap();
 }
 
+/// The registry uses a number again after 8,191 other spans in the same place.
+#[test]
+fn numbers_are_used_again() {
+    let is_service = |metadata: &tracing::Metadata<'_>| metadata.name() != "hidden";
+    let subscriber = || {
+        registry()
+            .with(log!())
+            .with(ServiceLayer::new().keep_services(false).with_filter(filter_fn(is_service)))
+    };
+    with_default(subscriber(), || {
+        let (mut seen, mut again) = (std::collections::HashMap::new(), 0);
+        for i in 0..20_000 {
+            let name = ["even", "odd"][i % 2];
+            let span = info_span!("a", service = name);
+            again += usize::from(seen.insert(span.id(), name).is_some_and(|before| before != name));
+            assert_eq!(within(&span), name);
+            assert_eq!(within(&info_span!(parent: &span, "child")), name);
+        }
+        assert!(again > 0, "no number was used again for another service, and nothing is shown");
+    });
+    // A span that the layer does not see has the number of one that it saw.
+    with_default(subscriber(), || {
+        let span = info_span!("a", service = "long gone");
+        let number = span.id();
+        drop(span);
+        let hidden = (0..20_000).map(|_| info_span!("hidden")).find(|span| span.id() == number);
+        let hidden = hidden.expect("the number was not used again, and nothing is shown");
+        assert_eq!(within(&hidden), "unattributed");
+        assert_eq!(within(&info_span!(parent: &hidden, "child")), "unattributed");
+        assert_eq!(hidden.in_scope(|| within(&info_span!("child"))), "unattributed");
+        assert_eq!(Service::by_name("long gone"), None);
+    });
+}
+
 #[test]
 fn a_span_changes_its_service_while_others_enter_it() {
     let layer = registry().with(ServiceLayer::new().keep_services(false)).unattributed();
