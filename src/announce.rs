@@ -1,8 +1,9 @@
 //! The `tracing` events of this crate; none is emitted inside an allocation.
 //!
 //! What was noticed there is told afterwards, when users call for other reasons,
-//! and from a thread of its own. For the caller may be a tracing subscriber, and
-//! hold its lock. (Limits have a thread of theirs: `service::limits`.)
+//! and from another thread. For the caller may be a tracing subscriber, and hold its
+//! lock. What happens to services and what limits do is told by one thread, which
+//! `service::limits` starts.
 
 use crate::ledger::{self, due};
 #[cfg(feature = "tracing-layer")]
@@ -28,13 +29,27 @@ pub(crate) fn deliver() {
 
 /// A service has begun.
 pub(crate) fn registered(service: &Service) {
-    let parent = service.parent().map(|parent| parent.name().to_owned());
-    tell_later(|| Event::Registered { name: service.name().to_owned(), handle: service.handle(), parent });
+    tell_later(LevelFilter::TRACE, || Event::Registered {
+        name: service.name().to_owned(),
+        handle: service.handle(),
+        parent: service.parent().map(|parent| parent.name().to_owned()),
+    });
 }
 
 /// A service's last clone was dropped, just now.
 pub(crate) fn retired(name: &str, handle: u32) {
-    tell_later(|| Event::Retired { name: name.to_owned(), handle });
+    tell_later(LevelFilter::TRACE, || Event::Retired { name: name.to_owned(), handle });
+}
+
+/// A span names a service that there cannot be. Told once a second: others
+/// will follow.
+#[cfg(feature = "tracing-layer")]
+pub(crate) fn span_without_service(name: &str, error: RegisterError) {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+
+    if sys::is_time(&LAST) {
+        tell_later(LevelFilter::ERROR, || Event::NotRegistered { name: name.to_owned(), error });
+    }
 }
 
 /// Emits what has happened to services since; by the thread that announces.
@@ -47,8 +62,20 @@ pub(crate) fn tell() {
 }
 
 enum Event {
-    Registered { name: String, handle: u32, parent: Option<String> },
-    Retired { name: String, handle: u32 },
+    Registered {
+        name: String,
+        handle: u32,
+        parent: Option<String>,
+    },
+    Retired {
+        name: String,
+        handle: u32,
+    },
+    #[cfg(feature = "tracing-layer")]
+    NotRegistered {
+        name: String,
+        error: RegisterError,
+    },
 }
 
 impl Event {
@@ -60,17 +87,26 @@ impl Event {
             Self::Retired { name, handle } => {
                 tracing::trace!(target: "dogtag", service = name, handle, "a service was retired");
             }
+            #[cfg(feature = "tracing-layer")]
+            Self::NotRegistered { name, error } => {
+                tracing::error!(
+                    target: "dogtag",
+                    service = name,
+                    error = &error as &dyn std::error::Error,
+                    "a span runs in no service: the one that it names cannot be registered",
+                );
+            }
         }
     }
 }
 
 /// Whoever registers or drops a service may be a subscriber, in the middle of its
 /// work. So another thread tells, if anybody may want to know.
-fn tell_later(event: impl FnOnce() -> Event) {
+fn tell_later(level: LevelFilter, event: impl FnOnce() -> Event) {
     /// Where nobody listens fast enough, the rest is not told.
     const MOST: usize = 10_000;
 
-    if LevelFilter::current() < LevelFilter::TRACE || due::is_off() {
+    if LevelFilter::current() < level || due::is_off() {
         return;
     }
     let item = (event(), get_default(Dispatch::downgrade));
@@ -90,30 +126,6 @@ fn waiting() -> MutexGuard<'static, VecDeque<(Event, WeakDispatch)>> {
     static WAITING: Mutex<VecDeque<(Event, WeakDispatch)>> = Mutex::new(VecDeque::new());
 
     WAITING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A span names a service that there cannot be. Told once a second: others
-/// will follow.
-#[cfg(feature = "tracing-layer")]
-pub(crate) fn span_without_service(name: &str, error: RegisterError) {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-
-    if !sys::is_time(&LAST) {
-        return;
-    }
-    let (name, subscriber) = (name.to_owned(), subscriber());
-    let work = move || {
-        subscriber.receives(|| {
-            tracing::error!(
-                target: "dogtag",
-                service = name,
-                error = &error as &dyn std::error::Error,
-                "a span runs in no service: the one that it names cannot be registered",
-            );
-        });
-    };
-    // If there is no thread either, there will be other spans.
-    sys::spawn(Box::new(work));
 }
 
 /// The calling thread's tracing subscriber.

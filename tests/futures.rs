@@ -1,5 +1,8 @@
 //! Futures in services, on a runtime that moves them between threads.
 
+mod common;
+
+use common::elsewhere;
 use dogtag::{Dogtag, InServiceExt, Service};
 use std::future::Future;
 use std::pin::Pin;
@@ -7,20 +10,6 @@ use std::task::{Context, Poll, Waker};
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
-
-/// Pending once, so that a task can be moved, without the queue that tokio's
-/// own `yield_now` keeps and grows.
-async fn elsewhere() {
-    let mut yielded = false;
-    std::future::poll_fn(|context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
 
 #[test]
 fn every_poll_is_attributed_across_threads() {

@@ -1,10 +1,12 @@
 //! Spans in services under load: a thousand tasks that hop between threads.
 #![cfg(feature = "tracing-layer")]
 
+mod common;
+
+use common::elsewhere;
 use dogtag::{Dogtag, Service, ServiceLayer, UnattributedExt, Usage};
 use std::hint::black_box;
 use std::io;
-use std::task::Poll;
 use tracing::{Instrument, debug, info_span};
 use tracing_subscriber::{fmt, prelude::*, registry};
 
@@ -16,19 +18,6 @@ const ROUNDS: usize = 100;
 /// Allocations in a round: a hundred, of which some in nested spans.
 const BLOCKS: usize = 100;
 const SERVICES: [&str; 5] = ["gateway", "auth", "search", "cache", "billing"];
-
-/// Lets other tasks run, and this one on another thread perhaps.
-async fn elsewhere() {
-    let mut was_away = false;
-    std::future::poll_fn(|context| {
-        if std::mem::replace(&mut was_away, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
 
 /// What a service should have allocated, and hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -241,8 +241,9 @@ where
 
     fn on_record(&self, id: &Id, values: &Values<'_>, context: Context<'_, S>) {
         let _apart = Apart::enter();
-        if let Some(service) = self.named(|name| values.record(name)) {
-            self.attribute(id, service, &context);
+        let service = self.named(|name| values.record(name));
+        if let Some((service, span)) = service.zip(context.span(id)) {
+            self.set(&span, service);
         }
     }
 
@@ -396,15 +397,6 @@ impl ServiceLayer {
     /// What this layer, and not another one, keeps with a span.
     fn own<'a>(&self, extensions: &'a Extensions<'_>) -> Option<&'a Attribution> {
         extensions.get::<Attribution>().filter(|attribution| attribution.layer == self.number)
-    }
-
-    fn attribute<S>(&self, id: &Id, service: Service, context: &Context<'_, S>)
-    where
-        S: Subscriber + for<'span> LookupSpan<'span>,
-    {
-        if let Some(span) = context.span(id) {
-            self.set(&span, service);
-        }
     }
 
     fn set<'span, S: LookupSpan<'span>>(&self, span: &SpanRef<'span, S>, service: Service) {

@@ -188,8 +188,9 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
     }
 }
 
-/// What limits do is announced by a thread that does nothing else: where it happens
-/// is inside an allocation, and whoever ends a scope may hold any lock.
+/// What limits do, and what happens to services, is announced by a thread that does
+/// nothing else: limits are met inside an allocation, and whoever ends a scope or
+/// registers a service may hold any lock.
 pub(crate) fn start_announcer() {
     static STARTING: Mutex<()> = Mutex::new(());
 

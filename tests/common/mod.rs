@@ -162,3 +162,17 @@ macro_rules! keep_books {
 
 keep_books!(Counting);
 keep_books!(ZeroSized);
+
+/// Pending once, so that a task can be moved, without the queue that tokio's
+/// own `yield_now` keeps and grows.
+pub async fn elsewhere() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return std::task::Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
