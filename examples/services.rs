@@ -161,6 +161,13 @@ impl Index {
 
 fn build_index(service: &Service, words: Receiver<Words>, total: usize) -> Result<Index, String> {
     let mut index = Index::default();
+    let show_progress = |index: &Index| {
+        eprintln!(
+            "indexed {} of {total} files; the index holds {} KiB",
+            index.files.len(),
+            service.usage().bytes() / 1024
+        );
+    };
     let mut shown = Instant::now();
     for Words { name, text, words } in words {
         // The words are copied and freed, which is refunded to the tokenizer;
@@ -178,15 +185,13 @@ fn build_index(service: &Service, words: Receiver<Words>, total: usize) -> Resul
             drop(words);
             Ok::<_, String>(())
         })?;
-        let done = index.files.len();
-        if done == total || shown.elapsed() > Duration::from_millis(200) {
+        if shown.elapsed() > Duration::from_millis(200) {
             shown = Instant::now();
-            eprintln!(
-                "indexed {done} of {total} files; the index holds {} KiB",
-                service.usage().bytes() / 1024
-            );
+            show_progress(&index);
         }
     }
+    // Files that hold no text are not among them.
+    show_progress(&index);
     Ok(index)
 }
 
