@@ -4,6 +4,8 @@
 #[cfg(feature = "jemalloc")]
 pub use jemalloc::Jemalloc;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 #[cfg(feature = "jemalloc")]
 pub(crate) type DefaultBackend = Jemalloc;
 
@@ -58,7 +60,7 @@ impl Heap {
     pub(crate) fn read() -> Option<Self> {
         #[cfg(feature = "jemalloc-stats")]
         {
-            let _one_reader = mallctl::READER.lock();
+            let _one_reader = statistics();
             mallctl::refresh();
             // The number stands for all arenas together.
             let page = mallctl::read(c"arenas.page")?;
@@ -85,7 +87,7 @@ impl JemallocStats {
     pub(crate) fn read() -> Option<Self> {
         #[cfg(feature = "jemalloc-stats")]
         {
-            let _one_reader = mallctl::READER.lock();
+            let _one_reader = statistics();
             mallctl::refresh();
             let stats = Self {
                 allocated: mallctl::read(c"stats.allocated")?,
@@ -101,6 +103,15 @@ impl JemallocStats {
         None
     }
 }
+
+/// Held while jemalloc's figures are read, so that all are of the same refresh.
+pub(crate) fn statistics() -> StatisticsGuard {
+    static READER: Mutex<()> = Mutex::new(());
+
+    READER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) type StatisticsGuard = MutexGuard<'static, ()>;
 
 #[cfg(feature = "jemalloc")]
 mod jemalloc {
@@ -265,11 +276,7 @@ mod jemalloc {
 mod mallctl {
     use std::ffi::CStr;
     use std::ptr;
-    use std::sync::Mutex;
     use tikv_jemalloc_sys as jemalloc;
-
-    /// Held while figures are read, so that all are of the same refresh.
-    pub(super) static READER: Mutex<()> = Mutex::new(());
 
     /// Has jemalloc add up its figures anew; without it they stay as they were.
     pub(super) fn refresh() {

@@ -42,9 +42,15 @@ pub fn balance() -> Balance {
         cookies += usage.blocks() * around(record);
     });
     let quarantine = quarantined();
-    let blocks = totals.bytes() + cookies + quarantine;
+    let counted = totals.bytes() + quarantine;
     // jemalloc may be there without being the backend; others free meanwhile.
-    let heap = Heap::read().filter(|heap| heap.blocks > blocks / 2);
+    let heap = Heap::read().filter(|heap| heap.blocks > (counted + cookies) / 2);
+    if let Some(heap) = heap {
+        // There are fewer where many blocks are large, and C's fill their size classes.
+        let others = counted + heap.thread_caches + heap.internal;
+        cookies = cookies.min(heap.blocks.saturating_sub(others));
+    }
+    let blocks = counted + cookies;
     let stacks: Vec<usize> = ledger::stacks().collect();
     let resident = Resident::read(&stacks).ok().filter(|resident| resident.sum() > 0);
 

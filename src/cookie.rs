@@ -26,7 +26,11 @@
 //! every short mark is somebody's, and an overwritten cookie is believed.
 
 mod large;
+#[cfg(all(feature = "capi", not(feature = "memory-check")))]
+pub(crate) mod tail;
 
+#[cfg(all(feature = "capi", not(feature = "memory-check")))]
+pub(crate) use large::LARGE;
 use std::alloc::Layout;
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -31,7 +31,9 @@
 //! - `ServiceLayer` (feature `tracing-layer`), which runs spans of `tracing` in
 //!   services, and `ServiceCollector` (feature `prometheus`), which tells Prometheus;
 //! - `check` (feature `memory-check`), which finds overruns, double frees and
-//!   other crimes, and says who did them to whose block.
+//!   other crimes, and says who did them to whose block;
+//! - `capi` (features `capi`, `interpose` and `skynet`), functions for C, and C's `malloc`
+//!   itself: of C libraries in a Rust program, and preloaded, of any program.
 //!
 //! # What the figures mean
 //!
@@ -111,6 +113,9 @@
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
 //! | `prometheus` | no | `ServiceCollector`, a collector for `prometheus-client` |
+//! | `capi` | no | the room `capi`: functions for C, on Linux |
+//! | `interpose` | no | `capi`, and the C library's `malloc` and its kin are dogtag's |
+//! | `skynet` | no | `capi`, and skynet's own interface |
 //!
 //! For 64-bit Unix-like systems; tested on x86-64 Linux, where the hot path is at
 //! its shortest.
@@ -127,6 +132,8 @@ mod announce;
 mod backend;
 #[cfg(not(dogtag_loom))]
 mod balance;
+#[cfg(all(feature = "capi", not(dogtag_loom)))]
+pub mod capi;
 #[cfg(feature = "memory-check")]
 pub mod check;
 #[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check keeps owners elsewhere"))]

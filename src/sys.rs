@@ -9,6 +9,8 @@ compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Lin
 
 #[cfg(not(dogtag_loom))]
 pub(crate) mod smaps;
+#[cfg(all(any(feature = "memory-check", feature = "interpose", feature = "skynet"), not(dogtag_loom)))]
+pub(crate) mod stderr;
 
 use std::ffi::c_void;
 #[cfg(not(dogtag_loom))]
@@ -151,10 +153,37 @@ pub(crate) fn at_fork(before: extern "C" fn(), in_parent: extern "C" fn(), in_ch
 
 /// Has `hook` called in every child that this process forks, before `fork`
 /// returns there. Without memory for that, it is not.
-#[cfg(feature = "memory-check")]
+#[cfg(any(feature = "memory-check", feature = "interpose"))]
 pub(crate) fn at_fork_in_child(hook: extern "C" fn()) {
     // SAFETY: the hook lives as long as the process.
     unsafe { libc::pthread_atfork(None, None, Some(hook)) };
+}
+
+/// Whether the process has rights that whoever began it has not, as setuid programs do.
+#[cfg(any(feature = "memory-check", feature = "interpose"))]
+pub(crate) fn has_more_rights() -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: asks for a number that the kernel gave.
+    unsafe {
+        libc::getauxval(libc::AT_SECURE) != 0
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// Whether there are environment variables to be read, or to be found missing.
+#[cfg(feature = "memory-check")]
+pub(crate) fn has_environment() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        unsafe extern "C" {
+            static environ: *const *const std::ffi::c_char;
+        }
+        // SAFETY: the C library's, and null until it is there.
+        unsafe { !environ.is_null() }
+    }
+    #[cfg(not(target_os = "linux"))]
+    true
 }
 
 /// A clock in milliseconds, from some moment before the program began. It may

@@ -21,46 +21,79 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        match self.custody.take_whole(block, layout) {
+        // SAFETY: the caller's promise.
+        unsafe { self.free(block, Some(layout)) };
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let new_layout = Layout::from_size_align(new_size, layout.align()).ok();
+        // SAFETY: the caller's promise.
+        unsafe { self.resize(block, Some(layout), new_layout) }
+    }
+}
+
+impl<B: GlobalAlloc> Dogtag<B> {
+    /// Frees a block, which is taken for one of that layout, or of any.
+    ///
+    /// # Safety
+    ///
+    /// As for `dealloc`, if a layout is given; otherwise the block must be live.
+    #[inline]
+    pub(crate) unsafe fn free(&self, block: *mut u8, given: Option<Layout>) {
+        match self.custody.take_whole(block, given) {
             // SAFETY: the block came from here.
             Some(whole) => unsafe { self.retire(whole) },
             // SAFETY: as above.
-            None => unsafe { self.dealloc_slowly(block, layout) },
+            None => unsafe { self.free_slowly(block, given) },
         }
     }
 
     /// Moves the block in any case, so that pointers to the old place are found
-    /// out. It goes to the current service.
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let returned = match self.custody.take_whole(block, layout) {
+    /// out. It goes to the current service. Without a new layout there is nowhere to.
+    ///
+    /// # Safety
+    ///
+    /// As for [`free`](Self::free).
+    pub(crate) unsafe fn resize(
+        &self,
+        block: *mut u8,
+        given: Option<Layout>,
+        new_layout: Option<Layout>,
+    ) -> *mut u8 {
+        let returned = match self.custody.take_whole(block, given) {
             Some(whole) => Returned::Whole(whole),
-            None => self.custody.take_back(block, layout, Operation::Realloc),
+            None => self.custody.take_back(block, given, Operation::Realloc),
         };
-        // What is left of the block that can be copied, and whether its service
-        // gets it back.
+        // What is left of the block that can be copied, if that is known, and whether
+        // its service gets it back.
         let (old_size, owner) = match &returned {
             Returned::Whole(Whole { particulars, .. }) | Returned::Leaked(Some(particulars)) => {
-                (particulars.layout().size(), particulars.owner())
+                (Some(particulars.layout().size()), particulars.owner())
             }
-            Returned::Leaked(None) => (layout.size(), None),
+            Returned::Leaked(None) => (given.map(|given| given.size()), None),
             Returned::Refused => return ptr::null_mut(),
         };
-        let replaced = owner.and_then(slots::record).map(|owner| Replaced { owner, size: old_size });
-        let new = match Layout::from_size_align(new_size, layout.align()) {
-            Ok(new_layout) => self.fresh(new_layout, replaced),
-            Err(_) => None,
-        };
-        let Some((new_block, _)) = &new else {
+        let new = old_size.zip(new_layout).and_then(|(old_size, new_layout)| {
+            let replaced = owner.and_then(slots::record).map(|owner| Replaced { owner, size: old_size });
+            Some((self.fresh(new_layout, replaced)?, old_size.min(new_layout.size()), new_layout.size()))
+        });
+        let Some((new, copied, new_size)) = new else {
             self.custody.keep(block, &returned);
             return ptr::null_mut();
         };
         // SAFETY: both blocks are valid for the smaller size; the old one is
         // given up only when the new one is there.
         unsafe {
-            ptr::copy_nonoverlapping(block, new_block.as_ptr(), old_size.min(new_size));
-            self.finish(returned, layout);
+            ptr::copy_nonoverlapping(block, new.0.as_ptr(), copied);
+            self.finish(returned, given);
         }
-        counted(new, new_size)
+        counted(Some(new), new_size)
+    }
+
+    /// The size that a live block was requested with; `None` of what is none.
+    #[cfg(feature = "capi")]
+    pub(crate) fn size(&self, block: *mut u8) -> Option<usize> {
+        self.custody.size(block)
     }
 }
 
@@ -112,7 +145,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// The block must have been given back to this allocator.
     #[inline(always)]
     unsafe fn retire(&self, whole: Whole) {
-        refund(Some(&whole.particulars), whole.particulars.layout());
+        refund(Some(&whole.particulars), None);
         // SAFETY: the caller's promise.
         unsafe { self.custody.retire(whole, &self.backend, release::<B>) };
     }
@@ -121,23 +154,23 @@ impl<B: GlobalAlloc> Dogtag<B> {
     ///
     /// # Safety
     ///
-    /// As for `dealloc`.
+    /// As for [`free`](Self::free).
     #[cold]
     #[inline(never)]
-    unsafe fn dealloc_slowly(&self, block: *mut u8, layout: Layout) {
-        let returned = self.custody.take_back(block, layout, Operation::Dealloc);
+    unsafe fn free_slowly(&self, block: *mut u8, given: Option<Layout>) {
+        let returned = self.custody.take_back(block, given, Operation::Dealloc);
         // SAFETY: the caller's promise.
-        unsafe { self.finish(returned, layout) };
+        unsafe { self.finish(returned, given) };
     }
 
     /// # Safety
     ///
     /// As for [`retire`](Self::retire).
-    unsafe fn finish(&self, returned: Returned, layout: Layout) {
+    unsafe fn finish(&self, returned: Returned, given: Option<Layout>) {
         match returned {
             // SAFETY: the caller's promise.
             Returned::Whole(whole) => unsafe { self.retire(whole) },
-            Returned::Leaked(known) => refund(known.as_ref(), layout),
+            Returned::Leaked(known) => refund(known.as_ref(), given),
             Returned::Refused => {}
         }
     }
@@ -190,12 +223,13 @@ unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, particulars: 
 /// Counts a block as freed by its owner, or as lost if something has
 /// overwritten who that is.
 #[inline(always)]
-fn refund(known: Option<&Particulars>, given: Layout) {
+fn refund(known: Option<&Particulars>, given: Option<Layout>) {
     let is_refunded = known.is_some_and(|known| match known.owner() {
         Some(owner) => thread::refund(owner, known.layout().size()),
         None => false,
     });
     if !is_refunded {
-        ledger::add_lost(given.size());
+        let layout = known.map(|known| known.layout()).or(given);
+        ledger::add_lost(layout.map_or(0, |layout| layout.size()));
     }
 }

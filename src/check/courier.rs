@@ -3,11 +3,11 @@
 //! may have been met while its thread held one of those locks. So that thread
 //! waits for the courier, but not for ever.
 
-use super::stderr;
 use super::violation::Violation;
 use crate::announce;
 use crate::ledger::thread::Inside;
 use crate::sys;
+use crate::sys::stderr;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

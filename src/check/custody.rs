@@ -95,16 +95,16 @@ impl Custody {
 
     /// Takes a block that the program gives back, if it is live and all is well
     /// with it. Otherwise nothing has changed, and [`take_back`](Self::take_back)
-    /// is called for.
+    /// is called for. What the program takes it for may be left open, as C does.
     #[inline(always)]
-    pub(crate) fn take_whole(&self, address: *mut u8, layout: Layout) -> Option<Whole> {
+    pub(crate) fn take_whole(&self, address: *mut u8, given: Option<Layout>) -> Option<Whole> {
         let entry = state_table::entry(address.addr())?;
         let block = NonNull::new(address)?;
         if !entry.seize_live() {
             return None;
         }
         // SAFETY: the block was live and has been seized.
-        let whole = unsafe { self.whole(entry, block, layout) };
+        let whole = unsafe { self.whole(entry, block, given) };
         if whole.is_none() {
             entry.set(State::Live);
         }
@@ -115,28 +115,38 @@ impl Custody {
     ///
     /// The block must have been live, and have been seized.
     #[inline(always)]
-    unsafe fn whole(&self, entry: &'static Entry, block: NonNull<u8>, layout: Layout) -> Option<Whole> {
+    unsafe fn whole(
+        &self,
+        entry: &'static Entry,
+        block: NonNull<u8>,
+        given: Option<Layout>,
+    ) -> Option<Whole> {
         // SAFETY: the caller's promise.
         let particulars = unsafe { whole_and_live(block) }?;
-        let is_meant = particulars.layout() == layout && particulars.instance() == self.instance();
+        let is_meant = is_layout(&particulars, given) && particulars.instance() == self.instance();
         is_meant.then_some(Whole { block, entry, particulars })
     }
 
     /// Takes a block that the program gives back, and tells of what was done to
     /// it; or tells that it is not the program's.
     #[cold]
-    pub(crate) fn take_back(&self, address: *mut u8, layout: Layout, operation: Operation) -> Returned {
-        let violation = |crime| violation(crime, operation, address, Some(layout));
+    pub(crate) fn take_back(
+        &self,
+        address: *mut u8,
+        given: Option<Layout>,
+        operation: Operation,
+    ) -> Returned {
+        let violation = |crime| violation(crime, operation, address, given);
         let (Some(entry), Some(block)) = (state_table::entry(address.addr()), NonNull::new(address)) else {
             react(&inside_another(violation(Crime::InvalidFree)));
             return Returned::Refused;
         };
         match entry.seize_any_live() {
             // SAFETY: the block was live and has been seized.
-            Ok(State::Live) => match unsafe { self.whole(entry, block, layout) } {
+            Ok(State::Live) => match unsafe { self.whole(entry, block, given) } {
                 // It was pinned a moment ago.
                 Some(whole) => Returned::Whole(whole),
-                None => leak(entry, block, layout, operation),
+                None => leak(entry, block, given, operation),
             },
             // What was done to it has been told before.
             Ok(_) => {
@@ -156,6 +166,19 @@ impl Custody {
                 Returned::Refused
             }
         }
+    }
+
+    /// The size that a live block was requested with; `None` of what is none.
+    #[cfg(feature = "capi")]
+    pub(crate) fn size(&self, address: *mut u8) -> Option<usize> {
+        let entry = state_table::entry(address.addr())?;
+        let block = NonNull::new(address)?;
+        let known = entry.pinned(|state| {
+            let is_live = matches!(state, State::Live | State::Condemned) && !may_be_gone(state);
+            // SAFETY: the block is live, and pinned.
+            (state, if is_live { unsafe { Particulars::read(block, Tag::Live) } } else { None })
+        });
+        known.flatten().map(|known| known.layout().size())
     }
 
     /// Leaves a block to the program, which was taken back in vain.
@@ -317,12 +340,12 @@ static ENDED: [AtomicU64; 1 << 10] = [const { AtomicU64::new(0) }; 1 << 10];
 
 /// Tells of a block that has been seized and with which not all is well.
 #[cold]
-fn leak(entry: &'static Entry, block: NonNull<u8>, layout: Layout, operation: Operation) -> Returned {
-    let violation = |crime| violation(crime, operation, block.as_ptr(), Some(layout));
+fn leak(entry: &'static Entry, block: NonNull<u8>, given: Option<Layout>, operation: Operation) -> Returned {
+    let violation = |crime| violation(crime, operation, block.as_ptr(), given);
     // SAFETY: the block was live and has been seized.
     let (violation, known) = unsafe {
         let violation = match whole_and_live(block) {
-            Some(known) if known.layout() == layout => {
+            Some(known) if is_layout(&known, given) => {
                 violation(Crime::InvalidFree).about(block, Some(&known), Tag::Live, None)
             }
             _ => wrong_with_live(violation, block),
@@ -332,6 +355,12 @@ fn leak(entry: &'static Entry, block: NonNull<u8>, layout: Layout, operation: Op
     entry.set(State::Leaked);
     react(&violation);
     Returned::Leaked(known)
+}
+
+/// Whether that is what the program takes a block for, as far as it says.
+#[inline(always)]
+fn is_layout(particulars: &Particulars, given: Option<Layout>) -> bool {
+    given.is_none_or(|given| given == particulars.layout())
 }
 
 /// Places of a ring, a power of two, or none.

@@ -99,8 +99,6 @@ mod settings;
 #[cfg(not(dogtag_loom))]
 mod state_table;
 #[cfg(not(dogtag_loom))]
-mod stderr;
-#[cfg(not(dogtag_loom))]
 mod text;
 #[cfg(not(dogtag_loom))]
 mod threads;
@@ -111,6 +109,8 @@ mod verify;
 #[cfg(not(dogtag_loom))]
 mod violation;
 
+#[cfg(feature = "interpose")]
+pub(crate) use state::heed_forks;
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
     block::{AROUND, FRESH, Particulars, layout, offset},

@@ -2,9 +2,9 @@
 
 use super::courier::{self, Backtraces};
 use super::settings::Settings;
-use super::stderr;
 use super::violation::Violation;
 use crate::ledger::thread::Inside;
+use crate::sys::stderr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -17,7 +17,8 @@ pub enum Reaction {
     /// The process goes on. The block's memory is never used again; for the
     /// program and for the ledger it is freed, if it was being freed. Where it
     /// was being resized, its contents move to a new one; but what is no live
-    /// block cannot be resized, and `realloc` fails.
+    /// block cannot be resized, and `realloc` fails; nor can one of C's be over whose size
+    /// something wrote.
     Leak,
 }
 

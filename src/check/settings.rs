@@ -2,7 +2,7 @@
 //! without allocating.
 
 use super::quarantine::MAGAZINE;
-use super::stderr;
+use crate::sys::{self, stderr};
 use std::ffi::CStr;
 use std::sync::OnceLock;
 
@@ -26,6 +26,10 @@ impl Settings {
     const DEFAULT: Self =
         Self { quarantine: 64 << 20, quarantine_blocks: 1 << 16, fill: true, backtrace: false, leak: false };
 
+    /// While those of the process cannot be known: its quarantine has a size that is settled
+    /// at the first free.
+    const EARLY: Self = Self { quarantine: 0, ..Self::DEFAULT };
+
     /// Bytes at which a thread's blocks go into the quarantine that all threads
     /// share.
     #[inline]
@@ -38,7 +42,12 @@ impl Settings {
     pub(crate) fn get() -> &'static Self {
         // Parks a thread that comes second, but does not allocate.
         static SETTINGS: OnceLock<Settings> = OnceLock::new();
-        SETTINGS.get_or_init(read)
+        match SETTINGS.get() {
+            Some(settings) => settings,
+            // Preloaded, the first allocation may come before there is an environment.
+            None if !sys::has_environment() => &Self::EARLY,
+            None => SETTINGS.get_or_init(read),
+        }
     }
 
     /// Takes `name=value` pairs, and tells of those that it does not understand.
@@ -79,7 +88,7 @@ fn read() -> Settings {
     // SAFETY: the name is a C string. What the result points to stays as it is
     // unless the program changes the variable at this very moment.
     let text = unsafe { libc::getenv(c"DOGTAG_CHECK".as_ptr()) };
-    if text.is_null() {
+    if text.is_null() || sys::has_more_rights() {
         return Settings::DEFAULT;
     }
     // SAFETY: the environment holds C strings.

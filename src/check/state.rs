@@ -172,9 +172,9 @@ fn generation() -> u8 {
 static GENERATION: StdAtomicU8 = StdAtomicU8::new(1);
 static HEEDS_FORKS: AtomicBool = AtomicBool::new(false);
 
-/// Before the first pin.
+/// Before the first pin, or before the first fork.
 #[cold]
-fn heed_forks() {
+pub(crate) fn heed_forks() {
     extern "C" fn in_the_child() {
         let next = GENERATION.load(Relaxed) % 31 + 1;
         GENERATION.store(next, Relaxed);
@@ -186,9 +186,9 @@ fn heed_forks() {
 }
 
 /// Nobody needs that long to change a state, if he is still there: in a forked
-/// child he may not be.
+/// child he may not be, and there may be one such block for each thread.
 fn is_too_long(waited: u32) -> bool {
-    waited > 100_000
+    waited > if GENERATION.load(Relaxed) == 1 { 100_000 } else { 200 }
 }
 
 fn wait(waited: &mut u32) {

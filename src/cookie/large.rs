@@ -10,6 +10,8 @@
 //! ROOT ──▶ leaf: one entry for each LARGE bytes of a GiB of addresses
 //! ```
 //!
+//! C's blocks, whose size nobody tells, have more there: see [`tail`](super::tail).
+//!
 //! Leaves are mapped when they are first written, and touched a page at a time.
 //! Where there is none, and where its entry is zero, the owner is the
 //! unattributed service. So reading never fails, and where the system has no
@@ -45,7 +47,11 @@ pub(crate) fn read_mark(block: *const u8) -> Mark {
 
 /// The owner of a large block. Of what is no block of ours: any, or `None`.
 pub(crate) fn read(block: *const u8) -> Option<Slot> {
-    let entry = get(block);
+    owner(get(block))
+}
+
+/// The owner that an entry says.
+pub(super) fn owner(entry: u32) -> Option<Slot> {
     if entry > u32::from(u16::MAX) {
         Slot::of_tagged(entry)
     } else {
@@ -67,10 +73,11 @@ static ROOT: [AtomicPtr<Leaf>; LEAVES] = [const { AtomicPtr::new(ptr::null_mut()
 
 /// The mark that is kept as zero; all others differ from it, and in their lower
 /// half alone.
-const UNATTRIBUTED: u32 = Slot::UNATTRIBUTED.mark().0;
+pub(super) const UNATTRIBUTED: u32 = Slot::UNATTRIBUTED.mark().0;
 
-#[inline]
-fn get(block: *const u8) -> u32 {
+/// The entry of the page in which a block begins.
+#[inline(always)]
+pub(super) fn get(block: *const u8) -> u32 {
     let (leaf, entry) = place(block);
     // SAFETY: leaves are never unmapped.
     let Some(leaf) = (unsafe { leaf.load(Ordering::Acquire).as_ref() }) else { return 0 };
@@ -79,7 +86,7 @@ fn get(block: *const u8) -> u32 {
 }
 
 #[inline]
-fn set(block: *mut u8, owner: u32) -> bool {
+pub(super) fn set(block: *mut u8, owner: u32) -> bool {
     let (leaf, entry) = place(block);
     // SAFETY: leaves are never unmapped.
     let mapped = unsafe { leaf.load(Ordering::Acquire).as_ref() };

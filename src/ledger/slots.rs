@@ -179,6 +179,12 @@ impl Record {
         true
     }
 
+    /// Whether the service has no blocks, and no thread is in it.
+    #[cfg(any(feature = "interpose", feature = "skynet"))]
+    pub(crate) fn is_idle(&self) -> bool {
+        ROSTER.sum(self.slot(), &self.shared).is_quiet()
+    }
+
     /// Frees the name of the service that had the slot, which must be claimed.
     pub(crate) fn forget_name(&self) {
         let name = self.name.swap(ptr::null_mut(), Ordering::Relaxed);

@@ -17,6 +17,8 @@ use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
 #[cfg(feature = "memory-check")]
 use crate::ledger::slots;
 use crate::ledger::slots::Record;
+#[cfg(any(feature = "interpose", feature = "skynet"))]
+use crate::ledger::slots::UNATTRIBUTED;
 use crate::ledger::sums::ROSTER;
 #[cfg(feature = "memory-check")]
 use crate::sync::AtomicPtr;
@@ -113,11 +115,8 @@ pub(crate) fn current_record() -> &'static Record {
 #[inline]
 pub(crate) fn enter(record: &'static Record) -> &'static Record {
     with(|thread| {
-        match thread.find(record) {
-            Account::Own(cell) => cell.enter(),
-            Account::Shared(cell) => cell.enter_shared(),
-        }
-        thread.record.replace(record)
+        thread.stay();
+        thread.go_to(record)
     })
 }
 
@@ -125,6 +124,7 @@ pub(crate) fn enter(record: &'static Record) -> &'static Record {
 #[inline]
 pub(crate) fn leave_for(former: &'static Record) {
     with(|thread| {
+        thread.stay_no_more();
         let left = thread.record.replace(former);
         let cell = thread.cell.get();
         thread.find(former);
@@ -137,9 +137,12 @@ pub(crate) fn leave_for(former: &'static Record) {
 #[cfg(feature = "tracing-layer")]
 #[inline]
 pub(crate) fn hold(record: &'static Record) {
-    with(|thread| match thread.own_or_shared(record) {
-        Account::Own(cell) => cell.enter(),
-        Account::Shared(cell) => cell.enter_shared(),
+    with(|thread| {
+        thread.stay();
+        match thread.own_or_shared(record) {
+            Account::Own(cell) => cell.enter(),
+            Account::Shared(cell) => cell.enter_shared(),
+        }
     });
 }
 
@@ -147,10 +150,49 @@ pub(crate) fn hold(record: &'static Record) {
 #[cfg(feature = "tracing-layer")]
 #[inline]
 pub(crate) fn let_go(record: &'static Record) {
-    with(|thread| match thread.own_or_shared(record) {
-        Account::Own(cell) => cell.leave(),
-        Account::Shared(cell) => cell.leave_shared(),
+    with(|thread| {
+        thread.stay_no_more();
+        thread.count_out(record);
     });
+}
+
+/// What the calling thread was known as when it was settled last; 0 before.
+#[cfg(any(feature = "interpose", feature = "skynet"))]
+#[inline(always)]
+pub(crate) fn known_as() -> u64 {
+    with(|thread| thread.known_as.get())
+}
+
+/// Whether the calling thread may be settled in another service: it is in no scope, has
+/// none of the registry's locks, and its end has not begun.
+#[cfg(any(feature = "interpose", feature = "skynet"))]
+pub(crate) fn can_settle() -> bool {
+    with(|thread| thread.stays.get() == 0 && !thread.detached.get())
+}
+
+/// Makes a service, which somebody holds, the one that the calling thread is in where
+/// it is in no scope.
+#[cfg(any(feature = "interpose", feature = "skynet"))]
+pub(crate) fn settle(record: &'static Record, known_as: u64) {
+    with(|thread| thread.settle(record, known_as));
+}
+
+/// Keeps the calling thread where it is: it is not settled elsewhere.
+pub(crate) struct Stay(());
+
+impl Stay {
+    #[inline]
+    pub(crate) fn begin() -> Self {
+        with(Thread::stay);
+        Self(())
+    }
+}
+
+impl Drop for Stay {
+    #[inline]
+    fn drop(&mut self) {
+        with(Thread::stay_no_more);
+    }
 }
 
 /// What the calling thread has allocated and freed, of all services, and those
@@ -203,6 +245,12 @@ struct Thread {
     shard: Variable<Option<&'static Shard>>,
     /// Set for good when the thread's end has begun, or cannot be learnt of.
     detached: Variable<bool>,
+    /// Scopes that the thread is in, and others for whose sake it is not settled elsewhere.
+    #[cfg(any(feature = "interpose", feature = "skynet"))]
+    stays: Variable<u32>,
+    /// What the thread's service outside of scopes was chosen by.
+    #[cfg(any(feature = "interpose", feature = "skynet"))]
+    known_as: Variable<u64>,
     /// Set while the thread is in an [`Inside`].
     #[cfg(feature = "memory-check")]
     inside: Variable<bool>,
@@ -251,6 +299,45 @@ pub(crate) fn set_number(number: u32) {
 }
 
 impl Thread {
+    #[inline(always)]
+    fn stay(&self) {
+        #[cfg(any(feature = "interpose", feature = "skynet"))]
+        self.stays.set(self.stays.get().wrapping_add(1));
+    }
+
+    #[inline(always)]
+    fn stay_no_more(&self) {
+        #[cfg(any(feature = "interpose", feature = "skynet"))]
+        self.stays.set(self.stays.get().wrapping_sub(1));
+    }
+
+    #[cfg(any(feature = "interpose", feature = "skynet"))]
+    fn settle(&self, record: &'static Record, known_as: u64) {
+        self.known_as.set(known_as);
+        let former = self.go_to(record);
+        self.count_out(former);
+    }
+
+    /// Has the thread be in that service, and returns the one it was in, which it is still
+    /// counted in.
+    #[inline]
+    fn go_to(&self, record: &'static Record) -> &'static Record {
+        match self.find(record) {
+            Account::Own(cell) => cell.enter(),
+            Account::Shared(cell) => cell.enter_shared(),
+        }
+        self.record.replace(record)
+    }
+
+    #[cfg(any(feature = "tracing-layer", feature = "interpose", feature = "skynet"))]
+    #[inline]
+    fn count_out(&self, record: &'static Record) {
+        match self.own_or_shared(record) {
+            Account::Own(cell) => cell.leave(),
+            Account::Shared(cell) => cell.leave_shared(),
+        }
+    }
+
     /// Has the thread charge to that service, and says where. A thread that does
     /// not have the cell yet, or never will, gets it from the door on the way to
     /// its next allocation.
@@ -296,6 +383,11 @@ impl Thread {
     }
 
     fn detach(&self) {
+        #[cfg(any(feature = "interpose", feature = "skynet"))]
+        if self.stays.get() == 0 && !ptr::eq(self.record.get(), &UNATTRIBUTED) {
+            // Nobody else would leave the service that it was settled in.
+            self.settle(&UNATTRIBUTED, 0);
+        }
         self.detached.set(true);
         self.cell.set(self.record.get().shared());
         self.directory.set(&EMPTY_DIRECTORY);
@@ -414,6 +506,10 @@ mod access {
                 record: Variable::new(&UNATTRIBUTED),
                 shard: Variable::new(None),
                 detached: Variable::new(false),
+                #[cfg(any(feature = "interpose", feature = "skynet"))]
+                stays: Variable::new(0),
+                #[cfg(any(feature = "interpose", feature = "skynet"))]
+                known_as: Variable::new(0),
                 #[cfg(feature = "memory-check")]
                 inside: Variable::new(false),
                 #[cfg(feature = "memory-check")]

@@ -3,7 +3,9 @@
 //! allocators do.
 
 use super::retirement::{self, SpareGuard};
+use crate::backend;
 use crate::ledger::family::Tree;
+use crate::ledger::thread::Stay;
 use crate::ledger::{due, slots};
 use crate::sys;
 use std::cell::UnsafeCell;
@@ -17,17 +19,25 @@ pub(super) fn prepare() {
 /// To be held by whoever looks into one of the dashmaps. They have locks of their
 /// own, but those may have waiters when the process is forked, whom a child would
 /// wake in vain or for ever. Not to be taken twice by one thread.
-pub(crate) fn gate() -> RwLockReadGuard<'static, ()> {
-    GATE.read().unwrap_or_else(PoisonError::into_inner)
+pub(crate) fn gate() -> Gate {
+    Gate { _stay: Stay::begin(), _lock: GATE.read().unwrap_or_else(PoisonError::into_inner) }
+}
+
+/// Who has it may allocate, and must not look for another service then.
+pub(crate) struct Gate {
+    _lock: RwLockReadGuard<'static, ()>,
+    _stay: Stay,
 }
 
 static GATE: RwLock<()> = RwLock::new(());
 
 extern "C" fn before() {
     let held = Held {
+        _stay: Stay::begin(),
         _gate: GATE.write().unwrap_or_else(PoisonError::into_inner),
         _tree: Tree::lock(),
         _spare: retirement::spare(),
+        _statistics: backend::statistics(),
     };
     // SAFETY: who has the locks has the place.
     unsafe { *HELD.0.get() = Some(held) };
@@ -52,6 +62,8 @@ struct Held {
     _gate: RwLockWriteGuard<'static, ()>,
     _tree: Tree,
     _spare: SpareGuard,
+    _statistics: backend::StatisticsGuard,
+    _stay: Stay,
 }
 
 struct Place(UnsafeCell<Option<Held>>);

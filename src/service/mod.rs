@@ -15,7 +15,7 @@ pub use future::{InService, InServiceExt};
 pub use registry::RegisterError;
 pub use scope::Scope;
 
-#[cfg(feature = "tracing-layer")]
+#[cfg(any(feature = "tracing-layer", feature = "interpose", feature = "skynet"))]
 pub(crate) use fork::gate;
 pub(crate) use limits::{limits, start_announcer};
 pub(crate) use retirement::end_retired;
@@ -243,7 +243,18 @@ impl Service {
         Self { record }
     }
 
-    #[cfg(any(feature = "memory-check", feature = "tracing-layer"))]
+    /// A clone that C has.
+    ///
+    /// # Safety
+    ///
+    /// One of the clones that the record counts becomes this one, unless this one is
+    /// forgotten.
+    #[cfg(feature = "capi")]
+    pub(crate) const unsafe fn of_clone(record: &'static slots::Record) -> Self {
+        Self { record }
+    }
+
+    #[cfg(any(feature = "memory-check", feature = "tracing-layer", feature = "capi"))]
     pub(crate) const fn record(&self) -> &'static slots::Record {
         self.record
     }

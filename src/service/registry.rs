@@ -136,11 +136,14 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
 }
 
 pub(super) fn by_name(name: &str) -> Option<Service> {
+    // Who waits for a map may have to make a queue first.
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
     let _gate = fork::gate();
     REGISTRY.names.get(name).and_then(|entry| living(entry.key().0))
 }
 
 pub(super) fn by_handle(handle: u32) -> Option<Service> {
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
     let _gate = fork::gate();
     REGISTRY.handles.get(&handle).and_then(|entry| living(entry.value()))
 }

@@ -35,6 +35,21 @@ impl Scope<'_> {
     }
 }
 
+/// For C, which has no destructors.
+#[cfg(feature = "capi")]
+impl Scope<'static> {
+    pub(crate) fn into_previous(self) -> &'static Record {
+        let previous = self.previous;
+        std::mem::forget(self);
+        previous
+    }
+
+    /// The scope of which [`into_previous`](Self::into_previous) returned this.
+    pub(crate) fn of_previous(previous: &'static Record) -> Self {
+        Self { previous, _service: PhantomData, _not_send: PhantomData }
+    }
+}
+
 impl Drop for Scope<'_> {
     #[inline]
     fn drop(&mut self) {

@@ -1,29 +1,36 @@
 //! Standard error without std's lock and without an allocation: a report may be
 //! due while either is somebody's.
 
+use std::ffi::c_int;
 use std::fmt::{self, Write};
 
 /// Prints a text, in one piece unless it is long.
 pub(crate) fn print(text: fmt::Arguments<'_>) {
-    let mut stderr = Stderr { buffer: [0; SIZE], length: 0 };
+    print_to(libc::STDERR_FILENO, text);
+}
+
+/// The same to another file.
+pub(crate) fn print_to(descriptor: c_int, text: fmt::Arguments<'_>) {
+    let mut output = Output { descriptor, buffer: [0; SIZE], length: 0 };
     // What cannot be written is lost: there is no other place for it.
-    let _ = stderr.write_fmt(text);
-    stderr.flush();
+    let _ = output.write_fmt(text);
+    output.flush();
 }
 
 const SIZE: usize = 4096;
 
-struct Stderr {
+struct Output {
+    descriptor: c_int,
     buffer: [u8; SIZE],
     length: usize,
 }
 
-impl Stderr {
+impl Output {
     fn flush(&mut self) {
         let mut rest = &self.buffer[..self.length];
         while !rest.is_empty() {
             // SAFETY: the bytes are ours and initialised.
-            let written = unsafe { libc::write(libc::STDERR_FILENO, rest.as_ptr().cast(), rest.len()) };
+            let written = unsafe { libc::write(self.descriptor, rest.as_ptr().cast(), rest.len()) };
             match usize::try_from(written) {
                 Ok(written) if written > 0 => rest = &rest[written..],
                 _ if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
@@ -34,7 +41,7 @@ impl Stderr {
     }
 }
 
-impl Write for Stderr {
+impl Write for Output {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
             if self.length == SIZE {

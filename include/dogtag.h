@@ -1,0 +1,238 @@
+/*
+ * dogtag for C: a malloc that knows, always and exactly, which service owns every
+ * byte. The library is built from the Rust crate `dogtag` with the feature `capi`; its
+ * README has the commands. C99, C++98 and later.
+ *
+ * Sizes are in bytes. A block is as large as `dogtag_usable_size` says, which is what
+ * was asked for and what its size class adds; so much is counted, since C frees blocks
+ * without their size. With `memory-check` it is just what was asked for, and a write of
+ * one byte more is found.
+ *
+ * All functions may be called from any thread, and in a forked child. None may be called
+ * from a signal handler.
+ */
+#ifndef DOGTAG_H
+#define DOGTAG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*
+ * Blocks
+ *
+ * As malloc and its kin, and charged to the service that the calling thread is in. Those
+ * of the feature `interpose` are these under the C library's names, and may be mixed with
+ * them. `free` of another library must not get them, nor `dogtag_free` another's.
+ */
+
+/* Null, and errno ENOMEM, where memory or a limit is exhausted. Of 0 bytes: a block that
+ * can be freed. Aligned for every type that fits. */
+void *dogtag_malloc(size_t size);
+
+/* The same, all zeros. ENOMEM also if count times size overflows. */
+void *dogtag_calloc(size_t count, size_t size);
+
+/* Changes a block's size, and makes it the current service's. Null, with errno ENOMEM,
+ * leaves it as it was. `dogtag_realloc(block, 0)` frees it and returns null, as glibc does;
+ * of null it is dogtag_malloc. */
+void *dogtag_realloc(void *block, size_t size);
+
+/* The same of count times size; ENOMEM also if that overflows. */
+void *dogtag_reallocarray(void *block, size_t count, size_t size);
+
+/* Of any alignment that is a power of two; EINVAL for others. */
+void *dogtag_aligned_alloc(size_t alignment, size_t size);
+
+/* A copy of a string. */
+char *dogtag_strdup(const char *string);
+
+/* Nothing for null. Does not change errno. */
+void dogtag_free(void *block);
+
+/* The bytes that may be written to a block; 0 for null. */
+size_t dogtag_usable_size(const void *block);
+
+/*
+ * Services
+ */
+
+/* Whoever memory is accounted to. A reference to one, to be released; the service ends
+ * when its last reference is released and its last block is freed. */
+typedef struct dogtag_service dogtag_service;
+
+/* The service of that name, registered now if there is none. Null if it cannot be, with
+ * errno EINVAL (no name, or not UTF-8), ENOSPC (16,777,213 services) or ENOMEM. */
+dogtag_service *dogtag_service_register(const char *name);
+
+/* The same with a handle (0 to have one assigned) and below a parent (or null). Also
+ * EEXIST: the name is registered with another handle or parent, or the handle with
+ * another name. */
+dogtag_service *dogtag_service_register_as(const char *name, uint32_t handle, const dogtag_service *parent);
+
+/* The service that the calling thread is in; the one named `unattributed` if it is in none. */
+dogtag_service *dogtag_service_current(void);
+
+/* Another reference to the same service. */
+dogtag_service *dogtag_service_retain(const dogtag_service *service);
+
+/* Gives a reference back; nothing for null. */
+void dogtag_service_release(dogtag_service *service);
+
+/* Its number: the one that was chosen, or the one that was assigned. */
+uint32_t dogtag_service_handle(const dogtag_service *service);
+
+/* Its name, as a text for dogtag_free; null where a limit is exhausted. */
+char *dogtag_service_name(const dogtag_service *service);
+
+/* The most bytes that it and its children may hold: an allocation past them gets null.
+ * UINT64_MAX lifts the limit. */
+void dogtag_service_set_hard_limit(const dogtag_service *service, uint64_t bytes);
+
+/* Where a thread was before it entered a service. */
+typedef struct dogtag_scope {
+	const void *previous;
+} dogtag_scope;
+
+/* Puts the calling thread into a service, which lives on until it is left. Some ten
+ * instructions, no lock. */
+dogtag_scope dogtag_enter(const dogtag_service *service);
+
+/* Goes back to where the same thread was; scopes nest. */
+void dogtag_leave(dogtag_scope scope);
+
+/*
+ * Figures
+ */
+
+/* What was allocated and freed. Bytes that are live: allocated_bytes - freed_bytes, which is
+ * never negative. */
+typedef struct dogtag_figures {
+	uint64_t allocated_bytes;
+	uint64_t allocated_blocks;
+	uint64_t freed_bytes;
+	uint64_t freed_blocks;
+	/* The most bytes that were live, to within 1 MiB for each thread. */
+	uint64_t peak_bytes;
+	/* Allocations that a limit has refused. */
+	uint64_t denied;
+} dogtag_figures;
+
+/* Of one service. Reads a cell for each thread; takes no lock. */
+dogtag_figures dogtag_usage(const dogtag_service *service);
+
+/* Of all services, those that have ended among them, whether C or Rust allocated. */
+dogtag_figures dogtag_totals(void);
+
+/* Who holds what: a table, as a text for dogtag_free. Null where a limit is exhausted; a
+ * process without any memory left ends there. */
+char *dogtag_snapshot_text(void);
+
+/* The same, followed by where the process's physical memory (RSS) is. */
+char *dogtag_balance_text(void);
+
+/*
+ * Crimes, which a library built with `memory-check` finds
+ */
+
+typedef enum dogtag_crime {
+	DOGTAG_OVERRUN = 1,
+	DOGTAG_UNDERRUN = 2,
+	DOGTAG_DOUBLE_FREE = 3,
+	DOGTAG_WRITE_AFTER_FREE = 4,
+	/* Of C's blocks, by free_sized and free_aligned_sized only. */
+	DOGTAG_LAYOUT_MISMATCH = 5,
+	DOGTAG_INVALID_FREE = 6
+} dogtag_crime;
+
+typedef struct dogtag_violation {
+	dogtag_crime crime;
+	/* The pointer that it is about. */
+	const void *address;
+	/* The block that it was done to, with the size it was asked for; null if there is none. */
+	const void *block;
+	size_t size;
+	/* Who allocated the block; empty and 0 if that is not known. */
+	const char *service;
+	uint32_t handle;
+	/* The report, as it would be printed. */
+	const char *report;
+} dogtag_violation;
+
+typedef enum dogtag_reaction {
+	/* The process aborts. */
+	DOGTAG_ABORT = 0,
+	/* The process goes on; the block's memory is never used again. */
+	DOGTAG_LEAK = 1
+} dogtag_reaction;
+
+typedef dogtag_reaction (*dogtag_violation_handler)(const dogtag_violation *violation);
+
+/* What is called when a crime is found, on the thread that met it; null for the report on
+ * standard error. It must not wait for a lock that the program may hold there. What the
+ * violation points to is gone when it returns. False without `memory-check`. */
+bool dogtag_set_violation_handler(dogtag_violation_handler handler);
+
+/* Looks at every block now, and has each crime told. Their number; 0 without
+ * `memory-check`. */
+uint64_t dogtag_verify(void);
+
+/*
+ * skynet's own interface (feature `skynet`), as in its skynet_malloc.h and malloc_hook.h. That
+ * header makes `malloc` of `skynet_malloc`, so skynet itself needs `interpose`, too; `malloc` and
+ * its kin are skynet's functions then.
+ *
+ * While the host program has a function `skynet_current_handle`, a thread allocates as the
+ * service with that handle, named as skynet prints it (":0100000a"), and registered when it
+ * first allocates. The host's skynet_error, lua_createtable, lua_pushinteger and lua_rawseti
+ * are called by dump_c_mem, mallctl_opt and dump_mem_lua.
+ */
+#ifdef DOGTAG_SKYNET
+
+struct lua_State;
+
+/* Where memory is exhausted these print a message and abort, as skynet does. */
+void *skynet_malloc(size_t size);
+void *skynet_calloc(size_t count, size_t size);
+/* Of 0 bytes: a block, unlike realloc. */
+void *skynet_realloc(void *block, size_t size);
+void skynet_free(void *block);
+char *skynet_strdup(const char *string);
+void *skynet_memalign(size_t alignment, size_t size);
+void *skynet_aligned_alloc(size_t alignment, size_t size);
+int skynet_posix_memalign(void **block, size_t alignment, size_t size);
+
+/* For Lua, which counts its memory itself: straight from jemalloc, in no service's figures. */
+void *skynet_lalloc(void *block, size_t old_size, size_t new_size);
+
+/* Live bytes and live blocks of all services, and live bytes of the current one. */
+size_t malloc_used_memory(void);
+size_t malloc_memory_block(void);
+size_t malloc_current_memory(void);
+
+/* jemalloc's report on standard error, and its settings. */
+void memory_info_dump(const char *options);
+size_t mallctl_int64(const char *name, size_t *new_value);
+int mallctl_opt(const char *name, int *new_value);
+bool mallctl_bool(const char *name, bool *new_value);
+int mallctl_cmd(const char *name);
+
+/* Every service's live bytes: through skynet_error; as a Lua table, by handle. 0 is the handle
+ * of what is nobody's. */
+void dump_c_mem(void);
+int dump_mem_lua(struct lua_State *lua);
+
+/* The current service's on standard error. */
+void skynet_debug_memory(const char *info);
+
+#endif /* DOGTAG_SKYNET */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* DOGTAG_H */

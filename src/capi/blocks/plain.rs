@@ -1,0 +1,350 @@
+//! The hot path for C.
+//!
+//! A block is what jemalloc makes of the request, but for its cookie. `malloc` looks that
+//! up in a table of size classes, and notes it for the page; there `free` finds it, as
+//! jemalloc's would in a table of its own, which it needs no more when it is told the size.
+
+use crate::capi::identity;
+use crate::cookie::tail::{self, Beside};
+use crate::cookie::{LARGE, Slot};
+use crate::ledger::door::{self, Replaced};
+use crate::ledger::slots::{self, Record};
+use crate::ledger::{self, thread};
+use std::ffi::c_int;
+use std::ptr;
+use std::sync::atomic::{AtomicU16, Ordering};
+use tikv_jemalloc_sys as jemalloc;
+
+/// A block of at least `size` bytes; all zeros if that is asked for.
+#[inline(always)]
+pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
+    identity::refresh();
+    let usable = small_usable(size);
+    if usable == 0 {
+        return allocate_large::<ZEROED>(size);
+    }
+    let size_of_block = tail::short_size(usable);
+    if thread::current().stops(size_of_block) {
+        return allocate_behind_the_door::<ZEROED>(size);
+    }
+    // SAFETY: the size is not 0.
+    let block: *mut u8 = unsafe { jemalloc::malloc(usable) }.cast();
+    if !block.is_null() {
+        let cell = thread::current();
+        // SAFETY: so many bytes were allocated just now.
+        unsafe {
+            if ZEROED {
+                block.write_bytes(0, size_of_block);
+            }
+            tail::write_short(block, usable, cell.mark());
+        }
+        cell.charge(size_of_block);
+    }
+    block
+}
+
+/// The same with an alignment, a power of two.
+pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
+    identity::refresh();
+    let flags = flags_of(alignment);
+    // SAFETY: a request is not empty.
+    placed(size, flags, None, |request| unsafe { jemalloc::mallocx(request, flags) }.cast())
+}
+
+/// Frees a block.
+///
+/// # Safety
+///
+/// It must be one of these, and live.
+#[inline(always)]
+pub(crate) unsafe fn free(block: *mut u8) {
+    let usable = Beside::of(block).small_usable();
+    // SAFETY: the block is live, by the caller's promise.
+    unsafe {
+        if tail::is_large(usable) {
+            return free_large(block);
+        }
+        let mark = tail::read_mark(block, usable);
+        let cell = thread::cell(mark);
+        if cell.mark() != mark {
+            return free_behind_the_door(block, usable);
+        }
+        cell.refund(tail::short_size(usable));
+        jemalloc::sdallocx(block.cast(), usable, 0);
+    }
+}
+
+/// Frees a block, of which somebody says how large it is. Not looked at here.
+///
+/// # Safety
+///
+/// As for [`free`].
+#[cfg(feature = "interpose")]
+pub(crate) unsafe fn free_told(block: *mut u8, _alignment: usize, _size: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { free(block) };
+}
+
+/// Moves a block, if need be, to one of at least `size` bytes, which is the current
+/// service's. Null leaves it as it is.
+///
+/// # Safety
+///
+/// As for [`free`].
+pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
+    identity::refresh();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let usable = usable_of(block);
+        let new_usable = small_usable(size);
+        let mark = tail::read_mark(block, usable);
+        let owner = thread::cell(mark);
+        if new_usable == 0
+            || tail::is_large(usable)
+            || owner.mark() != mark
+            || thread::current().stops(tail::short_size(new_usable))
+        {
+            return resize_behind_the_door(block, usable, size);
+        }
+        let (old_size, new_size) = (tail::short_size(usable), tail::short_size(new_usable));
+        let mut moved = block;
+        if new_usable != usable {
+            moved = jemalloc::malloc(new_usable).cast();
+            if moved.is_null() {
+                return moved;
+            }
+            ptr::copy_nonoverlapping(block, moved, old_size.min(new_size));
+            jemalloc::sdallocx(block.cast(), usable, 0);
+        }
+        owner.refund(old_size);
+        let cell = thread::current();
+        tail::write_short(moved, new_usable, cell.mark());
+        cell.charge(new_size);
+        moved
+    }
+}
+
+/// The bytes of a block.
+///
+/// # Safety
+///
+/// As for [`free`].
+pub(crate) unsafe fn size(block: *mut u8) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let usable = usable_of(block);
+        tail::size(usable, tail::read(block, usable).unwrap_or(Slot::UNATTRIBUTED))
+    }
+}
+
+/// From 4 KiB on: the owner stands beside the heap.
+#[inline(never)]
+fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
+    let usable = match MEDIUM.get(size.wrapping_sub(1) / KIB) {
+        Some(usable) if size >= LARGE => usable.load(Ordering::Relaxed).into(),
+        _ => usable_for(size, Slot::UNATTRIBUTED, 0),
+    };
+    if !tail::is_large(usable) || thread::current().stops(usable) {
+        return allocate_behind_the_door::<ZEROED>(size);
+    }
+    let block = from_jemalloc::<ZEROED>(usable);
+    if !block.is_null() {
+        let cell = thread::current();
+        if tail::write_large(block, usable, cell.mark()) {
+            cell.charge(usable);
+        } else {
+            charge_unattributed(usable);
+        }
+    }
+    block
+}
+
+#[cold]
+#[inline(never)]
+fn allocate_behind_the_door<const ZEROED: bool>(size: usize) -> *mut u8 {
+    learn_sizes();
+    placed(size, 0, None, from_jemalloc::<ZEROED>)
+}
+
+/// # Safety
+///
+/// As for [`free`].
+#[inline(never)]
+unsafe fn free_large(block: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let usable = usable_of(block);
+        let mark = tail::read_mark(block, usable);
+        let cell = thread::cell(mark);
+        if cell.mark() != mark {
+            return free_behind_the_door(block, usable);
+        }
+        cell.refund(tail::size(usable, Slot::UNATTRIBUTED));
+        // With the size it would be no faster for these.
+        jemalloc::free(block.cast());
+    }
+}
+
+/// # Safety
+///
+/// As for [`free`], and it has so many usable bytes.
+#[cold]
+#[inline(never)]
+unsafe fn free_behind_the_door(block: *mut u8, usable: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        Old::of(block, usable).refund();
+        jemalloc::sdallocx(block.cast(), usable, 0);
+    }
+}
+
+/// # Safety
+///
+/// As for [`free_behind_the_door`].
+#[cold]
+#[inline(never)]
+unsafe fn resize_behind_the_door(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let old = Old::of(block, usable);
+        placed(size, 0, Some(old), |request| jemalloc::realloc(block.cast(), request).cast())
+    }
+}
+
+/// Has a block of the current service placed by jemalloc, if its limits allow for it,
+/// and charges it; it may take the place of another one, which is refunded.
+fn placed(size: usize, flags: c_int, old: Option<Old>, place: impl FnOnce(usize) -> *mut u8) -> *mut u8 {
+    identity::refresh_name();
+    let (account, record) = thread::current_account();
+    let slot = record.slot();
+    let usable = usable_for(size, slot, flags);
+    if usable == 0 {
+        return ptr::null_mut();
+    }
+    let size = tail::size(usable, slot);
+    let replaced = old.as_ref().and_then(|old| Some(Replaced { owner: old.owner?, size: old.size }));
+    let Some(admitted) = door::ask(account, record, size, replaced) else {
+        return ptr::null_mut();
+    };
+    let block = place(usable);
+    if !block.is_null() {
+        // First, so that a reader does not see both.
+        if let Some(old) = old {
+            old.refund();
+        }
+        // SAFETY: so many bytes were allocated just now.
+        if unsafe { tail::write(block, usable, slot) } {
+            admitted.charge(size);
+        } else {
+            drop(admitted);
+            charge_unattributed(size);
+        }
+    }
+    block
+}
+
+/// A block that is given back.
+struct Old {
+    /// Its service; `None` if its cookie cannot be believed.
+    owner: Option<&'static Record>,
+    size: usize,
+}
+
+impl Old {
+    /// # Safety
+    ///
+    /// As for [`free_behind_the_door`].
+    unsafe fn of(block: *mut u8, usable: usize) -> Self {
+        // SAFETY: the caller's promise.
+        let owner = unsafe { tail::read(block, usable) }.and_then(slots::record);
+        Self { owner, size: tail::size(usable, owner.map_or(Slot::UNATTRIBUTED, Record::slot)) }
+    }
+
+    fn refund(&self) {
+        match self.owner {
+            Some(owner) => thread::account(owner).refund(self.size),
+            None => ledger::add_lost(self.size),
+        }
+    }
+}
+
+fn from_jemalloc<const ZEROED: bool>(usable: usize) -> *mut u8 {
+    // SAFETY: the size is not 0.
+    unsafe { if ZEROED { jemalloc::calloc(1, usable) } else { jemalloc::malloc(usable) } }.cast()
+}
+
+/// For a block whose owner there was no memory to note.
+#[cold]
+fn charge_unattributed(size: usize) {
+    thread::account(&slots::UNATTRIBUTED).charge(size);
+}
+
+/// # Safety
+///
+/// As for [`free`].
+#[inline(always)]
+unsafe fn usable_of(block: *mut u8) -> usize {
+    match Beside::of(block).usable() {
+        // SAFETY: the caller's promise.
+        0 => unsafe { jemalloc::sallocx(block.cast(), 0) },
+        usable => usable,
+    }
+}
+
+/// The usable bytes that jemalloc will have for a block of `size` and its cookie; 0 if
+/// that is more than there can be.
+fn usable_for(size: usize, slot: Slot, flags: c_int) -> usize {
+    // C's pointers have to be subtracted.
+    match tail::request(size, slot).filter(|&request| request <= isize::MAX as usize) {
+        // SAFETY: asks for a size class, changes nothing.
+        Some(request) => unsafe { jemalloc::nallocx(request, flags) },
+        None => 0,
+    }
+}
+
+/// jemalloc's flags for an alignment: its logarithm.
+fn flags_of(alignment: usize) -> c_int {
+    alignment.trailing_zeros() as c_int
+}
+
+/// The same as [`usable_for`] without flags, for a short slot; 0 if that is large, or
+/// has not been looked up yet.
+#[inline(always)]
+fn small_usable(size: usize) -> usize {
+    if size > MOST_SMALL {
+        return 0;
+    }
+    SMALL[(tail::short_request(size) - 1) / GRANULE].load(Ordering::Relaxed).into()
+}
+
+/// Usable bytes by the granule that a request ends in.
+static SMALL: [AtomicU16; GRANULES] = [const { AtomicU16::new(0) }; GRANULES];
+
+/// jemalloc's size classes are multiples of this.
+const GRANULE: usize = 8;
+const GRANULES: usize = LARGE / GRANULE;
+/// Those of the last granule may be large.
+const MOST_SMALL: usize = tail::short_size(LARGE);
+
+/// The same for large blocks of up to 16 KiB, by the KiB that they end in; 0 up to 4 KiB.
+static MEDIUM: [AtomicU16; 16] = [const { AtomicU16::new(0) }; 16];
+
+const KIB: usize = 1 << 10;
+
+fn learn_sizes() {
+    if SMALL[0].load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    for (kib, usable) in MEDIUM.iter().enumerate() {
+        // SAFETY: asks for a size class, changes nothing.
+        usable.store(unsafe { jemalloc::nallocx((kib + 1) * KIB, 0) } as u16, Ordering::Relaxed);
+    }
+    // The first one last: it says that all are there.
+    for (granule, usable) in SMALL.iter().enumerate().rev() {
+        // SAFETY: asks for a size class, changes nothing.
+        let found = unsafe { jemalloc::nallocx((granule + 1) * GRANULE, 0) };
+        if !tail::is_large(found) {
+            usable.store(found as u16, Ordering::Relaxed);
+        }
+    }
+}

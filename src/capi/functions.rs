@@ -1,0 +1,218 @@
+//! `dogtag_malloc` and its kin: blocks, with C's rules for sizes, alignments and `errno`.
+
+use super::blocks;
+use std::ffi::{c_char, c_int, c_void};
+use std::ptr;
+
+#[unsafe(no_mangle)]
+extern "C" fn dogtag_malloc(size: usize) -> *mut c_void {
+    malloc(size)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn dogtag_calloc(count: usize, size: usize) -> *mut c_void {
+    calloc(count, size)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_realloc(block: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { realloc(block, size) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { reallocarray(block, count, size) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn dogtag_aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
+    aligned_alloc(alignment, size)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_strdup(string: *const c_char) -> *mut c_char {
+    // SAFETY: a C string, by the caller's promise.
+    unsafe { strdup(string) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_free(block: *mut c_void) {
+    // SAFETY: the caller's promise.
+    unsafe { free(block) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_usable_size(block: *const c_void) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { usable_size(block) }
+}
+
+#[inline(always)]
+pub(super) fn malloc(size: usize) -> *mut c_void {
+    or_errno(blocks::allocate::<false>(size))
+}
+
+#[inline(always)]
+pub(super) fn calloc(count: usize, size: usize) -> *mut c_void {
+    match count.checked_mul(size) {
+        Some(size) => or_errno(blocks::allocate::<true>(size)),
+        None => out_of_memory(),
+    }
+}
+
+/// # Safety
+///
+/// `block` must be null or a live block of C's.
+#[inline(always)]
+pub(super) unsafe fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
+    if block.is_null() {
+        return malloc(size);
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        if size == 0 {
+            free(block);
+            return ptr::null_mut();
+        }
+        resize(block, size)
+    }
+}
+
+/// The same without C's rule for 0 bytes, and for a block.
+///
+/// # Safety
+///
+/// `block` must be a live block of C's.
+#[inline(always)]
+pub(super) unsafe fn resize(block: *mut c_void, size: usize) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    or_errno(unsafe { blocks::resize(block.cast(), size) })
+}
+
+/// # Safety
+///
+/// As for [`realloc`].
+pub(super) unsafe fn reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    match count.checked_mul(size) {
+        // SAFETY: the caller's promise.
+        Some(size) => unsafe { realloc(block, size) },
+        None => out_of_memory(),
+    }
+}
+
+pub(super) fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
+    if !alignment.is_power_of_two() {
+        set_errno(libc::EINVAL);
+        return ptr::null_mut();
+    }
+    or_errno(blocks::allocate_aligned(alignment, size))
+}
+
+/// POSIX's: says what is wrong by its result, and leaves `errno` and `place` as they
+/// are then.
+///
+/// # Safety
+///
+/// `place` must be valid for writes.
+#[cfg(any(feature = "interpose", feature = "skynet"))]
+pub(super) unsafe fn posix_memalign(place: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
+    if !alignment.is_power_of_two() || !alignment.is_multiple_of(size_of::<*mut c_void>()) {
+        return libc::EINVAL;
+    }
+    // SAFETY: the calling thread's own.
+    let errno = unsafe { *libc::__errno_location() };
+    let block = blocks::allocate_aligned(alignment, size);
+    if block.is_null() {
+        set_errno(errno);
+        return libc::ENOMEM;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { place.write(block.cast()) };
+    0
+}
+
+/// # Safety
+///
+/// `string` must be a C string.
+pub(super) unsafe fn strdup(string: *const c_char) -> *mut c_char {
+    // SAFETY: the caller's promise; the copy is as long as the string.
+    unsafe {
+        let size = libc::strlen(string) + 1;
+        let copy = malloc(size).cast::<c_char>();
+        if !copy.is_null() {
+            ptr::copy_nonoverlapping(string, copy, size);
+        }
+        copy
+    }
+}
+
+/// # Safety
+///
+/// As for [`realloc`].
+#[inline(always)]
+pub(super) unsafe fn free(block: *mut c_void) {
+    if !block.is_null() {
+        // SAFETY: the caller's promise.
+        keeping_errno(|| unsafe { blocks::free(block.cast()) });
+    }
+}
+
+/// # Safety
+///
+/// As for [`realloc`].
+pub(super) unsafe fn usable_size(block: *const c_void) -> usize {
+    if block.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { blocks::size(block.cast_mut().cast()) }
+}
+
+/// A text as a block of C's.
+pub(super) fn text(text: &str) -> *mut c_char {
+    let copy = malloc(text.len() + 1).cast::<u8>();
+    if !copy.is_null() {
+        // SAFETY: the copy is one byte longer than the text.
+        unsafe {
+            ptr::copy_nonoverlapping(text.as_ptr(), copy, text.len());
+            copy.add(text.len()).write(0);
+        }
+    }
+    copy.cast()
+}
+
+pub(super) fn set_errno(error: c_int) {
+    // SAFETY: the calling thread's own.
+    unsafe { *libc::__errno_location() = error };
+}
+
+/// What C's `free` does not change. A report does; jemalloc does not, unless the
+/// system fails.
+#[inline(always)]
+pub(super) fn keeping_errno(work: impl FnOnce()) {
+    if cfg!(feature = "memory-check") {
+        // SAFETY: the calling thread's own.
+        let errno = unsafe { *libc::__errno_location() };
+        work();
+        set_errno(errno);
+    } else {
+        work();
+    }
+}
+
+#[inline(always)]
+fn or_errno(block: *mut u8) -> *mut c_void {
+    if block.is_null() {
+        return out_of_memory();
+    }
+    block.cast()
+}
+
+#[cold]
+#[inline(never)]
+fn out_of_memory() -> *mut c_void {
+    set_errno(libc::ENOMEM);
+    ptr::null_mut()
+}

@@ -1,0 +1,85 @@
+//! The C face: functions for C, which `include/dogtag.h` in the repository declares
+//! and documents.
+//!
+//! There are four parts.
+//!
+//! - `dogtag_malloc` and its kin allocate blocks that are charged like Rust's, and
+//!   `dogtag_service_register`, `dogtag_enter`, `dogtag_usage`, `dogtag_snapshot_text` and
+//!   others are for C what [`Service`](crate::Service) and [`snapshot`](crate::snapshot())
+//!   are for Rust. Both share one ledger.
+//! - With the feature `interpose`, `malloc`, `calloc`, `realloc`, `free` and all others of the
+//!   C library are these: of a C program that is linked with the library, of the C libraries
+//!   in a Rust program, and of any program at all that the library is preloaded into.
+//! - Preloaded, it is a tool: `DOGTAG_REPORT` has who holds what printed, and
+//!   `DOGTAG_SERVICE` makes services of threads.
+//! - With the feature `skynet`, there is [skynet](https://github.com/cloudwu/skynet)'s own
+//!   interface, `skynet_malloc` to `dump_mem_lua`, and a thread allocates as the service
+//!   whose handle the host says is current.
+//!
+//! With `memory-check` C's crimes are found as Rust's are.
+//!
+//! # Building the libraries
+//!
+//! ```sh
+//! cargo rustc --release --lib --features capi --crate-type staticlib
+//! cargo rustc --release --lib --features interpose --crate-type cdylib
+//! ```
+//!
+//! leave `target/release/libdogtag.a` and `target/release/libdogtag.so`.
+//!
+//! # How large a block is
+//!
+//! C frees blocks without their size. So a block is as large as what jemalloc allocates for
+//! it, less the cookie at its end (2 bytes, or 6 beyond the first 65,533 services; none from
+//! 4 KiB on): that is what `malloc_usable_size` says, what the program may write to, and what
+//! is counted. With `memory-check` it is just what was requested.
+//!
+//! # The tool
+//!
+//! ```sh
+//! LD_PRELOAD=target/release/libdogtag.so DOGTAG_REPORT=exit DOGTAG_SERVICE=thread redis-server
+//! ```
+//!
+//! | variable | |
+//! | --- | --- |
+//! | `DOGTAG_REPORT` | `exit`, the name of a signal such as `SIGUSR2`, or both, separated by commas: the table and the balance, on standard error at the end of each process or whenever it gets the signal |
+//! | | `file=PATH` among them: to the end of that file; `%p` in it is the process's number |
+//! | `DOGTAG_SERVICE` | `thread`: a thread that is in no scope allocates as a service with the thread's name |
+//! | `DOGTAG_CHECK` | with `memory-check`: its [settings](crate#features). At the end of a process all blocks are looked at that are live or in quarantine |
+//!
+//! Who renames a thread with `pthread_setname_np` is noticed at once, who does it otherwise,
+//! at the latest when the thread has allocated another 256 KiB. Processes with more rights
+//! than whoever runs them (setuid) do not look at the variables.
+//!
+//! # Limits
+//!
+//! Where a thread is to allocate as a service that it has not been in before, the service is
+//! looked up and perhaps registered; a process without any memory left for that ends there.
+//!
+//! With a signal in `DOGTAG_REPORT` a process and each child that it forks have a thread more,
+//! which waits for the signal: what only processes of one thread may do (`unshare` of user
+//! namespaces, say) fails. Standard error is kept open for the report under a number
+//! from 500 on, so who waits for its end waits until the process ends.
+//!
+//! Functions that are about the C library's own heap (`mallinfo`, `mallopt`, `malloc_trim`)
+//! are left to it, and it is empty. A Rust program that interposes should have jemalloc as
+//! its backend, as it is by default: [`System`](std::alloc::System) would come here too, and
+//! be counted twice. Preload the library, or link it; opened with `dlopen` it
+//! may find no room for its thread-local variables.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("the feature `capi` is for Linux");
+
+mod blocks;
+mod crimes;
+mod functions;
+mod identity;
+#[cfg(feature = "interpose")]
+mod interpose;
+#[cfg(any(feature = "interpose", feature = "skynet"))]
+mod roll;
+mod services;
+#[cfg(feature = "skynet")]
+mod skynet;
+#[cfg(feature = "interpose")]
+mod tool;

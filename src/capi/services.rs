@@ -1,0 +1,172 @@
+//! Services and figures for C. A `dogtag_service *` is a [`Service`], which is one pointer.
+
+use super::{functions, identity};
+use crate::cookie::Slot;
+use crate::ledger::slots::{self, Record};
+use crate::service::{RegisterError, Scope, Service};
+use crate::usage::Usage;
+use std::ffi::{CStr, c_char, c_int};
+use std::mem::ManuallyDrop;
+use std::ptr;
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_service_register(name: *const c_char) -> *const Record {
+    // SAFETY: the caller's promise.
+    unsafe { dogtag_service_register_as(name, 0, ptr::null()) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_service_register_as(
+    name: *const c_char,
+    handle: u32,
+    parent: *const Record,
+) -> *const Record {
+    // SAFETY: a C string or null, by the caller's promise, and a reference or null.
+    let (name, parent) = unsafe {
+        let name = (!name.is_null()).then(|| CStr::from_ptr(name).to_str().ok()).flatten();
+        (name.filter(|name| !name.is_empty()), (!parent.is_null()).then(|| borrowed(parent)))
+    };
+    let Some(name) = name else { return failed(libc::EINVAL) };
+    let mut builder = Service::builder(name);
+    if handle != 0 {
+        builder = builder.handle(handle);
+    }
+    if let Some(parent) = &parent {
+        builder = builder.parent(parent);
+    }
+    match builder.register() {
+        Ok(service) => given(service),
+        Err(RegisterError::Full) => failed(libc::ENOSPC),
+        Err(RegisterError::NoMemory) => failed(libc::ENOMEM),
+        Err(_) => failed(libc::EEXIST),
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn dogtag_service_current() -> *const Record {
+    identity::refresh();
+    identity::refresh_name();
+    given(Service::current())
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_service_retain(service: *const Record) -> *const Record {
+    // SAFETY: the caller's promise.
+    given((*unsafe { borrowed(service) }).clone())
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_service_release(service: *const Record) {
+    if !service.is_null() {
+        // SAFETY: the caller's promise, who gives the reference back.
+        drop(ManuallyDrop::into_inner(unsafe { borrowed(service) }));
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_service_handle(service: *const Record) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { borrowed(service) }.handle()
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_service_name(service: *const Record) -> *mut c_char {
+    // SAFETY: the caller's promise.
+    functions::text(unsafe { borrowed(service) }.name())
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_service_set_hard_limit(service: *const Record, bytes: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { borrowed(service) }.set_hard_limit((bytes != u64::MAX).then_some(bytes));
+}
+
+/// `dogtag_scope`.
+#[repr(C)]
+struct Entered {
+    previous: *const Record,
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_enter(service: *const Record) -> Entered {
+    // SAFETY: a live reference, by the caller's promise; records are never unmapped.
+    let record: &'static Record = unsafe { &*service };
+    Entered { previous: Scope::enter(record).into_previous() }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_leave(scope: Entered) {
+    // SAFETY: of the same thread's `dogtag_enter`, by the caller's promise.
+    drop(unsafe { Scope::of_previous(&*scope.previous) });
+}
+
+/// `dogtag_figures`.
+#[repr(C)]
+struct Figures {
+    allocated_bytes: u64,
+    allocated_blocks: u64,
+    freed_bytes: u64,
+    freed_blocks: u64,
+    peak_bytes: u64,
+    denied: u64,
+}
+
+impl From<Usage> for Figures {
+    fn from(usage: Usage) -> Self {
+        let Usage { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, peak_bytes, denied } =
+            usage;
+        Self { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, peak_bytes, denied }
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dogtag_usage(service: *const Record) -> Figures {
+    // SAFETY: the caller's promise.
+    unsafe { borrowed(service) }.usage().into()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn dogtag_totals() -> Figures {
+    crate::totals().into()
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn dogtag_snapshot_text() -> *mut c_char {
+    let text = in_no_service(|| crate::snapshot().to_string());
+    functions::text(&text)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn dogtag_balance_text() -> *mut c_char {
+    let text = in_no_service(|| crate::snapshot().with_balance().to_string());
+    functions::text(&text)
+}
+
+/// What is needed on the way is nobody's.
+pub(super) fn in_no_service<R>(work: impl FnOnce() -> R) -> R {
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
+    work()
+}
+
+/// A reference becomes the caller's.
+fn given(service: Service) -> *const Record {
+    ManuallyDrop::new(service).record()
+}
+
+/// The service behind a reference that stays the caller's.
+///
+/// # Safety
+///
+/// It must be live.
+unsafe fn borrowed(reference: *const Record) -> ManuallyDrop<Service> {
+    // SAFETY: records are never unmapped, and the caller's reference is a clone.
+    unsafe { ManuallyDrop::new(Service::of_clone(&*reference)) }
+}
+
+fn failed(errno: c_int) -> *const Record {
+    functions::set_errno(errno);
+    ptr::null()
+}
+
+// The header says how many services there can be.
+const _: () = assert!(Slot::COUNT - 3 == 16_777_213);

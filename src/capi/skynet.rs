@@ -1,0 +1,272 @@
+//! skynet's own interface: what its `skynet_malloc.h` and `malloc_hook.h` declare, with the
+//! same meaning. skynet counts in a table of 65,536 slots that services share whose handles
+//! end in the same 16 bits; here each has its own.
+//!
+//! The host, skynet itself or a program like it, knows whose work a thread does. It is asked
+//! before each allocation, which is a call and a comparison; a service is looked up only when
+//! the answer is another one than before.
+
+mod host;
+
+use super::{functions, roll};
+use crate::ledger::{self, thread};
+use crate::service::Service;
+use crate::sys::stderr;
+use crate::usage::Usage;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr;
+use tikv_jemalloc_sys as jemalloc;
+
+/// Has the calling thread go to the service whose handle is current, unless it is in a scope.
+#[inline(always)]
+pub(super) fn follow_host() {
+    if let Some(handle) = host::current_handle()
+        && thread::known_as() != known_as(handle)
+    {
+        settle(handle);
+    }
+}
+
+#[cfg(feature = "interpose")]
+pub(super) fn has_host() -> bool {
+    host::current_handle().is_some()
+}
+
+/// Ends the process of a host: skynet does not look whether it got memory.
+#[cfg(feature = "interpose")]
+#[cold]
+pub(super) fn out_of_memory(size: usize) {
+    if has_host() {
+        end_out_of_memory(size);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn settle(handle: u32) {
+    if !thread::can_settle() {
+        return;
+    }
+    let register = || Service::builder(format!(":{handle:08x}")).handle(handle).register().ok();
+    roll::settle(known_as(handle), || Service::by_handle(handle), register);
+}
+
+/// Any handle may be current; none is 0 here.
+const fn known_as(handle: u32) -> u64 {
+    1 << 32 | handle as u64
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn skynet_malloc(size: usize) -> *mut c_void {
+    or_end(functions::malloc(size), size)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn skynet_calloc(count: usize, size: usize) -> *mut c_void {
+    or_end(functions::calloc(count, size), count.wrapping_mul(size))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skynet_realloc(block: *mut c_void, size: usize) -> *mut c_void {
+    if block.is_null() {
+        return skynet_malloc(size);
+    }
+    // SAFETY: the caller's promise.
+    or_end(unsafe { functions::resize(block, size) }, size)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skynet_free(block: *mut c_void) {
+    // SAFETY: the caller's promise.
+    unsafe { functions::free(block) };
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skynet_strdup(string: *const c_char) -> *mut c_char {
+    // SAFETY: a C string, by the caller's promise.
+    unsafe {
+        let copy = functions::strdup(string);
+        or_end(copy.cast(), libc::strlen(string)).cast()
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn skynet_memalign(alignment: usize, size: usize) -> *mut c_void {
+    or_end(functions::aligned_alloc(alignment, size), size)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn skynet_aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
+    or_end(functions::aligned_alloc(alignment, size), size)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skynet_posix_memalign(place: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
+    // SAFETY: the caller's promise.
+    let error = unsafe { functions::posix_memalign(place, alignment, size) };
+    if error != 0 {
+        end_out_of_memory(size);
+    }
+    error
+}
+
+/// For Lua, whose states count what they have themselves: not counted here, as in skynet.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skynet_lalloc(block: *mut c_void, _old_size: usize, new_size: usize) -> *mut c_void {
+    // SAFETY: from here, by the caller's promise.
+    unsafe {
+        if new_size == 0 {
+            jemalloc::free(block);
+            ptr::null_mut()
+        } else {
+            jemalloc::realloc(block, new_size)
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn malloc_used_memory() -> usize {
+    crate::totals().bytes() as usize
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn malloc_memory_block() -> usize {
+    crate::totals().blocks() as usize
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn malloc_current_memory() -> usize {
+    follow_host();
+    ledger::usage(thread::current_record()).bytes() as usize
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memory_info_dump(options: *const c_char) {
+    // SAFETY: a C string or null, by the caller's promise; without a function to write with,
+    // it goes to standard error.
+    unsafe { jemalloc::malloc_stats_print(None, ptr::null_mut(), options) };
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mallctl_int64(name: *const c_char, new_value: *mut usize) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { mallctl(name, new_value) }.0
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mallctl_bool(name: *const c_char, new_value: *mut bool) -> bool {
+    // SAFETY: the caller's promise; jemalloc's flags are 0 or 1.
+    unsafe { mallctl::<u8>(name, new_value.cast()) }.0 != 0
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mallctl_opt(name: *const c_char, new_value: *mut c_int) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (value, error) = mallctl(name, new_value);
+        if let Some(new_value) = new_value.as_ref() {
+            let name = CStr::from_ptr(name).to_string_lossy();
+            host::print(&match error {
+                0 => format!("set new value({new_value}) for ({name}) succeed\n"),
+                _ => format!("set new value({new_value}) for ({name}) failed: error -> {error}\n"),
+            });
+        }
+        value
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mallctl_cmd(name: *const c_char) -> c_int {
+    // SAFETY: the caller's promise; nothing is read or written.
+    unsafe { jemalloc::mallctl(name, ptr::null_mut(), ptr::null_mut(), ptr::null_mut(), 0) }
+}
+
+/// Reads a setting or figure of jemalloc's, and sets it to a new value if there is one.
+///
+/// # Safety
+///
+/// `name` must be a C string, and `new_value` null or valid.
+unsafe fn mallctl<T: Default>(name: *const c_char, new_value: *mut T) -> (T, c_int) {
+    let (mut value, mut size) = (T::default(), size_of::<T>());
+    let new_size = if new_value.is_null() { 0 } else { size };
+    // SAFETY: jemalloc refuses sizes that are not the setting's.
+    let error =
+        unsafe { jemalloc::mallctl(name, (&raw mut value).cast(), &mut size, new_value.cast(), new_size) };
+    (value, error)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn dump_c_mem() {
+    host::print("dump all service mem:");
+    let live = live();
+    for (handle, bytes) in &live {
+        host::print(&format!(":{handle:08x} -> {}kb {bytes}b", bytes >> 10));
+    }
+    host::print(&format!("+total: {}kb", live.values().sum::<u64>() >> 10));
+}
+
+/// A table of live bytes by handle, on the stack of a Lua state.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dump_mem_lua(lua: *mut c_void) -> c_int {
+    let Some(lua_functions) = host::lua() else { return 0 };
+    // Lua leaves by a jump if it has no memory. That may pass over nothing that has a
+    // destructor, so what is given here is leaked then.
+    let live: Box<[(u32, u64)]> = live().into_iter().collect();
+    let live = Box::into_raw(live);
+    // SAFETY: a Lua state, by the caller's promise, with room on its stack for C.
+    unsafe {
+        (lua_functions.create_table)(lua, 0, 0);
+        for index in 0..live.len() {
+            let (handle, bytes) = (*live)[index];
+            (lua_functions.push_integer)(lua, bytes as i64);
+            (lua_functions.raw_set)(lua, -2, handle.into());
+        }
+        drop(Box::from_raw(live));
+    }
+    1
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn skynet_debug_memory(info: *const c_char) {
+    let memory = malloc_current_memory();
+    let handle = host::current_handle().unwrap_or(0);
+    // SAFETY: a C string, by the caller's promise.
+    let info = unsafe { CStr::from_ptr(info) }.to_string_lossy();
+    // skynet prints bytes as a pointer, and so prints glibc none.
+    let memory = if memory == 0 { "(nil)".to_owned() } else { format!("{memory:#x}") };
+    stderr::print(format_args!("[:{handle:08x}] {info} {memory}\n"));
+}
+
+/// Live bytes of all services by handle. A handle may have been somebody's before whose
+/// blocks are still there.
+fn live() -> BTreeMap<u32, u64> {
+    super::services::in_no_service(|| {
+        let mut found: Vec<(u32, Usage)> = Vec::new();
+        ledger::usages(|record, usage| found.push((record.handle(), usage)));
+        let mut live = BTreeMap::new();
+        for (handle, usage) in found {
+            *live.entry(handle).or_default() += usage.bytes();
+        }
+        live
+    })
+}
+
+fn or_end(block: *mut c_void, size: usize) -> *mut c_void {
+    if block.is_null() {
+        end_out_of_memory(size);
+    }
+    block
+}
+
+#[cold]
+#[inline(never)]
+fn end_out_of_memory(size: usize) -> ! {
+    stderr::print(format_args!("xmalloc: Out of memory trying to allocate {size} bytes\n"));
+    std::process::abort();
+}
+
+/// A text for C; what it has of zeros is left out.
+fn c_string(text: &str) -> CString {
+    CString::new(text.replace('\0', "")).unwrap_or_default()
+}

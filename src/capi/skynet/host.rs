@@ -1,0 +1,76 @@
+//! What the host has, by name. On x86-64 what it does not have is not called, so that the
+//! feature can be built into anything; elsewhere the host must have it all.
+
+use super::c_string;
+use crate::sys::stderr;
+use std::ffi::{c_char, c_int, c_void};
+use std::mem;
+
+/// The address of a symbol, 0 if there is none: weak, which Rust has no word for.
+#[cfg(target_arch = "x86_64")]
+macro_rules! symbol {
+    ($name:ident) => {{
+        let address: usize;
+        std::arch::asm!(
+            concat!(".weak ", stringify!($name)),
+            concat!("mov {address}, qword ptr [rip + ", stringify!($name), "@GOTPCREL]"),
+            address = out(reg) address,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+        address
+    }};
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+macro_rules! symbol {
+    ($name:ident) => {{
+        unsafe extern "C" {
+            fn $name();
+        }
+        $name as usize
+    }};
+}
+
+type CurrentHandle = unsafe extern "C" fn() -> u32;
+type Error = unsafe extern "C" fn(*mut c_void, *const c_char, ...);
+
+/// The handle of the service that the calling thread works for; `None` without a host.
+#[inline(always)]
+pub(super) fn current_handle() -> Option<u32> {
+    // SAFETY: the host's function has this signature.
+    unsafe {
+        let current_handle: Option<CurrentHandle> = mem::transmute(symbol!(skynet_current_handle));
+        Some(current_handle?())
+    }
+}
+
+/// Has the host log a line; without one, on standard error.
+pub(super) fn print(line: &str) {
+    // SAFETY: the host's function has this signature; there may be no context. The line
+    // and its format are C strings.
+    unsafe {
+        let error: Option<Error> = mem::transmute(symbol!(skynet_error));
+        match error {
+            Some(error) => error(std::ptr::null_mut(), c"%s".as_ptr(), c_string(line).as_ptr()),
+            None => stderr::print(format_args!("{line}\n")),
+        }
+    }
+}
+
+/// Those of Lua's functions that are needed.
+pub(super) struct Lua {
+    pub(super) create_table: unsafe extern "C" fn(*mut c_void, c_int, c_int),
+    pub(super) push_integer: unsafe extern "C" fn(*mut c_void, i64),
+    pub(super) raw_set: unsafe extern "C" fn(*mut c_void, c_int, i64),
+}
+
+pub(super) fn lua() -> Option<Lua> {
+    // SAFETY: Lua's functions, since 5.3, have these signatures.
+    unsafe {
+        Some(Lua {
+            create_table: mem::transmute::<usize, Option<_>>(symbol!(lua_createtable))?,
+            push_integer: mem::transmute::<usize, Option<_>>(symbol!(lua_pushinteger))?,
+            raw_set: mem::transmute::<usize, Option<_>>(symbol!(lua_rawseti))?,
+        })
+    }
+}

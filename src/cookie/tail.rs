@@ -1,0 +1,280 @@
+//! Owners of blocks that are freed without their size, as C's are.
+//!
+//! Where such a block's cookie stands can only be told from what the backend
+//! allocated for it, so it is the last of that; and the block is all before it.
+//!
+//! ```text
+//! short   | the block                     | mark |    slots below 65,536
+//!         | the backend's usable bytes           |
+//! long    | the block         | slot, tag | escape |  all others
+//! ```
+//!
+//! Those that are [`large`] by their usable bytes have their owner beside the heap. In the
+//! same place stands how many usable bytes a block has, so that a free need not ask the
+//! backend: its own, or for smaller ones that of all blocks in the page, which have the same.
+//!
+//! ```text
+//! an entry | 1 | KiB of a large block, or 0 | its owner, or a smaller one's usable bytes |
+//!           bit 31    bits 16 to 30                     bits 0 to 15
+//! ```
+
+use super::large::{self, LARGE};
+use super::{LONG, LONG_COOKIES_EXIST, Mark, SHORT, Slot, long_cookies_exist, read_cookie, write_cookie};
+use std::sync::atomic::Ordering;
+
+/// Whether the owner of a block in so many usable bytes stands beside the heap.
+#[inline(always)]
+pub(crate) const fn is_large(usable: usize) -> bool {
+    usable >= LARGE
+}
+
+/// The bytes to request for a block of `size` or more, or `None` when they would
+/// overflow.
+#[inline]
+pub(crate) const fn request(size: usize, slot: Slot) -> Option<usize> {
+    if is_large(size) {
+        return Some(size);
+    }
+    let Some(outer) = size.checked_add(slot.cookie_size()) else { return None };
+    // What is large has no cookie.
+    Some(if outer > LARGE { LARGE } else { outer })
+}
+
+/// The same for a short slot; meant for sizes that are not large.
+#[inline(always)]
+pub(crate) const fn short_request(size: usize) -> usize {
+    size + SHORT
+}
+
+/// The bytes of the block in so many usable ones.
+#[inline(always)]
+pub(crate) const fn size(usable: usize, slot: Slot) -> usize {
+    if is_large(usable) { usable } else { usable - slot.cookie_size() }
+}
+
+/// The same for a short slot, and not large.
+#[inline(always)]
+pub(crate) const fn short_size(usable: usize) -> usize {
+    usable - SHORT
+}
+
+/// What stands beside the heap for a block.
+#[derive(Clone, Copy)]
+pub(crate) struct Beside(u32);
+
+impl Beside {
+    #[inline(always)]
+    pub(crate) fn of(block: *const u8) -> Self {
+        Self(large::get(block))
+    }
+
+    /// The usable bytes of a block that is not large; otherwise something larger.
+    #[inline(always)]
+    pub(crate) const fn small_usable(self) -> usize {
+        (self.0 ^ USABLE) as usize
+    }
+
+    /// The usable bytes, large or not; 0 if they were not noted: there was no memory for
+    /// that, the owner's slot is a long one, or they are very many.
+    #[inline]
+    pub(crate) const fn usable(self) -> usize {
+        match (self.0 & USABLE, self.large_kib()) {
+            (0, _) => 0,
+            (_, 0) => self.small_usable(),
+            (_, kib) => (kib as usize) << 10,
+        }
+    }
+
+    const fn large_kib(self) -> u32 {
+        (self.0 & !USABLE) >> KIB
+    }
+
+    /// What the entry of a large block would be if it were not C's.
+    #[inline]
+    const fn owner(self) -> u32 {
+        if self.0 & USABLE == 0 { self.0 } else { self.0 & OWNER }
+    }
+}
+
+/// Set in all entries of C's, and in no other.
+const USABLE: u32 = 1 << 31;
+const KIB: u32 = 16;
+/// What a short slot's entry may differ in from zero.
+const OWNER: u32 = (1 << KIB) - 1;
+/// So many KiB do not fit.
+const TOO_MANY: usize = 1 << (31 - KIB);
+
+/// Notes the owner of a block. `false` as for [`Geometry::write`](super::Geometry::write).
+///
+/// # Safety
+///
+/// `block` must be valid for writes of `usable` bytes, which are no fewer than
+/// [`request`] says for `slot`.
+#[must_use]
+pub(crate) unsafe fn write(block: *mut u8, usable: usize, slot: Slot) -> bool {
+    if is_large(usable) {
+        return if slot.is_short() {
+            write_large(block, usable, slot.mark())
+        } else {
+            large::write(block, slot)
+        };
+    }
+    if !slot.is_short() {
+        if !long_cookies_exist() {
+            LONG_COOKIES_EXIST.store(true, Ordering::Relaxed);
+        }
+        // SAFETY: a long slot's request has room for four more bytes.
+        unsafe { block.add(usable - LONG).cast::<u32>().write_unaligned(slot.tagged()) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { write_short(block, usable, slot.mark()) };
+    true
+}
+
+/// The same for a short slot, and not large.
+///
+/// # Safety
+///
+/// As for [`write`].
+#[inline(always)]
+pub(crate) unsafe fn write_short(block: *mut u8, usable: usize, mark: Mark) {
+    let entry = USABLE | usable as u32;
+    // Mostly it is there already. Pages of several threads have their entries in one
+    // cache line, which stays everybody's if nobody writes.
+    if large::get(block) != entry {
+        note_for_page(block, entry);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { write_cookie(block, usable - SHORT, mark) };
+}
+
+/// Where there is no memory for it, a free asks the backend.
+#[cold]
+#[inline(never)]
+fn note_for_page(block: *mut u8, entry: u32) {
+    large::set(block, entry);
+}
+
+/// The same for a short slot, and large.
+#[inline]
+#[must_use]
+pub(crate) fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {
+    let (owner, kib) = (mark.bits() ^ large::UNATTRIBUTED, usable >> 10);
+    // From 4 KiB on size classes are whole KiB.
+    if kib >= TOO_MANY || !usable.is_multiple_of(1 << 10) {
+        return large::set(block, owner);
+    }
+    large::set(block, USABLE | (kib as u32) << KIB | owner)
+}
+
+/// Reads the mark of a block, as [`Geometry::read_mark`](super::Geometry::read_mark).
+///
+/// # Safety
+///
+/// `block` must be a live block in `usable` bytes.
+#[inline(always)]
+pub(crate) unsafe fn read_mark(block: *const u8, usable: usize) -> Mark {
+    if is_large(usable) {
+        return Mark::from_bits(Beside::of(block).owner() ^ large::UNATTRIBUTED);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { read_cookie(block, usable - SHORT) }
+}
+
+/// Reads the owner of a block, as [`Geometry::read`](super::Geometry::read).
+///
+/// # Safety
+///
+/// As for [`read_mark`].
+pub(crate) unsafe fn read(block: *const u8, usable: usize) -> Option<Slot> {
+    if is_large(usable) {
+        return large::owner(Beside::of(block).owner());
+    }
+    // SAFETY: the caller's promise.
+    let mark = unsafe { read_mark(block, usable) };
+    if mark != Mark::LONG {
+        return Slot::of_mark(mark);
+    }
+    if !long_cookies_exist() || usable < LONG {
+        return None;
+    }
+    // SAFETY: there are as many usable bytes.
+    Slot::of_tagged(unsafe { block.add(usable - LONG).cast::<u32>().read_unaligned() })
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_reads_back_from_the_end() {
+        for index in (0..70_000).chain([1 << 20, Slot::COUNT - 1]) {
+            let Some(slot) = Slot::new(index) else { continue };
+            for wanted in [0, 1, 13, 62, 100] {
+                let usable = request(wanted, slot).unwrap().next_multiple_of(8);
+                // Not of the heap, whose pages have entries that are needed.
+                let mut memory = [0xAA_u8; 128];
+                let memory = &mut memory[..usable];
+                // SAFETY: as many bytes as were requested, and more.
+                unsafe {
+                    assert!(write(memory.as_mut_ptr(), usable, slot));
+                    assert_eq!(read(memory.as_ptr(), usable), Some(slot));
+                    let mark = read_mark(memory.as_ptr(), usable);
+                    assert_eq!(mark, slot.mark());
+                }
+                assert!(size(usable, slot) >= wanted);
+                assert!(
+                    memory[..size(usable, slot)].iter().all(|&byte| byte == 0xAA),
+                    "the block is touched"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn usable_bytes_are_noted_beside_the_owner() {
+        // Where no process of ours has a heap.
+        let block: *mut u8 = std::ptr::without_provenance_mut(0x1235 << 32);
+        assert_eq!(Beside::of(block).usable(), 0);
+        for index in [0, 1, 255, 65_535, 70_000] {
+            let Some(slot) = Slot::new(index) else { continue };
+            for usable in [4096, 5120, 1 << 20, 32_767 << 10, 1 << 25, 1 << 40] {
+                // SAFETY: nothing is written to a large block.
+                unsafe {
+                    assert!(write(block, usable, slot));
+                    assert_eq!(read(block, usable), Some(slot));
+                    if slot.is_short() {
+                        assert_eq!(read_mark(block, usable), slot.mark());
+                    }
+                }
+                let is_noted = slot.is_short() && usable < 1 << 25;
+                assert_eq!(Beside::of(block).usable(), if is_noted { usable } else { 0 });
+                assert!(Beside::of(block).small_usable() >= LARGE);
+            }
+        }
+        let mut page = [0_u64; 8];
+        let block: *mut u8 = page.as_mut_ptr().cast();
+        for usable in [8, 64] {
+            // SAFETY: there are as many bytes.
+            assert!(unsafe { write(block, usable, Slot::UNATTRIBUTED) });
+            assert_eq!((Beside::of(block).usable(), Beside::of(block).small_usable()), (usable, usable));
+        }
+    }
+
+    #[test]
+    fn what_is_nearly_large_has_no_cookie() {
+        let (short, long) = (Slot::UNATTRIBUTED, Slot::new(70_000).unwrap());
+        assert_eq!((request(4093, short), request(4094, short)), (Some(4095), Some(LARGE)));
+        assert_eq!((request(4089, long), request(4091, long)), (Some(4095), Some(LARGE)));
+        assert_eq!((request(LARGE, short), size(LARGE, short)), (Some(LARGE), LARGE));
+        assert_eq!(request(usize::MAX, long), Some(usize::MAX));
+    }
+
+    #[test]
+    fn an_overwritten_cookie_is_not_believed() {
+        for bytes in [[0; 8], [0xff; 8]] {
+            // SAFETY: a block of six bytes and its cookie.
+            assert_eq!(unsafe { read(bytes.as_ptr(), 8) }, None);
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The C face: C programs, compiled by the system's compiler, with the static library and
+//! with the shared one preloaded, as they ship and with memory-check. What they check
+//! stands in `tests/c`; each prints "ok" if all was well.
+#![cfg(all(feature = "jemalloc-stats", not(feature = "memory-check")))]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::{env, fs};
+
+/// How the libraries are built.
+#[derive(Clone, Copy)]
+struct Kind {
+    name: &'static str,
+    features: &'static str,
+    defines: &'static [&'static str],
+}
+
+const PLAIN: Kind = Kind { name: "plain", features: "interpose,skynet", defines: &["-DINTERPOSED"] };
+
+const CHECKED: Kind = Kind {
+    name: "checked",
+    features: "interpose,skynet,memory-check",
+    defines: &["-DINTERPOSED", "-DCHECKED"],
+};
+
+/// Beside the C library's own `malloc`.
+const BESIDE: Kind = Kind { name: "beside", features: "skynet", defines: &[] };
+
+const KINDS: [Kind; 2] = [PLAIN, CHECKED];
+
+#[test]
+fn every_function_of_the_interface() {
+    for kind in [PLAIN, CHECKED, BESIDE] {
+        let program = compile("interface", kind, Link::Static);
+        run(Command::new(program)).ok();
+    }
+}
+
+#[test]
+fn the_c_librarys_functions() {
+    for kind in KINDS {
+        run(Command::new(compile("libc", kind, Link::Static))).ok();
+        run(Command::new(compile("libc", kind, Link::Shared))).ok();
+    }
+}
+
+#[test]
+fn fifty_million_random_operations_do_not_drift() {
+    for kind in KINDS {
+        run(Command::new(compile("random", kind, Link::Static))).ok();
+    }
+}
+
+#[test]
+fn forks_threads_plugins_and_exits() {
+    for kind in KINDS {
+        let plugin = folder(kind).join("plugin.so");
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-o"]).arg(&plugin).arg(source("plugin"));
+        run(cc).success();
+        let mut program = Command::new(compile("processes", kind, Link::Shared));
+        program.arg(&plugin);
+        run(program).ok();
+    }
+}
+
+#[test]
+fn crimes_are_caught() {
+    let program = compile("crimes", CHECKED, Link::Shared);
+    let mut list = Command::new(&program);
+    list.arg("list");
+    let list = run(list).success();
+    assert!(list.lines().count() > 10, "{list}");
+    for line in list.lines() {
+        let (name, report) = line.split_once('\t').expect("a name and what is reported");
+        let mut crime = Command::new(&program);
+        crime.arg(name);
+        let ended = run(crime);
+        if report == "-" {
+            ended.ok();
+            continue;
+        }
+        ended.aborted(&[&format!("dogtag: {report}: "), "culprit"]);
+        let mut handled = Command::new(&program);
+        handled.args(["handler", name]);
+        let told = run(handled).success();
+        assert!(told.starts_with("crime=") && told.ends_with("ok\n"), "{name}: {told}");
+        assert!(told.contains("report=yes"), "{name}: {told}");
+    }
+}
+
+#[test]
+fn skynets_functions() {
+    for kind in [PLAIN, CHECKED, BESIDE] {
+        let program = compile("skynet", kind, Link::Host);
+        run(Command::new(&program)).ok();
+        let mut oom = Command::new(program);
+        oom.arg("oom");
+        run(oom).aborted(&["xmalloc: Out of memory trying to allocate 4611686018427387904 bytes"]);
+    }
+}
+
+#[test]
+fn services_of_threads() {
+    for kind in KINDS {
+        let program = compile("threads", kind, Link::Shared);
+        let report = folder(kind).join("threads.%p.txt");
+        let mut threads = Command::new(program);
+        threads.env("DOGTAG_SERVICE", "thread");
+        threads.env("DOGTAG_REPORT", format!("exit,file={}", report.display()));
+        let ended = run(threads);
+        let pid = ended.success();
+        let path = report.to_str().unwrap().replace("%p", pid.trim());
+        let report = fs::read_to_string(&path).unwrap();
+        fs::remove_file(path).unwrap();
+        assert!(
+            report.starts_with("dogtag: ") && report.contains(&format!("(pid {})", pid.trim())),
+            "{report}"
+        );
+        // What each thread keeps, as the program says.
+        for (name, kib) in [
+            ("threads-shared", 50),
+            ("named-by-itself", 100),
+            ("named-by-other", 200),
+            ("renamed-later", 300),
+        ] {
+            let row = report.lines().find(|line| line.starts_with(name));
+            let row = row.unwrap_or_else(|| panic!("{name} is missing:\n{report}"));
+            let live: f64 = row[name.len()..].split_whitespace().next().unwrap().parse().unwrap();
+            assert!((live - f64::from(kib)).abs() < 8.0, "{name} has not {kib} KiB:\n{report}");
+        }
+        assert!(report.contains("RSS"), "{report}");
+    }
+}
+
+#[test]
+fn what_the_environment_gets_wrong_is_told() {
+    let library = library(PLAIN).join("libdogtag.so");
+    let mut wrong = Command::new("/bin/echo");
+    wrong.arg("ok").env("LD_PRELOAD", library);
+    wrong.env("DOGTAG_REPORT", "sometimes,exit").env("DOGTAG_SERVICE", "process");
+    let ended = run(wrong);
+    for text in ["DOGTAG_REPORT: \"sometimes\"", "DOGTAG_SERVICE: \"process\"", "echo (pid "] {
+        assert!(ended.stderr.contains(text), "{text} is missing:\n{}", ended.stderr);
+    }
+    assert_eq!(ended.stdout, "ok\n");
+}
+
+/// A compiler is a program that everybody has who can run this test.
+#[test]
+fn a_compiler_that_knows_nothing_of_it_compiles_the_same() {
+    let object = |library: Option<PathBuf>| {
+        let object = env::temp_dir().join(format!("dogtag-{}.o", std::process::id()));
+        let mut cc = Command::new("cc");
+        cc.args(["-O2", "-c", "-o"])
+            .arg(&object)
+            .arg(source("interface"))
+            .arg("-I")
+            .arg(root().join("include"));
+        if let Some(library) = library {
+            cc.env("LD_PRELOAD", library);
+        }
+        let ended = run(cc);
+        assert_eq!(ended.stderr, "");
+        ended.success();
+        let compiled = fs::read(&object).unwrap();
+        fs::remove_file(object).unwrap();
+        compiled
+    };
+    let alone = object(None);
+    for kind in KINDS {
+        assert!(object(Some(library(kind).join("libdogtag.so"))) == alone, "{}", kind.name);
+    }
+}
+
+#[test]
+fn the_header_is_c99_and_cxx98() {
+    for (language, standard) in [("c", "-std=c99"), ("c++", "-std=c++98")] {
+        for define in ["-DDOGTAG_SKYNET", "-UDOGTAG_SKYNET"] {
+            let mut cc = Command::new("cc");
+            cc.args(["-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wno-long-long"]);
+            cc.args([standard, define, "-x", language]).arg(root().join("include/dogtag.h"));
+            run(cc).success();
+        }
+    }
+}
+
+enum Link {
+    /// The static library takes the place of the C library's functions.
+    Static,
+    /// So does the shared one, as if it were preloaded.
+    Shared,
+    /// As skynet does: static, and the program's own functions can be found.
+    Host,
+}
+
+/// Builds a program of `tests/c`, and returns where it is.
+fn compile(name: &str, kind: Kind, link: Link) -> PathBuf {
+    let library = library(kind);
+    let (suffix, linked) = match link {
+        Link::Static | Link::Host => ("static", library.join("libdogtag.a")),
+        Link::Shared => ("shared", library.join("libdogtag.so")),
+    };
+    let program = folder(kind).join(format!("{name}-{suffix}"));
+    let mut cc = Command::new("cc");
+    cc.args(["-std=gnu11", "-O1", "-g", "-pthread", "-rdynamic", "-Wall", "-Wextra", "-Werror"]);
+    cc.arg("-I").arg(root().join("include")).args(kind.defines);
+    if matches!(link, Link::Host) {
+        cc.arg("-DDOGTAG_SKYNET");
+    }
+    cc.arg("-o").arg(&program).arg(source(name)).arg(linked).args(["-lgcc_s", "-lm", "-ldl"]);
+    cc.arg(format!("-Wl,-rpath,{}", library.display()));
+    run(cc).success();
+    program
+}
+
+/// The folder with the libraries. Built once for all tests.
+fn library(kind: Kind) -> PathBuf {
+    static BUILT: Mutex<Vec<&str>> = Mutex::new(Vec::new());
+
+    let mut built = BUILT.lock().unwrap_or_else(|error| panic!("a library could not be built: {error}"));
+    let folder = folder(kind);
+    if built.contains(&kind.name) {
+        return folder;
+    }
+    // Cargo has one place for the libraries of all features, and takes what it finds there
+    // for those of others.
+    let target = target();
+    let libraries = ["libdogtag.a", "libdogtag.so"];
+    for library in libraries {
+        let _ = fs::remove_file(target.join("debug/deps").join(library));
+    }
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root()).args(["rustc", "--lib", "--features", kind.features]);
+    cargo.args(["--crate-type", "staticlib,cdylib", "--target-dir"]).arg(&target);
+    run(cargo).success();
+    for library in libraries {
+        fs::copy(target.join("debug").join(library), folder.join(library)).unwrap();
+    }
+    built.push(kind.name);
+    folder
+}
+
+fn folder(kind: Kind) -> PathBuf {
+    let folder = target().join("c").join(kind.name);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Where this test was built.
+fn target() -> PathBuf {
+    // In `debug/deps` of it.
+    let program = env::current_exe().unwrap();
+    program.ancestors().nth(3).unwrap().to_owned()
+}
+
+fn source(name: &str) -> PathBuf {
+    root().join("tests/c").join(name).with_extension("c")
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// How a program ended.
+struct Ended {
+    command: String,
+    output: Output,
+    stdout: String,
+    stderr: String,
+}
+
+fn run(mut command: Command) -> Ended {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let [stdout, stderr] =
+        [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    Ended { command: format!("{command:?}"), output, stdout, stderr }
+}
+
+impl Ended {
+    /// With success; returns what it printed.
+    fn success(self) -> String {
+        let Self { command, output, stdout, stderr } = self;
+        assert!(output.status.success(), "{command}: {}\n{stdout}\n{stderr}", output.status);
+        stdout
+    }
+
+    /// Having found everything right, and without a complaint.
+    fn ok(self) {
+        assert_eq!(self.stderr, "", "{}", self.command);
+        let command = self.command.clone();
+        assert_eq!(self.success(), "ok\n", "{command}");
+    }
+
+    /// By an abort, having told why.
+    fn aborted(self, why: &[&str]) {
+        use std::os::unix::process::ExitStatusExt;
+
+        let Self { command, output, stdout, stderr } = self;
+        assert_eq!(
+            output.status.signal(),
+            Some(libc::SIGABRT),
+            "{command}: {}\n{stdout}\n{stderr}",
+            output.status
+        );
+        for text in why {
+            assert!(stderr.contains(text), "{command}: {text} is missing:\n{stderr}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! With `interpose`, C's blocks in a Rust program are in the same ledger as its own.
+#![cfg(feature = "interpose")]
+
+use dogtag::{Dogtag, Service};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::thread;
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+unsafe extern "C" {
+    fn malloc_usable_size(block: *mut c_void) -> usize;
+    fn dogtag_service_register(name: *const c_char) -> *mut c_void;
+    fn dogtag_service_handle(service: *const c_void) -> u32;
+    fn dogtag_service_release(service: *mut c_void);
+}
+
+#[test]
+fn c_and_rust_share_a_ledger() {
+    let codec = Service::register("codec").unwrap();
+    let before = dogtag::totals();
+
+    let (vector, block) = codec.run(|| {
+        // SAFETY: any size will do.
+        (vec![1_u8; 1000], unsafe { libc::malloc(500) })
+    });
+    // SAFETY: the block is live.
+    let size = unsafe { malloc_usable_size(block) } as u64;
+    assert!((500..600).contains(&size));
+    let usage = codec.usage();
+    assert_eq!((usage.bytes(), usage.blocks()), (1000 + size, 2));
+    assert!((dogtag::totals() - before).bytes() >= 1000 + size);
+
+    // Wherever it is freed: in another service, on another thread.
+    let (block, janitor) = (block.expose_provenance(), Service::register("janitor").unwrap());
+    thread::spawn(move || {
+        // SAFETY: the block is nobody else's.
+        janitor.run(|| unsafe { libc::free(std::ptr::with_exposed_provenance_mut(block)) });
+    })
+    .join()
+    .unwrap();
+    assert_eq!((codec.usage().bytes(), codec.usage().blocks()), (1000, 1));
+    drop(vector);
+    assert_eq!(codec.usage().bytes(), 0);
+
+    // What a C library does for us: it makes a text, and we free it.
+    let text = codec.run(|| {
+        let mut text: *mut c_char = std::ptr::null_mut();
+        // SAFETY: the format asks for one number.
+        let length = unsafe { asprintf(&mut text, c"%01000d".as_ptr(), 7) };
+        assert_eq!(length, 1000);
+        text
+    });
+    assert!(codec.usage().bytes() >= 1001);
+    // SAFETY: C's own text, freed once.
+    unsafe {
+        assert_eq!(CStr::from_ptr(text).count_bytes(), 1000);
+        libc::free(text.cast());
+    }
+    assert_eq!(codec.usage().bytes(), 0);
+}
+
+/// Beyond 65,533 services a block's cookie is longer.
+#[test]
+fn a_service_of_many_has_blocks_of_c() {
+    let others: Vec<Service> =
+        (0..66_000).map(|number| Service::register(format!("other {number}")).unwrap()).collect();
+    let late = others.last().unwrap();
+    for size in [0, 1, 6, 10, 100, 3580, 3586, 4090, 4091, 4095, 5000, 20_000, 1 << 20] {
+        // SAFETY: any size will do, and each block is live, and as large as it says.
+        unsafe {
+            let mut block = late.run(|| libc::malloc(size));
+            let usable = malloc_usable_size(block);
+            assert!(usable >= size, "{usable} for {size}");
+            assert_eq!((late.usage().bytes(), late.usage().blocks()), (usable as u64, 1));
+            block.cast::<u8>().write_bytes(0x5a, usable);
+
+            // To a short slot, and back.
+            block = libc::realloc(block, size + 1);
+            assert_eq!(late.usage().bytes(), 0);
+            block = late.run(|| libc::realloc(block, 2 * size + 1));
+            assert!((0..size).all(|byte| *block.cast::<u8>().add(byte) == 0x5a));
+            assert_eq!(late.usage().bytes(), malloc_usable_size(block) as u64);
+            libc::free(block);
+            assert_eq!((late.usage().bytes(), late.usage().blocks()), (0, 0));
+        }
+    }
+    assert_eq!(dogtag::snapshot().lost.blocks, 0);
+}
+
+#[test]
+fn c_finds_the_services_of_rust() {
+    let shared = Service::register("shared").unwrap();
+    let name = CString::new("shared").unwrap();
+    // SAFETY: a C string; the reference is released once.
+    unsafe {
+        let reference = dogtag_service_register(name.as_ptr());
+        assert_eq!(dogtag_service_handle(reference), shared.handle());
+        dogtag_service_release(reference);
+    }
+    assert_eq!(Service::by_name("shared"), Some(shared));
+}
+
+unsafe extern "C" {
+    fn asprintf(text: *mut *mut c_char, format: *const c_char, ...) -> c_int;
+}
