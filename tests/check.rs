@@ -4,9 +4,10 @@
 
 mod child;
 
+use child::dealloc;
 use dogtag::check::{self, Crime, Reaction, Violation};
 use dogtag::{Dogtag, Service};
-use std::alloc::{GlobalAlloc, Layout, alloc, dealloc, realloc};
+use std::alloc::{GlobalAlloc, Layout, alloc, realloc};
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -372,7 +373,7 @@ fn no_quarantine() {
 fn live_blocks() {
     let victim = victim();
     check::assert_no_leaks(&victim);
-    let blocks = victim.run(|| [vec![0_u8; 10], vec![0_u8; 3000], vec![0_u8; 10]]);
+    let blocks = black_box(victim.run(|| [vec![0_u8; 10], vec![0_u8; 3000], vec![0_u8; 10]]));
     std::thread::sleep(std::time::Duration::from_millis(50));
     let live = check::live_blocks(&victim);
     let sizes: Vec<_> = live.blocks.iter().map(|block| block.layout.size()).collect();

@@ -5,8 +5,9 @@
 
 mod child;
 
+use child::dealloc;
 use dogtag::{Dogtag, Service, check};
-use std::alloc::{Layout, alloc, dealloc, realloc};
+use std::alloc::{Layout, alloc, realloc};
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;

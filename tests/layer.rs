@@ -93,8 +93,13 @@ fn a_field_may_be_recorded_later() {
         drop(span);
     });
     for name in ["later", "even later", "inner of later"] {
-        // The layer is gone, and with it all that held them.
-        assert_eq!(Service::by_name(name), None, "{name} is still held");
+        // The layer is gone, and with it all that held them; unless dogtag's own thread is
+        // telling it of something at this moment.
+        let is_gone = (0..5000).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            Service::by_name(name).is_none()
+        });
+        assert!(is_gone, "{name} is still held");
     }
 }
 

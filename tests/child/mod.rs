@@ -1,6 +1,7 @@
 //! Tests of what kills a process, in a process of its own: the test program
 //! runs itself again, for its test `a_child` alone.
 
+use std::alloc::Layout;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -46,4 +47,15 @@ pub fn task() -> Option<String> {
     // SAFETY: says that no core shall be dumped.
     unsafe { libc::setrlimit(libc::RLIMIT_CORE, &libc::rlimit { rlim_cur: 0, rlim_max: 0 }) };
     Some(task)
+}
+
+/// Frees a block as if it came from anywhere: the compiler leaves out what is written to a
+/// block that it sees freed next.
+///
+/// # Safety
+///
+/// As for [`std::alloc::dealloc`].
+pub unsafe fn dealloc(block: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise, or none where a crime is committed.
+    unsafe { std::alloc::dealloc(std::hint::black_box(block), layout) };
 }
