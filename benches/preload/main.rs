@@ -1,0 +1,196 @@
+//! What dogtag costs programs that know nothing of it: `sqlite3`, and `redis-server` under
+//! `redis-benchmark`, with the library preloaded, beside jemalloc of the same version
+//! preloaded; and C's `malloc` and `free` alone.
+//!
+//! `cargo bench --bench preload [-- ROUNDS]`
+//!
+//! Each round runs all of them, in turn. jemalloc is there as its users have it, and with the
+//! statistics that dogtag's keeps. Programs that are not installed are left out. Of programs
+//! the processor's time is taken, which other programs disturb less.
+
+#[path = "../programs/builder.rs"]
+mod builder;
+
+use builder::{cargo, fail};
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use std::{env, fs, mem, process, thread};
+
+const ROUNDS: usize = 11;
+
+fn main() {
+    let rounds = env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
+    let folder = env::temp_dir().join(format!("dogtag-preload-{}", process::id()));
+    fs::create_dir_all(&folder).unwrap_or_else(|error| fail(&format!("{}: {error}", folder.display())));
+    let contestants = contestants(&folder);
+    let pair = compile(&folder);
+
+    // By row, the figures of each contestant.
+    let mut rows: BTreeMap<String, Vec<Vec<f64>>> = BTreeMap::new();
+    for _ in 0..rounds {
+        for (number, (_, library)) in contestants.iter().enumerate() {
+            let mut figures = pairs(&pair, library);
+            figures.extend(sqlite(&folder, library).map(|seconds| ("sqlite3, s".to_owned(), seconds)));
+            figures.extend(redis(&folder, library).map(|seconds| ("redis-server, s".to_owned(), seconds)));
+            for (row, figure) in figures {
+                rows.entry(row).or_insert_with(|| vec![Vec::new(); contestants.len()])[number].push(figure);
+            }
+        }
+    }
+    println!("medians of {rounds} rounds, and × jemalloc in the same round\n");
+    print!("{:<24}", "");
+    contestants.iter().for_each(|(name, _)| print!("{name:>26}"));
+    println!();
+    for (row, figures) in &rows {
+        print!("{row:<24}");
+        for own in figures {
+            let ratios = own.iter().zip(&figures[0]).map(|(own, base)| own / base).collect();
+            print!("{:>16.2} {:>8}", median(own.clone()), format!("{:.2}×", median(ratios)));
+            print!(" ");
+        }
+        println!();
+    }
+    let _ = fs::remove_dir_all(folder);
+}
+
+/// What is preloaded: the name, and where it is.
+fn contestants(folder: &Path) -> Vec<(&'static str, PathBuf)> {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/programs/Cargo.toml");
+    let bare = cargo(&["build", "--release", "--manifest-path", manifest, "--bin", "bare"]);
+    let ours = ["rustc", "--release", "--lib", "--features", "interpose", "--crate-type", "cdylib"];
+    let ours = cargo(&ours);
+    let library = ours
+        .iter()
+        .filter_map(|message| message["filenames"].as_array()?.first()?.as_str())
+        .find(|file| file.ends_with("libdogtag.so"));
+    let library = library.unwrap_or_else(|| fail("cargo named no library"));
+    let dogtag = folder.join("libdogtag.so");
+    fs::copy(library, &dogtag).unwrap_or_else(|error| fail(&format!("{library}: {error}")));
+    vec![
+        ("jemalloc", shared(&bare, &folder.join("jemalloc.so"))),
+        ("jemalloc, statistics", shared(&ours, &folder.join("jemalloc-statistics.so"))),
+        ("dogtag", dogtag),
+    ]
+}
+
+/// Makes a shared library of the jemalloc that Cargo says it has built, under the C
+/// library's names.
+fn shared(messages: &[serde_json::Value], library: &Path) -> PathBuf {
+    let out = messages
+        .iter()
+        .filter(|message| message["package_id"].as_str().is_some_and(|id| id.contains("tikv-jemalloc-sys")))
+        .find_map(|message| message["out_dir"].as_str());
+    let out = out.unwrap_or_else(|| fail("cargo named no jemalloc"));
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-o"]).arg(library).arg("-Wl,--whole-archive");
+    cc.arg(Path::new(out).join("lib/libjemalloc_pic.a")).arg("-Wl,--no-whole-archive");
+    let names = "malloc calloc realloc free memalign aligned_alloc posix_memalign valloc malloc_usable_size";
+    cc.args(names.split(' ').map(|name| format!("-Wl,--defsym={name}=_rjem_{name}")));
+    cc.args(["-lpthread", "-ldl", "-lm"]);
+    succeed(cc);
+    library.to_owned()
+}
+
+fn compile(folder: &Path) -> PathBuf {
+    let program = folder.join("pair");
+    let mut cc = Command::new("cc");
+    cc.args(["-O2", "-o"]).arg(&program).arg(source("pair.c"));
+    succeed(cc);
+    program
+}
+
+/// Nanoseconds of each pattern.
+fn pairs(program: &Path, library: &Path) -> Vec<(String, f64)> {
+    let output = Command::new(program).env("LD_PRELOAD", library).output();
+    let output = output.unwrap_or_else(|error| fail(&format!("{}: {error}", program.display())));
+    let rows = String::from_utf8_lossy(&output.stdout);
+    rows.lines()
+        .filter_map(|row| {
+            let (name, nanoseconds) = row.split_once('\t')?;
+            Some((format!("{name}, ns"), nanoseconds.parse().ok()?))
+        })
+        .collect()
+}
+
+/// Seconds for a database that is made and looked through.
+fn sqlite(folder: &Path, library: &Path) -> Option<f64> {
+    let database = folder.join("words.db");
+    let _ = fs::remove_file(&database);
+    let statements = fs::File::open(source("statements.sql")).ok()?;
+    let mut sqlite = Command::new("sqlite3");
+    sqlite.arg(&database).env("LD_PRELOAD", library).stdin(statements).stdout(Stdio::null());
+    Some(end(sqlite.spawn().ok()?))
+}
+
+/// Seconds of a server for a number of requests.
+fn redis(folder: &Path, library: &Path) -> Option<f64> {
+    // Free a moment ago, and nobody else's soon.
+    let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port().to_string();
+    let mut server = Command::new("redis-server");
+    server.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    server.current_dir(folder).env("LD_PRELOAD", library).stdout(Stdio::null());
+    // Should this end in the middle, it does too.
+    // SAFETY: a system call, between fork and exec.
+    unsafe {
+        server.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+            Ok(())
+        })
+    };
+    let mut server = server.spawn().ok()?;
+    let client = |program: &str, arguments: &[&str]| {
+        let mut client = Command::new(program);
+        client
+            .args(["-h", "127.0.0.1", "-p", &port])
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        client.status().is_ok_and(|status| status.success())
+    };
+    let is_up = (0..100).any(|_| {
+        thread::sleep(Duration::from_millis(50));
+        client("redis-cli", &["ping"])
+    });
+    let tests = "set,get,incr,lpush,rpush,lpop,rpop,sadd,hset,spop,zadd,lrange_100,mset";
+    let requests = ["-q", "-n", "100000", "-r", "100000", "-c", "20", "-P", "16", "-t", tests];
+    let is_done = is_up && client("redis-benchmark", &requests);
+    if !is_done || !client("redis-cli", &["shutdown", "nosave"]) {
+        let _ = server.kill();
+        fail("redis-server or redis-benchmark failed");
+    }
+    Some(end(server))
+}
+
+/// The processor's time that a process took, when it has ended.
+fn end(child: Child) -> f64 {
+    let (mut status, mut usage) = (0, mem::MaybeUninit::<libc::rusage>::uninit());
+    // SAFETY: a child that nobody else waits for, and places for the results.
+    let usage = unsafe {
+        if libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr()) < 0 || status != 0 {
+            fail("a program failed");
+        }
+        usage.assume_init()
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
+
+fn succeed(mut command: Command) {
+    match command.status() {
+        Ok(status) if status.success() => {}
+        other => fail(&format!("{command:?}: {other:?}")),
+    }
+}
+
+fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/preload").join(name)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
