@@ -32,6 +32,8 @@
 //!   services, and `ServiceCollector` (feature `prometheus`), which tells Prometheus;
 //! - `check` (feature `memory-check`), which finds overruns, double frees and
 //!   other crimes, and says who did them to whose block;
+//! - `pool` (feature `pool`), regions of memory that belong to a service and are freed in one
+//!   go, in a tree, as APR and nginx have them;
 //! - `capi` (features `capi`, `interpose` and `skynet`), functions for C, and C's `malloc`
 //!   itself: of C libraries in a Rust program, and preloaded, of any program.
 //!
@@ -113,6 +115,7 @@
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
 //! | `prometheus` | no | `ServiceCollector`, a collector for `prometheus-client` |
+//! | `pool` | no | the room `pool`: memory that is freed in one go, in a tree |
 //! | `capi` | no | the room `capi`: functions for C, on Linux |
 //! | `interpose` | no | `capi`, and the C library's `malloc` and its kin are dogtag's |
 //! | `skynet` | no | `capi`, and skynet's own interface |
@@ -143,6 +146,8 @@ mod layer;
 mod ledger;
 #[cfg(not(dogtag_loom))]
 mod measure;
+#[cfg(all(feature = "pool", not(dogtag_loom)))]
+pub mod pool;
 #[cfg(all(feature = "prometheus", not(dogtag_loom)))]
 mod prometheus;
 #[cfg(not(dogtag_loom))]
