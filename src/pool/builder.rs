@@ -1,3 +1,5 @@
+//! How a pool is to be, said before it is made.
+
 use super::node::{ALWAYS_SMALL, Handler, LEAST_BLOCK, Node, Plan, Refusal, Source};
 use super::store::Store;
 use super::{Child, GRAIN, Pool, PoolError};

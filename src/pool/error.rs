@@ -1,3 +1,5 @@
+//! Why a pool has no memory for somebody.
+
 use std::borrow::Cow;
 use std::fmt;
 

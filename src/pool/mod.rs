@@ -214,18 +214,22 @@
 mod allocator;
 mod block;
 mod builder;
+mod child;
 mod cleanup;
 mod data;
 mod error;
 mod large;
 mod node;
+mod stats;
 mod store;
 mod tree;
 mod values;
 
 pub use builder::PoolBuilder;
+pub use child::Child;
 pub use cleanup::Cleanup;
 pub use error::PoolError;
+pub use stats::PoolStats;
 
 use crate::Service;
 use block::GRAIN;
@@ -234,8 +238,6 @@ use node::{Handler, Node, Refusal};
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
-use std::ops::Deref;
 use std::ptr::{self, NonNull};
 
 /// A region of memory that is freed in one go: [the module](self) tells of it.
@@ -251,34 +253,6 @@ pub struct Pool<'env> {
 // SAFETY: what a pool drops, runs or calls is `Send`, which all that puts it in asks for; what is
 // borrowed from the pool or from below it keeps it where it is.
 unsafe impl Send for Pool<'_> {}
-
-/// A pool below another one, which ends when it is dropped: [`Pool::child`].
-///
-/// It is a [`Pool`] in all but that it cannot be sent to another thread.
-pub struct Child<'parent> {
-    pool: ManuallyDrop<Pool<'parent>>,
-    _not_send: PhantomData<*const ()>,
-}
-
-/// What a pool has: [`Pool::stats`]. All figures are of this moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PoolStats {
-    /// Bytes that were handed out since the pool was cleared, with what alignment took, and
-    /// notes of cleanups, drops and large allocations (some 40 bytes each).
-    pub used: usize,
-    /// Bytes of the blocks and large allocations.
-    pub held: usize,
-    /// Blocks.
-    pub blocks: usize,
-    /// Large allocations.
-    pub large: usize,
-    /// Pools that are looked at here.
-    pub pools: usize,
-    /// Bytes that are kept for reuse: by the pool that was asked, together with those of the
-    /// tree with which it [shares](PoolBuilder::max_free) them.
-    pub spare: usize,
-}
 
 impl<'env> Pool<'env> {
     /// A pool that is nobody's child, of the service that the thread is in, with a first
@@ -626,56 +600,6 @@ impl Drop for Pool<'_> {
     }
 }
 
-impl<'parent> Child<'parent> {
-    fn of(node: NonNull<Node>) -> Self {
-        Self { pool: ManuallyDrop::new(Pool::of(node)), _not_send: PhantomData }
-    }
-
-    /// [`Pool::clear`].
-    ///
-    /// # Panics
-    ///
-    /// As that does.
-    pub fn clear(&mut self) {
-        self.pool.clear();
-    }
-
-    /// [`Pool::reset`].
-    ///
-    /// # Panics
-    ///
-    /// As that does.
-    pub fn reset(&mut self) {
-        self.pool.reset();
-    }
-
-    /// [`Pool::destroy`].
-    ///
-    /// # Panics
-    ///
-    /// As that does.
-    pub fn destroy(self) {
-        drop(self);
-    }
-}
-
-// Not `DerefMut`, by which a child could be swapped with a pool that may be sent away.
-impl<'parent> Deref for Child<'parent> {
-    type Target = Pool<'parent>;
-
-    #[inline(always)]
-    fn deref(&self) -> &Pool<'parent> {
-        &self.pool
-    }
-}
-
-impl Drop for Child<'_> {
-    fn drop(&mut self) {
-        // SAFETY: it is not used again.
-        unsafe { ManuallyDrop::drop(&mut self.pool) };
-    }
-}
-
 impl fmt::Debug for Pool<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
@@ -683,23 +607,6 @@ impl fmt::Debug for Pool<'_> {
             .field("service", &self.service().name())
             .field("stats", &self.stats())
             .finish()
-    }
-}
-
-impl fmt::Debug for Child<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Child").field(&*self.pool).finish()
-    }
-}
-
-impl PoolStats {
-    fn add(&mut self, node: &Node) {
-        let (blocks, large) = node.count();
-        self.used += node.used();
-        self.held += node.branch.held();
-        self.blocks += blocks;
-        self.large += large;
-        self.pools += 1;
     }
 }
 

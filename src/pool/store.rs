@@ -1,6 +1,6 @@
 //! Where pools get their memory from and give it back to: the allocator, on behalf of one
-//! service, and what was kept for reuse. Pools of a tree that belong to the same service
-//! have one store in common, as APR's pools have their allocator.
+//! service, and what was kept for reuse. A child has its parent's store, as APR's pools have
+//! their parent's allocator, unless it belongs to another service or is to keep another amount.
 
 use super::block::{Block, GRAIN, List, Queue, Visit};
 use crate::Service;
