@@ -146,7 +146,9 @@ typedef enum dogtag_crime {
 	DOGTAG_WRITE_AFTER_FREE = 4,
 	/* Of C's blocks, by free_sized and free_aligned_sized only. */
 	DOGTAG_LAYOUT_MISMATCH = 5,
-	DOGTAG_INVALID_FREE = 6
+	DOGTAG_INVALID_FREE = 6,
+	/* By Rust in the same process, whose mapped regions these are. */
+	DOGTAG_REGION_IN_USE = 7
 } dogtag_crime;
 
 typedef struct dogtag_violation {

@@ -7,6 +7,7 @@ use crate::service::Scope;
 use crate::sys::smaps::Resident;
 use crate::table::{Bytes, Share};
 use std::fmt;
+use std::ops::Range;
 
 /// Where the process's physical memory (RSS) is.
 ///
@@ -42,7 +43,9 @@ pub fn balance() -> Balance {
         cookies += usage.blocks() * around(record);
     });
     let quarantine = quarantined();
-    let counted = totals.bytes() + quarantine;
+    let (in_regions, regions) = regions();
+    // What is in regions is not in the heap.
+    let counted = (totals.bytes() + quarantine).saturating_sub(in_regions);
     // jemalloc may be there without being the backend; others free meanwhile.
     let heap = Heap::read().filter(|heap| heap.blocks > (counted + cookies) / 2);
     if let Some(heap) = heap {
@@ -52,7 +55,7 @@ pub fn balance() -> Balance {
     }
     let blocks = counted + cookies;
     let stacks: Vec<usize> = ledger::stacks().collect();
-    let resident = Resident::read(&stacks).ok().filter(|resident| resident.sum() > 0);
+    let resident = Resident::read(&stacks, &regions).ok().filter(|resident| resident.sum() > 0);
 
     let mut balance = Balance {
         services: totals.bytes() - unattributed,
@@ -69,13 +72,14 @@ pub fn balance() -> Balance {
         balance.dirty_pages = heap.dirty;
         balance.metadata = heap.metadata + heap.internal;
     }
-    if let Some(Resident { files, stacks, not_reserved, ledger, other }) = resident {
+    if let Some(Resident { files, stacks, not_reserved, regions, ledger, other }) = resident {
         let held = heap.map_or(blocks, |heap| heap.active + heap.dirty + heap.metadata);
         // jemalloc reserves nothing, unless the system is set to count every byte that
         // is mapped. Then, and for other backends, its pages are among the others.
         let is_apart = heap.is_some() && not_reserved > 0;
         let in_memory = if is_apart { not_reserved } else { held.min(not_reserved + other) };
-        balance.not_in_memory = held.saturating_sub(in_memory);
+        balance.not_in_memory = held.saturating_sub(in_memory) + in_regions.saturating_sub(regions);
+        balance.regions = regions.saturating_sub(in_regions);
         balance.other_mappings = not_reserved + other - in_memory;
         (balance.files, balance.stacks, balance.ledger) = (files, stacks, ledger);
     }
@@ -111,6 +115,10 @@ pub struct Balance {
     pub dirty_pages: u64,
     /// jemalloc's bookkeeping.
     pub metadata: u64,
+    /// Pages of mapped regions (feature `mapped`), beyond their live blocks (which are taken
+    /// for counted, in whatever way they were allocated).
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub regions: u64,
     /// This crate's: counters, services, owners of large blocks, and what
     /// memory-check knows of blocks.
     pub ledger: u64,
@@ -163,7 +171,7 @@ impl Balance {
         lines
     }
 
-    fn parts(&self) -> [BalanceLine; 14] {
+    fn parts(&self) -> [BalanceLine; 15] {
         let line = |part, bytes: u64, meaning| BalanceLine { part, bytes: bytes as i64, meaning };
         let absent = BalanceLine {
             part: "not in memory",
@@ -180,6 +188,7 @@ impl Balance {
             line("free slots", self.free_slots, "room between live blocks"),
             line("dirty pages", self.dirty_pages, "freed pages, soon given back"),
             line("metadata", self.metadata, "jemalloc's bookkeeping"),
+            line("regions", self.regions, "mapped regions, beyond live blocks"),
             line("ledger", self.ledger, "dogtag's bookkeeping"),
             line("files", self.files, "the program, its libraries, mapped files"),
             line("stacks", self.stacks, "of threads"),
@@ -217,6 +226,18 @@ impl fmt::Display for Balance {
             None => writeln!(f, "{:<14}  {:>11}           the system does not tell", "RSS", "unknown"),
         }
     }
+}
+
+/// Bytes of blocks in mapped regions, and where these are.
+fn regions() -> (u64, Vec<Range<usize>>) {
+    #[cfg(feature = "mapped")]
+    {
+        let regions = crate::mapped::all();
+        let bytes = regions.iter().map(|(region, _)| region.stats.used as u64).sum();
+        (bytes, regions.into_iter().map(|(_, addresses)| addresses).collect())
+    }
+    #[cfg(not(feature = "mapped"))]
+    (0, Vec::new())
 }
 
 /// What stands around a block of that service.

@@ -34,6 +34,8 @@
 //!   other crimes, and says who did them to whose block;
 //! - `pool` (feature `pool`), regions of memory that belong to a service and are freed in one
 //!   go, in a tree, as APR and nginx have them;
+//! - `mapped` (feature `mapped`), regions of mapped memory, and another allocator for what
+//!   they have no room for;
 //! - `capi` (features `capi`, `interpose` and `skynet`), functions for C, and C's `malloc`
 //!   itself: of C libraries in a Rust program, and preloaded, of any program.
 //!
@@ -116,6 +118,7 @@
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
 //! | `prometheus` | no | `ServiceCollector`, a collector for `prometheus-client` |
 //! | `pool` | no | the room `pool`: memory that is freed in one go, in a tree |
+//! | `mapped` | no | the room `mapped`: regions of mapped memory, on Linux |
 //! | `capi` | no | the room `capi`: functions for C, on Linux |
 //! | `interpose` | no | `capi`, and the C library's `malloc` and its kin are dogtag's |
 //! | `skynet` | no | `capi`, and skynet's own interface |
@@ -144,6 +147,8 @@ mod cookie;
 #[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]
 mod layer;
 mod ledger;
+#[cfg(all(feature = "mapped", not(dogtag_loom)))]
+pub mod mapped;
 #[cfg(not(dogtag_loom))]
 mod measure;
 #[cfg(all(feature = "pool", not(dogtag_loom)))]

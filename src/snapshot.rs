@@ -4,6 +4,8 @@ use crate::announce;
 use crate::backend::JemallocStats;
 use crate::balance::{Balance, balance};
 use crate::ledger;
+#[cfg(feature = "mapped")]
+use crate::mapped::{Region, Regions};
 use crate::service;
 use crate::table::{Bytes, Grouped, Share, printable};
 use crate::usage::Usage;
@@ -84,6 +86,8 @@ pub fn snapshot() -> Snapshot {
         lost: Lost { bytes: lost.freed_bytes, blocks: lost.freed_blocks },
         quarantine: quarantine(),
         jemalloc: JemallocStats::read(),
+        #[cfg(feature = "mapped")]
+        regions: crate::mapped::all().into_iter().map(|(region, _)| region).collect(),
         balance: None,
     }
 }
@@ -133,6 +137,10 @@ pub struct Snapshot {
     /// jemalloc's own figures, where jemalloc holds the memory (feature
     /// `jemalloc-stats`).
     pub jemalloc: Option<JemallocStats>,
+    /// Mapped regions (feature `mapped`), the youngest first.
+    #[cfg(feature = "mapped")]
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub regions: Vec<Region>,
     /// The process's books, if they were [asked for](Self::with_balance).
     pub balance: Option<Balance>,
 }
@@ -214,6 +222,10 @@ impl fmt::Display for Snapshot {
             self.tree(f)?
         } else {
             self.table(f)?
+        }
+        #[cfg(feature = "mapped")]
+        if !self.regions.is_empty() {
+            write!(f, "\n{}", Regions(&self.regions))?;
         }
         self.footnotes(f)
     }

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "memory-check")]
 mod checked;
+#[cfg(any(feature = "pool", feature = "mapped"))]
+mod collections;
 #[cfg(not(feature = "memory-check"))]
 mod plain;
 

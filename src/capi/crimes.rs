@@ -89,6 +89,7 @@ mod checked {
             Crime::WriteAfterFree => 4,
             Crime::LayoutMismatch => 5,
             Crime::InvalidFree => 6,
+            Crime::RegionInUse => 7,
         }
     }
 

@@ -13,6 +13,7 @@
 //! | [`WriteAfterFree`](Crime::WriteAfterFree) | certain while the block is in quarantine |
 //! | [`LayoutMismatch`](Crime::LayoutMismatch): freed or resized with another size or alignment | certain |
 //! | [`InvalidFree`](Crime::InvalidFree): of what was never handed out, such as a pointer to the stack, into a block, or from another allocator | certain; the pointer is not followed |
+//! | [`RegionInUse`](Crime::RegionInUse): a mapped region that is dropped before its blocks | certain |
 //!
 //! Each is found by the free or the reallocation that meets it (a write after
 //! free when the block leaves the quarantine), and by [`verify`] on demand. A
@@ -111,6 +112,7 @@ mod violation;
 
 #[cfg(feature = "interpose")]
 pub(crate) use state::heed_forks;
+
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
     block::{AROUND, FRESH, Particulars, layout, offset},
@@ -125,3 +127,11 @@ pub use {
     verify::{Verified, verify},
     violation::{Crime, Deed, Operation, Violation},
 };
+
+/// Tells of a region that is dropped while blocks in it are live. Returns if the process is to
+/// go on.
+#[cfg(all(feature = "mapped", not(dogtag_loom)))]
+pub(crate) fn region_in_use(start: usize) {
+    let backtrace = Settings::get().backtrace;
+    reaction::react(&Violation::new(Crime::RegionInUse, Operation::Unmap, start, backtrace));
+}

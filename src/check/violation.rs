@@ -29,6 +29,8 @@ pub enum Crime {
     LayoutMismatch,
     /// A pointer was freed, or reallocated, that is no block of this allocator.
     InvalidFree,
+    /// A mapped region was dropped while blocks in it were live (feature `mapped`).
+    RegionInUse,
 }
 
 impl fmt::Display for Crime {
@@ -40,6 +42,7 @@ impl fmt::Display for Crime {
             Self::WriteAfterFree => "write after free",
             Self::LayoutMismatch => "layout mismatch",
             Self::InvalidFree => "invalid free",
+            Self::RegionInUse => "region in use",
         })
     }
 }
@@ -56,6 +59,8 @@ pub enum Operation {
     Reuse,
     /// Somebody called [`verify`](super::verify).
     Verify,
+    /// A mapped region was dropped.
+    Unmap,
 }
 
 impl fmt::Display for Operation {
@@ -65,6 +70,7 @@ impl fmt::Display for Operation {
             Self::Realloc => "realloc",
             Self::Reuse => "leaving the quarantine",
             Self::Verify => "verify",
+            Self::Unmap => "unmapping a region",
         })
     }
 }
@@ -182,7 +188,8 @@ impl Violation {
     }
 
     /// The pointer that it is about: the block's, but for an
-    /// [`InvalidFree`](Crime::InvalidFree) the one that was to be freed.
+    /// [`InvalidFree`](Crime::InvalidFree) the one that was to be freed, and for a
+    /// [`RegionInUse`](Crime::RegionInUse) where the region begins.
     #[must_use]
     pub const fn address(&self) -> usize {
         self.address
@@ -318,6 +325,7 @@ impl Violation {
                 f,
                 "a pointer is freed that was never handed out, or whose block was freed long ago"
             )?,
+            (Crime::RegionInUse, _) => writeln!(f, "a mapped region is dropped while blocks in it are live")?,
         }
         if self.block != Some(self.address) {
             write!(f, "  pointer    {:#x}", self.address)?;

@@ -9,11 +9,12 @@ use crate::ledger::thread::Stay;
 use crate::ledger::{due, slots};
 use crate::sys;
 use std::cell::UnsafeCell;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Has every fork of this process take the locks.
-pub(super) fn prepare() {
-    sys::at_fork(before, in_parent, in_child);
+pub(crate) fn prepare() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| sys::at_fork(before, in_parent, in_child));
 }
 
 /// To be held by whoever looks into one of the dashmaps. They have locks of their
@@ -38,6 +39,9 @@ extern "C" fn before() {
         _tree: Tree::lock(),
         _spare: retirement::spare(),
         _statistics: backend::statistics(),
+        // Under the other locks there may be allocations.
+        #[cfg(feature = "mapped")]
+        _regions: crate::mapped::AllHeld::lock(),
     };
     // SAFETY: who has the locks has the place.
     unsafe { *HELD.0.get() = Some(held) };
@@ -59,6 +63,8 @@ extern "C" fn in_child() {
 }
 
 struct Held {
+    #[cfg(feature = "mapped")]
+    _regions: crate::mapped::AllHeld,
     _gate: RwLockWriteGuard<'static, ()>,
     _tree: Tree,
     _spare: SpareGuard,

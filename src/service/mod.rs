@@ -17,6 +17,8 @@ pub use scope::Scope;
 
 #[cfg(any(feature = "tracing-layer", feature = "interpose", feature = "skynet"))]
 pub(crate) use fork::gate;
+#[cfg(feature = "mapped")]
+pub(crate) use fork::prepare as prepare_forks;
 pub(crate) use limits::{limits, start_announcer};
 pub(crate) use retirement::end_retired;
 

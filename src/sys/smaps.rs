@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
+use std::ops::Range;
 
 /// Bytes in physical memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub(crate) struct Resident {
     pub(crate) stacks: u64,
     /// Memory that was mapped with `MAP_NORESERVE`, as jemalloc maps its own.
     pub(crate) not_reserved: u64,
+    /// Mapped regions of this crate's.
+    pub(crate) regions: u64,
     /// This crate's own: memory that is said to be used at random.
     pub(crate) ledger: u64,
     /// Everything else.
@@ -21,18 +24,18 @@ pub(crate) struct Resident {
 
 impl Resident {
     pub(crate) fn sum(&self) -> u64 {
-        let Self { files, stacks, not_reserved, ledger, other } = self;
-        files + stacks + not_reserved + ledger + other
+        let Self { files, stacks, not_reserved, regions, ledger, other } = self;
+        files + stacks + not_reserved + regions + ledger + other
     }
 
-    /// Reads it, given an address in each thread's stack. The kernel goes through
+    /// Reads it, given an address in each thread's stack, and those of regions. The kernel goes through
     /// the process's pages, which takes a few milliseconds for each GiB.
-    pub(crate) fn read(stacks: &[usize]) -> io::Result<Self> {
+    pub(crate) fn read(stacks: &[usize], regions: &[Range<usize>]) -> io::Result<Self> {
         let file = File::open("/proc/self/smaps")?;
-        Self::parse(BufReader::with_capacity(1 << 16, file), stacks)
+        Self::parse(BufReader::with_capacity(1 << 16, file), stacks, regions)
     }
 
-    fn parse(mut text: impl BufRead, stacks: &[usize]) -> io::Result<Self> {
+    fn parse(mut text: impl BufRead, stacks: &[usize], regions: &[Range<usize>]) -> io::Result<Self> {
         let mut sum = Self::default();
         let mut mapping = Mapping::default();
         // A path need not be UTF-8.
@@ -51,13 +54,13 @@ impl Resident {
                 }
                 Some(_) => {}
                 None => {
-                    mapping.add_to(&mut sum, stacks);
+                    mapping.add_to(&mut sum, stacks, regions);
                     mapping = Mapping::of(key, rest);
                 }
             }
             line.clear();
         }
-        mapping.add_to(&mut sum, stacks);
+        mapping.add_to(&mut sum, stacks, regions);
         Ok(sum)
     }
 }
@@ -92,11 +95,14 @@ impl Mapping {
         }
     }
 
-    fn add_to(&self, sum: &mut Resident, stacks: &[usize]) {
-        let is_stack = || stacks.iter().any(|address| (self.start..self.end).contains(address));
-        let part = if self.resident == 0 {
+    fn add_to(&self, sum: &mut Resident, stacks: &[usize], regions: &[Range<usize>]) {
+        if self.resident == 0 {
             return;
-        } else if self.is_file {
+        }
+        let is_stack = || stacks.iter().any(|address| (self.start..self.end).contains(address));
+        let in_regions = self.part_in(regions);
+        sum.regions += in_regions;
+        let part = if self.is_file {
             &mut sum.files
         } else if self.is_ledger {
             &mut sum.ledger
@@ -107,7 +113,16 @@ impl Mapping {
         } else {
             &mut sum.other
         };
-        *part += self.resident;
+        *part += self.resident - in_regions;
+    }
+
+    /// How much of it is in regions: all, or nothing, unless the system has joined a region with
+    /// what is beside it; then in proportion.
+    fn part_in(&self, regions: &[Range<usize>]) -> u64 {
+        let common =
+            |region: &Range<usize>| region.end.min(self.end).saturating_sub(region.start.max(self.start));
+        let common: usize = regions.iter().map(common).sum();
+        (u128::from(self.resident) * common as u128 / (self.end - self.start).max(1) as u128) as u64
     }
 }
 
@@ -126,8 +141,10 @@ Size:                 64 kB\nRss:                  12 kB\nRssAnon:  99 kB\nVmFla
 7f20-7f30 rw-p 00000000 00:00 0 \nRss: 16 kB\nVmFlags: rd wr mr mw me ac\n\
 7f24-7f28 rw-p 00000000 00:00 0 \nRss: 64 kB\nVmFlags: rd wr mr mw me ac rr\n\
 7f30-7f40 rw-s 00000000 00:01 1029                       /memfd:window (deleted)\nRss: 32 kB\nVmFlags: rd wr sh rr\n\
+7fe0-7ff0 rw-s 00000000 00:01 1030                       /memfd:region (deleted)\nRss: 128 kB\nVmFlags: rd wr sh\n\
 7ff0-7fff rw-p 00000000 00:00 0                          [stack]\nRss: 20 kB\nVmFlags: rd gd ac\n";
-        let resident = Resident::parse(text.as_bytes(), &[0x7f15, 0x1234]).unwrap();
+        let regions = [0x7e00..0x7f00, 0x7f2c..0x7f30, 0x7fe0..0x7ff0];
+        let resident = Resident::parse(text.as_bytes(), &[0x7f15, 0x1234], &regions).unwrap();
         let kib = |kib: u64| kib << 10;
         assert_eq!(
             resident,
@@ -135,12 +152,13 @@ Size:                 64 kB\nRss:                  12 kB\nRssAnon:  99 kB\nVmFla
                 files: kib(44),
                 stacks: kib(28),
                 not_reserved: kib(100),
+                regions: kib(132),
                 ledger: kib(64),
-                other: kib(20)
+                other: kib(16)
             },
         );
-        assert_eq!(resident.sum(), kib(256));
-        assert_eq!(Resident::parse(&b""[..], &[]).unwrap(), Resident::default());
-        assert_eq!(Resident::parse(&b"\xff\xfe\nRss:\nno such line"[..], &[]).unwrap().sum(), 0);
+        assert_eq!(resident.sum(), kib(384));
+        assert_eq!(Resident::parse(&b""[..], &[], &[]).unwrap(), Resident::default());
+        assert_eq!(Resident::parse(&b"\xff\xfe\nRss:\nno such line"[..], &[], &[]).unwrap().sum(), 0);
     }
 }

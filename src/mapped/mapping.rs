@@ -1,0 +1,305 @@
+//! Pages of the system's: a window, with pages in front and behind that nobody may touch.
+
+use super::MapError;
+use rustix::fs::fstatfs;
+use rustix::io::Errno;
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use std::fs::File;
+use std::io;
+use std::ptr::{self, NonNull};
+
+/// What may be done to the pages of a region.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Protection {
+    /// They can be read. Nothing can be allocated in such a region.
+    Read,
+    /// They can be read and written to.
+    #[default]
+    ReadWrite,
+    /// They can be executed, too.
+    ReadWriteExecute,
+}
+
+/// How large the pages of a region are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HugePages {
+    /// As the system has it.
+    #[default]
+    Unspecified,
+    /// The system is asked to use huge pages where it can (`MADV_HUGEPAGE`).
+    Transparent,
+    /// Pages of 2 MiB, which must be reserved (`MAP_HUGETLB`).
+    Reserved2MiB,
+    /// Pages of 1 GiB, which must be reserved (`MAP_HUGETLB`).
+    Reserved1GiB,
+}
+
+/// What a window is to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan<'a> {
+    pub(super) len: usize,
+    pub(super) file: Option<(&'a File, u64)>,
+    pub(super) is_shared: bool,
+    pub(super) protection: Protection,
+    pub(super) huge_pages: HugePages,
+    pub(super) is_populated: bool,
+    pub(super) is_locked: bool,
+    pub(super) has_guards: bool,
+    pub(super) name: &'a str,
+    /// The system need not promise that there is memory for all of it.
+    pub(super) is_not_reserved: bool,
+}
+
+/// A window, which is unmapped when this is dropped.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    /// All that is mapped, guards included.
+    whole: (NonNull<u8>, usize),
+    /// Bytes that are a file's, if it ends within the last page.
+    window: (NonNull<u8>, usize),
+    is_anonymous: bool,
+    page: usize,
+}
+
+// SAFETY: pages belong to no thread.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; nobody changes them through this.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    pub(super) fn new(plan: &Plan<'_>) -> Result<Self, MapError> {
+        let page = plan.page()?;
+        let (len, usable) = plan.checked_len(page)?;
+        let reserved = if plan.has_guards { Some(Reserved::around(len, page)?) } else { None };
+        let place = reserved.as_ref().map_or(ptr::null_mut(), |reserved| reserved.place);
+        let start = plan.map_at(place, len, page)?;
+        // From here on this gives everything back.
+        let whole = reserved.map_or((start, len), Reserved::keep);
+        let (Some(window), Some(whole_start)) = (NonNull::new(start), NonNull::new(whole.0)) else {
+            return Err(MapError::NoRoom { len, source: None });
+        };
+        let whole = (whole_start, whole.1);
+        let is_anonymous = plan.file.is_none() && !plan.is_shared;
+        let this = Self { whole, window: (window, usable), is_anonymous, page };
+        this.advise(plan)?;
+        Ok(this)
+    }
+
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.window.0
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.window.1
+    }
+
+    /// Bytes of a page.
+    pub(super) fn page(&self) -> usize {
+        self.page
+    }
+
+    /// Gives whole pages back to the system. Returns whether they are zero when they are touched
+    /// again.
+    ///
+    /// # Safety
+    ///
+    /// They must be the window's, and nobody need what is in them.
+    pub(super) unsafe fn give_back(&self, start: usize, len: usize) -> bool {
+        let advice = if self.is_anonymous { Advice::LinuxDontNeed } else { Advice::LinuxRemove };
+        // SAFETY: the caller's promise.
+        unsafe { mm::madvise(self.window.0.as_ptr().add(start).cast(), len, advice) }.is_ok()
+    }
+
+    pub(super) fn is_read_at_random(&self) {
+        // SAFETY: the window is ours. Should the system refuse, nothing depends on it.
+        let _ = unsafe { mm::madvise(self.window.0.as_ptr().cast(), self.window.1, Advice::Random) };
+    }
+
+    fn advise(&self, plan: &Plan<'_>) -> Result<(), MapError> {
+        let (start, len) = (self.window.0.as_ptr().cast(), self.window.1);
+        let system = |call| move |error: Errno| MapError::System { call, source: error.into() };
+        // SAFETY: the window is ours.
+        unsafe {
+            if plan.huge_pages == HugePages::Transparent {
+                // A kernel without them has the usual ones.
+                match mm::madvise(start, len, Advice::LinuxHugepage) {
+                    Ok(()) | Err(Errno::INVAL) => {}
+                    Err(error) => return Err(system("madvise")(error)),
+                }
+            }
+            if plan.is_locked {
+                mm::mlock(start, len).map_err(|error| MapError::NotLocked { len, source: error.into() })?;
+            }
+        }
+        self.show_name(plan.name);
+        Ok(())
+    }
+
+    /// Has the name shown in `/proc/self/maps`, if the kernel can; it then keeps the window apart
+    /// from mappings beside it, too.
+    fn show_name(&self, name: &str) {
+        let mut text = [0_u8; 80];
+        let shown = |byte: &u8| byte.is_ascii_graphic() && !b"[]\\$`".contains(byte);
+        for (place, byte) in text[..79].iter_mut().zip(name.bytes()) {
+            *place = if shown(&byte) { byte } else { b'_' };
+        }
+        // SAFETY: the window is ours, and the text ends with a zero.
+        unsafe {
+            libc::prctl(
+                libc::PR_SET_VMA,
+                libc::PR_SET_VMA_ANON_NAME,
+                self.window.0.as_ptr(),
+                self.window.1,
+                text.as_ptr(),
+            );
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it is ours, and whoever drops this uses it no more. It cannot fail.
+        let _ = unsafe { mm::munmap(self.whole.0.as_ptr().cast(), self.whole.1) };
+    }
+}
+
+/// Addresses that nobody may touch, for a window in their midst.
+struct Reserved {
+    start: *mut u8,
+    len: usize,
+    /// Of the window, aligned to its pages.
+    place: *mut u8,
+}
+
+impl Reserved {
+    fn around(window_len: usize, window_page: usize) -> Result<Self, MapError> {
+        let guard = page_size();
+        let len = window_len.checked_add(guard + window_page.max(guard));
+        let len = len.filter(|len| isize::try_from(*len).is_ok());
+        let len = len.ok_or(MapError::NoRoom { len: window_len, source: None })?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: the system chooses the place.
+        let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) };
+        let start: *mut u8 = start.map_err(|error| no_room(len, error))?.cast();
+        let place = start.map_addr(|address| (address + guard).next_multiple_of(window_page));
+        Ok(Self { start, len, place })
+    }
+
+    fn keep(self) -> (*mut u8, usize) {
+        let whole = (self.start, self.len);
+        std::mem::forget(self);
+        whole
+    }
+}
+
+fn no_room(len: usize, error: Errno) -> MapError {
+    MapError::NoRoom { len, source: Some(error.into()) }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: nobody else has them.
+        let _ = unsafe { mm::munmap(self.start.cast(), self.len) };
+    }
+}
+
+impl Plan<'_> {
+    pub(super) const fn anonymous(len: usize) -> Self {
+        Self {
+            len,
+            file: None,
+            is_shared: false,
+            protection: Protection::ReadWrite,
+            huge_pages: HugePages::Unspecified,
+            is_populated: false,
+            is_locked: false,
+            has_guards: false,
+            name: "region",
+            is_not_reserved: false,
+        }
+    }
+
+    /// Bytes to map, which are whole pages, and how many of them can be used.
+    fn checked_len(&self, page: usize) -> Result<(usize, usize), MapError> {
+        if self.len == 0 {
+            return Err(MapError::Empty);
+        }
+        let len = self.len.checked_next_multiple_of(page);
+        let len = len.ok_or(MapError::NoRoom { len: self.len, source: None })?;
+        let Some((file, offset)) = self.file else { return Ok((len, len)) };
+        if !offset.is_multiple_of(page as u64) {
+            return Err(MapError::MisalignedOffset { offset, page });
+        }
+        let metadata = file.metadata().map_err(|source| MapError::System { call: "fstat", source })?;
+        // A device says nothing about its length.
+        if !metadata.is_file() {
+            return Ok((len, len));
+        }
+        let file_len = metadata.len();
+        let left = file_len.checked_sub(offset).map_or(0, |left| usize::try_from(left).unwrap_or(usize::MAX));
+        if left < self.len {
+            return Err(MapError::BeyondFile { offset, len: self.len, file_len });
+        }
+        // What is behind the file's end in its last page is not kept, and not shared.
+        Ok((len, len.min(left)))
+    }
+
+    /// Bytes of a page of the window.
+    fn page(&self) -> Result<usize, MapError> {
+        let of_file = self.file.map(|(file, _)| fstatfs(file)).transpose();
+        let of_file = of_file.map_err(|error| MapError::System { call: "fstatfs", source: error.into() })?;
+        Ok(match (self.huge_pages, of_file) {
+            (_, Some(system)) if system.f_type == libc::HUGETLBFS_MAGIC => system.f_bsize as usize,
+            (HugePages::Reserved2MiB, _) => 2 << 20,
+            (HugePages::Reserved1GiB, _) => 1 << 30,
+            _ => page_size(),
+        })
+    }
+
+    /// Maps the window there, or where the system likes.
+    fn map_at(&self, place: *mut u8, len: usize, page: usize) -> Result<*mut u8, MapError> {
+        let protection = match self.protection {
+            Protection::Read => ProtFlags::READ,
+            Protection::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+            Protection::ReadWriteExecute => ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC,
+        };
+        let mut flags = if self.is_shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        flags.set(MapFlags::FIXED, !place.is_null());
+        flags.set(MapFlags::POPULATE, self.is_populated);
+        flags.set(MapFlags::NORESERVE, self.is_not_reserved);
+        flags |= match self.huge_pages {
+            HugePages::Reserved2MiB => MapFlags::HUGETLB | MapFlags::HUGE_2MB,
+            HugePages::Reserved1GiB => MapFlags::HUGETLB | MapFlags::HUGE_1GB,
+            HugePages::Unspecified | HugePages::Transparent => MapFlags::empty(),
+        };
+        // SAFETY: the place is what was reserved for it, or the system's choice.
+        let mapped = unsafe {
+            match self.file {
+                Some((file, offset)) => mm::mmap(place.cast(), len, protection, flags, file, offset),
+                None => mm::mmap_anonymous(place.cast(), len, protection, flags),
+            }
+        };
+        mapped.map(<*mut _>::cast).map_err(|error| refusal(error, len, page))
+    }
+}
+
+fn refusal(error: Errno, len: usize, page: usize) -> MapError {
+    let source = io::Error::from(error);
+    match error {
+        Errno::ACCESS | Errno::PERM => MapError::Permission { source },
+        Errno::AGAIN => MapError::NotLocked { len, source },
+        Errno::NOMEM | Errno::INVAL | Errno::NODEV | Errno::NOENT if page > page_size() => {
+            MapError::NoHugePages { page, len, source }
+        }
+        Errno::NOMEM | Errno::OVERFLOW => no_room(len, error),
+        _ => MapError::System { call: "mmap", source },
+    }
+}
+
+/// Bytes of a page that is not a huge one. Allocates nothing, as rustix's may.
+pub(super) fn page_size() -> usize {
+    // SAFETY: it only asks.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}

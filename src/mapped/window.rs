@@ -1,0 +1,397 @@
+//! A window and what is known of it: the memory of one [`MappedRegion`](super::MappedRegion).
+//!
+//! What is known stands in pages of its own, since a region may be the global allocator's
+//! backend: nothing here allocates.
+
+use super::mapping::{Mapping, Plan, Protection, page_size};
+use super::placement::{Placement, bin_of};
+use super::recent::Recent;
+use super::roll::Entry;
+use super::{MapError, RegionStats};
+use std::alloc::Layout;
+use std::cell::UnsafeCell;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// At the beginning of its tables, where it stays.
+pub(super) struct Window {
+    pub(super) entry: Entry,
+    mapping: Mapping,
+    tables: Mapping,
+    /// Blocks begin and end at multiples of 2 to this power.
+    shift: u32,
+    /// The window's address, in granules.
+    base: u32,
+    /// From this bin on all are empty, so that nothing is looked for in them.
+    first_empty: AtomicU32,
+    /// Allocations that there was no room for.
+    refused: AtomicU64,
+    dirty: Dirty,
+    state: Mutex<State>,
+    /// The lock, while the process is forked.
+    held: UnsafeCell<Option<MutexGuard<'static, State>>>,
+}
+
+struct State {
+    placement: Placement,
+    recent: Recent,
+    blocks: usize,
+    /// Bytes, rounded up to granules.
+    used: usize,
+    peak: usize,
+}
+
+impl Window {
+    /// # Safety
+    ///
+    /// Whoever gets it must call [`end`](Self::end) once, and not use it then.
+    pub(super) unsafe fn map(plan: &Plan<'_>, granularity: usize) -> Result<NonNull<Self>, MapError> {
+        if !granularity.is_power_of_two() || granularity > page_size() {
+            return Err(MapError::Granularity { bytes: granularity });
+        }
+        let mapping = Mapping::new(plan)?;
+        // Offsets are of 32 bits, and the window begins at a multiple of a page.
+        let least = (mapping.len() >> 31).next_power_of_two();
+        if least > page_size() {
+            return Err(MapError::NoRoom { len: plan.len, source: None });
+        }
+        let shift = granularity.max(least).trailing_zeros();
+        let len = (mapping.len() >> shift) as u32;
+        let dirty_offset = size_of::<Self>().next_multiple_of(16);
+        let placement_offset = dirty_offset + Dirty::bytes(mapping.len());
+        let tables_len = placement_offset + Placement::table_bytes(len);
+        let tables = Plan { name: "region-tables", is_not_reserved: true, ..Plan::anonymous(tables_len) };
+        let tables = Mapping::new(&tables).map_err(|error| match error {
+            MapError::NoRoom { source, .. } => MapError::NoRoom { len: plan.len, source },
+            error => error,
+        })?;
+        let can_be_allocated = plan.protection != Protection::Read;
+        // SAFETY: the tables are new, so all of them is zero; they have room for these three, one behind
+        // the other, and are there as long as what is written to their beginning.
+        unsafe {
+            let memory = tables.start();
+            let dirty = Dirty { words: memory.add(dirty_offset).cast(), len: Dirty::words_of(mapping.len()) };
+            if plan.file.is_some() {
+                dirty.fill();
+            }
+            let placement =
+                Placement::new(if can_be_allocated { len } else { 0 }, memory.add(placement_offset));
+            let this = memory.cast::<Self>();
+            this.write(Self {
+                entry: Entry::new(plan.name),
+                shift,
+                base: (mapping.start().addr().get() >> shift) as u32,
+                first_empty: AtomicU32::new(placement.last()),
+                refused: AtomicU64::new(0),
+                dirty,
+                state: Mutex::new(State { placement, recent: Recent::new(), blocks: 0, used: 0, peak: 0 }),
+                held: UnsafeCell::new(None),
+                mapping,
+                tables,
+            });
+            // It is read here and there; and so it is told from other memory: see `smaps`.
+            this.as_ref().tables.is_read_at_random();
+            Ok(this)
+        }
+    }
+
+    /// Unmaps it.
+    ///
+    /// # Safety
+    ///
+    /// Nobody must use it, or what was allocated in it.
+    pub(super) unsafe fn end(this: NonNull<Self>) {
+        // SAFETY: the caller's promise. The tables go last, since it stands in them.
+        let Self { mapping, tables, .. } = unsafe { this.read() };
+        drop(mapping);
+        drop(tables);
+    }
+
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.mapping.start()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.mapping.len()
+    }
+
+    pub(super) fn owns(&self, block: *const u8) -> bool {
+        block.addr().wrapping_sub(self.start().addr().get()) < self.len()
+    }
+
+    pub(super) fn allocate(&self, layout: Layout, is_zeroed: bool) -> Option<NonNull<u8>> {
+        let Some((len, align)) = self.granules(layout) else { return self.refuse() };
+        if bin_of(len) as u32 >= self.first_empty.load(Ordering::Relaxed) {
+            return self.refuse();
+        }
+        let mut state = self.state();
+        let again = if align == 1 { state.recent.take(len) } else { None };
+        let Some(start) = again.or_else(|| self.place(&mut state, len, align)) else {
+            drop(state);
+            return self.refuse();
+        };
+        state.count(1, (len as usize) << self.shift, 0);
+        drop(state);
+        // What follows is about pages of which this block has a part, so nobody gives them back.
+        let offset = (start as usize) << self.shift;
+        if is_zeroed {
+            self.dirty.clean(self.start(), offset, layout.size());
+        }
+        self.dirty.mark(offset, (len as usize) << self.shift);
+        // SAFETY: the range is in the window.
+        Some(unsafe { self.start().add(offset) })
+    }
+
+    /// # Safety
+    ///
+    /// The block must be from here, of that layout, and used no more.
+    pub(super) unsafe fn free(&self, block: NonNull<u8>, layout: Layout) {
+        let Some((len, _)) = self.granules(layout) else { return };
+        let start = self.granule(block);
+        let mut state = self.state();
+        if !state.recent.keep(start, len) {
+            state.placement.give(start, len);
+        }
+        state.blocks -= 1;
+        state.used -= (len as usize) << self.shift;
+        self.note_bins(&state);
+    }
+
+    /// Makes a block larger or smaller where it is, if there is room.
+    ///
+    /// # Safety
+    ///
+    /// The block must be from here, and of that layout.
+    pub(super) unsafe fn resize(&self, block: NonNull<u8>, layout: Layout, new_size: usize) -> bool {
+        let new = Layout::from_size_align(new_size, layout.align()).ok().and_then(|new| self.granules(new));
+        let (Some((old, _)), Some((new, _))) = (self.granules(layout), new) else { return false };
+        if new == old {
+            return true;
+        }
+        let start = self.granule(block);
+        let mut state = self.state();
+        if new > old {
+            let extends = state.placement.extend(start, old, new)
+                || state.settle() && state.placement.extend(start, old, new);
+            self.note_bins(&state);
+            if !extends {
+                return false;
+            }
+        } else {
+            state.placement.give(start + new, old - new);
+            self.note_bins(&state);
+        }
+        state.count(0, (new as usize) << self.shift, (old as usize) << self.shift);
+        drop(state);
+        self.dirty.mark((start as usize) << self.shift, (new as usize) << self.shift);
+        true
+    }
+
+    pub(super) fn trim(&self) -> usize {
+        let mut state = self.state();
+        state.settle();
+        let page = self.mapping.page();
+        let mut bytes = 0;
+        for (start, len) in state.placement.free_ranges() {
+            let start = (start as usize) << self.shift;
+            let end = (start + ((len as usize) << self.shift)) / page * page;
+            let mut from = start.next_multiple_of(page);
+            while let Some(run) = self.dirty.run(from, end) {
+                let run = run.start / page * page..run.end.next_multiple_of(page);
+                // SAFETY: nobody has anything in it.
+                if unsafe { self.mapping.give_back(run.start, run.len()) } {
+                    bytes += run.len();
+                    self.dirty.forget(run.start, run.len());
+                }
+                from = run.end;
+            }
+        }
+        self.note_bins(&state);
+        bytes
+    }
+
+    pub(super) fn stats(&self) -> RegionStats {
+        let mut state = self.state();
+        state.settle();
+        self.note_bins(&state);
+        let bytes = |granules: u32| (granules as usize) << self.shift;
+        RegionStats {
+            size: self.len(),
+            used: state.used,
+            free: bytes(state.placement.free()),
+            largest_free: bytes(state.placement.largest()),
+            free_ranges: state.placement.ranges() as usize,
+            blocks: state.blocks,
+            peak: state.peak,
+            refused: self.refused.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Takes the lock, until it is [let go](Self::let_go).
+    ///
+    /// # Safety
+    ///
+    /// The window must be there until then, and nobody else hold it.
+    pub(super) unsafe fn hold(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let guard =
+                std::mem::transmute::<MutexGuard<'_, State>, MutexGuard<'static, State>>(self.state());
+            *self.held.get() = Some(guard);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// It must be held, by this thread or by the one that this one is a fork's copy of.
+    pub(super) unsafe fn let_go(&self) {
+        // SAFETY: the caller's promise.
+        drop(unsafe { (*self.held.get()).take() });
+    }
+
+    /// Addresses of the window.
+    pub(super) fn addresses(&self) -> Range<usize> {
+        let start = self.start().addr().get();
+        start..start + self.len()
+    }
+
+    #[cold]
+    fn refuse(&self) -> Option<NonNull<u8>> {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
+    /// Granules that a block takes, and what it is aligned to.
+    fn granules(&self, layout: Layout) -> Option<(u32, u32)> {
+        let granule = 1 << self.shift;
+        let len = layout.size().max(1).checked_add(granule - 1)? >> self.shift;
+        let align = layout.align().max(granule) >> self.shift;
+        Some((u32::try_from(len).ok()?, u32::try_from(align).ok()?))
+    }
+
+    fn granule(&self, block: NonNull<u8>) -> u32 {
+        ((block.addr().get() - self.start().addr().get()) >> self.shift) as u32
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds room that is not a recent block's; those give way if there is no other.
+    fn place(&self, state: &mut State, len: u32, align: u32) -> Option<u32> {
+        let found = state.placement.take(len, align, self.base);
+        let found = match found {
+            None if state.settle() => state.placement.take(len, align, self.base),
+            found => found,
+        };
+        self.note_bins(state);
+        found
+    }
+
+    fn note_bins(&self, state: &State) {
+        // Recent blocks may become a range of any length.
+        let first = if state.recent.is_empty() { state.placement.last() } else { u32::MAX };
+        if self.first_empty.load(Ordering::Relaxed) != first {
+            self.first_empty.store(first, Ordering::Relaxed);
+        }
+    }
+}
+
+impl State {
+    /// Merges recent blocks with their neighbours, and says whether there were any.
+    fn settle(&mut self) -> bool {
+        let were_any = !self.recent.is_empty();
+        if were_any {
+            self.recent.settle(&mut self.placement);
+        }
+        were_any
+    }
+
+    fn count(&mut self, blocks: usize, more: usize, less: usize) {
+        self.blocks += blocks;
+        self.used = self.used + more - less;
+        self.peak = self.peak.max(self.used);
+    }
+}
+
+/// Which pages may be other than zero: a bit for each.
+struct Dirty {
+    words: NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: what it points to is its own.
+unsafe impl Send for Dirty {}
+// SAFETY: as above, and atomic.
+unsafe impl Sync for Dirty {}
+
+const PAGE: usize = 4096;
+
+impl Dirty {
+    fn bytes(len: usize) -> usize {
+        Self::words_of(len) * size_of::<u64>()
+    }
+
+    fn words_of(len: usize) -> usize {
+        len.div_ceil(PAGE).div_ceil(64)
+    }
+
+    fn fill(&self) {
+        self.words().iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
+    }
+
+    fn mark(&self, start: usize, len: usize) {
+        for (word, bits) in Self::bits(start / PAGE..(start + len).div_ceil(PAGE)) {
+            // Most of what is handed out was so before.
+            if self.words()[word].load(Ordering::Relaxed) & bits != bits {
+                self.words()[word].fetch_or(bits, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn forget(&self, start: usize, len: usize) {
+        for (word, bits) in Self::bits(start / PAGE..(start + len) / PAGE) {
+            self.words()[word].fetch_and(!bits, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes zero what may be something else, of a part of the window.
+    fn clean(&self, window: NonNull<u8>, start: usize, len: usize) {
+        let mut from = start;
+        while let Some(run) = self.run(from / PAGE * PAGE, (start + len).next_multiple_of(PAGE)) {
+            let (first, end) = (run.start.max(start), run.end.min(start + len));
+            // SAFETY: it is in the window, and nobody else's.
+            unsafe { window.add(first).write_bytes(0, end - first) };
+            from = run.end;
+        }
+    }
+
+    /// The first pages, between these two, that may be other than zero.
+    fn run(&self, from: usize, end: usize) -> Option<Range<usize>> {
+        let pages = from / PAGE..end / PAGE;
+        let first = pages.clone().find(|page| self.is_dirty(*page))?;
+        let last = (first..pages.end).find(|page| !self.is_dirty(*page)).unwrap_or(pages.end);
+        Some(first * PAGE..last * PAGE)
+    }
+
+    fn is_dirty(&self, page: usize) -> bool {
+        self.words()[page / 64].load(Ordering::Relaxed) & (1 << (page % 64)) != 0
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: they are there as long as this.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
+    }
+
+    /// The words in which the bits of some pages are, and which bits these are.
+    fn bits(pages: Range<usize>) -> impl Iterator<Item = (usize, u64)> {
+        let mut page = pages.start;
+        std::iter::from_fn(move || {
+            let first = page;
+            page = (first / 64 * 64 + 64).min(pages.end);
+            (first < page).then(|| (first / 64, u64::MAX >> (64 - (page - first)) << (first % 64)))
+        })
+    }
+}
