@@ -403,6 +403,43 @@ fn close_to_the_limit() {
     assert!(pool.stats().used <= used + 100, "unfinished text is given back");
 }
 
+/// What could not be moved when its alignment changed is what it was, whatever its owner was told.
+#[test]
+fn what_stayed_is_freed_as_it_was_allocated() {
+    let service = service("stays");
+    let pool = &Pool::builder().service(&service).block_size(1024).max_small(2000).build().unwrap();
+    let layout = |size, align| Layout::from_size_align(size, align).unwrap();
+    let holds = || assert_eq!(pool.stats().held as u64, service.usage().bytes());
+    // SAFETY: each block is resized and freed with the layout that it has.
+    unsafe {
+        let large = pool.allocate(layout(60_000, 4096)).unwrap().cast();
+        service.set_hard_limit(Some(1));
+        let stays = pool.shrink(large, layout(60_000, 4096), layout(50_000, 8)).unwrap().cast();
+        assert_eq!(stays, large);
+        holds();
+        service.set_hard_limit(None);
+        let grown = pool.grow(stays, layout(50_000, 8), layout(70_000, 8)).unwrap().cast();
+        holds();
+        pool.deallocate(grown, layout(70_000, 8));
+        holds();
+        let large = pool.allocate(layout(60_000, 8)).unwrap().cast();
+        service.set_hard_limit(Some(1));
+        let stays = pool.shrink(large, layout(60_000, 8), layout(50_000, 2)).unwrap().cast();
+        pool.deallocate(stays, layout(50_000, 2));
+        holds();
+
+        // A small one that would be large with that alignment is among no large ones.
+        service.set_hard_limit(None);
+        let any = || pool.allocate(layout(1990, 8)).unwrap().cast::<u8>();
+        let small = std::iter::repeat_with(any).find(|it| it.addr().get().is_multiple_of(64)).unwrap();
+        service.set_hard_limit(Some(1));
+        while pool.try_alloc_bytes(16).is_ok() {}
+        assert!(pool.shrink(small, layout(1990, 8), layout(1980, 64)).is_err());
+        pool.deallocate(small, layout(1990, 8));
+    }
+    holds();
+}
+
 #[test]
 fn what_reset_keeps_is_not_kept_for_good() {
     let service = service("reset");

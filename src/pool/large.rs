@@ -69,7 +69,7 @@ impl Larges {
     /// # Safety
     ///
     /// There must be one.
-    unsafe fn find(&self, memory: NonNull<u8>) -> &Large {
+    pub(super) unsafe fn find(&self, memory: NonNull<u8>) -> &Large {
         let (mut young, mut old) = (self.youngest.get(), self.oldest.get());
         loop {
             // SAFETY: notes are there, and one of them is about it.
@@ -85,12 +85,12 @@ impl Larges {
         }
     }
 
-    /// Frees one.
+    /// Frees one. Returns how many bytes it was.
     ///
     /// # Safety
     ///
     /// It must be one of these, and nobody use it.
-    pub(super) unsafe fn free(&self, memory: NonNull<u8>) {
+    pub(super) unsafe fn free(&self, memory: NonNull<u8>) -> usize {
         // SAFETY: the caller's promise; the neighbours are there.
         unsafe {
             let note = self.find(memory);
@@ -103,28 +103,11 @@ impl Larges {
                 Some(older) => older.as_ref().younger.set(younger),
                 None => self.oldest.set(younger),
             }
-            alloc::dealloc(note.memory.get().as_ptr(), note.layout.get());
+            let layout = note.layout.get();
+            alloc::dealloc(note.memory.get().as_ptr(), layout);
             self.keep_unused(NonNull::from(note));
+            layout.size()
         }
-    }
-
-    /// Changes the size of one, which may move.
-    ///
-    /// # Safety
-    ///
-    /// It must be one of these; if it moves, nobody must use the old place any more.
-    pub(super) unsafe fn resize(
-        &self,
-        memory: NonNull<u8>,
-        new: Layout,
-        reallocate: impl FnOnce(NonNull<u8>, Layout, usize) -> Option<NonNull<u8>>,
-    ) -> Option<NonNull<u8>> {
-        // SAFETY: the caller's promise.
-        let note = unsafe { self.find(memory) };
-        let moved = reallocate(note.memory.get(), note.layout.get(), new.size())?;
-        note.memory.set(moved);
-        note.layout.set(new);
-        Some(moved)
     }
 
     /// Frees all, and forgets the notes. Returns how many bytes it were.
@@ -165,5 +148,22 @@ impl Large {
             memory: Cell::new(memory),
             layout: Cell::new(layout),
         }
+    }
+
+    /// What it was allocated with.
+    pub(super) fn layout(&self) -> Layout {
+        self.layout.get()
+    }
+
+    /// Changes its size by what is given its memory, its layout and the new size. It may move.
+    pub(super) fn resize(
+        &self,
+        new: Layout,
+        reallocate: impl FnOnce(NonNull<u8>, Layout, usize) -> Option<NonNull<u8>>,
+    ) -> Option<NonNull<u8>> {
+        let moved = reallocate(self.memory.get(), self.layout.get(), new.size())?;
+        self.memory.set(moved);
+        self.layout.set(new);
+        Some(moved)
     }
 }

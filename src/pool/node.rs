@@ -343,8 +343,7 @@ impl Node {
     pub(super) unsafe fn give_back(&self, memory: NonNull<u8>, layout: Layout) -> bool {
         if self.is_large(layout) {
             // SAFETY: the caller's promise.
-            unsafe { self.larges.free(memory) };
-            self.shrink_held(layout.size());
+            self.shrink_held(unsafe { self.larges.free(memory) });
             return true;
         }
         // SAFETY: it is as large. No other block ends where there is a position: what
@@ -376,9 +375,14 @@ impl Node {
     ) -> Result<NonNull<u8>, Refusal> {
         let is_aligned = memory.addr().get().is_multiple_of(new.align());
         match (self.is_large(old), self.is_large(new)) {
-            (true, true) if old.align() == new.align() => {
+            (true, true) => {
                 // SAFETY: the caller's promise.
-                return unsafe { self.resize_large(memory, old, new) };
+                let large = unsafe { self.larges.find(memory) };
+                // Not the old layout's: one that stayed where it is has the one that it had.
+                if large.layout().align() == new.align() {
+                    // SAFETY: as above.
+                    return unsafe { self.resize_large(large, new) };
+                }
             }
             (false, false) if is_aligned => {
                 // SAFETY: it is as large.
@@ -397,8 +401,11 @@ impl Node {
             _ => {}
         }
         let elsewhere = match self.reserve(new) {
-            // It stays where it is until the pool is cleared, even if it is among the large.
-            Err(_) if is_aligned && new.size() <= old.size() => return Ok(memory),
+            // It stays where it is until the pool is cleared, even if it is among the large; but
+            // not as one of them that is not.
+            Err(_) if is_aligned && new.size() <= old.size() && self.is_large(old) >= self.is_large(new) => {
+                return Ok(memory);
+            }
             elsewhere => elsewhere?,
         };
         // SAFETY: both are as large, and the new one is another.
@@ -412,24 +419,17 @@ impl Node {
     /// # Safety
     ///
     /// As for [`resize`](Self::resize), of a large allocation with that alignment.
-    unsafe fn resize_large(
-        &self,
-        memory: NonNull<u8>,
-        old: Layout,
-        new: Layout,
-    ) -> Result<NonNull<u8>, Refusal> {
-        let more = new.size().saturating_sub(old.size());
+    unsafe fn resize_large(&self, large: &Large, new: Layout) -> Result<NonNull<u8>, Refusal> {
+        let old = large.layout().size();
+        let more = new.size().saturating_sub(old);
         if more > 0 {
             self.allowance(more)?;
         }
         // SAFETY: the caller's promise.
-        let moved = unsafe {
-            self.larges
-                .resize(memory, new, |memory, layout, size| self.store().reallocate(memory, layout, size))
-        };
-        let moved = moved.ok_or(Refusal::NoMemory)?;
+        let reallocate = |memory, layout, size| unsafe { self.store().reallocate(memory, layout, size) };
+        let moved = large.resize(new, reallocate).ok_or(Refusal::NoMemory)?;
         self.grow_held(more);
-        self.shrink_held(old.size().saturating_sub(new.size()));
+        self.shrink_held(old.saturating_sub(new.size()));
         Ok(moved)
     }
 
