@@ -266,7 +266,7 @@ impl<'a> RegionBuilder<'a> {
     }
 
     /// Blocks begin at multiples of so many bytes, and take whole ones: a power of two up to
-    /// the page size, 16 otherwise. Of windows of more than 32 GiB it is more; none can have more
+    /// the page size, 16 otherwise. Of windows of 34 GiB and more it is more; none can have more
     /// than 2³¹ pages. For each of these units 12 bytes of addresses are set aside, of
     /// which memory is used only where blocks are.
     pub fn granularity(mut self, bytes: usize) -> Self {
