@@ -5,20 +5,21 @@
 //! Medians of interleaved rounds, 21 unless another number is given. The first line of
 //! each table is the yardstick; × is the median of the ratios to it within the rounds.
 
+mod rounds;
+
 use allocator_api2::alloc::{Allocator, Global as GlobalIn};
 use allocator_api2::vec::Vec as VecIn;
 use bumpalo::Bump;
 use dogtag::pool::Pool;
 use dogtag::{Dogtag, Jemalloc};
+use rounds::{Contestant, compare, each, random, timed};
 use std::alloc::{self, GlobalAlloc, Layout};
 use std::hint::black_box;
 use std::ptr::NonNull;
-use std::time::Instant;
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
 
-const ROUNDS: usize = 21;
 const MIB: usize = 1 << 20;
 /// Each round fills an arena so often.
 const FILLS: usize = 64;
@@ -30,8 +31,7 @@ const NUMBERS: usize = 1000;
 const KINDS: usize = 1 << 16;
 
 fn main() {
-    let rounds = std::env::args().find_map(|it| it.parse().ok()).filter(|it| *it > 0).unwrap_or(ROUNDS);
-    println!("medians of {rounds} rounds; × the first of each table in the same round");
+    let rounds = rounds::asked_for();
     small(rounds);
     clearing(rounds);
     requests(rounds);
@@ -330,17 +330,6 @@ fn request() -> Vec<Layout> {
     (0..REQUEST).map(size).map(|size| Layout::from_size_align(size, 8).unwrap()).collect()
 }
 
-/// The same numbers each time, each below what is asked for.
-fn random() -> impl FnMut(usize) -> usize {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    move |below| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as usize % below
-    }
-}
-
 /// Time of one allocation of those that fill an arena; clearing it is not among it.
 fn fills<A: Arena>(fill: impl Fn(&A) -> usize) -> impl FnMut() -> f64 {
     let mut arena = A::make();
@@ -385,42 +374,4 @@ fn first_clears<A: Arena>(clear: impl Fn(&mut A)) -> impl FnMut() -> f64 {
         arenas.iter().for_each(|arena| _ = fill_values::<_, 8>(arena));
         timed(|| arenas.iter_mut().for_each(|arena| clear(black_box(arena)))) / FULL as f64
     }
-}
-
-fn each<R>(times: usize, mut work: impl FnMut() -> R) -> f64 {
-    timed(|| (0..times).for_each(|_| _ = black_box(work()))) / times as f64
-}
-
-fn timed(work: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    work();
-    start.elapsed().as_secs_f64()
-}
-
-/// A name, and what returns the seconds that one operation takes.
-type Contestant<'a> = (&'a str, &'a mut dyn FnMut() -> f64);
-
-fn compare(what: &str, unit: &str, rounds: usize, contestants: &mut [Contestant]) {
-    let count = contestants.len();
-    let mut times = vec![vec![]; count];
-    contestants.iter_mut().for_each(|(_, run)| _ = run());
-    for round in 0..rounds {
-        for turn in 0..count {
-            let who = (round + turn) % count;
-            times[who].push(contestants[who].1());
-        }
-    }
-    let scale = if unit == "ns" { 1e9 } else { 1e6 };
-    println!("\n{what}");
-    for ((name, _), of) in contestants.iter().zip(&times) {
-        let each = median(of.iter().map(|time| time * scale));
-        let ratio = median(of.iter().zip(&times[0]).map(|(time, base)| time / base));
-        println!("    {name:<30} {each:>9.2} {unit}  {ratio:>6.3}×");
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -6,10 +6,13 @@
 //! each table is the yardstick; × is the median of the ratios to it within the rounds.
 //! What is locked is behind the kind of lock that a region has.
 
+mod rounds;
+
 use dogtag::mapped::MappedRegion;
 use dogtag::{Dogtag, Jemalloc};
 use linked_list_allocator::Heap;
 use rlsf::Tlsf;
+use rounds::{compare, each, random, timed};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
@@ -17,7 +20,6 @@ use std::hint::black_box;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::sync::{Barrier, Mutex, PoisonError};
-use std::time::Instant;
 use talc::DefaultBinning;
 use talc::base::Talc;
 use talc::source::Manual;
@@ -25,7 +27,6 @@ use talc::source::Manual;
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
 
-const ROUNDS: usize = 21;
 const WINDOW: usize = 16 << 20;
 /// Pairs of an allocation and a free in each round.
 const PAIRS: usize = 20_000;
@@ -57,7 +58,7 @@ macro_rules! compare {
         compare!($what, $rounds, $work($($argument),*), ("linked_list_allocator, locked", Locked<Heap>))
     };
     ($what:expr, $rounds:expr, $work:ident $arguments:tt, $(($name:expr, $more:ty)),*) => {
-        compare(&$what, $rounds, &mut [
+        compare(&$what, "ns", $rounds, &mut [
             ("talc, locked", &mut $work::<Locked<InBand>> $arguments),
             ("rlsf, locked", &mut $work::<Locked<Levels>> $arguments),
             ("region", &mut $work::<MappedRegion> $arguments),
@@ -69,8 +70,7 @@ macro_rules! compare {
 }
 
 fn main() {
-    let rounds = std::env::args().find_map(|it| it.parse().ok()).filter(|it| *it > 0).unwrap_or(ROUNDS);
-    println!("medians of {rounds} rounds; × the first of each table in the same round");
+    let rounds = rounds::asked_for();
     for size in [64, 1024] {
         compare!(all, format!("a pair of {size} bytes, nothing else"), rounds, pairs(size, Fill::Empty));
         compare!(
@@ -660,52 +660,4 @@ fn touch(block: *mut u8, size: usize) {
         unsafe { block.write_bytes(1, size.min(8)) };
     }
     black_box(block);
-}
-
-/// The same numbers each time, each below what is asked for.
-fn random() -> impl FnMut(usize) -> usize {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    move |below| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as usize % below
-    }
-}
-
-fn each<R>(times: usize, mut work: impl FnMut() -> R) -> f64 {
-    timed(|| (0..times).for_each(|_| _ = black_box(work()))) / times as f64
-}
-
-fn timed(work: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    work();
-    start.elapsed().as_secs_f64()
-}
-
-/// A name, and what returns the seconds that one operation takes.
-type One<'a> = (&'a str, &'a mut dyn FnMut() -> f64);
-
-fn compare(what: &str, rounds: usize, contestants: &mut [One]) {
-    let count = contestants.len();
-    let mut times = vec![vec![]; count];
-    contestants.iter_mut().for_each(|(_, run)| _ = run());
-    for round in 0..rounds {
-        for turn in 0..count {
-            let who = (round + turn) % count;
-            times[who].push(contestants[who].1());
-        }
-    }
-    println!("\n{what}");
-    for ((name, _), of) in contestants.iter().zip(&times) {
-        let each = median(of.iter().map(|time| time * 1e9));
-        let ratio = median(of.iter().zip(&times[0]).map(|(time, base)| time / base));
-        println!("    {name:<31} {each:>10.1} ns  {ratio:>7.3}×");
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -1,3 +1,6 @@
+//! A region as a program has it: what it is mapped by, asked about, and allocated from, uncounted
+//! as a backend and counted as the allocator of collections.
+
 use super::mapping::Plan;
 use super::window::Window;
 use super::{HugePages, MapError, Owns, Protection, RegionStats, roll};
