@@ -2,17 +2,19 @@
 //!
 //! What was noticed there is told afterwards, when users call for other reasons,
 //! and from another thread. For the caller may be a tracing subscriber, and hold its
-//! lock. What happens to services and what limits do is told by one thread, which
-//! `service::limits` starts.
+//! lock. It is one thread that tells everything, which `service::limits` starts. Where there is
+//! no memory for it, or for what it is to tell, the program goes on without.
 
-use crate::ledger::{self, due};
+use crate::ledger::due;
+use crate::ledger::mishap;
+use crate::ledger::slots::UNATTRIBUTED;
 #[cfg(feature = "tracing-layer")]
 use crate::service::RegisterError;
-use crate::service::{Service, start_announcer};
+use crate::service::{Scope, Service, start_announcer};
 use crate::sys;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::Dispatch;
 use tracing::dispatcher::{WeakDispatch, get_default, with_default};
@@ -22,23 +24,45 @@ use tracing::subscriber::NoSubscriber;
 /// Has the `tracing` events emitted that are due.
 #[inline]
 pub(crate) fn deliver() {
-    if ledger::lost().freed_blocks != TOLD.load(Ordering::Relaxed) {
-        tell_of_lost_blocks();
+    if due::needs_attention() {
+        attend();
     }
+}
+
+/// Has somebody tell of what went wrong inside allocations, once a second: mostly it goes on.
+#[cold]
+fn attend() {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+
+    if !sys::is_time(&LAST) {
+        return;
+    }
+    // First: what happens from here on is for the next time.
+    due::attend();
+    let _scope = Scope::enter(&UNATTRIBUTED);
+    if due::is_any() {
+        start_announcer();
+    }
+    tell_later(LevelFilter::ERROR, || Some(Event::Mishaps));
 }
 
 /// A service has begun.
 pub(crate) fn registered(service: &Service) {
-    tell_later(LevelFilter::TRACE, || Event::Registered {
-        name: service.name().to_owned(),
-        handle: service.handle(),
-        parent: service.parent().map(|parent| parent.name().to_owned()),
+    tell_later(LevelFilter::TRACE, || {
+        Some(Event::Registered {
+            name: try_copy(service.name())?,
+            handle: service.handle(),
+            parent: match service.parent() {
+                Some(parent) => Some(try_copy(parent.name())?),
+                None => None,
+            },
+        })
     });
 }
 
 /// A service's last clone was dropped, just now.
 pub(crate) fn retired(name: &str, handle: u32) {
-    tell_later(LevelFilter::TRACE, || Event::Retired { name: name.to_owned(), handle });
+    tell_later(LevelFilter::TRACE, || Some(Event::Retired { name: try_copy(name)?, handle }));
 }
 
 /// A span names a service that there cannot be. Told once a second: others
@@ -48,7 +72,7 @@ pub(crate) fn span_without_service(name: &str, error: RegisterError) {
     static LAST: AtomicU64 = AtomicU64::new(0);
 
     if sys::is_time(&LAST) {
-        tell_later(LevelFilter::ERROR, || Event::NotRegistered { name: name.to_owned(), error });
+        tell_later(LevelFilter::ERROR, || Some(Event::NotRegistered { name: try_copy(name)?, error }));
     }
 }
 
@@ -76,6 +100,8 @@ enum Event {
         name: String,
         error: RegisterError,
     },
+    /// Whatever went wrong inside allocations and was not told yet.
+    Mishaps,
 }
 
 impl Event {
@@ -96,30 +122,85 @@ impl Event {
                     "a span runs in no service: the one that it names cannot be registered",
                 );
             }
+            Self::Mishaps => tell_of_mishaps(),
         }
     }
 }
 
+fn tell_of_mishaps() {
+    if let Some(blocks) = mishap::LOST.take_news() {
+        let (total_blocks, total_bytes) = mishap::LOST.so_far();
+        tracing::error!(
+            target: "dogtag",
+            blocks,
+            total_blocks,
+            total_bytes,
+            "blocks were freed whose owner had been overwritten: something writes outside of its memory",
+        );
+    }
+    if let Some(blocks) = mishap::OWNERLESS.take_news() {
+        let (total_blocks, total_bytes) = mishap::OWNERLESS.so_far();
+        tracing::warn!(
+            target: "dogtag",
+            blocks,
+            total_blocks,
+            total_bytes,
+            "blocks were charged to nobody: the system gave no memory to note their owner",
+        );
+    }
+    if let Some(threads) = mishap::SHARING.take_news() {
+        let (total_threads, _) = mishap::SHARING.so_far();
+        tracing::warn!(
+            target: "dogtag",
+            threads,
+            total_threads,
+            "threads share their counters and are slower: the system gave no memory for their own",
+        );
+    }
+    #[cfg(feature = "tracing-layer")]
+    if let Some(spans) = mishap::UNENTERED.take_news() {
+        let (total_spans, _) = mishap::UNENTERED.so_far();
+        tracing::warn!(
+            target: "dogtag",
+            spans,
+            total_spans,
+            "spans were entered without their service: there was no memory to note them",
+        );
+    }
+}
+
+/// A copy, if there is memory for it.
+fn try_copy(text: &str) -> Option<String> {
+    let mut copy = String::new();
+    copy.try_reserve_exact(text.len()).ok()?;
+    copy.push_str(text);
+    Some(copy)
+}
+
 /// Whoever registers or drops a service may be a subscriber, in the middle of its
 /// work. So another thread tells, if anybody may want to know.
-fn tell_later(level: LevelFilter, event: impl FnOnce() -> Event) {
+fn tell_later(level: LevelFilter, event: impl FnOnce() -> Option<Event>) {
     /// Where nobody listens fast enough, the rest is not told.
     const MOST: usize = 10_000;
 
     if LevelFilter::current() < level || due::is_off() {
         return;
     }
-    let item = (event(), get_default(Dispatch::downgrade));
-    let mut waiting = waiting();
-    if waiting.len() < MOST {
-        waiting.push_back(item);
+    let is_told = event().is_some_and(|event| {
+        let item = (event, get_default(Dispatch::downgrade));
+        let mut waiting = waiting();
+        let has_room = waiting.len() < MOST && waiting.try_reserve(1).is_ok();
+        if has_room {
+            waiting.push_back(item);
+        }
+        has_room
+    });
+    if !is_told {
+        // Mishaps can be told later.
+        due::ask_for_attention();
     }
-    let is_first = waiting.len() == 1;
-    drop(waiting);
     start_announcer();
-    if is_first && let Some(announcer) = due::ANNOUNCER.get() {
-        announcer.unpark();
-    }
+    due::BELL.ring();
 }
 
 fn waiting() -> MutexGuard<'static, VecDeque<(Event, WeakDispatch)>> {
@@ -129,6 +210,7 @@ fn waiting() -> MutexGuard<'static, VecDeque<(Event, WeakDispatch)>> {
 }
 
 /// The calling thread's tracing subscriber.
+#[cfg(feature = "memory-check")]
 pub(crate) fn subscriber() -> Subscriber {
     Subscriber(get_default(Dispatch::clone))
 }
@@ -144,47 +226,5 @@ impl Subscriber {
         } else {
             with_default(&self.0, emit);
         }
-    }
-}
-
-/// Lost blocks that were told of.
-static TOLD: AtomicU64 = AtomicU64::new(0);
-
-#[cold]
-fn tell_of_lost_blocks() {
-    /// Set while a thread is telling: one is enough, should it have to wait.
-    static UNDER_WAY: AtomicBool = AtomicBool::new(false);
-
-    if UNDER_WAY.swap(true, Ordering::Acquire) {
-        return;
-    }
-    let subscriber = subscriber();
-    let work = move || {
-        let lost = ledger::lost();
-        let new = lost.freed_blocks - TOLD.swap(lost.freed_blocks, Ordering::Relaxed);
-        let _is_over = Reset(&UNDER_WAY);
-        subscriber.receives(|| {
-            tracing::error!(
-                target: "dogtag",
-                blocks = new,
-                total_blocks = lost.freed_blocks,
-                total_bytes = lost.freed_bytes,
-                "blocks were freed whose owner had been overwritten: \
-                 something writes outside of its memory",
-            );
-        });
-    };
-    if !sys::spawn(Box::new(work)) {
-        // The snapshot still tells; perhaps there is a thread next time.
-        UNDER_WAY.store(false, Ordering::Release);
-    }
-}
-
-/// Takes a flag back, though a subscriber panics.
-struct Reset(&'static AtomicBool);
-
-impl Drop for Reset {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
     }
 }

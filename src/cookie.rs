@@ -45,6 +45,9 @@ impl Slot {
     /// How many slots there can be: what a long cookie has room for.
     pub(crate) const COUNT: u32 = 1 << 24;
 
+    /// How many of them have short cookies: the first.
+    pub(crate) const SHORT_COUNT: usize = 1 << 16;
+
     /// The slot of that index; `None` past the end and for the few indexes
     /// whose mark is reserved.
     pub(crate) const fn new(index: u32) -> Option<Self> {
@@ -88,7 +91,7 @@ impl Slot {
     /// Whether its blocks need no more than a short cookie.
     #[inline]
     pub(crate) const fn is_short(self) -> bool {
-        self.0 <= u16::MAX as u32
+        self.index() < Self::SHORT_COUNT
     }
 
     /// The bytes that a cookie of this slot has.

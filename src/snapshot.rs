@@ -3,7 +3,7 @@
 use crate::announce;
 use crate::backend::JemallocStats;
 use crate::balance::{Balance, balance};
-use crate::ledger;
+use crate::ledger::{self, mishap};
 #[cfg(feature = "mapped")]
 use crate::mapped::{Region, Regions};
 use crate::service;
@@ -78,12 +78,12 @@ pub fn snapshot() -> Snapshot {
     });
     let rows = arrange(found);
     let rows_in_sum: Usage = rows.iter().map(|row| row.usage).sum();
-    let lost = ledger::lost();
+    let (lost_blocks, lost_bytes) = mishap::LOST.so_far();
     Snapshot {
         ended: Usage { peak_bytes: 0, ..totals - rows_in_sum },
         rows,
         totals,
-        lost: Lost { bytes: lost.freed_bytes, blocks: lost.freed_blocks },
+        lost: Lost { bytes: lost_bytes, blocks: lost_blocks },
         quarantine: quarantine(),
         jemalloc: JemallocStats::read(),
         #[cfg(feature = "mapped")]

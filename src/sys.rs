@@ -8,15 +8,18 @@
 compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Linux is what it is tested on");
 
 #[cfg(not(dogtag_loom))]
+mod bell;
+#[cfg(not(dogtag_loom))]
+mod own_thread;
+#[cfg(not(dogtag_loom))]
 pub(crate) mod smaps;
 #[cfg(all(any(feature = "memory-check", feature = "interpose", feature = "skynet"), not(dogtag_loom)))]
 pub(crate) mod stderr;
 
+#[cfg(not(dogtag_loom))]
+pub(crate) use {bell::Bell, own_thread::spawn};
+
 use std::ffi::c_void;
-#[cfg(not(dogtag_loom))]
-use std::mem::MaybeUninit;
-#[cfg(not(dogtag_loom))]
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
@@ -248,35 +251,6 @@ pub(crate) fn at_thread_exit(hook: unsafe extern "C" fn(*mut c_void), argument: 
     };
     // SAFETY: `key` is a key that `pthread_key_create` made and nobody deletes.
     unsafe { libc::pthread_setspecific(key, argument.as_ptr().cast()) == 0 }
-}
-
-/// Has `work` done by a thread of its own, which nobody waits for. `false` if
-/// there is none to be had.
-///
-/// A plain thread of the system: std's needs thread-locals of its parent, which
-/// may be gone.
-#[cfg(not(dogtag_loom))]
-pub(crate) fn spawn(work: Box<dyn FnOnce() + Send>) -> bool {
-    extern "C" fn run(work: *mut c_void) -> *mut c_void {
-        // SAFETY: the box that `spawn` let go.
-        let work = unsafe { Box::from_raw(work.cast::<Box<dyn FnOnce() + Send>>()) };
-        // A panic must not leave a C function.
-        let _ = catch_unwind(AssertUnwindSafe(*work));
-        ptr::null_mut()
-    }
-
-    let work = Box::into_raw(Box::new(work));
-    let mut thread = MaybeUninit::uninit();
-    // SAFETY: `run` has the right signature and takes over the box, unless
-    // there is no thread; one that is there is detached once.
-    unsafe {
-        if libc::pthread_create(thread.as_mut_ptr(), ptr::null(), run, work.cast()) != 0 {
-            drop(Box::from_raw(work));
-            return false;
-        }
-        libc::pthread_detach(thread.assume_init());
-    }
-    true
 }
 
 fn exit_key(hook: unsafe extern "C" fn(*mut c_void)) -> Option<libc::pthread_key_t> {

@@ -4,7 +4,7 @@
 use super::Dogtag;
 use crate::check::{self, FRESH, Operation, Particulars, Returned, Settings, Whole};
 use crate::ledger::door::{self, Admitted, Replaced};
-use crate::ledger::{self, slots, thread};
+use crate::ledger::{mishap, slots, thread};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
 
@@ -230,6 +230,6 @@ fn refund(known: Option<&Particulars>, given: Option<Layout>) {
     });
     if !is_refunded {
         let layout = known.map(|known| known.layout()).or(given);
-        ledger::add_lost(layout.map_or(0, |layout| layout.size()));
+        mishap::LOST.add(layout.map_or(0, |layout| layout.size()));
     }
 }

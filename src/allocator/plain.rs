@@ -14,7 +14,7 @@ use super::Dogtag;
 use crate::cookie::Geometry;
 use crate::ledger::door::{self, Replaced};
 use crate::ledger::slots::{self, Record};
-use crate::ledger::{self, thread};
+use crate::ledger::{mishap, thread};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
 
@@ -124,7 +124,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         if unsafe { Self::GEOMETRY.write_short(block, size, cell.mark()) } {
             cell.charge(size);
         } else {
-            charge_unattributed(size);
+            mishap::charge_ownerless(size);
         }
     }
 
@@ -211,12 +211,6 @@ unsafe fn freed<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: L
     unsafe { allocator.backend.dealloc(block, Dogtag::<B>::GEOMETRY.short_layout(layout)) };
 }
 
-/// For a block whose owner there was no memory to note.
-#[cold]
-fn charge_unattributed(size: usize) {
-    thread::account(&slots::UNATTRIBUTED).charge(size);
-}
-
 /// The rare cases, each a whole job: a thread's first allocation or its last,
 /// its first touch of a service, services beyond the short slots, limits and
 /// peaks, and cookies that cannot be believed.
@@ -238,7 +232,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
                 if Self::GEOMETRY.write(block, layout.size(), slot) {
                     cell.charge(layout.size());
                 } else {
-                    charge_unattributed(layout.size());
+                    mishap::charge_ownerless(layout.size());
                 }
                 block
             };
@@ -346,7 +340,7 @@ unsafe fn charged(
             admitted.charge(layout.size());
         } else {
             drop(admitted);
-            charge_unattributed(layout.size());
+            mishap::charge_ownerless(layout.size());
         }
     }
     block
@@ -377,7 +371,7 @@ impl Owner {
     fn refund(&self, size: usize) {
         match self.record {
             Some(record) => thread::account(record).refund(size),
-            None => ledger::add_lost(size),
+            None => mishap::LOST.add(size),
         }
     }
 }

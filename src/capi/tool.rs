@@ -194,8 +194,6 @@ fn numbered(path: &OsStr, pid: u32) -> PathBuf {
 /// A signal's handler may do next to nothing, so it wakes a thread that reports.
 extern "C" fn listen() {
     let listen = || {
-        // SAFETY: the kernel reads up to the zero.
-        unsafe { libc::prctl(libc::PR_SET_NAME, c"dogtag".as_ptr()) };
         loop {
             // SAFETY: made below, before there was such a thread.
             while unsafe { libc::sem_wait(SIGNALLED.as_ptr()) } != 0 {}
@@ -210,7 +208,11 @@ extern "C" fn listen() {
         let (mut all, mut former) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), former.as_mut_ptr());
-        in_no_service(|| sys::spawn(Box::new(listen)));
+        if !in_no_service(|| sys::spawn(listen)) {
+            stderr::print(format_args!(
+                "dogtag: DOGTAG_REPORT: no thread is to be had for reports at a signal\n"
+            ));
+        }
         libc::pthread_sigmask(libc::SIG_SETMASK, former.as_ptr(), ptr::null_mut());
     }
 }

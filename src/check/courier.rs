@@ -9,17 +9,16 @@ use crate::ledger::thread::Inside;
 use crate::sys;
 use crate::sys::stderr;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Prints the call stacks and emits the event. `false` if that is not done, or
 /// not yet: there is no thread for it, or what it needs is locked.
 pub(crate) fn deliver(violation: &Violation) -> bool {
-    let is_delivered = Arc::new(AtomicBool::new(false));
+    let receipt = Receipt::new();
     let subscriber = announce::subscriber();
     let work = {
-        let (violation, is_delivered) = (*violation, is_delivered.clone());
+        let violation = *violation;
         move || {
             // A crime that is met on the way is told in a line: else there
             // would be courier after courier.
@@ -29,14 +28,14 @@ pub(crate) fn deliver(violation: &Violation) -> bool {
             }
             subscriber.receives(|| emit(&violation));
             drop(subscriber);
-            is_delivered.store(true, Ordering::Release);
+            receipt.sign();
         }
     };
-    if !sys::spawn(Box::new(work)) {
+    if !sys::spawn(work) {
         return false;
     }
     for _ in 0..PATIENCE.as_millis() {
-        if is_delivered.load(Ordering::Acquire) {
+        if receipt.is_signed() {
             return true;
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -46,6 +45,34 @@ pub(crate) fn deliver(violation: &Violation) -> bool {
 
 /// How long a thread waits, which may be about to abort.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Tells whether something was delivered. Without an allocation, for which there may be no
+/// memory: it is a bit of all the last ones', and turned when it is signed. Of more than 64 at
+/// once some wait too long, or not long enough.
+#[derive(Clone, Copy)]
+struct Receipt {
+    bit: u64,
+    unsigned: u64,
+}
+
+static RECEIPTS: AtomicU64 = AtomicU64::new(0);
+
+impl Receipt {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+
+        let bit = 1 << (NEXT.fetch_add(1, Ordering::Relaxed) % u64::BITS);
+        Self { bit, unsigned: RECEIPTS.load(Ordering::Relaxed) & bit }
+    }
+
+    fn sign(self) {
+        RECEIPTS.fetch_xor(self.bit, Ordering::Release);
+    }
+
+    fn is_signed(self) -> bool {
+        RECEIPTS.load(Ordering::Acquire) & self.bit != self.unsigned
+    }
+}
 
 fn emit(violation: &Violation) {
     let owner = violation.allocated();

@@ -8,6 +8,7 @@
 //! While tracing is at work for itself the thread is *apart*, in the unattributed
 //! service; spans that are entered or left meanwhile change where it goes back to.
 
+use crate::ledger::mishap;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
 use crate::ledger::thread;
 use crate::service::Scope;
@@ -248,7 +249,7 @@ impl Spans {
         }
     }
 
-    /// `false` at the thread's end.
+    /// `false` at the thread's end, and where there is no memory: then the span changes nothing.
     #[cold]
     fn make_room(&self, entered: &mut Vec<Entered>) -> bool {
         if self.is_closed.get() {
@@ -259,8 +260,11 @@ impl Spans {
             // Has the thread's end clean up; if that has begun, there is none.
             let _ = AT_THREAD_EXIT.try_with(|_| ());
         }
-        entered.reserve(8);
-        true
+        let has_room = entered.try_reserve(8).is_ok();
+        if !has_room {
+            mishap::UNENTERED.add(0);
+        }
+        has_room
     }
 }
 

@@ -2,14 +2,15 @@
 //! whoever announces it.
 
 use crate::ledger::slots::Record;
-use crate::sys;
+use crate::sys::{self, Bell};
 use std::ptr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering};
-use std::thread::Thread;
 
-/// The thread that announces it, once there is one.
-pub(crate) static ANNOUNCER: OnceLock<Thread> = OnceLock::new();
+/// Wakes the thread that announces it.
+pub(crate) static BELL: Bell = Bell::new();
+
+/// Whether there is that thread, or will be in a moment.
+pub(crate) static HAS_ANNOUNCER: AtomicBool = AtomicBool::new(false);
 
 /// For a forked child, which does not have that thread: nothing is announced.
 pub(crate) fn none_announces() {
@@ -21,6 +22,28 @@ pub(crate) fn is_off() -> bool {
 }
 
 static IS_OFF: AtomicBool = AtomicBool::new(false);
+
+/// Has somebody look what there is to announce who is not inside an allocation.
+pub(crate) fn ask_for_attention() {
+    NEEDS_ATTENTION.store(true, Ordering::SeqCst);
+}
+
+#[inline]
+pub(crate) fn needs_attention() -> bool {
+    NEEDS_ATTENTION.load(Ordering::Relaxed)
+}
+
+/// Whoever looks says so first.
+pub(crate) fn attend() {
+    NEEDS_ATTENTION.swap(false, Ordering::SeqCst);
+}
+
+static NEEDS_ATTENTION: AtomicBool = AtomicBool::new(false);
+
+/// Whether there is something to announce that limits did.
+pub(crate) fn is_any() -> bool {
+    !FIRST.load(Ordering::Relaxed).is_null()
+}
 
 /// The newest of a list, which is taken whole.
 static FIRST: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
@@ -90,8 +113,9 @@ pub(super) fn push(record: &'static Record, news: News) {
             Err(now) => first = now,
         }
     }
-    if let Some(announcer) = ANNOUNCER.get() {
-        announcer.unpark();
+    BELL.ring();
+    if !HAS_ANNOUNCER.load(Ordering::SeqCst) {
+        ask_for_attention();
     }
 }
 

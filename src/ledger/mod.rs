@@ -15,6 +15,8 @@ pub(crate) mod due;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod family;
 pub(crate) mod life;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod mishap;
 pub(crate) mod shard;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod slots;
@@ -22,11 +24,6 @@ pub(crate) mod slots;
 pub(crate) mod thread;
 
 #[cfg(not(dogtag_loom))]
-mod lost;
-#[cfg(not(dogtag_loom))]
 mod sums;
 #[cfg(not(dogtag_loom))]
-pub(crate) use {
-    lost::{add_lost, lost},
-    sums::{stacks, usage, usages},
-};
+pub(crate) use sums::{stacks, usage, usages};

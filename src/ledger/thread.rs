@@ -13,6 +13,7 @@
 
 use crate::cookie::{Mark, Slot};
 use crate::ledger::cell::Cell;
+use crate::ledger::mishap;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
 #[cfg(feature = "memory-check")]
 use crate::ledger::slots;
@@ -245,6 +246,8 @@ struct Thread {
     shard: Variable<Option<&'static Shard>>,
     /// Set for good when the thread's end has begun, or cannot be learnt of.
     detached: Variable<bool>,
+    /// Whether it was counted among those that the system refuses memory for cells.
+    shares: Variable<bool>,
     /// Scopes that the thread is in, and others for whose sake it is not settled elsewhere.
     #[cfg(any(feature = "interpose", feature = "skynet"))]
     stays: Variable<u32>,
@@ -360,7 +363,18 @@ impl Thread {
         let shard = self.shard.get().or_else(|| self.attach());
         match shard.and_then(|shard| shard.claim(record.slot())) {
             Some(cell) => Account::Own(cell),
-            None => Account::Shared(record.shared()),
+            None => {
+                self.note_sharing();
+                Account::Shared(record.shared())
+            }
+        }
+    }
+
+    /// Counts the thread among those that have to share cells, unless it is about to end.
+    #[cold]
+    fn note_sharing(&self) {
+        if !self.detached.get() && !self.shares.replace(true) {
+            mishap::SHARING.add(0);
         }
     }
 
@@ -377,6 +391,7 @@ impl Thread {
         self.directory.set(&shard.directory);
         if !sys::at_thread_exit(on_exit, NonNull::from(shard).cast()) {
             // Nobody would ever hand this shard on.
+            self.note_sharing();
             self.detach();
         }
         self.shard.get()
@@ -506,6 +521,7 @@ mod access {
                 record: Variable::new(&UNATTRIBUTED),
                 shard: Variable::new(None),
                 detached: Variable::new(false),
+                shares: Variable::new(false),
                 #[cfg(any(feature = "interpose", feature = "skynet"))]
                 stays: Variable::new(0),
                 #[cfg(any(feature = "interpose", feature = "skynet"))]

@@ -8,11 +8,12 @@ use crate::ledger::door;
 use crate::ledger::due::{self, News};
 use crate::ledger::family::{self, Tree};
 use crate::ledger::slots::{self, Record};
+use crate::sys;
 use dashmap::DashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::thread;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 impl Service {
     /// The most bytes that this service and its children may hold, if there is
@@ -133,7 +134,7 @@ impl Limits {
             record.family().household_or_new();
             let former = {
                 let _gate = fork::gate();
-                ON_SOFT_LIMIT.insert(record.index(), Arc::clone(on_soft))
+                ON_SOFT_LIMIT.get_or_init(DashMap::new).insert(record.index(), Arc::clone(on_soft))
             };
             drop_users(former);
         }
@@ -152,12 +153,15 @@ pub(crate) fn limits(record: &Record) -> (Option<u64>, Option<u64>) {
         .map_or((None, None), |household| (limit(household.budget.hard()), limit(household.budget.soft())))
 }
 
-/// For a service that has ended.
+/// For a service that has ended. Does not allocate: there may be no memory where something is
+/// dropped.
 pub(super) fn forget(record: &'static Record) {
-    if record.family().household().is_some() {
+    if record.family().household().is_some()
+        && let Some(on_soft_limit) = ON_SOFT_LIMIT.get()
+    {
         let forgotten = {
             let _gate = fork::gate();
-            ON_SOFT_LIMIT.remove(&record.index())
+            on_soft_limit.remove(&record.index())
         };
         drop_users(forgotten);
     }
@@ -168,10 +172,8 @@ fn drop_users<T>(captured: T) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(captured)));
 }
 
-static ON_SOFT_LIMIT: LazyLock<DashMap<u32, OnSoftLimit>> = LazyLock::new(|| {
-    let _scope = Scope::enter(&slots::UNATTRIBUTED);
-    DashMap::new()
-});
+/// Of the services of those slots; not there before the first is.
+static ON_SOFT_LIMIT: OnceLock<DashMap<u32, OnSoftLimit>> = OnceLock::new();
 
 fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Option<u64>, Option<u64>)) {
     registry::ready();
@@ -191,15 +193,10 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
 /// What limits do, and what happens to services, is announced by a thread that does
 /// nothing else: limits are met inside an allocation, and whoever ends a scope or
 /// registers a service may hold any lock.
+///
+/// If there is no thread to be had, whoever ends a scope later tries again.
 pub(crate) fn start_announcer() {
-    static STARTING: Mutex<()> = Mutex::new(());
-
-    // In a forked child the lock might be held by nobody who is there.
-    if due::ANNOUNCER.get().is_some() || due::is_off() {
-        return;
-    }
-    let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    if due::ANNOUNCER.get().is_some() {
+    if due::is_off() || due::HAS_ANNOUNCER.swap(true, Ordering::SeqCst) {
         return;
     }
     let announce = || {
@@ -207,14 +204,12 @@ pub(crate) fn start_announcer() {
             // A service's beginning before what it meets.
             announce::tell();
             due::take(|record, news| announce(Service { record }, news));
-            thread::park();
+            due::BELL.wait();
         }
     };
-    // If there is no thread to be had, the next limit tries again.
-    if let Ok(announcer) = thread::Builder::new().name("dogtag".to_owned()).spawn(announce) {
-        // Only this sets it. What was crossed before finds it awake.
-        let _ = due::ANNOUNCER.set(announcer.thread().clone());
-        announcer.thread().unpark();
+    if !sys::spawn(announce) {
+        due::HAS_ANNOUNCER.store(false, Ordering::SeqCst);
+        due::ask_for_attention();
     }
 }
 
@@ -249,10 +244,10 @@ fn announce(service: Service, news: News) {
         );
     }));
     let _ = catch_unwind(AssertUnwindSafe(move || {
-        let on_soft_limit = {
+        let on_soft_limit = ON_SOFT_LIMIT.get().and_then(|on_soft_limit| {
             let _gate = fork::gate();
-            ON_SOFT_LIMIT.get(&service.record.index()).map(|known| Arc::clone(&known))
-        };
+            on_soft_limit.get(&service.record.index()).map(|known| Arc::clone(&known))
+        });
         if let Some(on_soft_limit) = on_soft_limit {
             on_soft_limit(&service);
         }

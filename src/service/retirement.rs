@@ -7,11 +7,12 @@
 //! have lived and left blocks behind.
 
 use crate::announce;
+use crate::cookie::Slot;
 use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
 use crate::service::scope::Scope;
 use crate::service::{limits, registry};
-use std::collections::VecDeque;
+use std::collections::{TryReserveError, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Takes a service, whose last clone was dropped, out of the registry, and ends
@@ -41,7 +42,7 @@ pub(super) fn claim_slot() -> Result<&'static Record, SlotError> {
         if let Some(record) = claim_free() {
             return Ok(record);
         }
-        match slots::fresh() {
+        match fresh() {
             // The last resort: perhaps one has become free meanwhile.
             Err(SlotError::Full) if look_after(usize::MAX) > 0 => {}
             result => return result,
@@ -92,6 +93,20 @@ pub(super) struct Spare {
     retired: VecDeque<&'static Record>,
 }
 
+impl Spare {
+    /// Has every queue be large enough for so many slots, all that there are: they are put in
+    /// where something is dropped, and there may be no memory then.
+    fn make_room(&mut self, slots: usize) -> Result<(), TryReserveError> {
+        let short = slots.min(Slot::SHORT_COUNT);
+        for (queue, slots) in
+            [(&mut self.short, short), (&mut self.long, slots - short), (&mut self.retired, slots)]
+        {
+            queue.try_reserve(slots.saturating_sub(queue.len()))?;
+        }
+        Ok(())
+    }
+}
+
 /// The slots, locked.
 pub(super) type SpareGuard = MutexGuard<'static, Spare>;
 
@@ -122,6 +137,14 @@ fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
     free.push_back(record);
     drop(spare);
     Ok(parent.filter(|parent| parent.life().let_go()))
+}
+
+/// A slot that was never used, claimed, for which there is room in the queues.
+fn fresh() -> Result<&'static Record, SlotError> {
+    let mut spare = spare();
+    // Only under the lock there come more.
+    spare.make_room(slots::end() as usize + 1).map_err(|_| SlotError::NoMemory)?;
+    slots::fresh()
 }
 
 fn claim_free() -> Option<&'static Record> {

@@ -9,7 +9,7 @@ use crate::cookie::tail::{self, Beside};
 use crate::cookie::{LARGE, Slot};
 use crate::ledger::door::{self, Replaced};
 use crate::ledger::slots::{self, Record};
-use crate::ledger::{self, thread};
+use crate::ledger::{mishap, thread};
 use std::ffi::c_int;
 use std::ptr;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -153,7 +153,7 @@ fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
         if tail::write_large(block, usable, cell.mark()) {
             cell.charge(usable);
         } else {
-            charge_unattributed(usable);
+            mishap::charge_ownerless(usable);
         }
     }
     block
@@ -237,7 +237,7 @@ fn placed(size: usize, flags: c_int, old: Option<Old>, place: impl FnOnce(usize)
             admitted.charge(size);
         } else {
             drop(admitted);
-            charge_unattributed(size);
+            mishap::charge_ownerless(size);
         }
     }
     block
@@ -263,7 +263,7 @@ impl Old {
     fn refund(&self) {
         match self.owner {
             Some(owner) => thread::account(owner).refund(self.size),
-            None => ledger::add_lost(self.size),
+            None => mishap::LOST.add(self.size),
         }
     }
 }
@@ -271,12 +271,6 @@ impl Old {
 fn from_jemalloc<const ZEROED: bool>(usable: usize) -> *mut u8 {
     // SAFETY: the size is not 0.
     unsafe { if ZEROED { jemalloc::calloc(1, usable) } else { jemalloc::malloc(usable) } }.cast()
-}
-
-/// For a block whose owner there was no memory to note.
-#[cold]
-fn charge_unattributed(size: usize) {
-    thread::account(&slots::UNATTRIBUTED).charge(size);
 }
 
 /// # Safety

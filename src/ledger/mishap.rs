@@ -1,0 +1,65 @@
+//! What went wrong inside allocations, where nothing can be told: blocks whose owner
+//! something has overwritten, and memory that the system refused the ledger, which got
+//! around it. Counted here, and told by `announce`.
+
+use crate::ledger::due;
+#[cfg(not(feature = "memory-check"))]
+use crate::ledger::{slots::UNATTRIBUTED, thread};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Blocks that were freed after something had written past their end and into their cookie.
+/// They stay live in their services' figures.
+pub(crate) static LOST: Mishap = Mishap::new();
+
+/// Blocks of the unattributed service, because there was no memory to note their owner.
+pub(crate) static OWNERLESS: Mishap = Mishap::new();
+
+/// Threads that had to count in the cells that all such threads share.
+pub(crate) static SHARING: Mishap = Mishap::new();
+
+/// Spans that were entered without their service, because there was no memory to note that.
+#[cfg(feature = "tracing-layer")]
+pub(crate) static UNENTERED: Mishap = Mishap::new();
+
+/// Charges a block to the unattributed service, whose owner there was no memory to note.
+#[cfg(not(feature = "memory-check"))]
+#[cold]
+#[inline(never)]
+pub(crate) fn charge_ownerless(size: usize) {
+    thread::account(&UNATTRIBUTED).charge(size);
+    OWNERLESS.add(size);
+}
+
+/// One kind of them.
+pub(crate) struct Mishap {
+    times: AtomicU64,
+    bytes: AtomicU64,
+    /// The times that were told of.
+    told: AtomicU64,
+}
+
+impl Mishap {
+    const fn new() -> Self {
+        Self { times: AtomicU64::new(0), bytes: AtomicU64::new(0), told: AtomicU64::new(0) }
+    }
+
+    /// It happened again, to a block of so many bytes.
+    #[cold]
+    pub(crate) fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.times.fetch_add(1, Ordering::Release);
+        due::ask_for_attention();
+    }
+
+    /// How often it has happened, and to how many bytes.
+    pub(crate) fn so_far(&self) -> (u64, u64) {
+        let times = self.times.load(Ordering::Acquire);
+        (times, self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// How often it has happened since this was asked last, if it has.
+    pub(crate) fn take_news(&self) -> Option<u64> {
+        let times = self.times.load(Ordering::Acquire);
+        Some(times - self.told.swap(times, Ordering::Relaxed)).filter(|&new| new > 0)
+    }
+}

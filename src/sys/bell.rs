@@ -1,0 +1,106 @@
+//! A bell: wakes a thread that waits for it, from anywhere, inside an allocation too. So it
+//! neither locks nor allocates.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// For one thread that waits. Rung while nobody waits, it wakes the next who would.
+pub(crate) struct Bell {
+    rung: AtomicU32,
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    waiter: std::sync::OnceLock<std::thread::Thread>,
+}
+
+impl Bell {
+    pub(crate) const fn new() -> Self {
+        Self {
+            rung: AtomicU32::new(0),
+            #[cfg(not(any(target_os = "linux", target_os = "android")))]
+            waiter: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// What was done before is seen by whoever is woken.
+    pub(crate) fn ring(&self) {
+        if self.rung.swap(1, Ordering::SeqCst) == 0 {
+            self.wake();
+        }
+    }
+
+    /// Waits until it has been rung since this was called last.
+    pub(crate) fn wait(&self) {
+        while self.rung.swap(0, Ordering::SeqCst) == 0 {
+            self.sleep();
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+impl Bell {
+    fn wake(&self) {
+        const WAKE: libc::c_int = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+        // SAFETY: an address that is only waited for.
+        unsafe { libc::syscall(libc::SYS_futex, self.rung.as_ptr(), WAKE, 1) };
+    }
+
+    /// Until it is rung, or for no reason.
+    fn sleep(&self) {
+        const WAIT: libc::c_int = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+        let no_limit = std::ptr::null::<libc::timespec>();
+        // SAFETY: reads that word, which is there.
+        unsafe { libc::syscall(libc::SYS_futex, self.rung.as_ptr(), WAIT, 0, no_limit) };
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+impl Bell {
+    fn wake(&self) {
+        if let Some(waiter) = self.waiter.get() {
+            waiter.unpark();
+        }
+    }
+
+    /// Until it is rung, or for no reason.
+    fn sleep(&self) {
+        // Who rings before the thread is known has made it look again.
+        if self.waiter.get().is_none() {
+            self.waiter.get_or_init(std::thread::current);
+        } else {
+            std::thread::park();
+        }
+    }
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn whoever_rings_is_heard() {
+        const ROUNDS: usize = 10_000;
+        static BELLS: [Bell; 2] = [Bell::new(), Bell::new()];
+        static BALL: AtomicUsize = AtomicUsize::new(0);
+
+        // Back and forth: who is not heard ends the game.
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                for round in 0..ROUNDS {
+                    BELLS[0].wait();
+                    assert_eq!(BALL.swap(2 * round + 2, Ordering::Relaxed), 2 * round + 1);
+                    BELLS[1].ring();
+                }
+            });
+            for round in 0..ROUNDS {
+                BALL.store(2 * round + 1, Ordering::Relaxed);
+                BELLS[0].ring();
+                BELLS[1].wait();
+                assert_eq!(BALL.load(Ordering::Relaxed), 2 * round + 2);
+            }
+        });
+        // Rung twice, and heard once.
+        BELLS[0].ring();
+        BELLS[0].ring();
+        BELLS[0].wait();
+        assert_eq!(BELLS[0].rung.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,57 @@
+//! Threads of dogtag's own. They are begun where there may be no memory for one, and are
+//! then done without.
+
+use std::alloc::{Layout, alloc};
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::{self, NonNull};
+
+/// Has `work` done by a thread of its own, which nobody waits for. `false` if there is none
+/// to be had.
+///
+/// A plain thread of the system: std's own aborts the process where there is no memory for
+/// what it knows of a thread, and needs thread-locals of its parent, which may be gone.
+pub(crate) fn spawn<W: FnOnce() + Send + 'static>(work: W) -> bool {
+    extern "C" fn run<W: FnOnce()>(work: *mut c_void) -> *mut c_void {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        // SAFETY: the kernel reads up to the zero.
+        unsafe {
+            libc::prctl(libc::PR_SET_NAME, c"dogtag".as_ptr())
+        };
+        // SAFETY: the box that `spawn` let go.
+        let work = unsafe { Box::from_raw(work.cast::<W>()) };
+        // A panic must not leave a C function.
+        let _ = catch_unwind(AssertUnwindSafe(*work));
+        ptr::null_mut()
+    }
+
+    let Some(work) = try_box(work) else { return false };
+    let work = Box::into_raw(work);
+    let mut thread = MaybeUninit::uninit();
+    // SAFETY: `run` has the right signature and takes over the box, unless
+    // there is no thread; one that is there is detached once.
+    unsafe {
+        if libc::pthread_create(thread.as_mut_ptr(), ptr::null(), run::<W>, work.cast()) != 0 {
+            drop(Box::from_raw(work));
+            return false;
+        }
+        libc::pthread_detach(thread.assume_init());
+    }
+    true
+}
+
+/// As `Box::new`, which would abort where there is no memory.
+fn try_box<T>(value: T) -> Option<Box<T>> {
+    let layout = Layout::new::<T>();
+    let place = match layout.size() {
+        0 => NonNull::dangling(),
+        // SAFETY: the layout is not empty.
+        _ => NonNull::new(unsafe { alloc(layout) }.cast::<T>())?,
+    };
+    // SAFETY: it has that layout, as a box has, and is nobody else's.
+    unsafe {
+        place.write(value);
+        Some(Box::from_raw(place.as_ptr()))
+    }
+}
