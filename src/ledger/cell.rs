@@ -67,6 +67,12 @@ impl Cell {
         self.mark.store(mark.bits(), Ordering::Relaxed);
     }
 
+    /// Makes it nobody's, when the service has ended that it was for, by whoever ended that. What
+    /// was counted stays.
+    pub(super) fn abandon(&self) {
+        self.mark.store(Mark::NONE.bits(), Ordering::Relaxed);
+    }
+
     /// Whether an allocation of `size` bytes has to ask whether it may be made.
     #[inline]
     pub(super) fn must_ask(&self, size: usize) -> bool {

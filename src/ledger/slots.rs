@@ -174,6 +174,9 @@ impl Record {
             sum.is_quiet().then_some(sum.usage)
         });
         let Some(usage) = end else { return false };
+        // Or a cookie that something wrote would be believed on the hot path, and the next
+        // service of this slot have a free that is not its own.
+        ROSTER.cells(self.slot(), &self.shared).for_each(Cell::abandon);
         self.past.bytes.store(usage.freed_bytes, Ordering::Relaxed);
         self.past.blocks.store(usage.freed_blocks, Ordering::Relaxed);
         true

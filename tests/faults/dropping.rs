@@ -123,10 +123,11 @@ fn a_span_that_cannot_be_noted_changes_nothing() {
     use dogtag::ServiceLayer;
     use tracing::info_span;
     use tracing_subscriber::filter::filter_fn;
+    use tracing_subscriber::layer::Identity;
     use tracing_subscriber::{Layer, prelude::*, registry};
 
     let layer = ServiceLayer::new().with_filter(filter_fn(|metadata| metadata.name() != "unseen"));
-    tracing::subscriber::with_default(registry().with(layer), || {
+    tracing::subscriber::with_default(registry().with(Identity::new()).with(layer), || {
         // The registry's own notes have room for some spans.
         let unseen: Vec<_> = (0..4).map(|_| info_span!("unseen").entered()).collect();
         drop(unseen);

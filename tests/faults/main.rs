@@ -6,10 +6,12 @@
 
 mod backend;
 #[path = "../child/mod.rs"]
+#[allow(dead_code, reason = "each test uses the part that it needs")]
 mod child;
 mod dropping;
 mod events;
 mod programs;
+#[path = "../common/random.rs"]
 mod random;
 mod system;
 mod tight;

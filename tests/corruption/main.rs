@@ -1,0 +1,71 @@
+//! A program that writes where it must not: near its own blocks, anywhere, of any length and
+//! content. dogtag goes on, and writes nowhere but into its own bytes; and of the ledger
+//! nothing changes but what the bytes that were found say.
+//!
+//! What they say can be foretold to the byte. Without memory-check a cookie that was changed to
+//! another living service's is that one's: its figures have a free too many. One that
+//! is nobody's is counted as lost. All other figures stay exact. With memory-check each
+//! change of a guard is told of, once, and the figures are those of a program without one.
+//!
+//! `DOGTAG_CORRUPTIONS` says how many there are, `DOGTAG_SEED` which. Each run prints both.
+#![cfg(target_os = "linux")]
+
+#[path = "../child/mod.rs"]
+#[allow(dead_code, reason = "each test uses the part that it needs")]
+mod child;
+#[path = "../common/random.rs"]
+mod random;
+
+#[cfg(feature = "memory-check")]
+mod checked;
+mod field;
+#[cfg(not(feature = "memory-check"))]
+mod plain;
+
+fn corruptions() -> u64 {
+    let given = std::env::var("DOGTAG_CORRUPTIONS").ok();
+    let number = given.map_or(30_000, |number| number.parse().expect("DOGTAG_CORRUPTIONS is a number"));
+    println!("DOGTAG_CORRUPTIONS={number}");
+    number
+}
+
+/// In a process of its own, which may crash, or hang.
+fn succeeds(task: &str, settings: &str) {
+    let output = child::run(task, settings);
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{}\n{}{}", output.status, text[0], text[1]);
+    print!("{}", text[0]);
+}
+
+#[cfg(not(feature = "memory-check"))]
+#[test]
+fn what_a_cookie_says_is_all_that_changes() {
+    succeeds("few services", "");
+}
+
+/// Then cookies of blocks differ in length, and nearly all that can be written is somebody's.
+#[cfg(not(feature = "memory-check"))]
+#[test]
+fn among_more_services_than_short_cookies_too() {
+    succeeds("many services", "");
+}
+
+#[cfg(feature = "memory-check")]
+#[test]
+fn every_change_of_a_guard_is_told() {
+    succeeds("guards", "quarantine-blocks=128");
+}
+
+#[test]
+fn a_child() {
+    match child::task().as_deref() {
+        #[cfg(not(feature = "memory-check"))]
+        Some("few services") => plain::run(plain::FEW, corruptions()),
+        #[cfg(not(feature = "memory-check"))]
+        Some("many services") => plain::run(plain::MANY, corruptions() / 4),
+        #[cfg(feature = "memory-check")]
+        Some("guards") => checked::run(corruptions()),
+        Some(other) => panic!("{other:?} is no task"),
+        None => {}
+    }
+}
