@@ -56,10 +56,16 @@
 //! # Events
 //!
 //! Under the target `dogtag`, `tracing` events tell of services that are registered
-//! and retired (level trace), of soft limits that are crossed and hard limits that
-//! deny allocations (warn), of blocks whose owner was overwritten and of crimes that
-//! memory-check finds (error). None is emitted inside an allocation. A forked child
-//! emits none for services and limits.
+//! and retired (level trace); of soft limits that are crossed and hard limits that
+//! deny allocations (warn); of large blocks whose owner the system gave no memory to note, of
+//! threads that had to share their counters for the same reason, and of spans that could not be
+//! noted (warn); of blocks whose owner was overwritten, of spans that name a service that there
+//! cannot be, and of crimes that memory-check finds (error).
+//!
+//! None is emitted inside an allocation: a thread of dogtag's own does, and what went wrong in
+//! one is told of from the next end of a scope or the next snapshot on, at most once a second.
+//! Where there is no memory for that thread it is begun later, in the same way. A forked child
+//! emits none but for crimes.
 //!
 //! # How it works
 //!
@@ -92,17 +98,21 @@
 //!   panics, unwinds, aborts, locks or logs. (With `memory-check` a crime is
 //!   reported, and then the process aborts.)
 //! - Where the operating system refuses memory for a thread's cells, the thread
-//!   counts in cells that all such threads share: slower, and as exact.
+//!   counts in cells that all such threads share: slower, and as exact. A `tracing` event
+//!   (target `dogtag`, level warn) tells of it.
 //! - Where it refuses memory for the owner of a block of 4 KiB or more (which takes a
 //!   MiB for each GiB of addresses, once), the block is the service
-//!   `unattributed`'s, whatever its limit.
+//!   `unattributed`'s, whatever its limit. Such an event tells of it, too.
+//! - To drop a service, to end a scope, to free, and to announce something need no
+//!   memory; what cannot be told for want of it is told later, or, of services' beginnings and
+//!   ends, not at all.
 //! - A cookie that something has overwritten is not followed: what cannot be a
 //!   service in use is counted in [`Snapshot::lost`], and no figure changes.
 //!   With up to 255 services a single byte that is written past the end of a
 //!   block never looks like another one's. (Blocks of 4 KiB and more have no cookie.) (With more than 65,533 services
-//!   nearly everything does; such a process has no tripwire.) A `tracing` event
-//!   (target `dogtag`, level error) tells of it from the next end of a scope, or
-//!   the next snapshot.
+//!   nearly everything does; such a process has no tripwire.) What is another service's cookie
+//!   by chance is believed: that service has a free too many, and no other figure changes. A
+//!   `tracing` event (target `dogtag`, level error) tells of what was lost.
 //! - A forked child may allocate and free; its figures begin as its parent's,
 //!   but for an operation that another thread was in the middle of. It may register,
 //!   limit and drop services.

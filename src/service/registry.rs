@@ -54,7 +54,7 @@ pub enum RegisterError {
     },
     /// All slots (over 16 million) are in use.
     Full,
-    /// The operating system gives no memory for the table of services.
+    /// There is no memory for another service in the tables.
     NoMemory,
 }
 

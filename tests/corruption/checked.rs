@@ -109,8 +109,8 @@ pub fn run(corruptions: u64) {
     }
     world.assert_ledger();
     // With the allocator goes what its quarantine holds.
-    let World { allocator, .. } = &mut world;
-    drop(std::mem::replace(allocator, Dogtag::with_backend(Backend(world.field))));
+    let other = Dogtag::with_backend(Backend(world.field));
+    drop(std::mem::replace(&mut world.allocator, other));
     world.released();
     assert_eq!(world.freed.len(), 0, "blocks are still in quarantine");
     println!("{:?}", world.tally);
@@ -165,13 +165,13 @@ impl World {
         let owner = self.random.below(SERVICES);
         // SAFETY: the layout is not empty.
         let address = self.services[owner].run(|| unsafe { self.allocator.alloc(layout) });
+        assert!(!address.is_null(), "the field is too small");
+        add(&mut self.figures[owner].allocated, layout.size());
         self.plant(address, layout, owner);
     }
 
     /// A new block, around which stands what is dogtag's, and nothing else is new.
     fn plant(&mut self, address: *mut u8, layout: Layout, owner: usize) {
-        assert!(!address.is_null(), "the field is too small");
-        add(&mut self.figures[owner].allocated, layout.size());
         let start = self.field.offset_of(address.addr());
         let end = start + layout.size();
         self.image.learn(start - HEAD..end + GUARD);
@@ -191,9 +191,10 @@ impl World {
         }
     }
 
-    /// A block that is in quarantine, and perhaps at its very beginning, as most are.
+    /// Near a block that is in quarantine, or at its very beginning, as most are.
     fn corrupt_freed(&mut self) {
-        let Some((&address, (block, _))) = self.freed.iter().next() else { return };
+        let place = self.random.below(self.freed.len().max(1));
+        let Some((&address, (block, _))) = self.freed.iter().nth(place) else { return };
         let size = block.layout.size();
         if self.random.below(2) == 0 {
             self.write_near(address, size);
@@ -250,7 +251,8 @@ impl World {
         // SAFETY: as in `free`.
         let address =
             unsafe { self.services[owner].run(|| self.allocator.realloc(block.address, block.layout, size)) };
-        assert!(!address.is_null());
+        assert!(!address.is_null(), "the field is too small");
+        add(&mut self.figures[owner].allocated, size);
         let start = self.field.offset_of(address.addr());
         assert_eq!(self.field.bytes(start..start + content.len()), content, "not what was in it");
         let layout = Layout::from_size_align(size, block.layout.align()).unwrap();

@@ -51,7 +51,8 @@ impl Field {
     }
 
     fn start(&self) -> *mut u8 {
-        self.memory.cast()
+        // SAFETY: the memory is there for good.
+        unsafe { (&raw mut (*self.memory).0).cast() }
     }
 
     /// The plot that an address lies in.

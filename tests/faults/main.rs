@@ -10,6 +10,8 @@ mod backend;
 mod child;
 mod dropping;
 mod events;
+#[cfg(feature = "pool")]
+mod pools;
 mod programs;
 #[path = "../common/random.rs"]
 mod random;

@@ -191,7 +191,7 @@ pub fn a_block_without_a_state_is_null() {
     NEXT.store(map(0x2222_0000_0000), SeqCst);
     let service = Service::register("without a state").unwrap();
     // The thread's own part of the ledger is there already.
-    drop(service.run(|| Box::new(0_u64)));
+    drop(service.run(|| std::hint::black_box(Box::new(0_u64))));
     assert!(refused(|| alloc(&service)).is_null());
     assert_eq!(figures(&service), [8, 1, 8, 1]);
     let block = alloc(&service);
