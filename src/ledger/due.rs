@@ -1,5 +1,6 @@
-//! Services whose limits have done something, from the allocation that met them to
-//! whoever announces it.
+//! What there is to announce, on its way from the allocation that met it to whoever announces
+//! it: services whose limits have done something, in a list; and of all else that there is
+//! something to be looked at.
 
 use crate::ledger::slots::Record;
 use crate::sys::{self, Bell};

@@ -108,7 +108,16 @@ pub fn run(corruptions: u64) {
         world.free(block);
     }
     world.assert_ledger();
-    // With the allocator goes what its quarantine holds.
+    // What was done to blocks that are still in quarantine is told of now.
+    let before = world.tally.writes_after_free;
+    let verified = check::verify();
+    world.released();
+    assert_eq!(verified.violations, world.tally.writes_after_free - before);
+    assert_eq!(
+        (verified.live_blocks, verified.quarantined_blocks - verified.violations),
+        (0, world.freed.len() as u64)
+    );
+    // With the allocator go the others.
     let other = Dogtag::with_backend(Backend(world.field));
     drop(std::mem::replace(&mut world.allocator, other));
     world.released();
