@@ -117,6 +117,18 @@
 //!   but for an operation that another thread was in the middle of. It may register,
 //!   limit and drop services.
 //!
+//! # Signals
+//!
+//! A signal handler may call [`totals`], [`Service::usage`], [`Service::name`],
+//! [`Service::handle`], [`Service::hard_limit`] and [`Service::soft_limit`], whatever it
+//! has interrupted, an allocation too: they neither lock nor allocate, wait for nobody,
+//! and make no system call. No figure is negative there, and no counter falls; of what was
+//! interrupted, a block's bytes may be counted already, and the block not yet.
+//!
+//! It may call nothing else. To allocate is not allowed there, as with other allocators;
+//! whoever leaves a scope or takes a snapshot may have to announce something, and the
+//! last clone of a service that is dropped takes a lock.
+//!
 //! # Features
 //!
 //! | feature | default | what it adds |

@@ -16,7 +16,8 @@ use std::hash::Hash;
 /// What all services of the process have allocated and freed, in sum, those
 /// that have ended among them.
 ///
-/// Reads every service's cells: for one service [`Service::usage`] is cheaper.
+/// Reads every service's cells: for one service [`Service::usage`] is cheaper. Takes no
+/// lock and allocates nothing: also for [signal handlers](crate#signals).
 ///
 /// ```
 /// # #[global_allocator]
@@ -32,7 +33,6 @@ use std::hash::Hash;
 /// [`Service::usage`]: crate::Service::usage
 #[must_use]
 pub fn totals() -> Usage {
-    announce::deliver();
     ledger::usages(|_, _| {})
 }
 

@@ -127,7 +127,7 @@ fn overwritten_tails_are_noticed_and_harm_nobody() {
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
         // What was lost while a thread was telling is told of next time.
-        let _ = dogtag::totals();
+        let _ = dogtag::snapshot();
     }
     assert_eq!(ANNOUNCED.load(Ordering::Relaxed), noticed);
     drop(kept);

@@ -38,9 +38,6 @@ extern "C" fn begin() {
             complain("DOGTAG_REPORT", part, known);
         }
     }
-    // Children look at all blocks when they end.
-    #[cfg(feature = "memory-check")]
-    crate::check::heed_forks();
     if reports.at_exit || cfg!(feature = "memory-check") {
         // SAFETY: the function lives as long as the process.
         unsafe { libc::atexit(at_exit) };

@@ -110,7 +110,7 @@ mod verify;
 #[cfg(not(dogtag_loom))]
 mod violation;
 
-#[cfg(feature = "interpose")]
+#[cfg(not(dogtag_loom))]
 pub(crate) use state::heed_forks;
 
 #[cfg(not(dogtag_loom))]

@@ -1,6 +1,6 @@
 //! Services as a tree: tenants and their queries, modules and their parts.
 
-use super::{Service, registry};
+use super::{Service, fork};
 use crate::ledger;
 use crate::ledger::family::{self, Tree};
 use crate::usage::Usage;
@@ -50,7 +50,7 @@ impl Service {
     /// ```
     #[must_use]
     pub fn usage_with_children(&self) -> Usage {
-        registry::ready();
+        fork::prepare();
         let tree = Tree::lock();
         let mut sum = Usage::default();
         family::members(self.record, Some(&tree), |member| {

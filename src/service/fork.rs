@@ -8,19 +8,50 @@ use crate::ledger::family::Tree;
 use crate::ledger::thread::Stay;
 use crate::ledger::{due, slots};
 use crate::sys;
+use std::alloc::Layout;
 use std::cell::UnsafeCell;
+use std::hint::black_box;
 use std::sync::{Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Has every fork of this process take the locks.
+/// Has every fork of this process take the locks; before the first one is taken.
+///
+/// A fork that is under way does not heed who comes now, so it is done before there
+/// is a second thread, where the system has a way to ([`AT_LOAD`]).
 pub(crate) fn prepare() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| sys::at_fork(before, in_parent, in_child));
+    ONCE.call_once(|| {
+        // Who asks later takes its locks earlier, and the allocator's are to be taken
+        // after these: so it has to have asked for that, which it does when it begins.
+        let layout = Layout::new::<u64>();
+        // SAFETY: the layout is not empty, and the block is freed with it.
+        unsafe {
+            let block = black_box(std::alloc::alloc(layout));
+            if !block.is_null() {
+                std::alloc::dealloc(block, layout);
+            }
+        }
+        sys::at_fork(before, in_parent, in_child);
+        #[cfg(feature = "memory-check")]
+        crate::check::heed_forks();
+    });
 }
 
-/// To be held by whoever looks into one of the dashmaps. They have locks of their
-/// own, but those may have waiters when the process is forked, whom a child would
-/// wake in vain or for ever. Not to be taken twice by one thread.
+/// Before the program's `main`, or when the library is opened that this is a part of.
+#[cfg(target_os = "linux")]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_LOAD: extern "C" fn() = at_load;
+
+#[cfg(target_os = "linux")]
+extern "C" fn at_load() {
+    prepare();
+}
+
+/// To be held by whoever looks into one of the dashmaps, or makes them. They have locks
+/// of their own, but those may have waiters when the process is forked, whom a child
+/// would wake in vain or for ever. Not to be taken twice by one thread.
 pub(crate) fn gate() -> Gate {
+    prepare();
     Gate { _stay: Stay::begin(), _lock: GATE.read().unwrap_or_else(PoisonError::into_inner) }
 }
 

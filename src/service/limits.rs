@@ -1,7 +1,7 @@
 //! Limits: how much a service, with its children, may hold.
 
 use super::scope::Scope;
-use super::{Service, fork, registry};
+use super::{Service, fork};
 use crate::announce;
 use crate::ledger::budget::{Grants, NONE};
 use crate::ledger::door;
@@ -90,7 +90,7 @@ impl Service {
     /// Reads a cell for each thread and each service of the limited families.
     #[must_use]
     pub fn headroom(&self) -> Option<u64> {
-        registry::ready();
+        fork::prepare();
         let tree = Tree::lock();
         family::chain(self.record)
             .filter_map(|record| {
@@ -176,7 +176,7 @@ fn drop_users<T>(captured: T) {
 static ON_SOFT_LIMIT: OnceLock<DashMap<u32, OnSoftLimit>> = OnceLock::new();
 
 fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Option<u64>, Option<u64>)) {
-    registry::ready();
+    fork::prepare();
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
     let tree = Tree::lock();
     let household = record.family().household_or_new();

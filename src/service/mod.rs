@@ -205,7 +205,8 @@ impl Service {
     /// What this service has allocated and freed so far, and so holds now.
     ///
     /// Reads one cell for each thread that was alive at the busiest moment of
-    /// the process; takes no lock and stops nobody.
+    /// the process; takes no lock and stops nobody. Also for
+    /// [signal handlers](crate#signals).
     ///
     /// ```
     /// let idle = dogtag::Service::register("idle")?;

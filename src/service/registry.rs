@@ -148,12 +148,6 @@ pub(super) fn by_handle(handle: u32) -> Option<Service> {
     REGISTRY.handles.get(&handle).and_then(|entry| living(entry.value()))
 }
 
-/// To be called before locks are taken that a fork has to take first: that is
-/// prepared with the registry.
-pub(super) fn ready() {
-    LazyLock::force(&REGISTRY);
-}
-
 /// Takes out a service whose last clone was dropped.
 pub(super) fn remove(record: &'static Record) {
     let _gate = fork::gate();
@@ -166,13 +160,13 @@ struct Registry {
     handles: DashMap<u32, &'static Record>,
 }
 
+/// Made while somebody has the gate, so that no child finds it half made.
 static REGISTRY: LazyLock<Registry> = LazyLock::new(|| {
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
     let registry = Registry { names: DashMap::new(), handles: DashMap::new() };
     let unattributed = &slots::UNATTRIBUTED;
     registry.names.insert(ByName(unattributed), ());
     registry.handles.insert(unattributed.handle(), unattributed);
-    fork::prepare();
     registry
 });
 

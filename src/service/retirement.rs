@@ -11,7 +11,7 @@ use crate::cookie::Slot;
 use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
 use crate::service::scope::Scope;
-use crate::service::{limits, registry};
+use crate::service::{fork, limits, registry};
 use std::collections::{TryReserveError, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -52,7 +52,7 @@ pub(super) fn claim_slot() -> Result<&'static Record, SlotError> {
 
 /// Ends all retired services that nothing is left of.
 pub(crate) fn end_retired() {
-    registry::ready();
+    fork::prepare();
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
     look_after(usize::MAX);
 }

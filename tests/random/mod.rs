@@ -1,0 +1,63 @@
+//! Random numbers for tests that run for long: the same ones for the same seed.
+#![allow(dead_code, reason = "each test binary uses the part that it needs")]
+
+/// `DOGTAG_SEED`, or a seed that no earlier run had. To be printed, so that a run can be
+/// had again.
+pub fn seed() -> u64 {
+    match std::env::var("DOGTAG_SEED") {
+        Ok(seed) => seed.parse().expect("DOGTAG_SEED is a number"),
+        Err(_) => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+            now.as_nanos() as u64 % 1_000_000_007
+        }
+    }
+}
+
+/// SplitMix64.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Another generator, whose numbers have nothing to do with this one's.
+    pub fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ mixed >> 31
+    }
+
+    /// A number below another one.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() >> 32) as usize % end
+    }
+
+    /// Whether something happens that does once in so many times.
+    pub fn once_in(&mut self, times: usize) -> bool {
+        self.below(times) == 0
+    }
+
+    /// One of those, if there are any.
+    pub fn pick<'a, T>(&mut self, among: &'a [T]) -> Option<&'a T> {
+        (!among.is_empty()).then(|| &among[self.below(among.len())])
+    }
+
+    /// A block's size: mostly small, some of some pages, few large.
+    pub fn size(&mut self) -> usize {
+        match self.below(200) {
+            0 => 1 + self.below(300_000),
+            1..12 => 1 + self.below(10_000),
+            // Around the size from which on owners stand beside the heap.
+            12..16 => 4_090 + self.below(12),
+            _ => 1 + self.below(400),
+        }
+    }
+}
