@@ -151,6 +151,7 @@ fn a_child() {
         services[1].set_hard_limit(Some(64 << 20));
         services[1].set_soft_limit(Some(1 << 20));
         WATCHED.set(services).unwrap();
+        listen(libc::SIGUSR1);
         TASKS.iter().find(|(name, _)| *name == task).unwrap().1();
         let faults = FAULTS.each_ref().map(|fault| fault.load(Relaxed));
         let [handled, interrupted] = [&HANDLED, &INTERRUPTED_BACKEND].map(|counter| counter.load(Relaxed));
@@ -198,18 +199,18 @@ fn work(random: &mut Random, blocks: &mut Vec<Vec<u8>>) {
     }
 }
 
-/// A block whose owner something has overwritten: there is something to announce then.
+/// A block whose owner something has overwritten: there is something to announce then, and
+/// a signal comes before anybody does.
 fn lose_a_block(owner: &Service) {
     let layout = Layout::from_size_align(40, 1).unwrap();
-    owner.run(|| {
-        // SAFETY: what is overwritten lies in the block's size class of 48 bytes; whose it
-        // is cannot be told then, and it is freed all the same.
-        unsafe {
-            let block = black_box(std::alloc::alloc(layout));
-            block.add(40).write_bytes(0xAB, 2);
-            child::dealloc(block, layout);
-        }
-    });
+    // SAFETY: what is overwritten lies in the block's size class of 48 bytes; whose it is
+    // cannot be told then, and it is freed all the same.
+    unsafe {
+        let block = owner.run(|| black_box(std::alloc::alloc(layout)));
+        block.add(40).write_bytes(0xAB, 2);
+        child::dealloc(block, layout);
+        libc::raise(libc::SIGUSR1);
+    }
 }
 
 /// Signals to threads that work, as many as they can take.
@@ -218,7 +219,6 @@ fn storm() {
 
     static IS_OVER: AtomicBool = AtomicBool::new(false);
 
-    listen(libc::SIGUSR1);
     let workers: Vec<_> = (0..3)
         .map(|number| {
             thread::spawn(move || {
