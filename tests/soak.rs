@@ -1,0 +1,74 @@
+//! Everything at once, for as long as one likes: threads, services, pools, regions, futures
+//! and snapshots come and go, blocks of all sizes go from thread to thread. Again and again
+//! all stop for a moment, and then the ledger is what the test's own books say, to the byte,
+//! and no more memory is needed than at the beginning.
+//!
+//! `DOGTAG_SOAK_SECONDS` sets how long (default 3), `DOGTAG_SEED` what happens, as far as
+//! threads let it.
+
+#[path = "soak/backend.rs"]
+mod backend;
+#[path = "soak/books.rs"]
+mod books;
+mod common;
+#[path = "soak/memory.rs"]
+mod memory;
+mod random;
+#[path = "soak/seat.rs"]
+mod seat;
+#[path = "soak/work.rs"]
+mod work;
+
+use backend::Booked;
+use books::Books;
+use dogtag::Dogtag;
+use seat::Seats;
+use std::time::{Duration, Instant};
+
+#[global_allocator]
+static ALLOC: Dogtag<Booked> = Dogtag::with_backend(Booked);
+
+/// Threads that work at the same time, beside short ones.
+const SEATS: usize = 4;
+
+#[test]
+fn nothing_drifts_and_nothing_grows() {
+    let seconds = std::env::var("DOGTAG_SOAK_SECONDS")
+        .map_or(3.0, |seconds| seconds.parse().expect("DOGTAG_SOAK_SECONDS is a number"));
+    let whole = Duration::from_secs_f64(seconds);
+    let pause = (whole / 12).clamp(Duration::from_millis(100), Duration::from_secs(2));
+    let seed = random::seed();
+    println!("DOGTAG_SEED={seed} DOGTAG_SOAK_SECONDS={seconds}");
+
+    // A panic ends it all, where others would wait for whoever has panicked.
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        std::process::abort();
+    }));
+
+    let books = Books::default();
+    let seats = Seats::new(seed);
+    let start = Instant::now();
+    let mut memory = memory::Watch::default();
+    std::thread::scope(|threads| {
+        for seat in 0..SEATS {
+            let (seats, books) = (&seats, &books);
+            threads.spawn(move || seats.sit(seat, books));
+        }
+        while start.elapsed() < whole {
+            std::thread::sleep(pause);
+            seats.stopped(|| {
+                books.compare();
+                let is_warm = start.elapsed() > whole / 3;
+                memory.look(is_warm);
+                println!("{:>6.1} s  {}  {memory}", start.elapsed().as_secs_f64(), books.line());
+            });
+        }
+        seats.end();
+    });
+    // All is freed by now, also what was still on its way.
+    books.compare();
+    assert_eq!(books.live(), (0, 0), "the test itself leaks");
+    println!("{:>6.1} s  {}", start.elapsed().as_secs_f64(), books.line());
+}
