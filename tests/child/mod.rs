@@ -1,5 +1,6 @@
 //! Tests of what kills a process, in a process of its own: the test program
 //! runs itself again, for its test `a_child` alone.
+#![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
 use std::alloc::Layout;
 use std::os::unix::process::CommandExt;

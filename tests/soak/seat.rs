@@ -49,6 +49,7 @@ impl Seats {
                 break;
             }
         }
+        worker.end();
         // Others may still send something.
         self.barrier.wait();
         self.mailboxes[seat].lock().unwrap().clear();

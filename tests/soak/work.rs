@@ -251,6 +251,15 @@ impl Worker {
         drop(goes);
     }
 
+    /// Gives up everything.
+    pub fn end(self) {
+        #[cfg(feature = "pool")]
+        for (pool, owner) in self.pools {
+            drop(pool);
+            owner.account.set(0);
+        }
+    }
+
     /// Tells what cannot be counted as it happens.
     pub fn report(&mut self) {
         #[cfg(feature = "pool")]

@@ -1,0 +1,387 @@
+//! What a process goes through while its threads allocate, register and drop services, and
+//! look at the figures: forks from many threads, programs that take its place, daemons, and
+//! its end.
+
+mod child;
+
+use dogtag::{Dogtag, Service};
+use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
+use std::hint::black_box;
+use std::io::Read;
+use std::os::fd::FromRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, exit};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering::SeqCst};
+use std::thread;
+
+#[cfg(feature = "jemalloc")]
+use dogtag::Jemalloc as Inner;
+#[cfg(not(feature = "jemalloc"))]
+use std::alloc::System as Inner;
+
+#[global_allocator]
+static ALLOC: Dogtag<Hooked> = Dogtag::with_backend(Hooked);
+
+/// A task's name, what it does, and how often it is tried.
+type Task = (&'static str, fn(), usize);
+
+const TASKS: [Task; 8] = [
+    ("forks from many threads", fork_storm, 1),
+    ("a fork while the first service is registered", fork_at_the_first_registration, 3),
+    ("programs are begun", spawn, 1),
+    ("another program takes the place", execute, 5),
+    ("a daemon", daemon, 5),
+    ("main returns", main_returns, 10),
+    ("exit", main_exits, 10),
+    ("another thread exits", thread_exits, 10),
+];
+
+/// Begun by others.
+const EXECUTED: &str = "executed";
+
+#[test]
+fn processes_live_and_end_well() {
+    for (name, _, times) in TASKS {
+        for time in 0..times {
+            let output = child::run(name, "quarantine=4M");
+            let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            // Killed if it hangs.
+            let survived = output.status.success() && text.contains("survived");
+            assert!(survived, "{name}, time {time}: {}\n{text}", output.status);
+        }
+    }
+}
+
+#[test]
+fn a_child() {
+    match child::task() {
+        Some(task) if task == EXECUTED => executed(),
+        Some(task) => TASKS.iter().find(|(name, ..)| *name == task).unwrap().1(),
+        None => {}
+    }
+}
+
+/// With neither a lock nor an allocation.
+fn say(text: &str) {
+    // SAFETY: the text is there.
+    unsafe { libc::write(libc::STDOUT_FILENO, text.as_ptr().cast(), text.len()) };
+}
+
+/// What all services have under which nothing is left.
+fn come_and_go(name: &str, tenant: &Service) {
+    let service =
+        Service::builder(name).parent(tenant).hard_limit(1 << 20).soft_limit(1 << 19).register().unwrap();
+    let block = service.run(|| black_box(vec![0_u8; 100]));
+    assert_eq!((service.usage().bytes(), service.headroom()), (100, Some((1 << 20) - 100)));
+    assert_eq!(Service::by_name(name).as_ref(), Some(&service));
+    drop(service);
+    drop(block);
+}
+
+/// Threads that do all that there is to do until they are told to stop.
+struct Noise {
+    threads: Vec<thread::JoinHandle<()>>,
+    tenant: Service,
+}
+
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+impl Noise {
+    fn begin() -> Self {
+        static BEGUN: AtomicUsize = AtomicUsize::new(0);
+
+        let tenant = Service::builder("tenant").hard_limit(1 << 30).register().unwrap();
+        let noise = |thread: usize, tenant: Service| {
+            move || {
+                let mut blocks = Vec::new();
+                for number in 0.. {
+                    if IS_QUIET.load(SeqCst) {
+                        break;
+                    }
+                    come_and_go(&format!("{thread}/{number}"), &tenant);
+                    blocks.push(tenant.run(|| vec![1_u8; number * 37 % 6_000 + 1]));
+                    if number % 50 == 49 {
+                        blocks.clear();
+                        drop(dogtag::snapshot());
+                        let _ = dogtag::totals();
+                        #[cfg(feature = "memory-check")]
+                        assert_eq!(dogtag::check::verify().violations, 0);
+                    }
+                    BEGUN.fetch_add(1, SeqCst);
+                }
+            }
+        };
+        let threads = (0..3).map(|number| thread::spawn(noise(number, tenant.clone()))).collect();
+        // In the midst of it.
+        while BEGUN.load(SeqCst) < 100 {
+            thread::yield_now();
+        }
+        Self { threads, tenant }
+    }
+
+    fn end(self) {
+        IS_QUIET.store(true, SeqCst);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(self.tenant.usage_with_children().bytes(), 0);
+    }
+}
+
+/// Forks; the child does its work and ends in that way.
+fn fork(work: impl FnOnce(), end: unsafe fn(i32) -> !) -> libc::pid_t {
+    // SAFETY: the child calls what dogtag says a child may call, and ends.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            // Ends it if a lock is never given back.
+            libc::alarm(30);
+            let is_well = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_ok();
+            end(i32::from(!is_well));
+        }
+        assert!(child > 0);
+        child
+    }
+}
+
+fn wait_for(child: libc::pid_t) {
+    let mut status = 0;
+    // SAFETY: `status` is a place for the result.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "how a child ended");
+}
+
+unsafe fn exit_now(code: i32) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(code) }
+}
+
+unsafe fn exit_slowly(code: i32) -> ! {
+    // SAFETY: ends the process, with what is to be done then.
+    unsafe { libc::exit(code) }
+}
+
+/// Many threads fork; children fork again.
+fn fork_storm() {
+    const FORKS: usize = 50;
+    const GENERATIONS: usize = 3;
+
+    allocate_at_exit();
+    let noise = Noise::begin();
+    let tenant = &noise.tenant;
+    thread::scope(|threads| {
+        for thread in 0..3 {
+            threads.spawn(move || {
+                let service = Service::register(format!("forker {thread}")).unwrap();
+                let blocks: Vec<_> = (1..200).map(|size| service.run(|| vec![7_u8; size * 31])).collect();
+                let before = service.usage();
+                for number in 0..FORKS {
+                    let end = if number % 2 == 0 { exit_now } else { exit_slowly };
+                    wait_for(fork(|| descend(GENERATIONS, &service, blocks.clone(), tenant), end));
+                    // Whatever children do is theirs; the clones were freed by them.
+                    assert_eq!(service.usage(), before);
+                }
+                drop(blocks);
+                assert_eq!((service.usage().bytes(), service.usage().blocks()), (0, 0));
+            });
+        }
+    });
+    noise.end();
+    say("survived\n");
+}
+
+/// What a child does with what it has inherited.
+fn descend(generations: usize, service: &Service, blocks: Vec<Vec<u8>>, tenant: &Service) {
+    // The copies are nobody's, or the parent's that is this one's parent.
+    let (bytes, count) = (199 * 200 / 2 * 31, 199);
+    let usage = service.usage();
+    assert_eq!((usage.bytes(), usage.blocks()), (bytes, count), "begins as its parent");
+    drop(service.run(|| black_box(blocks.clone())));
+    assert_eq!((service.usage().bytes(), service.usage().blocks()), (bytes, count));
+    (0..20).for_each(|i| come_and_go(&format!("child/{i}"), tenant));
+    let snapshot = dogtag::snapshot();
+    let name = service.name();
+    assert_eq!(snapshot.rows.iter().find(|row| row.name == name).unwrap().usage.bytes(), bytes);
+    // It has threads of its own.
+    thread::scope(|threads| {
+        threads.spawn(|| (0..5).for_each(|i| come_and_go(&format!("child's thread/{i}"), tenant)));
+    });
+    #[cfg(feature = "memory-check")]
+    assert_eq!(dogtag::check::verify().violations, 0);
+    if generations > 1 {
+        wait_for(fork(|| descend(generations - 1, service, blocks, tenant), exit_now));
+    }
+}
+
+/// What is done at the end of a process, one after the other.
+fn allocate_at_exit() {
+    extern "C" fn at_exit() {
+        let service = Service::register("at exit").unwrap();
+        let block = service.run(|| black_box(vec![1_u8; 5_000]));
+        assert_eq!(service.usage().bytes(), 5_000);
+        drop(dogtag::snapshot());
+        drop(block);
+        assert_eq!(service.usage().bytes(), 0);
+        say("survived the end\n");
+    }
+    for _ in 0..3 {
+        // SAFETY: the function lives as long as the process.
+        assert_eq!(unsafe { libc::atexit(at_exit) }, 0);
+    }
+}
+
+fn main_returns() {
+    allocate_at_exit();
+    std::mem::forget(Noise::begin());
+}
+
+fn main_exits() {
+    allocate_at_exit();
+    let _noise = Noise::begin();
+    exit(0);
+}
+
+fn thread_exits() {
+    allocate_at_exit();
+    let noise = Noise::begin();
+    let tenant = noise.tenant.clone();
+    thread::spawn(move || tenant.run(|| exit(0))).join().unwrap();
+}
+
+fn myself(task: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "a_child", "--nocapture", "--test-threads=1"]).env("DOGTAG_TEST_TASK", task);
+    command
+}
+
+/// A process of its own, which knows nothing of the one before.
+fn executed() {
+    assert_eq!(Service::by_name("tenant"), None);
+    assert!(dogtag::totals().allocated_blocks < 10_000);
+    let service = Service::register("tenant").unwrap();
+    let block = service.run(|| vec![0_u8; 1_000]);
+    assert_eq!((service.usage().allocated_bytes, service.usage().bytes()), (1_000, 1_000));
+    drop(block);
+    say("survived\n");
+}
+
+fn execute() {
+    let noise = Noise::begin();
+    panic!("{} in spite of {:?}", myself(EXECUTED).exec(), noise.tenant);
+}
+
+fn spawn() {
+    let noise = Noise::begin();
+    for _ in 0..5 {
+        let output = myself(EXECUTED).output().unwrap();
+        assert!(output.status.success() && output.stdout.ends_with(b"\n"));
+        // With something to do in the child, so that it is forked.
+        let mut command = myself(EXECUTED);
+        // SAFETY: it does nothing but what a child may do.
+        unsafe { command.pre_exec(|| Ok(drop(black_box(vec![0_u8; 1_000])))) };
+        assert!(command.output().unwrap().status.success());
+    }
+    noise.end();
+    say("survived\n");
+}
+
+/// As `daemon` does: the second child has neither a parent that waits nor a terminal.
+fn daemon() {
+    let noise = Noise::begin();
+    let service = Service::register("inherited").unwrap();
+    let block = service.run(|| vec![0_u8; 12_345]);
+    let mut pipe = [0; 2];
+    // SAFETY: there is room for two descriptors.
+    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+    let tenant = noise.tenant.clone();
+    let as_daemon = || {
+        // Its parent's end is not its own.
+        assert_eq!(service.usage().bytes(), 12_345);
+        drop(block);
+        assert_eq!(service.usage().bytes(), 0);
+        (0..100).for_each(|i| come_and_go(&format!("daemon/{i}"), &tenant));
+        // SAFETY: the text is there.
+        unsafe { libc::write(pipe[1], "well".as_ptr().cast(), 4) };
+    };
+    wait_for(fork(
+        || {
+            // SAFETY: begins a session.
+            assert!(unsafe { libc::setsid() } > 0);
+            fork(as_daemon, exit_slowly);
+        },
+        exit_now,
+    ));
+    // SAFETY: they are this process's own.
+    let mut reports = unsafe {
+        libc::close(pipe[1]);
+        std::fs::File::from_raw_fd(pipe[0])
+    };
+    let mut report = String::new();
+    reports.read_to_string(&mut report).unwrap();
+    assert_eq!(report, "well", "the daemon's last words");
+    noise.end();
+    say("survived\n");
+}
+
+/// The default backend, in which a thread can be held for a while.
+struct Hooked;
+
+thread_local! {
+    /// Whether the next allocation is the one to be held.
+    static IS_TO_WAIT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The thread that is about to fork, once it is.
+static FORKER: AtomicI32 = AtomicI32::new(0);
+static IS_HELD: AtomicBool = AtomicBool::new(false);
+static HAS_FORKED: AtomicBool = AtomicBool::new(false);
+
+// SAFETY: the default backend does the work.
+unsafe impl GlobalAlloc for Hooked {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if IS_TO_WAIT.with(|is_to_wait| is_to_wait.replace(false)) {
+            IS_HELD.store(true, SeqCst);
+            let forker = wait(|| Some(FORKER.load(SeqCst)).filter(|forker| *forker != 0));
+            // Until it has forked, or waits for this thread.
+            wait(|| (HAS_FORKED.load(SeqCst) || sleeps(forker)).then_some(()));
+        }
+        // SAFETY: the caller's promise.
+        unsafe { Inner.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { Inner.dealloc(block, layout) };
+    }
+}
+
+fn wait<T>(mut event: impl FnMut() -> Option<T>) -> T {
+    loop {
+        match event() {
+            Some(happened) => return happened,
+            None => thread::yield_now(),
+        }
+    }
+}
+
+/// Whether a thread sleeps, as the system says.
+fn sleeps(thread: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().trim_start().starts_with('S')
+}
+
+/// A child finds the registry whole, though another thread was just making it.
+fn fork_at_the_first_registration() {
+    let registers = thread::spawn(|| {
+        IS_TO_WAIT.with(|is_to_wait| is_to_wait.set(true));
+        drop(Service::by_name("nobody"));
+        assert!(IS_HELD.load(SeqCst), "nothing was allocated for the registry");
+    });
+    wait(|| IS_HELD.load(SeqCst).then_some(()));
+    // SAFETY: asks for a number.
+    FORKER.store(unsafe { libc::gettid() }, SeqCst);
+    let child = fork(|| drop(Service::register("child's").unwrap()), exit_now);
+    HAS_FORKED.store(true, SeqCst);
+    wait_for(child);
+    registers.join().unwrap();
+    say("survived\n");
+}
