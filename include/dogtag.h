@@ -122,10 +122,11 @@ typedef struct dogtag_figures {
 	uint64_t denied;
 } dogtag_figures;
 
-/* Of one service. Reads a cell for each thread; takes no lock. */
+/* Of one service. Reads a cell for each thread; takes no lock. Also for signal handlers. */
 dogtag_figures dogtag_usage(const dogtag_service *service);
 
-/* Of all services, those that have ended among them, whether C or Rust allocated. */
+/* Of all services, those that have ended among them, whether C or Rust allocated. Also for
+ * signal handlers. */
 dogtag_figures dogtag_totals(void);
 
 /* Who holds what: a table, as a text for dogtag_free. Null where a limit is exhausted; a
