@@ -215,7 +215,7 @@ fn lose_a_block(owner: &Service) {
 
 /// Signals to threads that work, as many as they can take.
 fn storm() {
-    const SIGNALS: usize = 20_000;
+    const SIGNALS: usize = if cfg!(feature = "memory-check") { 1_000 } else { 10_000 };
 
     static IS_OVER: AtomicBool = AtomicBool::new(false);
 
@@ -242,7 +242,7 @@ fn storm() {
 
 /// Signals to whichever thread they meet: in its first allocation, or its last.
 fn timer() {
-    const SIGNALS: usize = 10_000;
+    const SIGNALS: usize = if cfg!(feature = "memory-check") { 500 } else { 5_000 };
 
     listen(libc::SIGALRM);
     let interval = libc::timeval { tv_sec: 0, tv_usec: 100 };

@@ -141,9 +141,11 @@ fn ten_thousand_threads_leave_no_trace() {
     let rows = dogtag::snapshot().rows;
     assert!(!rows.iter().any(|row| row.name.starts_with("thread ")), "they have all ended");
     // A shard for each of them would be more than 80 MB. Which of the shards that there are
-    // a thread gets, and so which pages of them are touched, differs from wave to wave.
+    // a thread gets, and so which pages of them are touched, differs from wave to wave; so do
+    // those of memory-check's tables, which are taken for the ledger's.
     let (first, last) = (ledger[1], ledger[WAVES - 1]);
-    assert!(last < first + (4 << 20), "the ledger grows: {ledger:?}");
+    let margin = if cfg!(feature = "memory-check") { 40 << 20 } else { 4 << 20 };
+    assert!(last < first + margin, "the ledger grows: {ledger:?}");
     println!("{} threads, {AT_ONCE} at once; the ledger after each wave: {ledger:?}", AT_ONCE * WAVES);
 }
 
