@@ -15,7 +15,8 @@
 //! ```
 //!
 //! For programs that run many services in one process (actor frameworks, game
-//! servers, databases, async servers) and are asked what is eating the memory.
+//! servers, databases, async servers) and are asked what is eating the memory. The
+//! [guide] shows how things are done, from the first line on, and answers questions.
 //!
 //! # What there is
 //!
@@ -166,6 +167,8 @@ pub mod capi;
 pub mod check;
 #[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check keeps owners elsewhere"))]
 mod cookie;
+#[cfg(all(any(doc, doctest), not(dogtag_loom)))]
+pub mod guide;
 #[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]
 mod layer;
 mod ledger;

@@ -1,0 +1,16 @@
+// The guide, for whoever reads the documentation: its text is `guide.md`, and its programs
+// are tests. Here stand the links to what features add, for builds with and without them.
+#![doc = include_str!("guide.md")]
+#![doc = ""]
+#![cfg_attr(feature = "capi", doc = "[`capi`]: crate::capi")]
+#![cfg_attr(not(feature = "capi"), doc = "[`capi`]: crate#features")]
+#![cfg_attr(feature = "memory-check", doc = "[`check`]: crate::check")]
+#![cfg_attr(not(feature = "memory-check"), doc = "[`check`]: crate#features")]
+#![cfg_attr(feature = "mapped", doc = "[`Fallback`]: crate::mapped::Fallback")]
+#![cfg_attr(not(feature = "mapped"), doc = "[`Fallback`]: crate#features")]
+#![cfg_attr(feature = "mapped", doc = "[`MappedRegion`]: crate::mapped::MappedRegion")]
+#![cfg_attr(not(feature = "mapped"), doc = "[`MappedRegion`]: crate#features")]
+#![cfg_attr(feature = "pool", doc = "[`Pool`]: crate::pool::Pool")]
+#![cfg_attr(not(feature = "pool"), doc = "[`Pool`]: crate#features")]
+#![cfg_attr(feature = "tracing-layer", doc = "[`ServiceLayer`]: crate::ServiceLayer")]
+#![cfg_attr(not(feature = "tracing-layer"), doc = "[`ServiceLayer`]: crate#features")]
