@@ -159,11 +159,16 @@ impl Balance {
     /// 0 where the system does not tell what the process has.
     #[must_use]
     pub fn unexplained(&self) -> i64 {
-        let explained: i64 = self.parts().iter().map(|line| line.bytes).sum();
-        self.resident.map_or(0, |resident| resident as i64 - explained)
+        // Of another process they may be anything, and so may their sum.
+        let explained: i128 = self.parts().iter().map(|line| i128::from(line.bytes)).sum();
+        self.resident.map_or(0, |resident| {
+            let left = i128::from(resident) - explained;
+            left.clamp(i64::MIN.into(), i64::MAX.into()) as i64
+        })
     }
 
-    /// All parts, the unexplained one last. Their sum is [`Balance::resident`].
+    /// All parts, the unexplained one last. Their sum is [`Balance::resident`]. (What is more
+    /// than an `i64` can be, in figures that were made up, is the most that it can.)
     #[must_use]
     pub fn lines(&self) -> Vec<BalanceLine> {
         let mut lines = self.parts().to_vec();
@@ -172,10 +177,11 @@ impl Balance {
     }
 
     fn parts(&self) -> [BalanceLine; 15] {
-        let line = |part, bytes: u64, meaning| BalanceLine { part, bytes: bytes as i64, meaning };
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let line = |part, bytes, meaning| BalanceLine { part, bytes: signed(bytes), meaning };
         let absent = BalanceLine {
             part: "not in memory",
-            bytes: -(self.not_in_memory as i64),
+            bytes: -signed(self.not_in_memory),
             meaning: "of the above: never written to, or swapped out",
         };
         [
@@ -289,5 +295,22 @@ mod tests {
         assert!(unknown.to_string().contains("unknown"));
         let doubled = Balance { files: 30 << 20, ..balance };
         assert_eq!(doubled.unexplained(), -23 << 20);
+    }
+
+    #[test]
+    fn figures_that_were_made_up_are_shown_as_far_as_they_can_be() {
+        let huge = Balance {
+            services: u64::MAX,
+            unattributed: u64::MAX,
+            not_in_memory: 1 << 63,
+            resident: Some(u64::MAX),
+            ..Balance::default()
+        };
+        assert_eq!(huge.lines()[0].bytes, i64::MAX);
+        assert_eq!(huge.unexplained(), i64::MAX);
+        assert_eq!(Balance { resident: Some(0), ..huge }.unexplained(), -i64::MAX);
+        let beyond = Balance { files: u64::MAX, stacks: 1 << 63, resident: Some(0), ..huge };
+        assert_eq!(beyond.unexplained(), i64::MIN);
+        assert!(beyond.to_string().contains("-8.0 EiB"), "{beyond}");
     }
 }

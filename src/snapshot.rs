@@ -300,7 +300,13 @@ impl Snapshot {
             }
         }
         let mut lines = Vec::new();
-        while let Some((row, depth)) = open.pop() {
+        let mut is_shown = vec![false; self.rows.len()];
+        // Rows that were sorted or left out since may have come to be their own ancestors.
+        let mut others = (0..self.rows.len()).map(|row| (row, 0));
+        while let Some((row, depth)) = open.pop().or_else(|| others.find(|(row, _)| !is_shown[*row])) {
+            if std::mem::replace(&mut is_shown[row], true) {
+                continue;
+            }
             lines.push(("  ".repeat(depth) + &self.rows[row].title(), &self.rows[row]));
             open.extend(children[row].iter().map(|child| (*child, depth + 1)));
         }
@@ -473,6 +479,30 @@ orphan           10 B           10 B      4.0 MiB            –            – 
 total         5.0 MiB                    20.0 MiB                                1,234
 ";
         assert_eq!(tree, expected);
+    }
+
+    #[test]
+    fn rows_that_are_their_own_ancestors_are_shown() {
+        let mut snapshot = sample();
+        for (row, parent) in [(0, 1), (1, 0), (2, 2)] {
+            snapshot.rows[row].parent = Some(parent);
+        }
+        let tree = format!("{snapshot:#}");
+        for name in ["\nindex ", "\n  a\\nb ", "\nidle "] {
+            assert_eq!(tree.matches(name).count(), 1, "{tree}");
+        }
+    }
+
+    #[test]
+    fn figures_that_were_made_up_can_be_shown() {
+        let mut snapshot = sample();
+        for row in &mut snapshot.rows {
+            let huge = u64::MAX - 1;
+            row.usage = Usage { allocated_bytes: huge, allocated_blocks: huge, ..row.usage };
+        }
+        let table = format!("{snapshot:.0}");
+        assert!(table.contains("(3 more)     16.0 EiB "), "{table}");
+        assert!(table.contains(" 18,446,744,073,709,551,615 "), "{table}");
     }
 
     #[test]

@@ -7,14 +7,22 @@ use std::fmt;
 pub(crate) fn printable(name: &str) -> String {
     const LONGEST: usize = 40;
 
+    // A few more than are shown, since what is longer is cut.
     let escaped: String = name
         .chars()
-        .flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] })
+        .take(LONGEST + 1)
+        .flat_map(|c| if is_control(c) { c.escape_debug().collect() } else { vec![c] })
         .collect();
     if escaped.chars().count() <= LONGEST {
         return escaped;
     }
     escaped.chars().take(LONGEST - 1).chain(['…']).collect()
+}
+
+/// Also those that end a line, or turn the direction in which it is written, with all that stands
+/// behind them in it.
+fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Bytes as people read them.
@@ -87,5 +95,14 @@ mod tests {
     fn long_names_are_cut() {
         assert_eq!(printable(&"x".repeat(41)), "x".repeat(39) + "…");
         assert_eq!(printable(&"x".repeat(40)), "x".repeat(40));
+        assert_eq!(printable(&"\n".repeat(41)), "\\n".repeat(19) + "\\…");
+    }
+
+    #[test]
+    fn names_stay_in_their_line() {
+        assert_eq!(printable("a\u{1b}[2J\r\u{85}b"), "a\\u{1b}[2J\\r\\u{85}b");
+        assert_eq!(printable("a\u{2028}b\u{202e}c\u{2066}"), "a\\u{2028}b\\u{202e}c\\u{2066}");
+        // Those that words are written with are none.
+        assert_eq!(printable("क्\u{200d}ष é\u{301} 名前 \"it's\""), "क्\u{200d}ष é\u{301} 名前 \"it's\"");
     }
 }

@@ -66,14 +66,16 @@ impl Usage {
 impl Add for Usage {
     type Output = Self;
 
+    /// Figures of another process may be anything: what is too large for a sum is the largest
+    /// there is.
     fn add(self, other: Self) -> Self {
         Self {
-            allocated_bytes: self.allocated_bytes + other.allocated_bytes,
-            allocated_blocks: self.allocated_blocks + other.allocated_blocks,
-            freed_bytes: self.freed_bytes + other.freed_bytes,
-            freed_blocks: self.freed_blocks + other.freed_blocks,
-            denied: self.denied + other.denied,
-            peak_bytes: self.peak_bytes + other.peak_bytes,
+            allocated_bytes: self.allocated_bytes.saturating_add(other.allocated_bytes),
+            allocated_blocks: self.allocated_blocks.saturating_add(other.allocated_blocks),
+            freed_bytes: self.freed_bytes.saturating_add(other.freed_bytes),
+            freed_blocks: self.freed_blocks.saturating_add(other.freed_blocks),
+            denied: self.denied.saturating_add(other.denied),
+            peak_bytes: self.peak_bytes.saturating_add(other.peak_bytes),
         }
     }
 }
@@ -107,5 +109,26 @@ impl Sub for Usage {
 impl std::iter::Sum for Usage {
     fn sum<I: Iterator<Item = Self>>(usages: I) -> Self {
         usages.fold(Self::default(), Self::add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_that_are_too_large_are_the_largest() {
+        let huge = Usage {
+            allocated_bytes: u64::MAX,
+            allocated_blocks: u64::MAX - 1,
+            freed_bytes: 3,
+            freed_blocks: u64::MAX,
+            denied: u64::MAX,
+            peak_bytes: u64::MAX,
+        };
+        let sum: Usage = [huge, huge, Usage { freed_bytes: 4, ..Usage::default() }].into_iter().sum();
+        let largest = Usage { allocated_blocks: u64::MAX, freed_bytes: 10, ..huge };
+        assert_eq!(sum, largest);
+        assert_eq!((sum.bytes(), sum.blocks()), (u64::MAX - 10, 0));
     }
 }
