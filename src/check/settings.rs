@@ -136,6 +136,7 @@ fn reaction(value: &[u8]) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn parse(text: &str) -> (Settings, Vec<String>) {
         let mut complaints = Vec::new();
@@ -182,5 +183,45 @@ mod tests {
         let (settings, complaints) = parse("fill=2,backtrace=1");
         assert!(settings.backtrace && settings.fill);
         assert_eq!(complaints, ["fill=2"]);
+    }
+    /// What the quarantine relies on.
+    fn is_sound(settings: &Settings) -> bool {
+        let blocks = settings.quarantine_blocks;
+        blocks == 0 || blocks.is_power_of_two() && (MAGAZINE as u64..=MOST_BLOCKS).contains(&blocks)
+    }
+
+    /// Settings, things that look like some, and others.
+    fn setting() -> impl Strategy<Value = String> {
+        let name = "quarantine|quarantine-blocks|fill|backtrace|reaction|[a-z-]{0,9}";
+        let value = "[0-9]{0,22}[kKmMgG]?|0|1|abort|leak|.{0,9}";
+        (name, " ?", value).prop_map(|(name, space, value)| format!("{space}{name}{space}={space}{value}"))
+    }
+
+    proptest! {
+        #[test]
+        fn each_setting_is_taken_or_told(settings in prop::collection::vec(setting(), 0..6)) {
+            let text = settings.join(",");
+            let (together, complaints) = parse(&text);
+            prop_assert!(is_sound(&together), "{together:?}");
+            // One by one they are the same.
+            let mut told = Vec::new();
+            let mut one_by_one = Settings::DEFAULT;
+            for setting in text.split(',').map(|setting| setting.trim_ascii()).filter(|it| !it.is_empty()) {
+                let before = one_by_one;
+                if one_by_one.take(setting.as_bytes()).is_none() {
+                    told.push(setting.to_owned());
+                    prop_assert_eq!(before, one_by_one);
+                }
+            }
+            prop_assert_eq!((together, complaints), (one_by_one, told));
+        }
+
+        #[test]
+        fn any_bytes_may_stand_there(text in prop::collection::vec(any::<u8>(), 0..60)) {
+            let mut told = 0;
+            let settings = Settings::parse(&text, |setting| told += setting.len());
+            prop_assert!(told <= text.len());
+            prop_assert!(is_sound(&settings), "{settings:?}");
+        }
     }
 }

@@ -46,7 +46,7 @@ impl Resident {
             match key.strip_suffix(':') {
                 Some("Rss") => {
                     let kib = rest.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
-                    mapping.resident = kib.unwrap_or(0) * 1024;
+                    mapping.resident = kib.filter(|kib| *kib < MOST).unwrap_or(0) * 1024;
                 }
                 Some("VmFlags") => {
                     let has = |flag| rest.split_whitespace().any(|other| other == flag);
@@ -64,6 +64,9 @@ impl Resident {
         Ok(sum)
     }
 }
+
+/// KiB that no machine has.
+const MOST: u64 = 1 << 40;
 
 /// A mapping, as far as it was read.
 #[derive(Default)]
@@ -121,14 +124,16 @@ impl Mapping {
     fn part_in(&self, regions: &[Range<usize>]) -> u64 {
         let common =
             |region: &Range<usize>| region.end.min(self.end).saturating_sub(region.start.max(self.start));
-        let common: usize = regions.iter().map(common).sum();
-        (u128::from(self.resident) * common as u128 / (self.end - self.start).max(1) as u128) as u64
+        let len = self.end.saturating_sub(self.start).max(1);
+        let common = regions.iter().map(common).sum::<usize>().min(len);
+        (u128::from(self.resident) * common as u128 / len as u128) as u64
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn kinds_are_told_apart() {
@@ -160,5 +165,55 @@ Size:                 64 kB\nRss:                  12 kB\nRssAnon:  99 kB\nVmFla
         assert_eq!(resident.sum(), kib(384));
         assert_eq!(Resident::parse(&b""[..], &[], &[]).unwrap(), Resident::default());
         assert_eq!(Resident::parse(&b"\xff\xfe\nRss:\nno such line"[..], &[], &[]).unwrap().sum(), 0);
+    }
+    /// As the kernel writes it, but for what is in it.
+    fn mapping() -> impl Strategy<Value = (String, u64)> {
+        let address = || prop_oneof![0_u64..0x4000, any::<u64>()];
+        let path = prop_oneof![
+            Just("[stack]".to_owned()),
+            Just("[heap]".to_owned()),
+            Just(String::new()),
+            "[a-zA-Z:/ -]{0,12}",
+        ];
+        let flags = prop::sample::subsequence(vec!["rd", "wr", "nr", "rr", "sh"], 0..=5);
+        (address(), address(), 0_u64..3, path, 0..MOST, flags).prop_map(
+            |(start, end, inode, path, kib, flags)| {
+                let text = format!(
+                    "{start:x}-{end:x} rw-p 00000000 00:00 {inode} {path}\nSize: 4 kB\nRss: {kib} kB\n\
+                     Pss: {kib} kB\nVmFlags: {}\n",
+                    flags.join(" "),
+                );
+                (text, kib << 10)
+            },
+        )
+    }
+
+    fn parts() -> impl Strategy<Value = (Vec<usize>, Vec<Range<usize>>)> {
+        let range = (0_usize..0x4000, 0_usize..0x1000).prop_map(|(start, len)| start..start + len);
+        (prop::collection::vec(0_usize..0x4000, 0..3), prop::collection::vec(range, 0..3))
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_is_in_one_part(
+            mappings in prop::collection::vec(mapping(), 0..8),
+            (stacks, regions) in parts(),
+        ) {
+            let text: String = mappings.iter().map(|(text, _)| text.as_str()).collect();
+            let resident = Resident::parse(text.as_bytes(), &stacks, &regions).unwrap();
+            prop_assert_eq!(resident.sum(), mappings.iter().map(|(_, bytes)| bytes).sum::<u64>());
+        }
+
+        #[test]
+        fn whatever_is_read_is_taken_or_left(
+            lines in prop::collection::vec(
+                prop_oneof!["\\PC{0,40}", "[0-9a-f]{0,20}-[0-9a-f]{0,20} .{0,20}", "Rss: *[0-9]{0,25}( kB)?", "VmFlags:.{0,9}"],
+                0..20,
+            ),
+            (stacks, regions) in parts(),
+        ) {
+            let resident = Resident::parse(lines.join("\n").as_bytes(), &stacks, &regions).unwrap();
+            prop_assert!(resident.sum() < 20 * MOST * 1024);
+        }
     }
 }
