@@ -193,7 +193,7 @@ mod tests {
     /// Settings, things that look like some, and others.
     fn setting() -> impl Strategy<Value = String> {
         let name = "quarantine|quarantine-blocks|fill|backtrace|reaction|[a-z-]{0,9}";
-        let value = "[0-9]{0,22}[kKmMgG]?|0|1|abort|leak|.{0,9}";
+        let value = "[0-9]{0,4}[kKmMgG]?|[0-9]{5,22}|0|1|abort|leak|.{0,9}";
         (name, " ?", value).prop_map(|(name, space, value)| format!("{space}{name}{space}={space}{value}"))
     }
 
