@@ -1,0 +1,77 @@
+//! Random programs of all that users can do, on several threads, against a plain model: each is
+//! run in turn, where every figure is known after each step, and at once, where they are
+//! known when all have stopped and bounded meanwhile. What fails is made smaller.
+//!
+//! `DOGTAG_MODEL_SECONDS` sets for how long (5 by default), `DOGTAG_SEED` which programs: with the
+//! seed of one that failed, that one is the first. `DOGTAG_MODEL_WAY` has them all run `in-turn`,
+//! or all `at-once`.
+
+mod blocks;
+mod futures;
+mod known;
+mod memory;
+#[cfg(feature = "pool")]
+mod pools;
+mod program;
+#[cfg(feature = "mapped")]
+mod regions;
+mod run;
+mod services;
+mod shrink;
+mod watch;
+mod worker;
+mod world;
+
+use dogtag::Dogtag;
+use program::Program;
+use run::Way;
+use std::io::Write;
+use std::time::{Duration, Instant, SystemTime};
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+/// How often a program is run at once to see whether it fails again.
+const TRIES: usize = 20;
+
+#[test]
+fn programs_do_as_the_model_does() {
+    let seconds = number("DOGTAG_MODEL_SECONDS").unwrap_or(5);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let first = number("DOGTAG_SEED").unwrap_or(now.as_nanos() as u64);
+    // Not by `print`, which waits for an end that there may not be.
+    let say = |text: String| _ = writeln!(std::io::stderr(), "{text}");
+    say(format!("programs for {seconds} s: DOGTAG_SEED={first} DOGTAG_MODEL_SECONDS={seconds}"));
+    let ways = match std::env::var("DOGTAG_MODEL_WAY").as_deref() {
+        Ok("in-turn") => &[Way::InTurn][..],
+        Ok("at-once") => &[Way::AtOnce],
+        Ok(other) => panic!("DOGTAG_MODEL_WAY is in-turn or at-once, not {other:?}"),
+        Err(_) => &[Way::InTurn, Way::AtOnce],
+    };
+    run::note_panics();
+    let begin = Instant::now();
+    let (mut programs, mut steps) = (0_u64, 0);
+    while programs == 0 || begin.elapsed() < Duration::from_secs(seconds) {
+        let seed = first.wrapping_add(programs);
+        let program = Program::random(seed);
+        for &way in ways {
+            if let Err(error) = run::run(&program, way) {
+                say(format!("DOGTAG_SEED={seed} fails, {way:?}: {error}\nto be made smaller ..."));
+                let tries = if way == Way::InTurn { 1 } else { TRIES };
+                let fails = |program: &Program| (0..tries).find_map(|_| run::run(program, way).err());
+                let (program, error) = shrink::shrink(program, error, fails);
+                drop(std::panic::take_hook());
+                panic!("DOGTAG_SEED={seed} fails, {way:?}: {error}\n{program}");
+            }
+        }
+        programs += 1;
+        steps += ways.len() * program.steps.len();
+    }
+    drop(std::panic::take_hook());
+    say(format!("{programs} programs, run {ways:?}, {steps} steps, in {:?}", begin.elapsed()));
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let number = std::env::var(variable).ok()?;
+    Some(number.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {number:?}")))
+}

@@ -1,0 +1,121 @@
+//! Regions of mapped memory, alone and with the system's allocator behind them.
+
+use super::world::ensure;
+use allocator_api2::alloc::Allocator;
+use dogtag::Dogtag;
+use dogtag::mapped::{Fallback, MappedRegion};
+use std::alloc::{Layout, System};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+/// Blocks keep it, so it goes with the last of them.
+pub struct Region {
+    memory: Memory,
+    /// Blocks that it has, wherever they are.
+    blocks: AtomicU64,
+}
+
+enum Memory {
+    Alone(MappedRegion),
+    FallsBack(Box<Dogtag<Fallback<MappedRegion, System>>>),
+}
+
+/// With memory-check freed blocks stay for a while, and are larger.
+const CHECKED: bool = cfg!(feature = "memory-check");
+
+impl Region {
+    pub fn new(pages: usize, falls_back: bool) -> Self {
+        let region = MappedRegion::anonymous(pages << 12).unwrap();
+        let memory = if falls_back {
+            Memory::FallsBack(Box::new(Dogtag::with_backend(Fallback::new(region, System))))
+        } else {
+            Memory::Alone(region)
+        };
+        Self { memory, blocks: AtomicU64::new(0) }
+    }
+
+    fn region(&self) -> &MappedRegion {
+        match &self.memory {
+            Memory::Alone(region) => region,
+            Memory::FallsBack(allocator) => allocator.backend().primary(),
+        }
+    }
+
+    pub fn allocate(&self, layout: Layout, is_zeroed: bool) -> *mut u8 {
+        let block = match (&self.memory, is_zeroed) {
+            (Memory::Alone(region), false) => region.allocate(layout),
+            (Memory::Alone(region), true) => region.allocate_zeroed(layout),
+            (Memory::FallsBack(allocator), false) => (&**allocator).allocate(layout),
+            (Memory::FallsBack(allocator), true) => (&**allocator).allocate_zeroed(layout),
+        };
+        let Ok(block) = block else { return ptr::null_mut() };
+        self.blocks.fetch_add(1, SeqCst);
+        block.as_ptr().cast()
+    }
+
+    /// # Safety
+    ///
+    /// It must be a block of this region's with that layout.
+    pub unsafe fn reallocate(&self, block: *mut u8, old: Layout, size: usize) -> *mut u8 {
+        let (block, new) =
+            (NonNull::new(block).unwrap(), Layout::from_size_align(size, old.align()).unwrap());
+        // SAFETY: the caller's promise.
+        let moved = unsafe {
+            match (&self.memory, size >= old.size()) {
+                (Memory::Alone(region), true) => region.grow(block, old, new),
+                (Memory::Alone(region), false) => region.shrink(block, old, new),
+                (Memory::FallsBack(allocator), true) => (&**allocator).grow(block, old, new),
+                (Memory::FallsBack(allocator), false) => (&**allocator).shrink(block, old, new),
+            }
+        };
+        moved.map_or(ptr::null_mut(), |moved| moved.as_ptr().cast())
+    }
+
+    /// # Safety
+    ///
+    /// As for [`reallocate`](Self::reallocate).
+    pub unsafe fn free(&self, block: *mut u8, layout: Layout) {
+        self.blocks.fetch_sub(1, SeqCst);
+        let block = NonNull::new(block).unwrap();
+        // SAFETY: the caller's promise.
+        unsafe {
+            match &self.memory {
+                Memory::Alone(region) => region.deallocate(block, layout),
+                Memory::FallsBack(allocator) => (&**allocator).deallocate(block, layout),
+            }
+        }
+    }
+
+    /// Where nobody else does anything, and a block was not had.
+    pub fn check_full(&self, layout: Layout) {
+        ensure!(matches!(self.memory, Memory::Alone(_)), "the system had no {layout:?}");
+        let room = self.region().stats().largest_free;
+        ensure!(CHECKED || room < layout.size() + layout.align() + 64, "{layout:?} was not had: {self:?}");
+    }
+
+    /// While nobody does anything.
+    pub fn check(&self) {
+        let stats = self.region().stats();
+        assert_eq!(stats.used + stats.free, stats.size, "{self:?}");
+        ensure!(stats.free >= stats.largest_free && stats.peak >= stats.used, "{self:?}");
+        let blocks = self.blocks.load(SeqCst);
+        match &self.memory {
+            _ if CHECKED => {}
+            Memory::Alone(_) => assert_eq!(stats.blocks as u64, blocks, "{self:?}"),
+            Memory::FallsBack(allocator) => {
+                let went = allocator.backend().stats();
+                ensure!(stats.blocks as u64 <= blocks && went.failures == 0, "{self:?}, {went:?}");
+                ensure!(
+                    went.primary_blocks + went.secondary_blocks >= blocks + went.moved_blocks,
+                    "{went:?}"
+                );
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} with {:?} blocks", self.region(), self.blocks)
+    }
+}
