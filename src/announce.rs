@@ -11,11 +11,11 @@ use crate::ledger::slots::UNATTRIBUTED;
 #[cfg(feature = "tracing-layer")]
 use crate::service::RegisterError;
 use crate::service::{Scope, Service, start_announcer};
+use crate::sync::{AtomicU64, Mutex, MutexGuard};
 use crate::sys;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use tracing::Dispatch;
 use tracing::dispatcher::{WeakDispatch, get_default, with_default};
 use tracing::level_filters::LevelFilter;

@@ -4,7 +4,8 @@
 #[cfg(feature = "jemalloc")]
 pub use jemalloc::Jemalloc;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::sync::{Mutex, MutexGuard, shared};
+use std::sync::PoisonError;
 
 #[cfg(feature = "jemalloc")]
 pub(crate) type DefaultBackend = Jemalloc;
@@ -106,7 +107,9 @@ impl JemallocStats {
 
 /// Held while jemalloc's figures are read, so that all are of the same refresh.
 pub(crate) fn statistics() -> StatisticsGuard {
-    static READER: Mutex<()> = Mutex::new(());
+    shared! {
+        static READER: Mutex<()> = Mutex::new(());
+    }
 
     READER.lock().unwrap_or_else(PoisonError::into_inner)
 }

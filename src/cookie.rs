@@ -29,10 +29,10 @@ mod large;
 #[cfg(all(feature = "capi", not(feature = "memory-check")))]
 pub(crate) mod tail;
 
+use crate::sync::{AtomicBool, Ordering, shared};
 #[cfg(all(feature = "capi", not(feature = "memory-check")))]
 pub(crate) use large::LARGE;
 use std::alloc::Layout;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The dense index behind a service's handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -303,9 +303,11 @@ fn long_cookies_exist() -> bool {
     LONG_COOKIES_EXIST.load(Ordering::Relaxed)
 }
 
-/// Set before the first long cookie is written, and never taken back. Who
-/// meets one got its block from who wrote it, and so sees this set.
-static LONG_COOKIES_EXIST: AtomicBool = AtomicBool::new(false);
+shared! {
+    /// Set before the first long cookie is written, and never taken back. Who
+    /// meets one got its block from who wrote it, and so sees this set.
+    static LONG_COOKIES_EXIST: AtomicBool = AtomicBool::new(false);
+}
 
 /// Bytes of a short cookie.
 const SHORT: usize = size_of::<u16>();

@@ -1,16 +1,22 @@
-//! The atomics of the house: the standard library's, or loom's when the
-//! concurrency is model-checked (`RUSTFLAGS="--cfg dogtag_loom"`), so that the code
-//! that is checked is the code that ships.
+//! What threads share in this house goes by way of here: the standard library's atomics
+//! and locks, or loom's when the concurrency is model-checked (`RUSTFLAGS="--cfg
+//! dogtag_loom"`), so that the code that is checked is the code that ships.
 
 #[cfg(not(dogtag_loom))]
-#[cfg_attr(not(feature = "memory-check"), allow(unused_imports))]
-pub(crate) use std::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+#[allow(unused_imports, reason = "each set of features needs some of them")]
+pub(crate) use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{
+        AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    },
 };
 
 #[cfg(dogtag_loom)]
-pub(crate) use loom::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+pub(crate) use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{
+        AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    },
 };
 
 /// Waits for others, the more patiently the more often it was tried.
@@ -46,6 +52,36 @@ macro_rules! const_unless_loom {
 }
 pub(crate) use const_unless_loom;
 
+/// Statics. Under loom each run of a model begins with new ones.
+macro_rules! shared {
+    ($($(#[$attribute:meta])* $(pub($scope:ident))? static $name:ident: $type:ty = $value:expr;)*) => {
+        $(
+            #[cfg(not(dogtag_loom))]
+            $(#[$attribute])*
+            $(pub($scope))? static $name: $type = $value;
+
+            #[cfg(dogtag_loom)]
+            loom::lazy_static! {
+                $(#[$attribute])*
+                $(pub($scope))? static ref $name: $type = $value;
+            }
+        )*
+    };
+}
+pub(crate) use shared;
+
+/// An array of null pointers.
+macro_rules! nulls {
+    ($length:expr) => {{
+        #[cfg(not(dogtag_loom))]
+        let nulls = [const { crate::sync::AtomicPtr::new(std::ptr::null_mut()) }; $length];
+        #[cfg(dogtag_loom)]
+        let nulls = std::array::from_fn(|_| crate::sync::AtomicPtr::new(std::ptr::null_mut()));
+        nulls
+    }};
+}
+pub(crate) use nulls;
+
 /// Runs a model under loom. Bounds the switches that are tried within it, where
 /// trying all would take hours; the literature finds that few bugs need more than
 /// three.
@@ -54,4 +90,10 @@ pub(crate) fn model(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
     builder.check(body);
+}
+
+/// The same with all switches.
+#[cfg(all(test, dogtag_loom))]
+pub(crate) fn whole_model(body: impl Fn() + Sync + Send + 'static) {
+    loom::model::Builder::new().check(body);
 }

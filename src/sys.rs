@@ -7,7 +7,6 @@
 #[cfg(not(all(unix, target_pointer_width = "64")))]
 compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Linux is what it is tested on");
 
-#[cfg(not(dogtag_loom))]
 mod bell;
 #[cfg(not(dogtag_loom))]
 mod own_thread;
@@ -16,12 +15,13 @@ pub(crate) mod smaps;
 #[cfg(all(any(feature = "memory-check", feature = "interpose", feature = "skynet"), not(dogtag_loom)))]
 pub(crate) mod stderr;
 
+pub(crate) use bell::Bell;
 #[cfg(not(dogtag_loom))]
-pub(crate) use {bell::Bell, own_thread::spawn};
+pub(crate) use own_thread::spawn;
 
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, shared};
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Maps a `T` into fresh, zeroed pages that live as long as the process.
 /// `None` when the operating system refuses.
@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 /// A `T` of all zero bytes must be valid, and `T` must not ask for more than
 /// page alignment.
 #[cfg(not(dogtag_loom))]
-pub(crate) unsafe fn map_zeroed<T>() -> Option<&'static T> {
+pub(crate) unsafe fn map_zeroed<T: Zeroed>() -> Option<&'static T> {
     let pages = map(size_of::<T>())?;
     // SAFETY: the pages are mapped readable and writable, zeroed and never
     // unmapped; that zeros make a valid, aligned `T` is the caller's promise.
@@ -40,9 +40,17 @@ pub(crate) unsafe fn map_zeroed<T>() -> Option<&'static T> {
 
 /// Under loom atomics are objects, not bytes, so a `T` is built and leaked.
 #[cfg(dogtag_loom)]
-pub(crate) unsafe fn map_zeroed<T: Default>() -> Option<&'static T> {
+pub(crate) unsafe fn map_zeroed<T: Zeroed>() -> Option<&'static T> {
     Some(Box::leak(Box::default()))
 }
+
+/// What can be mapped; under loom, built as if it were all zeros.
+#[cfg(not(dogtag_loom))]
+pub(crate) trait Zeroed {}
+#[cfg(not(dogtag_loom))]
+impl<T> Zeroed for T {}
+#[cfg(dogtag_loom)]
+pub(crate) use std::default::Default as Zeroed;
 
 /// Takes back what [`map_zeroed`] gave and nobody has seen yet.
 ///
@@ -57,14 +65,17 @@ unsafe fn unmap<T>(mapped: &'static T) {
     unsafe { libc::munmap(ptr::from_ref(mapped).cast_mut().cast(), size_of::<T>()) };
 }
 
+/// Under loom it is only forgotten.
+#[cfg(dogtag_loom)]
+unsafe fn unmap<T>(_: &'static T) {}
+
 /// What is in its place, or a fresh, zeroed `T` put there: whoever comes first
 /// decides. `None` when the operating system gives no memory.
 ///
 /// # Safety
 ///
 /// As for [`map_zeroed`], and nobody may put anything else there.
-#[cfg(not(dogtag_loom))]
-pub(crate) unsafe fn get_or_map<T>(place: &AtomicPtr<T>) -> Option<&'static T> {
+pub(crate) unsafe fn get_or_map<T: Zeroed>(place: &AtomicPtr<T>) -> Option<&'static T> {
     // SAFETY: what is in its place is never unmapped.
     if let Some(known) = unsafe { place.load(Ordering::Acquire).as_ref() } {
         return Some(known);
@@ -254,8 +265,10 @@ pub(crate) fn at_thread_exit(hook: unsafe extern "C" fn(*mut c_void), argument: 
 }
 
 fn exit_key(hook: unsafe extern "C" fn(*mut c_void)) -> Option<libc::pthread_key_t> {
-    // The key plus one: a key may be 0, which here means that there is none yet.
-    static KEY: AtomicUsize = AtomicUsize::new(0);
+    shared! {
+        // The key plus one: a key may be 0, which here means that there is none yet.
+        static KEY: AtomicUsize = AtomicUsize::new(0);
+    }
 
     let known = KEY.load(Ordering::Acquire);
     if known != 0 {

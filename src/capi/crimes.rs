@@ -38,9 +38,9 @@ extern "C" fn dogtag_verify() -> u64 {
 mod checked {
     use super::{Handler, Told};
     use crate::check::{self, Crime, Reaction, Violation};
+    use crate::sync::{AtomicPtr, Ordering};
     use std::fmt::Write;
     use std::ptr;
-    use std::sync::atomic::{AtomicPtr, Ordering};
 
     pub(super) fn set_handler(handler: Option<Handler>) {
         match handler {

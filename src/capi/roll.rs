@@ -8,7 +8,8 @@
 use crate::ledger::slots::{self, Record};
 use crate::ledger::thread;
 use crate::service::{Scope, Service, gate};
-use std::sync::{Mutex, PoisonError};
+use crate::sync::Mutex;
+use std::sync::PoisonError;
 
 /// Settles the calling thread, which can be, in the service that `find` finds or else
 /// `register` makes; in the unattributed one if there cannot be another.

@@ -7,6 +7,7 @@ use crate::ledger::door;
 use crate::ledger::family::Tree;
 use crate::ledger::{slots, thread};
 use crate::service::Service;
+use crate::sync::{AtomicBool, Ordering};
 use crate::sys::{self, stderr};
 use std::ffi::{CStr, OsStr, OsString, c_int};
 use std::fs::OpenOptions;
@@ -16,7 +17,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 #[used]
 #[unsafe(link_section = ".init_array")]

@@ -6,10 +6,10 @@
 use super::violation::Violation;
 use crate::announce;
 use crate::ledger::thread::Inside;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys;
 use crate::sys::stderr;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Prints the call stacks and emits the event. `false` if that is not done, or

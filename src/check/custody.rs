@@ -14,10 +14,10 @@ use super::state_table;
 use super::threads;
 use super::violation::{Crime, Operation, stamp};
 use crate::ledger::thread;
+use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::sys;
 use std::alloc::Layout;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// One allocator's part in it.
 #[derive(Debug)]

@@ -5,9 +5,9 @@ use super::settings::Settings;
 use super::state::State;
 use super::state_table;
 use super::violation::{Crime, Operation, Violation};
+use crate::sync::{AtomicBool, Ordering};
 use std::alloc::Layout;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 #[inline]
 pub(super) fn pointer(address: usize) -> Option<NonNull<u8>> {

@@ -4,10 +4,10 @@ use super::courier::{self, Backtraces};
 use super::settings::Settings;
 use super::violation::Violation;
 use crate::ledger::thread::Inside;
+use crate::sync::{AtomicPtr, Ordering};
 use crate::sys::stderr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// What a handler wants to be done about a [`Violation`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

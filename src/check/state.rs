@@ -13,10 +13,8 @@
 //! A reader of a block *pins* it: while it does, who wants to seize it waits.
 //! In a forked child the pins of other threads stay, and are void.
 
-use crate::sync::{AtomicU8, Ordering, yield_now};
+use crate::sync::{AtomicBool, AtomicU8, Ordering, shared, yield_now};
 use crate::sys;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU8 as StdAtomicU8};
 
 /// A block's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,24 +161,27 @@ fn is_pinned(bits: u8) -> bool {
 
 /// How often the process was forked off, from 1 to 31 and round again.
 fn generation() -> u8 {
-    if !HEEDS_FORKS.load(Relaxed) {
+    // Nobody forks under loom.
+    if !cfg!(dogtag_loom) && !HEEDS_FORKS.load(Ordering::Relaxed) {
         heed_forks();
     }
-    GENERATION.load(Relaxed)
+    GENERATION.load(Ordering::Relaxed)
 }
 
-static GENERATION: StdAtomicU8 = StdAtomicU8::new(1);
-static HEEDS_FORKS: AtomicBool = AtomicBool::new(false);
+shared! {
+    static GENERATION: AtomicU8 = AtomicU8::new(1);
+    static HEEDS_FORKS: AtomicBool = AtomicBool::new(false);
+}
 
 /// Before the first pin, or before the first fork.
 #[cold]
 pub(crate) fn heed_forks() {
     extern "C" fn in_the_child() {
-        let next = GENERATION.load(Relaxed) % 31 + 1;
-        GENERATION.store(next, Relaxed);
+        let next = GENERATION.load(Ordering::Relaxed) % 31 + 1;
+        GENERATION.store(next, Ordering::Relaxed);
     }
 
-    if !HEEDS_FORKS.swap(true, Relaxed) {
+    if !HEEDS_FORKS.swap(true, Ordering::Relaxed) {
         sys::at_fork_in_child(in_the_child);
     }
 }
@@ -188,7 +189,7 @@ pub(crate) fn heed_forks() {
 /// Nobody needs that long to change a state, if he is still there: in a forked
 /// child he may not be, and there may be one such block for each thread.
 fn is_too_long(waited: u32) -> bool {
-    waited > if GENERATION.load(Relaxed) == 1 { 100_000 } else { 200 }
+    waited > if GENERATION.load(Ordering::Relaxed) == 1 { 100_000 } else { 200 }
 }
 
 fn wait(waited: &mut u32) {

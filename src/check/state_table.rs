@@ -7,10 +7,10 @@
 
 use super::block::ALIGN;
 use super::state::{Entry, State};
+use crate::sync::AtomicPtr;
 use crate::sync::Ordering;
 use crate::sys;
 use std::ptr;
-use std::sync::atomic::AtomicPtr;
 
 /// The entry for an address; `None` where no block can begin, or ever began
 /// nearby.

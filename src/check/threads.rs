@@ -4,9 +4,9 @@
 
 use super::text::Text;
 use crate::ledger::thread;
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// The calling thread's number.
 #[inline]

@@ -2,10 +2,10 @@
 //! addresses. Blocks refer to them by number.
 
 use crate::ledger::thread;
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys;
 use std::fmt;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// A call stack, from the innermost function outwards.
 ///

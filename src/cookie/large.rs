@@ -18,8 +18,8 @@
 //! memory left for a leaf, that service gets the block.
 
 use super::{Mark, Slot};
-use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use crate::sync::{AtomicPtr, AtomicU32, Ordering, nulls, shared};
+use crate::sys;
 
 /// From this many bytes on blocks are large.
 pub(crate) const LARGE: usize = 4096;
@@ -63,13 +63,15 @@ struct Leaf([AtomicU32; LEAF / LARGE]);
 
 /// Bytes of the address space that a leaf has entries for: a GiB. It is mapped as a
 /// MiB.
-const LEAF: usize = 1 << 30;
-const LEAVES: usize = 1 << (ADDRESS_BITS - 30);
+const LEAF: usize = if cfg!(dogtag_loom) { 2 * LARGE } else { 1 << 30 };
+const LEAVES: usize = if cfg!(dogtag_loom) { 1 } else { 1 << (ADDRESS_BITS - 30) };
 /// Bits of an address that a process has, unless it asks for more; above them some
 /// systems have tags.
 const ADDRESS_BITS: u32 = 48;
 
-static ROOT: [AtomicPtr<Leaf>; LEAVES] = [const { AtomicPtr::new(ptr::null_mut()) }; LEAVES];
+shared! {
+    static ROOT: [AtomicPtr<Leaf>; LEAVES] = nulls!(LEAVES);
+}
 
 /// The mark that is kept as zero; all others differ from it, and in their lower
 /// half alone.
@@ -101,23 +103,24 @@ fn place(block: *const u8) -> (&'static AtomicPtr<Leaf>, usize) {
     (&ROOT[address / LEAF % LEAVES], address % LEAF / LARGE)
 }
 
-#[cfg(not(dogtag_loom))]
 #[cold]
 #[inline(never)]
 fn map(leaf: &AtomicPtr<Leaf>) -> Option<&'static Leaf> {
     // SAFETY: all atomics, for which zeros are valid.
-    unsafe { crate::sys::get_or_map(leaf) }
+    unsafe { sys::get_or_map(leaf) }
 }
 
-/// Nothing is allocated under loom.
 #[cfg(dogtag_loom)]
-fn map(_: &AtomicPtr<Leaf>) -> Option<&'static Leaf> {
-    None
+impl Default for Leaf {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU32::new(0)))
+    }
 }
 
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
     use super::*;
+    use std::ptr;
 
     fn block(address: usize) -> *mut u8 {
         ptr::without_provenance_mut(address)
@@ -162,5 +165,30 @@ mod tests {
             assert!(set(address, entry));
             assert_eq!(read(address), None, "{entry:#x}");
         }
+    }
+}
+
+#[cfg(all(test, dogtag_loom))]
+mod model {
+    use super::*;
+    use crate::sync::whole_model;
+    use loom::thread;
+    use std::ptr;
+
+    /// Two threads need the same leaf, which neither has found.
+    #[test]
+    fn whoever_maps_a_leaf_keeps_the_others_owner() {
+        whole_model(|| {
+            let write_and_read = |address: usize, slot| {
+                let (block, slot) = (ptr::without_provenance_mut(address), Slot::new(slot).unwrap());
+                assert!(write(block, slot));
+                assert_eq!(read(block), Some(slot));
+            };
+            let other = thread::spawn(move || write_and_read(0, 1));
+            write_and_read(LARGE, 2);
+            other.join().unwrap();
+            assert_eq!(read(ptr::null()), Slot::new(1));
+            assert_eq!(read(ptr::without_provenance(LARGE)), Slot::new(2));
+        });
     }
 }

@@ -20,7 +20,7 @@
 
 use super::large::{self, LARGE};
 use super::{LONG, LONG_COOKIES_EXIST, Mark, SHORT, Slot, long_cookies_exist, read_cookie, write_cookie};
-use std::sync::atomic::Ordering;
+use crate::sync::Ordering;
 
 /// Whether the owner of a block in so many usable bytes stands beside the heap.
 #[inline(always)]

@@ -6,15 +6,15 @@
 //! live now, lest a peak pass unseen? A service without limits is asked for the
 //! latter only.
 
+use crate::ledger::account::Account;
 use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST, Live};
 use crate::ledger::cell::Cell;
 use crate::ledger::due::{self, News};
 use crate::ledger::family::{self, Tree};
 use crate::ledger::slots::Record;
 use crate::ledger::sums::ROSTER;
-use crate::ledger::thread::Account;
+use crate::sync::{AtomicU32, Ordering, fence, shared};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 /// How much each thread allocates for a service before it asks itself whether
 /// its peak has to be looked at.
@@ -222,8 +222,10 @@ pub(crate) fn is_limited(record: &'static Record) -> bool {
     limited(record).next().is_some()
 }
 
-/// How often a limit was changed.
-static CHANGES: AtomicU32 = AtomicU32::new(0);
+shared! {
+    /// How often a limit was changed.
+    static CHANGES: AtomicU32 = AtomicU32::new(0);
+}
 
 /// The services whose limits count for this one, and how far above it they are.
 fn limited(record: &'static Record) -> impl Iterator<Item = (u32, &'static Record, &'static Budget)> {
@@ -235,4 +237,33 @@ fn limited(record: &'static Record) -> impl Iterator<Item = (u32, &'static Recor
 
 fn live_alone(record: &'static Record) -> Live {
     ROSTER.live(record.slot(), record.shared())
+}
+
+#[cfg(all(test, dogtag_loom))]
+mod model {
+    use super::*;
+    use crate::ledger::{budget, slots};
+    use crate::sync::model;
+    use loom::thread;
+
+    /// A limit is set while a thread opens its cell.
+    #[test]
+    fn who_was_let_in_while_a_limit_changed_asks_again() {
+        model(|| {
+            let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
+            record.begin("limited".into(), 0);
+            let household = record.family().household_or_new();
+            let other = thread::spawn(move || {
+                let cell = ROSTER.acquire().unwrap().claim(record.slot()).unwrap();
+                if let Some(admitted) = ask(Account::Own(cell), record, 16, None) {
+                    admitted.charge(16);
+                }
+                cell
+            });
+            household.budget.set(10, budget::NONE);
+            shut(&Tree::lock(), record);
+            let cell = other.join().unwrap();
+            assert!(cell.must_ask(1), "it would not notice the limit");
+        });
+    }
 }

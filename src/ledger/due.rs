@@ -3,15 +3,17 @@
 //! something to be looked at.
 
 use crate::ledger::slots::Record;
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering, shared};
 use crate::sys::{self, Bell};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 /// Wakes the thread that announces it.
 pub(crate) static BELL: Bell = Bell::new();
 
-/// Whether there is that thread, or will be in a moment.
-pub(crate) static HAS_ANNOUNCER: AtomicBool = AtomicBool::new(false);
+shared! {
+    /// Whether there is that thread, or will be in a moment.
+    pub(crate) static HAS_ANNOUNCER: AtomicBool = AtomicBool::new(false);
+}
 
 /// For a forked child, which does not have that thread: nothing is announced.
 pub(crate) fn none_announces() {
@@ -22,7 +24,9 @@ pub(crate) fn is_off() -> bool {
     IS_OFF.load(Ordering::Relaxed)
 }
 
-static IS_OFF: AtomicBool = AtomicBool::new(false);
+shared! {
+    static IS_OFF: AtomicBool = AtomicBool::new(false);
+}
 
 /// Has somebody look what there is to announce who is not inside an allocation.
 pub(crate) fn ask_for_attention() {
@@ -39,15 +43,17 @@ pub(crate) fn attend() {
     NEEDS_ATTENTION.swap(false, Ordering::SeqCst);
 }
 
-static NEEDS_ATTENTION: AtomicBool = AtomicBool::new(false);
-
 /// Whether there is something to announce that limits did.
 pub(crate) fn is_any() -> bool {
     !FIRST.load(Ordering::Relaxed).is_null()
 }
 
-/// The newest of a list, which is taken whole.
-static FIRST: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
+shared! {
+    static NEEDS_ATTENTION: AtomicBool = AtomicBool::new(false);
+
+    /// The newest of a list, which is taken whole.
+    static FIRST: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
+}
 
 /// What there is to tell of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +82,7 @@ pub(crate) struct Due {
 }
 
 impl Due {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { news: AtomicU8::new(0), denied_at: AtomicU64::new(0), next: AtomicPtr::new(ptr::null_mut()) }
     }
 }
@@ -132,5 +138,52 @@ pub(crate) fn take(mut announce: impl FnMut(&'static Record, News)) {
         let news = News(household.due.news.swap(0, Ordering::SeqCst));
         next = if ptr::eq(after, record) { ptr::null_mut() } else { after };
         announce(record, news);
+    }
+}
+
+#[cfg(all(test, dogtag_loom))]
+mod model {
+    use super::*;
+    use crate::ledger::slots;
+    use crate::sync::whole_model;
+    use loom::thread;
+
+    fn limited(name: &str) -> &'static Record {
+        let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
+        record.begin(name.into(), 0);
+        record.family().household_or_new();
+        record
+    }
+
+    /// What was taken, of one service and of another.
+    fn take_of([one, other]: [&'static Record; 2], taken: &mut [u8; 2]) {
+        take(|record, news| {
+            assert!(ptr::eq(record, one) || ptr::eq(record, other));
+            taken[usize::from(ptr::eq(record, other))] |= news.0;
+            assert!(!record.life().let_go(), "the service was held");
+        });
+    }
+
+    /// Two threads have something to tell of the same service, one also of another, and
+    /// meanwhile somebody tells.
+    #[test]
+    fn everything_is_told() {
+        whole_model(|| {
+            let services = [limited("one"), limited("other")];
+            let [one, other] = services;
+            let thread = thread::spawn(move || {
+                push(one, News::CROSSED);
+                push(other, News::CROSSED);
+            });
+            let mut taken = [0; 2];
+            push(one, News::DENIED);
+            take_of(services, &mut taken);
+            thread.join().unwrap();
+            take_of(services, &mut taken);
+            assert_eq!(taken, [News::CROSSED.0 | News::DENIED.0, News::CROSSED.0]);
+            // Nothing has them listed, nor holds them, any more.
+            take(|_, _| panic!("everything was told"));
+            assert!(services.iter().all(|record| record.life().let_go()));
+        });
     }
 }

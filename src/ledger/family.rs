@@ -10,11 +10,11 @@ use crate::cookie::Slot;
 use crate::ledger::budget::{self, Budget};
 use crate::ledger::due::Due;
 use crate::ledger::slots::{self, Record};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, const_unless_loom, shared};
 use crate::usage::Usage;
 use std::iter;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 /// A service's place in its family.
 #[derive(Debug)]
@@ -41,13 +41,15 @@ pub(crate) struct Household {
 }
 
 impl Family {
-    pub(crate) const fn none() -> Self {
-        Self {
-            parent: AtomicPtr::new(ptr::null_mut()),
-            parent_incarnation: AtomicU32::new(0),
-            next: AtomicLink(AtomicU64::new(0)),
-            previous: AtomicU32::new(0),
-            household: AtomicPtr::new(ptr::null_mut()),
+    const_unless_loom! {
+        pub(crate) fn none() -> Self {
+            Self {
+                parent: AtomicPtr::new(ptr::null_mut()),
+                parent_incarnation: AtomicU32::new(0),
+                next: AtomicLink(AtomicU64::new(0)),
+                previous: AtomicU32::new(0),
+                household: AtomicPtr::new(ptr::null_mut()),
+            }
         }
     }
 
@@ -144,7 +146,9 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn lock() -> Self {
-        static LOCK: Mutex<()> = Mutex::new(());
+        shared! {
+            static LOCK: Mutex<()> = Mutex::new(());
+        }
 
         Self { _lock: LOCK.lock().unwrap_or_else(PoisonError::into_inner) }
     }
@@ -280,7 +284,7 @@ impl AtomicLink {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(dogtag_loom)))]
 mod tests {
     use super::*;
 
@@ -305,5 +309,93 @@ mod tests {
         assert!(record.life().let_go());
         assert!(record.end());
         assert!(record.life().claim());
+    }
+}
+
+#[cfg(all(test, dogtag_loom))]
+mod model {
+    use super::*;
+    use crate::sync::{model, whole_model};
+    use loom::thread;
+
+    fn begin(name: &str) -> &'static Record {
+        let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
+        record.begin(name.into(), 0);
+        record
+    }
+
+    fn adopt(parent: &'static Record, child: &'static Record) {
+        parent.life().hold();
+        Tree::lock().adopt(parent, child);
+    }
+
+    fn leave(child: &'static Record) {
+        assert!(child.life().let_go());
+        assert!(child.end());
+        assert!(Tree::lock().part(child).is_some_and(|parent| !parent.life().let_go()));
+    }
+
+    /// One child ends, and a stranger gets its slot, while somebody goes through the family
+    /// without a lock.
+    fn one_leaves(is_first: bool) {
+        whole_model(move || {
+            let [root, stays, goes] = ["root", "stays", "goes"].map(begin);
+            let children = if is_first { [stays, goes] } else { [goes, stays] };
+            children.into_iter().for_each(|child| adopt(root, child));
+            let family = [root, stays, goes].map(Record::identity);
+            let other = thread::spawn(move || {
+                leave(goes);
+                if goes.life().claim() {
+                    goes.begin("stranger".into(), 0);
+                }
+            });
+            // Else loom, who keeps one access in mind, would not try what comes before.
+            thread::yield_now();
+            let mut seen = Vec::new();
+            let is_whole = members(root, None, |member| seen.push(member.identity()));
+            assert!(seen.iter().all(|member| family.contains(member)), "a stranger");
+            assert!(!is_whole || seen.contains(&stays.identity()), "one was passed over");
+            other.join().unwrap();
+            // Nobody changes it any more.
+            let mut seen = Vec::new();
+            assert!(members(root, None, |member| seen.push(member.identity())));
+            assert_eq!(seen, [root, stays].map(Record::identity));
+        });
+    }
+
+    #[test]
+    fn the_first_child_leaves_while_the_family_is_read() {
+        one_leaves(true);
+    }
+
+    #[test]
+    fn the_last_child_leaves_while_the_family_is_read() {
+        one_leaves(false);
+    }
+
+    /// A child and its own child end, and another family gets the child's slot.
+    #[test]
+    fn nobody_goes_up_into_another_family() {
+        model(|| {
+            let [root, child, grandchild] = ["root", "child", "grandchild"].map(begin);
+            adopt(root, child);
+            adopt(child, grandchild);
+            let [stranger, theirs] = ["stranger", "theirs"].map(begin);
+            adopt(stranger, theirs);
+            let family = [root, child, grandchild].map(Record::identity);
+            let other = thread::spawn(move || {
+                leave(grandchild);
+                leave(child);
+                if child.life().claim() {
+                    child.begin("theirs, too".into(), 0);
+                    adopt(stranger, child);
+                }
+            });
+            thread::yield_now();
+            let mut seen = Vec::new();
+            members(root, None, |member| seen.push(member.identity()));
+            assert!(seen.iter().all(|member| family.contains(member)), "a stranger");
+            other.join().unwrap();
+        });
     }
 }

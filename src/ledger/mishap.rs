@@ -5,7 +5,7 @@
 use crate::ledger::due;
 #[cfg(not(feature = "memory-check"))]
 use crate::ledger::{slots::UNATTRIBUTED, thread};
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Blocks that were freed after something had written past their end and into their cookie.
 /// They stay live in their services' figures.

@@ -6,24 +6,19 @@
 //! below. What must hold: every block charged is refunded once, to the same
 //! slot, by whichever thread frees it; and no sum is ever negative.
 
+pub(crate) mod account;
 pub(crate) mod budget;
 pub(crate) mod cell;
-#[cfg(not(dogtag_loom))]
 pub(crate) mod door;
-#[cfg(not(dogtag_loom))]
 pub(crate) mod due;
-#[cfg(not(dogtag_loom))]
 pub(crate) mod family;
 pub(crate) mod life;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod mishap;
 pub(crate) mod shard;
-#[cfg(not(dogtag_loom))]
 pub(crate) mod slots;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod thread;
 
-#[cfg(not(dogtag_loom))]
 mod sums;
-#[cfg(not(dogtag_loom))]
 pub(crate) use sums::{stacks, usage, usages};

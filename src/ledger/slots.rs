@@ -3,16 +3,20 @@
 //! Read without a lock, from inside an allocation too; that is why a service's
 //! name is kept here and not only in the registry, which may allocate.
 
+#[cfg(dogtag_loom)]
+use crate::cookie::Mark;
 use crate::cookie::Slot;
 use crate::ledger::cell::Cell;
 use crate::ledger::family::Family;
 use crate::ledger::life::Life;
 use crate::ledger::sums::ROSTER;
+use crate::sync::{
+    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, const_unless_loom, nulls, shared, spin,
+};
 use crate::sys;
 use crate::usage::Usage;
 use std::fmt;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// A slot, and the service that has it, as the ledger knows it.
 ///
@@ -47,7 +51,35 @@ struct Past {
     blocks: AtomicU64,
 }
 
+impl Past {
+    const_unless_loom! {
+        fn none() -> Self {
+            Self { bytes: AtomicU64::new(0), blocks: AtomicU64::new(0) }
+        }
+    }
+}
+
 impl Record {
+    const_unless_loom! {
+        /// That of a service which never ends, in the first slot.
+        fn endless(name: &'static str) -> Self {
+            Self {
+                shared: Cell::shared(Slot::UNATTRIBUTED.mark()),
+                slot: AtomicU32::new(0),
+                handle: AtomicU32::new(0),
+                name: AtomicPtr::new(name.as_ptr().cast_mut()),
+                name_length: AtomicUsize::new(name.len()),
+                incarnation: AtomicU32::new(0),
+                life: Life::endless(),
+                earlier: Past::none(),
+                past: Past::none(),
+                family: Family::none(),
+                peak_bytes: AtomicU64::new(0),
+                denied: AtomicU64::new(0),
+            }
+        }
+    }
+
     #[inline]
     pub(crate) fn slot(&self) -> Slot {
         Slot::new(self.slot.load(Ordering::Relaxed)).unwrap_or(Slot::UNATTRIBUTED)
@@ -236,8 +268,10 @@ pub(crate) fn fresh() -> Result<&'static Record, SlotError> {
                 // nobody's but ours all the same.
                 Some(record) => {
                     record.slot.store(index, Ordering::Relaxed);
+                    let mut attempt = 0;
                     while !record.life.claim() {
-                        std::hint::spin_loop();
+                        spin(attempt);
+                        attempt += 1;
                     }
                     return Ok(record);
                 }
@@ -263,8 +297,8 @@ pub(crate) fn any_record(slot: Slot) -> Option<&'static Record> {
     }
     let (page, index) = (slot.index() / PAGE, slot.index() % PAGE);
     // SAFETY: pages of records are never unmapped.
-    let page: &'static [Record; PAGE] = unsafe { PAGES[page].load(Ordering::Acquire).as_ref() }?;
-    Some(&page[index])
+    let page: &'static Page = unsafe { TABLE[page].load(Ordering::Acquire).as_ref() }?;
+    Some(&page.0[index])
 }
 
 /// All records, in use or not.
@@ -277,42 +311,78 @@ pub(crate) fn end() -> u32 {
     NEXT.load(Ordering::Acquire)
 }
 
-/// The service of what nobody claims. Threads begin in it.
-pub(crate) static UNATTRIBUTED: Record = Record {
-    shared: Cell::shared(Slot::UNATTRIBUTED.mark()),
-    slot: AtomicU32::new(0),
-    handle: AtomicU32::new(0),
-    name: AtomicPtr::new("unattributed".as_ptr().cast_mut()),
-    name_length: AtomicUsize::new("unattributed".len()),
-    incarnation: AtomicU32::new(0),
-    life: Life::endless(),
-    earlier: Past { bytes: AtomicU64::new(0), blocks: AtomicU64::new(0) },
-    past: Past { bytes: AtomicU64::new(0), blocks: AtomicU64::new(0) },
-    family: Family::none(),
-    peak_bytes: AtomicU64::new(0),
-    denied: AtomicU64::new(0),
-};
+shared! {
+    /// The service of what nobody claims. Threads begin in it.
+    pub(crate) static UNATTRIBUTED: Record = Record::endless("unattributed");
+}
 
 /// Allocations of all services that a limit has refused.
 pub(crate) fn denied() -> u64 {
     DENIED.load(Ordering::Relaxed)
 }
 
-static DENIED: AtomicU64 = AtomicU64::new(0);
+shared! {
+    static DENIED: AtomicU64 = AtomicU64::new(0);
+}
 
 /// Records in a page: mapped together, touched one by one.
-const PAGE: usize = 4096;
+const PAGE: usize = if cfg!(dogtag_loom) { 2 } else { 4096 };
+const PAGES: usize = if cfg!(dogtag_loom) { 3 } else { Slot::COUNT as usize / PAGE };
 
-static PAGES: [AtomicPtr<[Record; PAGE]>; Slot::COUNT as usize / PAGE] =
-    [const { AtomicPtr::new(ptr::null_mut()) }; Slot::COUNT as usize / PAGE];
+struct Page([Record; PAGE]);
 
-/// The first index that was never used.
-static NEXT: AtomicU32 = AtomicU32::new(1);
+shared! {
+    static TABLE: [AtomicPtr<Page>; PAGES] = nulls!(PAGES);
+
+    /// The first index that was never used.
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+}
 
 /// The slot's record, published or not, in a page that is mapped if need be.
 fn page(slot: Slot) -> Option<&'static Record> {
     let (page, index) = (slot.index() / PAGE, slot.index() % PAGE);
     // SAFETY: atomics only, for which zeros are valid; only this fills the table.
-    let page = unsafe { sys::get_or_map(&PAGES[page]) }?;
-    Some(&page[index])
+    let page = unsafe { sys::get_or_map(&TABLE[page]) }?;
+    Some(&page.0[index])
+}
+
+#[cfg(dogtag_loom)]
+impl Default for Page {
+    fn default() -> Self {
+        let unused =
+            || Record { shared: Cell::shared(Mark::NONE), life: Life::default(), ..Record::endless("") };
+        Self(std::array::from_fn(|_| unused()))
+    }
+}
+
+#[cfg(all(test, dogtag_loom))]
+mod model {
+    use super::*;
+    use crate::sync::model;
+    use loom::thread;
+
+    fn begin(name: &str) -> &'static Record {
+        let record = fresh().unwrap_or_else(|_| panic!("there are slots"));
+        record.begin(name.into(), name.len() as u32);
+        record
+    }
+
+    /// Two threads begin a service, and a third looks at all there are.
+    #[test]
+    fn a_slot_is_given_once_and_seen_whole() {
+        model(|| {
+            let [one, other] = ["one", "another"].map(|name| thread::spawn(move || begin(name).slot()));
+            // Else loom, who keeps one access in mind, would not try what comes before.
+            thread::yield_now();
+            for record in all() {
+                record.life().pinned(|| {
+                    let known = [("unattributed", 0), ("one", 3), ("another", 7)];
+                    assert!(known.contains(&(record.name(), record.handle())), "{:?}", record.name());
+                });
+            }
+            let (one, other) = (one.join().unwrap(), other.join().unwrap());
+            assert_ne!(one, other);
+            assert_eq!([one, other].map(|slot| record(slot).unwrap().name()), ["one", "another"]);
+        });
+    }
 }

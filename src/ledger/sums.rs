@@ -7,11 +7,13 @@
 use crate::cookie::Slot;
 use crate::ledger::shard::{CELLS, Place, Roster};
 use crate::ledger::slots::{self, Record};
+use crate::sync::{AtomicU64, Ordering, shared};
 use crate::usage::Usage;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The shards of this process.
-pub(super) static ROSTER: Roster = Roster::new();
+shared! {
+    /// The shards of this process.
+    pub(super) static ROSTER: Roster = Roster::new();
+}
 
 /// What one service holds, which the caller holds or has pinned: one cell read
 /// a shard, that is, for each thread that was alive at the busiest moment.
@@ -75,10 +77,54 @@ pub(crate) fn stacks() -> impl Iterator<Item = usize> {
     ROSTER.shards().map(|shard| shard.stack.load(Ordering::Relaxed))
 }
 
-/// The most that was ever found live in sum.
-static PEAK: AtomicU64 = AtomicU64::new(0);
+shared! {
+    /// The most that was ever found live in sum.
+    static PEAK: AtomicU64 = AtomicU64::new(0);
+}
 
 /// Slots that are read together: a page of cells. Scrambling keeps an aligned
 /// run of slots together, in another order.
-const RUN: usize = 64;
+const RUN: usize = if cfg!(dogtag_loom) { CELLS } else { 64 };
 const _: () = assert!(CELLS.is_multiple_of(RUN));
+
+#[cfg(all(test, dogtag_loom))]
+mod model {
+    use super::*;
+    use crate::sync::whole_model;
+    use loom::thread;
+    use std::ptr;
+
+    /// A service ends and another one gets its slot, while figures are read.
+    #[test]
+    fn each_service_is_seen_with_its_own_figures() {
+        whole_model(|| {
+            let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
+            record.begin("first".into(), 0);
+            let shard = ROSTER.acquire().unwrap();
+            let cell = shard.claim(record.slot()).unwrap();
+            cell.charge(100);
+            let other = thread::spawn(move || {
+                cell.refund(100);
+                record.life().let_go();
+                if record.end() && record.life().claim() {
+                    record.begin("second".into(), 0);
+                    cell.charge(7);
+                }
+            });
+            let total = usages(|seen, usage| {
+                if ptr::eq(seen, record) {
+                    let all = (usage.allocated_bytes, usage.allocated_blocks);
+                    let known = match seen.name() {
+                        "first" => all == (100, 1),
+                        "second" => all == (0, 0) || all == (7, 0) || all == (0, 1) || all == (7, 1),
+                        name => panic!("{name}?"),
+                    };
+                    assert!(known, "{all:?} of {}", seen.name());
+                    assert!(usage.freed_bytes <= usage.allocated_bytes);
+                }
+            });
+            assert!(total.freed_bytes <= total.allocated_bytes && total.allocated_bytes <= 107);
+            other.join().unwrap();
+        });
+    }
+}

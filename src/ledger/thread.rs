@@ -12,6 +12,7 @@
 //! same happens when the system refuses memory for a shard.
 
 use crate::cookie::{Mark, Slot};
+use crate::ledger::account::Account;
 use crate::ledger::cell::Cell;
 use crate::ledger::mishap;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
@@ -203,38 +204,6 @@ pub(crate) fn own_usage() -> Usage {
         let shard = thread.shard.get().or_else(|| thread.attach());
         shard.map(Shard::usage).unwrap_or_default()
     })
-}
-
-/// Where to count.
-#[derive(Clone, Copy)]
-pub(crate) enum Account {
-    /// In a cell that only the calling thread writes.
-    Own(&'static Cell),
-    /// In a cell that all threads without a shard share.
-    Shared(&'static Cell),
-}
-
-impl Account {
-    #[inline]
-    pub(super) fn cell(self) -> &'static Cell {
-        match self {
-            Self::Own(cell) | Self::Shared(cell) => cell,
-        }
-    }
-
-    pub(crate) fn charge(self, size: usize) {
-        match self {
-            Self::Own(cell) => cell.charge(size),
-            Self::Shared(cell) => cell.charge_shared(size),
-        }
-    }
-
-    pub(crate) fn refund(self, size: usize) {
-        match self {
-            Self::Own(cell) => cell.refund(size),
-            Self::Shared(cell) => cell.refund_shared(size),
-        }
-    }
 }
 
 #[repr(C)]

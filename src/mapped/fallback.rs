@@ -1,9 +1,9 @@
 //! An allocator, and another one for what the first has no room for.
 
+use crate::sync::{AtomicU64, Ordering};
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An allocator that knows its own blocks by their addresses.
 ///

@@ -5,12 +5,12 @@ use super::mapping::Plan;
 use super::window::Window;
 use super::{HugePages, MapError, Owns, Protection, RegionStats, roll};
 use crate::Dogtag;
+use crate::sync::{AtomicBool, AtomicPtr, Ordering};
 use allocator_api2::alloc::{AllocError, Allocator};
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
 use std::fs::File;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 /// A window of memory that is mapped, and blocks in it: [the module](super) tells of it.
 ///

@@ -3,11 +3,11 @@
 use super::window::Window;
 use super::{MapError, Region};
 use crate::service;
+use crate::sync::{AtomicPtr, Mutex, MutexGuard, Ordering};
 use std::cell::Cell;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 /// A region's place among the others, and its name.
 pub(super) struct Entry {

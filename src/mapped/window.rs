@@ -8,12 +8,12 @@ use super::placement::{Placement, bin_of};
 use super::recent::Recent;
 use super::roll::Entry;
 use super::{MapError, RegionStats};
+use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
 use std::alloc::Layout;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 /// At the beginning of its tables, where it stays.
 pub(super) struct Window {

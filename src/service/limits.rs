@@ -8,11 +8,11 @@ use crate::ledger::door;
 use crate::ledger::due::{self, News};
 use crate::ledger::family::{self, Tree};
 use crate::ledger::slots::{self, Record};
+use crate::sync::Ordering;
 use crate::sys;
 use dashmap::DashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 impl Service {

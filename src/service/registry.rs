@@ -15,6 +15,7 @@ use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
 use crate::service::scope::Scope;
 use crate::service::{Plan, Service, fork, retirement};
+use crate::sync::{AtomicU32, Ordering};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::borrow::Borrow;
@@ -23,7 +24,6 @@ use std::hash::{Hash, Hasher};
 use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Why a service could not be registered.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,8 +12,9 @@ use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
 use crate::service::scope::Scope;
 use crate::service::{fork, limits, registry};
+use crate::sync::{Mutex, MutexGuard};
 use std::collections::{TryReserveError, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 /// Takes a service, whose last clone was dropped, out of the registry, and ends
 /// it as soon as it can be.

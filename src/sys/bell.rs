@@ -1,6 +1,7 @@
 //! A bell: wakes a thread that waits for it, from anywhere, inside an allocation too. So it
 //! neither locks nor allocates.
 
+// Not from `sync`: the kernel looks at the word, too.
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// For one thread that waits. Rung while nobody waits, it wakes the next who would.

@@ -12,7 +12,6 @@ use crate::ledger::slots::{self, Record};
 use crate::ledger::{mishap, thread};
 use std::ffi::c_int;
 use std::ptr;
-use std::sync::atomic::{AtomicU16, Ordering};
 use tikv_jemalloc_sys as jemalloc;
 
 /// A block of at least `size` bytes; all zeros if that is asked for.

@@ -1,0 +1,35 @@
+//! The one of a service's cells in which a thread counts.
+
+use crate::ledger::cell::Cell;
+
+/// Where a thread counts.
+#[derive(Clone, Copy)]
+pub(crate) enum Account {
+    /// In a cell that only the calling thread writes.
+    Own(&'static Cell),
+    /// In a cell that all threads without a shard share.
+    Shared(&'static Cell),
+}
+
+impl Account {
+    #[inline]
+    pub(super) fn cell(self) -> &'static Cell {
+        match self {
+            Self::Own(cell) | Self::Shared(cell) => cell,
+        }
+    }
+
+    pub(crate) fn charge(self, size: usize) {
+        match self {
+            Self::Own(cell) => cell.charge(size),
+            Self::Shared(cell) => cell.charge_shared(size),
+        }
+    }
+
+    pub(crate) fn refund(self, size: usize) {
+        match self {
+            Self::Own(cell) => cell.refund(size),
+            Self::Shared(cell) => cell.refund_shared(size),
+        }
+    }
+}
