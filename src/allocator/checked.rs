@@ -104,30 +104,76 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// A filled block for the current service.
     #[inline]
     fn fresh(&self, layout: Layout, replaced: Option<Replaced>) -> Option<Uncounted> {
-        let admitted = ask(layout.size(), replaced)?;
         // SAFETY: the layout is not empty.
-        let block = self.hand_out(layout, |outer| unsafe { self.backend.alloc(outer) })?;
+        let new = self.obtain(layout, replaced, |outer| unsafe { self.backend.alloc(outer) })?;
         if Settings::get().fill {
             // A program may well reserve more than it will ever touch.
             let filled = layout.size().min(MOST_FILLED);
             // SAFETY: the block is ours and as long as that.
-            unsafe { block.write_bytes(FRESH, filled) };
+            unsafe { new.0.write_bytes(FRESH, filled) };
         }
-        Some((block, admitted))
+        Some(new)
     }
 
     #[inline]
     fn zeroed(&self, layout: Layout) -> Option<Uncounted> {
-        let admitted = ask(layout.size(), None)?;
         // SAFETY: the layout is not empty.
-        let block = self.hand_out(layout, |outer| unsafe { self.backend.alloc_zeroed(outer) })?;
-        Some((block, admitted))
+        self.obtain(layout, None, |outer| unsafe { self.backend.alloc_zeroed(outer) })
     }
 
     /// A block in memory that `allocate` gives.
     #[inline]
-    fn hand_out(&self, layout: Layout, allocate: impl FnOnce(Layout) -> *mut u8) -> Option<NonNull<u8>> {
+    fn obtain(
+        &self,
+        layout: Layout,
+        replaced: Option<Replaced>,
+        allocate: impl Fn(Layout) -> *mut u8,
+    ) -> Option<Uncounted> {
         let outer = check::layout(layout)?;
+        let admitted = ask(layout.size(), replaced)?;
+        match self.hand_out(layout, outer, &allocate) {
+            Some(block) => Some((block, admitted)),
+            None => {
+                drop(admitted);
+                self.obtain_in_need(layout, outer, replaced, &allocate)
+            }
+        }
+    }
+
+    /// The same where the backend has no memory left: what is in quarantine may be what it
+    /// has not. Again, since other threads put more in meanwhile, or may have taken it.
+    #[cold]
+    #[inline(never)]
+    fn obtain_in_need(
+        &self,
+        layout: Layout,
+        outer: Layout,
+        replaced: Option<Replaced>,
+        allocate: &dyn Fn(Layout) -> *mut u8,
+    ) -> Option<Uncounted> {
+        const TRIES: usize = 8;
+
+        for _ in 0..TRIES {
+            // SAFETY: that is what blocks are retired with.
+            if !unsafe { self.custody.flush(&self.backend, release::<B>) } {
+                break;
+            }
+            // Anew: a handler may have allocated, which was told of a crime.
+            let admitted = ask(layout.size(), replaced)?;
+            if let Some(block) = self.hand_out(layout, outer, allocate) {
+                return Some((block, admitted));
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn hand_out(
+        &self,
+        layout: Layout,
+        outer: Layout,
+        allocate: impl Fn(Layout) -> *mut u8,
+    ) -> Option<NonNull<u8>> {
         let base = NonNull::new(allocate(outer))?;
         // SAFETY: the memory is ours, and of that layout.
         let Some(block) = (unsafe { self.custody.hand_out(base, layout) }) else {

@@ -34,7 +34,7 @@ use std::alloc::{GlobalAlloc, System};
 /// `memory-check`, which finds what is done to blocks that must not be.
 ///
 /// An allocator that is dropped gives back what its quarantine holds (with
-/// `memory-check`; it looks through all blocks of the process for that). Blocks
+/// `memory-check`; it looks through the addresses between its blocks for that). Blocks
 /// must be freed before.
 ///
 /// An allocation that fails returns null, so `try_reserve` works; nothing here

@@ -6,15 +6,17 @@ use super::inspect::{
     SOME_HAVE_ENDED, about_any, inside_another, may_be_gone, pointer, violation, whole_and_freed,
     whole_and_live, wrong_with_freed, wrong_with_live,
 };
-use super::quarantine::{MAGAZINE, Magazine, Magazines, Quarantine};
+use super::numbers::{Identity, NUMBERS};
+use super::quarantine::Quarantine;
 use super::reaction::react;
 use super::settings::Settings;
+use super::span::Spans;
 use super::state::{Entry, State};
 use super::state_table;
+use super::stock::{Open, magazines, places_of, take_kept};
 use super::threads;
 use super::violation::{Crime, Operation, stamp};
-use crate::ledger::thread;
-use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys;
 use std::alloc::Layout;
 use std::ptr::{self, NonNull};
@@ -22,10 +24,12 @@ use std::ptr::{self, NonNull};
 /// One allocator's part in it.
 #[derive(Debug)]
 pub(crate) struct Custody {
-    /// The allocator's number, 0 until it has handed out a block.
-    instance: AtomicU16,
+    /// The allocator's [`Identity`], 0 until it has handed out a block.
+    identity: AtomicU64,
+    /// Where its blocks are.
+    spans: Spans,
     quarantine: Quarantine,
-    /// The quarantine's places, null until a block was freed.
+    /// The quarantine's places, null until a magazine was full.
     places: AtomicPtr<AtomicU32>,
     /// A [`Release`] of the allocator's backend, or null until a block was freed.
     release: AtomicPtr<()>,
@@ -62,7 +66,8 @@ pub(crate) struct Whole {
 impl Custody {
     pub(crate) const fn new() -> Self {
         Self {
-            instance: AtomicU16::new(0),
+            identity: AtomicU64::new(0),
+            spans: Spans::new(),
             quarantine: Quarantine::new(),
             places: AtomicPtr::new(ptr::null_mut()),
             release: AtomicPtr::new(ptr::null_mut()),
@@ -82,13 +87,18 @@ impl Custody {
         // SAFETY: the memory is larger than the offset.
         let block = unsafe { base.add(block::offset(layout.align())) };
         let entry = state_table::entry_or_map(block.addr().get())?;
-        let particulars =
-            Particulars::new(layout, self.instance(), sys::milliseconds(), stamp(settings.backtrace));
+        let particulars = Particulars::new(
+            layout,
+            self.identity().number(),
+            sys::milliseconds(),
+            stamp(settings.backtrace),
+        );
         // SAFETY: the caller's promise.
         unsafe {
             particulars.write(block, Tag::Live);
             block::write_guards(block, layout.size());
         }
+        self.spans.note(block.addr().get());
         entry.set(State::Live);
         Some(block)
     }
@@ -123,7 +133,7 @@ impl Custody {
     ) -> Option<Whole> {
         // SAFETY: the caller's promise.
         let particulars = unsafe { whole_and_live(block) }?;
-        let is_meant = is_layout(&particulars, given) && particulars.instance() == self.instance();
+        let is_meant = is_layout(&particulars, given) && particulars.instance() == self.identity().number();
         is_meant.then_some(Whole { block, entry, particulars })
     }
 
@@ -203,13 +213,21 @@ impl Custody {
     pub(crate) unsafe fn retire<B>(&self, whole: Whole, backend: &B, release: Release<B>) {
         let Whole { block, entry, mut particulars } = whole;
         let settings = Settings::get();
-        let instance = self.instance();
+        let identity = self.identity();
         let footprint = particulars.outer_layout().size();
-        let places = self.places(settings, release);
-        if places.is_empty() || footprint as u64 > settings.quarantine || instance == UNNUMBERED {
+        let magazines = magazines(settings);
+        let is_kept_back = identity != Identity::UNNUMBERED
+            && footprint as u64 <= settings.quarantine
+            && settings.quarantine_blocks != 0
+            && settings.quarantine != 0
+            && !magazines.all.is_empty();
+        if !is_kept_back {
             entry.set(State::None);
             // SAFETY: the caller's promise.
             return unsafe { release(backend, block, particulars) };
+        }
+        if self.release.load(Ordering::Relaxed).is_null() {
+            self.release.store(release as *mut (), Ordering::Relaxed);
         }
         threads::settle_name();
         // SAFETY: the block is the caller's alone.
@@ -221,40 +239,62 @@ impl Custody {
         }
         entry.set(State::Quarantined);
 
-        let keepsake = thread::keepsake(instance.into());
-        let kept = keepsake.and_then(|keepsake| kept_magazine(keepsake, settings));
-        let own = kept.filter(|kept| kept.instance() == instance);
-        let Some(magazine) = own.or_else(|| magazines(settings).take(instance)) else {
-            // SAFETY: put in quarantine just now, for that backend.
-            return unsafe { let_go(block.addr().get(), settings, backend, release) };
+        // SAFETY: all that is in there was put in by this function, for that backend.
+        let let_go = |address| unsafe { let_go(address, settings, backend, release) };
+        let Some(open) = Open::new(&magazines, identity) else {
+            return let_go(block.addr().get());
         };
-        let is_full = magazine.push(block.addr().get(), footprint, settings.heavy());
-        match (keepsake, kept) {
-            (Some(_), _) if !is_full && own.is_some() => return,
-            (Some(keepsake), None) if !is_full => {
-                return keepsake.store(ptr::from_ref(magazine).cast_mut().cast(), Ordering::Relaxed);
-            }
-            // Before anything is released: that may come back here.
-            (Some(keepsake), Some(_)) if own.is_some() => keepsake.store(ptr::null_mut(), Ordering::Relaxed),
-            // There is no place to keep it, or another allocator's is there.
-            _ => {}
+        let is_full = open.magazine.push(block.addr().get(), footprint, settings.heavy());
+        if !is_full && open.keep(&magazines, identity) {
+            return;
         }
-        self.quarantine.enter(places, &magazines(settings), magazine, settings.quarantine, |address| {
-            // SAFETY: put in by this function, and taken out just now.
+        match self.places_or_map(settings) {
+            // Nothing is kept while blocks are released: that may come back here.
+            Some(places) => {
+                self.quarantine.enter(places, &magazines, open.magazine, settings.quarantine, let_go);
+            }
+            None => magazines.empty(open.magazine, let_go),
+        }
+    }
+
+    /// Releases the blocks that are in quarantine, but for what other threads are about
+    /// to put there, and says whether there were any: for an allocator whose backend has no
+    /// memory left.
+    ///
+    /// # Safety
+    ///
+    /// Both must be what [`retire`](Self::retire) is called with.
+    #[cold]
+    pub(crate) unsafe fn flush<B>(&self, backend: &B, release: Release<B>) -> bool {
+        let settings = Settings::get();
+        let identity = Identity::from_bits(self.identity.load(Ordering::Relaxed));
+        let Some(identity) = identity.filter(|identity| *identity != Identity::UNNUMBERED) else {
+            return false;
+        };
+        let magazines = magazines(settings);
+        let mut were_any = false;
+        let mut let_go = |address| {
+            were_any = true;
+            // SAFETY: put in by `retire`, for that backend.
             unsafe { let_go(address, settings, backend, release) };
-        });
+        };
+        if let Some(places) = self.places(settings) {
+            self.quarantine.clear(places, &magazines, &mut let_go);
+        }
+        take_kept(&magazines, identity, |magazine| magazines.empty(magazine, &mut let_go));
+        were_any
     }
 
     /// Releases all blocks that are in quarantine, for an allocator that ends,
-    /// and forgets those that the program still has.
+    /// and forgets those that the program still has. No block says its number any more.
     pub(crate) fn end<B>(&mut self, backend: &B) {
-        let instance = *self.instance.get_mut();
-        if instance == 0 || instance == UNNUMBERED {
+        let identity = Identity::from_bits(*self.identity.get_mut());
+        let Some(identity) = identity.filter(|identity| *identity != Identity::UNNUMBERED) else {
             return;
-        }
+        };
         let settings = Settings::get();
         let release = *self.release.get_mut();
-        state_table::for_each(|address, entry| {
+        self.spans.for_each(|address, entry| {
             let Some(block) = pointer(address) else { return };
             let is_kept_back = entry.pinned(|state| {
                 let is_own = !may_be_gone(state)
@@ -262,81 +302,70 @@ impl Custody {
                         .iter()
                         // SAFETY: the block is pinned.
                         .filter_map(|tag| unsafe { Particulars::read(block, *tag) })
-                        .any(|known| known.instance() == instance);
+                        .any(|known| known.instance() == identity.number());
                 match state {
                     State::Quarantined => (state, is_own),
                     _ if is_own => (State::None, false),
-                    _ => (state, false),
+                    _ => {
+                        if matches!(state, State::Condemned | State::Leaked) {
+                            // Nobody can tell whether it was.
+                            SOME_HAVE_ENDED.store(true, Ordering::Relaxed);
+                        }
+                        (state, false)
+                    }
                 }
             });
             if is_kept_back == Some(true) && !release.is_null() {
                 // SAFETY: put in by `retire`, and only this allocator would take
-                // it out; only `places` stores there, such a function.
+                // it out; only `retire` stores there, such a function.
                 unsafe {
                     let release = std::mem::transmute::<*mut (), Release<B>>(release);
                     let_go(address, settings, backend, release);
                 }
             }
         });
-        SOME_HAVE_ENDED.store(true, Ordering::Relaxed);
-        // Threads give back the magazines that they keep for it.
-        ENDED[usize::from(instance / 64)].fetch_or(1 << (instance % 64), Ordering::Relaxed);
-        let places = *self.places.get_mut();
-        if !places.is_null() {
-            // SAFETY: as in `places`; nobody else has this allocator any more.
-            let places = unsafe { std::slice::from_raw_parts(places, places_of(settings)) };
-            let magazines = magazines(settings);
+        let magazines = magazines(settings);
+        if let Some(places) = self.places(settings) {
             let numbers = places.iter().map(|place| place.load(Ordering::Relaxed));
             numbers
                 .filter_map(|number| magazines.get(number))
                 .for_each(|magazine| magazines.give_back(magazine));
-            // SAFETY: mapped by `places`.
+            // SAFETY: mapped by `places_or_map`; nobody else has this allocator any more.
             unsafe { sys::unmap_slice(places) };
         }
+        // Threads give back the magazines that they keep for it.
+        NUMBERS.take_back(identity);
     }
 
-    /// Mapped at the first free; none where the operating system refuses.
-    #[inline]
-    fn places<B>(&self, settings: &Settings, release: Release<B>) -> &'static [AtomicU32] {
-        if self.places.load(Ordering::Relaxed).is_null() {
-            if settings.quarantine == 0 || places_of(settings) == 0 || magazines(settings).all.is_empty() {
-                return &[];
-            }
-            self.release.store(release as *mut (), Ordering::Relaxed);
-        }
-        // SAFETY: zeros are valid. Unmapped only by `end`, which has the
+    /// None before the first magazine was full.
+    fn places(&self, settings: &Settings) -> Option<&'static [AtomicU32]> {
+        let places = NonNull::new(self.places.load(Ordering::Acquire))?;
+        // SAFETY: mapped below with that length. Unmapped only by `end`, which has the
         // allocator to itself.
-        let places = unsafe { sys::get_or_map_slice(&self.places, places_of(settings)) };
-        places.unwrap_or_default()
+        Some(unsafe { NonNull::slice_from_raw_parts(places, places_of(settings)).as_ref() })
     }
 
-    /// Numbers are not given again, since blocks and magazines refer to them.
+    /// None where the operating system refuses.
+    fn places_or_map(&self, settings: &Settings) -> Option<&'static [AtomicU32]> {
+        // SAFETY: zeros are valid. Unmapped only by `end`, as above.
+        unsafe { sys::get_or_map_slice(&self.places, places_of(settings)) }
+    }
+
     #[inline]
-    fn instance(&self) -> u16 {
-        match self.instance.load(Ordering::Relaxed) {
-            0 => self.give_number(),
-            number => number,
-        }
+    fn identity(&self) -> Identity {
+        let known = Identity::from_bits(self.identity.load(Ordering::Relaxed));
+        known.unwrap_or_else(|| self.give_number())
     }
 
     #[cold]
-    fn give_number(&self) -> u16 {
-        static LAST: AtomicU16 = AtomicU16::new(0);
-
-        let next = |last: u16| (last < UNNUMBERED - 1).then(|| last + 1);
-        let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
-        let number = last.map_or(UNNUMBERED, |last| last + 1);
-        let first = self.instance.compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed);
-        first.err().unwrap_or(number)
+    fn give_number(&self) -> Identity {
+        let identity = NUMBERS.give().unwrap_or(Identity::UNNUMBERED);
+        let given = self.identity.compare_exchange(0, identity.bits(), Ordering::Relaxed, Ordering::Relaxed);
+        let first = given.err().and_then(Identity::from_bits);
+        // Another thread was faster.
+        first.inspect(|_| NUMBERS.take_back(identity)).unwrap_or(identity)
     }
 }
-
-/// What the allocators have in common for which no number is left: they are not
-/// told apart, and have no quarantine.
-const UNNUMBERED: u16 = u16::MAX;
-
-/// A bit for each number whose allocator has ended.
-static ENDED: [AtomicU64; 1 << 10] = [const { AtomicU64::new(0) }; 1 << 10];
 
 /// Tells of a block that has been seized and with which not all is well.
 #[cold]
@@ -361,52 +390,6 @@ fn leak(entry: &'static Entry, block: NonNull<u8>, given: Option<Layout>, operat
 #[inline(always)]
 fn is_layout(particulars: &Particulars, given: Option<Layout>) -> bool {
     given.is_none_or(|given| given == particulars.layout())
-}
-
-/// Places of a ring, a power of two, or none.
-#[inline]
-fn places_of(settings: &Settings) -> usize {
-    (settings.quarantine_blocks as usize).div_ceil(MAGAZINE)
-}
-
-/// The magazines of all allocators and threads; none where the operating
-/// system refuses.
-fn magazines(settings: &Settings) -> Magazines<'static> {
-    static ALL: AtomicPtr<Magazine> = AtomicPtr::new(ptr::null_mut());
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-
-    /// For so many full rings, and so many threads beside. When there are more,
-    /// blocks pass the quarantine by.
-    const RINGS: usize = 8;
-    const THREADS: usize = 4096;
-
-    let length = RINGS * places_of(settings) + THREADS;
-    // SAFETY: zeros are free magazines.
-    let all = unsafe { sys::get_or_map_slice(&ALL, length) };
-    Magazines { all: all.unwrap_or_default(), next: &NEXT }
-}
-
-/// The magazine that a thread keeps in that place. One whose allocator has
-/// ended is given back.
-#[inline]
-fn kept_magazine(keepsake: &AtomicPtr<()>, settings: &Settings) -> Option<&'static Magazine> {
-    // SAFETY: only magazines are stored there, which are never unmapped.
-    let magazine: &Magazine = unsafe { keepsake.load(Ordering::Relaxed).cast::<Magazine>().as_ref() }?;
-    let instance = magazine.instance();
-    let has_ended = ENDED[usize::from(instance / 64)].load(Ordering::Relaxed) >> (instance % 64) & 1 != 0;
-    if has_ended {
-        keepsake.store(ptr::null_mut(), Ordering::Relaxed);
-        magazines(settings).give_back(magazine);
-        return None;
-    }
-    Some(magazine)
-}
-
-/// Bytes and blocks in the quarantines of all allocators.
-pub(crate) fn quarantined() -> (u64, u64) {
-    let settings = Settings::get();
-    let all = magazines(settings).all.iter().map(Magazine::holds);
-    all.fold((0, 0), |(bytes, blocks), more| (bytes + more.0, blocks + more.1))
 }
 
 /// Releases a block that has left the quarantine, unless a crime was done to it.

@@ -46,7 +46,8 @@
 //! Freed blocks stay in *quarantine* before their memory is used again: first in,
 //! first out, by the 32 blocks, which each thread collects before they count
 //! towards the bounds. They are not live in any service's figures;
-//! [`Snapshot::quarantine`] shows them. `realloc` always moves, so that pointers
+//! [`Snapshot::quarantine`] shows them. Where an allocator's backend has no memory left, all
+//! of its blocks leave the quarantine, and it is asked again. `realloc` always moves, so that pointers
 //! to the old place are found out.
 //!
 //! # Settings
@@ -74,11 +75,17 @@
 //! A write far from the block, a read of freed memory, and a crime to memory
 //! that is not this allocator's are not seen; sanitizers see them. A pointer
 //! that is freed again after its memory has been handed out once more is taken
-//! for the new block.
+//! for the new block. Of more than 65,534 allocators at once the others are not told apart,
+//! and have no quarantine.
+//!
+//! A signal handler must not allocate or free, here as with nearly every allocator: the
+//! thread may be looking at the very block, and would wait for itself.
 //!
 //! [`Snapshot::lost`]: crate::Snapshot::lost
 //! [`Snapshot::quarantine`]: crate::Snapshot::quarantine
 
+mod kept;
+mod numbers;
 mod quarantine;
 mod state;
 
@@ -98,7 +105,11 @@ mod reaction;
 #[cfg(not(dogtag_loom))]
 mod settings;
 #[cfg(not(dogtag_loom))]
+mod span;
+#[cfg(not(dogtag_loom))]
 mod state_table;
+#[cfg(not(dogtag_loom))]
+mod stock;
 #[cfg(not(dogtag_loom))]
 mod text;
 #[cfg(not(dogtag_loom))]
@@ -116,8 +127,9 @@ pub(crate) use state::heed_forks;
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
     block::{AROUND, FRESH, Particulars, layout, offset},
-    custody::{Custody, Returned, Whole, quarantined},
+    custody::{Custody, Returned, Whole},
     settings::Settings,
+    stock::quarantined,
 };
 #[cfg(not(dogtag_loom))]
 pub use {

@@ -9,6 +9,7 @@
 //! alone. First in, first out, by the magazine.
 
 use super::block::prefetch;
+use super::numbers::Identity;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, const_unless_loom};
 
 /// A queue of magazines, bounded by the number of its places, which callers
@@ -51,18 +52,33 @@ impl Quarantine {
         let turn = self.entered.fetch_add(1, Ordering::Relaxed);
         let displaced = swap(places, turn, magazines.number(magazine));
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let mut empty = |number| {
-            let Some(magazine) = magazines.get(number) else { return };
-            self.bytes.fetch_sub(magazine.holds().0, Ordering::Relaxed);
-            magazine.empty(&mut release);
-            magazines.give_back(magazine);
-        };
-        empty(displaced);
+        self.empty(magazines, displaced, &mut release);
         while self.bytes() > limit
             && let Some(oldest) = self.leave(places)
         {
-            empty(oldest);
+            self.empty(magazines, oldest, &mut release);
         }
+    }
+
+    /// Has the blocks of all magazines released that are in.
+    pub(crate) fn clear(
+        &self,
+        places: &[AtomicU32],
+        magazines: &Magazines<'_>,
+        mut release: impl FnMut(usize),
+    ) {
+        // Others may put some in meanwhile, and for ever.
+        for _ in places {
+            let Some(oldest) = self.leave(places) else { return };
+            self.empty(magazines, oldest, &mut release);
+        }
+    }
+
+    /// Of a magazine that was swapped out.
+    fn empty(&self, magazines: &Magazines<'_>, number: u32, release: impl FnMut(usize)) {
+        let Some(magazine) = magazines.get(number) else { return };
+        self.bytes.fetch_sub(magazine.holds().0, Ordering::Relaxed);
+        magazines.empty(magazine, release);
     }
 
     fn bytes(&self) -> u64 {
@@ -108,15 +124,21 @@ pub(crate) struct Magazines<'a> {
 
 impl<'a> Magazines<'a> {
     /// A free magazine, for an allocator's blocks. `None` where there is none.
-    pub(crate) fn take(&self, instance: u16) -> Option<&'a Magazine> {
+    pub(crate) fn take(&self, identity: Identity) -> Option<&'a Magazine> {
         let start = self.next.load(Ordering::Relaxed) as usize % self.all.len().max(1);
         let (before, after) = self.all.split_at(start);
         let magazine = after.iter().chain(before).find(|magazine| {
             !magazine.taken.load(Ordering::Relaxed) && !magazine.taken.swap(true, Ordering::Acquire)
         })?;
-        magazine.instance.store(u32::from(instance), Ordering::Relaxed);
+        magazine.identity.store(identity.bits(), Ordering::Relaxed);
         self.next.store(self.number(magazine), Ordering::Relaxed);
         Some(magazine)
+    }
+
+    /// Has the blocks of a magazine released, and makes it free. By whoever has it.
+    pub(crate) fn empty(&self, magazine: &Magazine, release: impl FnMut(usize)) {
+        magazine.each(release);
+        self.give_back(magazine);
     }
 
     /// Makes a magazine free, whatever is in it.
@@ -132,7 +154,7 @@ impl<'a> Magazines<'a> {
         self.all.get((number as usize).checked_sub(1)?)
     }
 
-    fn number(&self, magazine: &Magazine) -> u32 {
+    pub(crate) fn number(&self, magazine: &Magazine) -> u32 {
         let offset = std::ptr::from_ref(magazine).addr() - self.all.as_ptr().addr();
         (offset / size_of::<Magazine>()) as u32 + 1
     }
@@ -144,7 +166,7 @@ impl<'a> Magazines<'a> {
 #[repr(C, align(64))]
 pub(crate) struct Magazine {
     taken: AtomicBool,
-    instance: AtomicU32,
+    identity: AtomicU64,
     blocks: AtomicU64,
     bytes: AtomicU64,
     addresses: [AtomicUsize; MAGAZINE],
@@ -156,8 +178,8 @@ pub(crate) const MAGAZINE: usize = if cfg!(dogtag_loom) { 1 } else { 32 };
 impl Magazine {
     /// Whose blocks it is for.
     #[inline]
-    pub(crate) fn instance(&self) -> u16 {
-        self.instance.load(Ordering::Relaxed) as u16
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        Identity::from_bits(self.identity.load(Ordering::Relaxed))
     }
 
     /// Puts a block in, and says whether it is full or holds more than `heavy`
@@ -177,8 +199,8 @@ impl Magazine {
         (self.bytes.load(Ordering::Relaxed), self.blocks.load(Ordering::Relaxed))
     }
 
-    /// Takes all blocks out, in the order in which they were put in.
-    fn empty(&self, mut release: impl FnMut(usize)) {
+    /// All blocks, in the order in which they were put in.
+    fn each(&self, mut release: impl FnMut(usize)) {
         /// How far ahead a block is fetched: it has not been touched for long.
         const AHEAD: usize = 4;
 
@@ -195,10 +217,15 @@ impl Magazine {
 }
 
 #[cfg(test)]
+fn identity(number: u16) -> Identity {
+    Identity::from_bits(number.into()).expect("not 0")
+}
+
+#[cfg(test)]
 fn magazine() -> Magazine {
     Magazine {
         taken: AtomicBool::new(false),
-        instance: AtomicU32::new(0),
+        identity: AtomicU64::new(0),
         blocks: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
         addresses: std::array::from_fn(|_| AtomicUsize::new(0)),
@@ -226,8 +253,8 @@ mod tests {
             let mut model = VecDeque::<Vec<(usize, u64)>>::new();
             let mut address = 0;
             for sizes in magazines {
-                let magazine = pool.take(3).expect("most are free");
-                prop_assert_eq!((magazine.instance(), magazine.holds()), (3, (0, 0)));
+                let magazine = pool.take(identity(3)).expect("most are free");
+                prop_assert_eq!((magazine.identity(), magazine.holds()), (Some(identity(3)), (0, 0)));
                 let mut blocks = Vec::new();
                 for size in sizes {
                     address += 16;
@@ -264,11 +291,11 @@ mod tests {
     fn every_magazine_can_be_taken() {
         let all: Vec<_> = (0..100).map(|_| magazine()).collect();
         let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
-        let taken: Vec<_> = std::iter::from_fn(|| pool.take(1)).collect();
+        let taken: Vec<_> = std::iter::from_fn(|| pool.take(identity(1))).collect();
         assert_eq!(taken.len(), 100);
         pool.give_back(taken[57]);
-        assert!(std::ptr::eq(pool.take(2).expect("one is free"), taken[57]));
-        assert!(pool.take(2).is_none());
+        assert!(std::ptr::eq(pool.take(identity(2)).expect("one is free"), taken[57]));
+        assert!(pool.take(identity(2)).is_none());
     }
 }
 
@@ -322,7 +349,7 @@ mod model {
                 let pool = Magazines { all: &shared.all, next: &shared.next };
                 if let Some(magazine) = pool.get(place.load(Ordering::Acquire)) {
                     left += 1;
-                    magazine.empty(|address| seen.push(address));
+                    magazine.each(|address| seen.push(address));
                 }
             }
             assert_eq!(shared.quarantine.bytes(), left * 16);
@@ -348,7 +375,7 @@ mod model {
             let shared = Arc::new(([magazine(), magazine()], AtomicU32::new(0)));
             let take = |shared: &([Magazine; 2], AtomicU32)| {
                 let pool = Magazines { all: &shared.0, next: &shared.1 };
-                pool.take(1).map(|magazine| {
+                pool.take(identity(1)).map(|magazine| {
                     assert_eq!(magazine.holds(), (0, 0), "somebody else has it");
                     magazine.push(1, 16, u64::MAX);
                     pool.give_back(magazine);

@@ -136,6 +136,12 @@ impl Entry {
         }
     }
 
+    /// Whether there is a block that begins at one of them.
+    #[inline]
+    pub(crate) fn is_any_set(entries: &[Self]) -> bool {
+        entries.iter().fold(0, |bits, entry| bits | entry.0.load(Ordering::Relaxed)) != 0
+    }
+
     /// The state at this moment.
     #[inline]
     pub(crate) fn get(&self) -> State {

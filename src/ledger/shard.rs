@@ -90,8 +90,12 @@ pub(crate) struct Shard {
     /// Places for what another room keeps for the thread that has the shard; it
     /// goes to the next thread with the rest.
     #[cfg(feature = "memory-check")]
-    keepsakes: [AtomicPtr<()>; 4],
+    keepsakes: [AtomicPtr<()>; KEEPSAKES],
 }
+
+/// How many places a shard has for what another room keeps there.
+#[cfg(feature = "memory-check")]
+pub(crate) const KEEPSAKES: usize = 4;
 
 struct LongDirectory([AtomicPtr<Chunk>; LONG_CHUNKS]);
 
@@ -159,7 +163,7 @@ impl Shard {
 
     #[cfg(feature = "memory-check")]
     pub(crate) fn keepsake(&self, number: usize) -> &AtomicPtr<()> {
-        &self.keepsakes[number % self.keepsakes.len()]
+        &self.keepsakes[number % KEEPSAKES]
     }
 
     /// What was ever counted in this shard, of all services. Only the thread that

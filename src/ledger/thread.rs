@@ -15,6 +15,8 @@ use crate::cookie::{Mark, Slot};
 use crate::ledger::account::Account;
 use crate::ledger::cell::Cell;
 use crate::ledger::mishap;
+#[cfg(feature = "memory-check")]
+pub(crate) use crate::ledger::shard::KEEPSAKES;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
 #[cfg(feature = "memory-check")]
 use crate::ledger::slots;
@@ -251,11 +253,17 @@ impl Drop for Inside {
 }
 
 /// A place where the calling thread's shard keeps something for another room;
-/// `None` for threads without a shard. There are several, which numbers share.
+/// `None` for threads without a shard. There are [`KEEPSAKES`].
 #[cfg(feature = "memory-check")]
 #[inline]
 pub(crate) fn keepsake(number: usize) -> Option<&'static AtomicPtr<()>> {
     with(|thread| thread.shard.get().map(|shard| shard.keepsake(number)))
+}
+
+/// That place of every shard there is, whether a thread has it or not.
+#[cfg(feature = "memory-check")]
+pub(crate) fn keepsakes(number: usize) -> impl Iterator<Item = &'static AtomicPtr<()>> {
+    ROSTER.shards().map(move |shard| shard.keepsake(number))
 }
 
 /// The calling thread's number, 0 until it is set.
