@@ -215,12 +215,9 @@ impl Custody {
         let settings = Settings::get();
         let identity = self.identity();
         let footprint = particulars.outer_layout().size();
-        let magazines = magazines(settings);
         let is_kept_back = identity != Identity::UNNUMBERED
             && footprint as u64 <= settings.quarantine
-            && settings.quarantine_blocks != 0
-            && settings.quarantine != 0
-            && !magazines.all.is_empty();
+            && has_quarantine(settings);
         if !is_kept_back {
             entry.set(State::None);
             // SAFETY: the caller's promise.
@@ -239,6 +236,7 @@ impl Custody {
         }
         entry.set(State::Quarantined);
 
+        let magazines = magazines(settings);
         // SAFETY: all that is in there was put in by this function, for that backend.
         let let_go = |address| unsafe { let_go(address, settings, backend, release) };
         let Some(open) = Open::new(&magazines, identity) else {
@@ -268,7 +266,7 @@ impl Custody {
     pub(crate) unsafe fn flush<B>(&self, backend: &B, release: Release<B>) -> bool {
         let settings = Settings::get();
         let identity = Identity::from_bits(self.identity.load(Ordering::Relaxed));
-        let Some(identity) = identity.filter(|identity| *identity != Identity::UNNUMBERED) else {
+        let Some(identity) = identity.filter(|_| has_quarantine(settings)) else {
             return false;
         };
         let magazines = magazines(settings);
@@ -324,8 +322,8 @@ impl Custody {
                 }
             }
         });
-        let magazines = magazines(settings);
         if let Some(places) = self.places(settings) {
+            let magazines = magazines(settings);
             let numbers = places.iter().map(|place| place.load(Ordering::Relaxed));
             numbers
                 .filter_map(|number| magazines.get(number))
@@ -365,6 +363,12 @@ impl Custody {
         // Another thread was faster.
         first.inspect(|_| NUMBERS.take_back(identity)).unwrap_or(identity)
     }
+}
+
+/// Without, the magazines must not be asked for: their number is settled by that.
+#[inline]
+fn has_quarantine(settings: &Settings) -> bool {
+    settings.quarantine != 0 && settings.quarantine_blocks != 0
 }
 
 /// Tells of a block that has been seized and with which not all is well.

@@ -20,8 +20,7 @@ pub(super) fn violation(
     address: *mut u8,
     given: Option<Layout>,
 ) -> Violation {
-    let backtrace = Settings::get().backtrace;
-    Violation::new(crime, operation, address.addr(), backtrace).given_layout(given)
+    Violation::new(crime, operation, address.addr()).given_layout(given)
 }
 
 /// The particulars of a live block with which all is well.

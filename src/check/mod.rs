@@ -144,6 +144,5 @@ pub use {
 /// go on.
 #[cfg(all(feature = "mapped", not(dogtag_loom)))]
 pub(crate) fn region_in_use(start: usize) {
-    let backtrace = Settings::get().backtrace;
-    reaction::react(&Violation::new(Crime::RegionInUse, Operation::Unmap, start, backtrace));
+    reaction::react(&Violation::new(Crime::RegionInUse, Operation::Unmap, start));
 }

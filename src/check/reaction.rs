@@ -66,6 +66,7 @@ static HANDLER: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 #[cold]
 #[inline(never)]
 pub(super) fn react(violation: &Violation) {
+    let violation = if Settings::get().backtrace { &violation.with_backtrace() } else { violation };
     let Some(_inside) = Inside::enter() else {
         stderr::print(format_args!(
             "dogtag: {} of {:#x} was met while another crime was being told\n",

@@ -240,7 +240,9 @@ impl Violation {
         self.first_wrong
     }
 
-    pub(super) fn new(crime: Crime, operation: Operation, address: usize, backtrace: bool) -> Self {
+    /// Without the call stack of whoever met it, for which the unwinder takes the loader's lock: a
+    /// thread that has it may be waiting for the block, which may be pinned.
+    pub(super) fn new(crime: Crime, operation: Operation, address: usize) -> Self {
         Self {
             crime,
             operation,
@@ -250,10 +252,16 @@ impl Violation {
             given: None,
             allocated: None,
             freed: None,
-            met: Deed::now(backtrace),
+            met: Deed::now(false),
             first_wrong: None,
             evidence: Evidence::NONE,
         }
+    }
+
+    /// Adds that call stack, where nothing is pinned.
+    pub(super) fn with_backtrace(mut self) -> Self {
+        self.met = Deed::now(true);
+        self
     }
 
     pub(super) fn given_layout(mut self, given: Option<Layout>) -> Self {
