@@ -290,7 +290,12 @@ fn spawn() {
         // With something to do in the child, so that it is forked.
         let mut command = myself(EXECUTED);
         // SAFETY: it does nothing but what a child may do.
-        unsafe { command.pre_exec(|| Ok(drop(black_box(vec![0_u8; 1_000])))) };
+        unsafe {
+            command.pre_exec(|| {
+                drop(black_box(vec![0_u8; 1_000]));
+                Ok(())
+            })
+        };
         assert!(command.output().unwrap().status.success());
     }
     noise.end();

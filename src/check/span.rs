@@ -3,8 +3,8 @@
 
 use super::state::Entry;
 use super::state_table;
+use crate::sync::{AtomicUsize, Ordering};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Some stretches of addresses: few, but more than one, since a region may have
 /// another allocator behind it, far away.

@@ -150,7 +150,7 @@ mod tests {
                 );
             }
         }
-        assert_eq!(found(usize::MAX..=0), []);
+        assert_eq!(found(RangeInclusive::new(usize::MAX, 0)), []);
         let mut all = Vec::new();
         for_each(|address, _| all.push(address));
         assert!(addresses.iter().all(|address| all.contains(address)));

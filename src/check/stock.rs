@@ -5,9 +5,9 @@ use super::numbers::{Identity, NUMBERS};
 use super::quarantine::{MAGAZINE, Magazine, Magazines};
 use super::settings::Settings;
 use crate::ledger::thread;
+use crate::sync::{AtomicPtr, AtomicU32};
 use crate::sys;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32};
 
 /// Places of a ring, a power of two, or none.
 #[inline]

@@ -50,7 +50,6 @@ pub fn task() -> Option<String> {
     Some(task)
 }
 
-#[allow(dead_code, reason = "each test binary uses the part that it needs")]
 /// Frees a block as if it came from anywhere: the compiler leaves out what is written to a
 /// block that it sees freed next.
 ///
