@@ -51,14 +51,15 @@ pub struct Block {
 unsafe impl Send for Block {}
 
 impl Block {
-    fn bytes(&self) -> &mut [u8] {
+    fn bytes(&self) -> &[u8] {
         // SAFETY: a live block of that layout.
-        unsafe { std::slice::from_raw_parts_mut(self.address, self.layout.size()) }
+        unsafe { std::slice::from_raw_parts(self.address, self.layout.size()) }
     }
 
     fn fill(&mut self, fill: u8) {
         self.fill = fill;
-        self.bytes().fill(fill);
+        // SAFETY: as above.
+        unsafe { self.address.write_bytes(fill, self.layout.size()) };
     }
 
     fn is_whole(&self) -> bool {
