@@ -11,7 +11,6 @@
 #![cfg(target_os = "linux")]
 
 #[path = "../child/mod.rs"]
-#[allow(dead_code, reason = "each test uses the part that it needs")]
 mod child;
 #[path = "../common/random.rs"]
 mod random;

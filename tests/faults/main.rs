@@ -6,7 +6,6 @@
 
 mod backend;
 #[path = "../child/mod.rs"]
-#[allow(dead_code, reason = "each test uses the part that it needs")]
 mod child;
 mod dropping;
 mod events;
