@@ -90,7 +90,7 @@ unsafe impl Send for World {}
 
 pub fn run(corruptions: u64) {
     check::set_handler(tell);
-    let mut world = World::new(Random::new(seed(), 7));
+    let mut world = World::new(Random::nth(seed(), 7));
     while world.tally.corruptions < corruptions {
         let until = (world.tally.corruptions + EACH_THREAD).min(corruptions);
         // Threads come and go.

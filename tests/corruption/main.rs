@@ -12,7 +12,7 @@
 
 #[path = "../child/mod.rs"]
 mod child;
-#[path = "../common/random.rs"]
+#[path = "../random/mod.rs"]
 mod random;
 
 #[cfg(feature = "memory-check")]

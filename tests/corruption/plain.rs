@@ -74,7 +74,7 @@ unsafe impl Send for World {}
 pub fn run(population: Population, corruptions: u64) {
     let seed = seed();
     // By a thread whose part of the ledger goes to the next: it has cells of services that have ended.
-    let first = || World::new(population, Random::new(seed, population.living as u64));
+    let first = || World::new(population, Random::nth(seed, population.living as u64));
     let mut world = std::thread::scope(|threads| threads.spawn(first).join().unwrap());
     world.assert_ledger();
     while world.tally.corruptions < corruptions {

@@ -12,7 +12,7 @@ mod events;
 #[cfg(feature = "pool")]
 mod pools;
 mod programs;
-#[path = "../common/random.rs"]
+#[path = "../random/mod.rs"]
 mod random;
 mod system;
 mod tight;

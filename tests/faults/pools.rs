@@ -28,7 +28,7 @@ impl Drop for Alive<'_> {
 
 #[test]
 fn pools_say_so_and_go_on() {
-    let mut random = Random::new(seed(), 3);
+    let mut random = Random::nth(seed(), 3);
     let service = Service::register("pools").unwrap();
     let (alive, cleanups) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (mut registered, mut refusals) = (0, 0);

@@ -201,7 +201,7 @@ fn run(name: &str, allocator: &(impl GlobalAlloc + Sync)) {
             for thread in 0..THREADS {
                 let (services, post, nulls) = (&services, &post, &nulls);
                 threads.spawn(move || {
-                    let random = Random::new(seed, round * THREADS + thread);
+                    let random = Random::nth(seed, round * THREADS + thread);
                     let mut program = Program::new(allocator, services, post, random, true);
                     for _ in 0..STEPS {
                         program.step(plan);
@@ -215,7 +215,7 @@ fn run(name: &str, allocator: &(impl GlobalAlloc + Sync)) {
     }
     println!("{name}: {} steps, {} refused", THREADS as usize * STEPS * plans.len(), nulls.load(SeqCst));
     assert!(nulls.load(SeqCst) > 1000);
-    let mut program = Program::new(allocator, &services, &post, Random::new(seed, u64::MAX), true);
+    let mut program = Program::new(allocator, &services, &post, Random::nth(seed, u64::MAX), true);
     program.blocks.append(&mut post.lock().unwrap());
     while let Some(block) = program.blocks.pop() {
         program.free(block, Plan::All);

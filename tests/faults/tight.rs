@@ -46,7 +46,7 @@ fn goes_on(close: impl FnOnce(), close_each: impl Fn() + Sync) {
             let (services, post, nulls) = (&services, &post, &nulls);
             let (begun, closed, done, close_each) = (&begun, &closed, &done, &close_each);
             threads.spawn(move || {
-                let random = Random::new(seed, thread);
+                let random = Random::nth(seed, thread);
                 let mut program = Program::new(&ALLOC, services, post, random, false);
                 begun.wait();
                 closed.wait();
@@ -69,7 +69,7 @@ fn goes_on(close: impl FnOnce(), close_each: impl Fn() + Sync) {
     check();
     println!("{} steps, {} refused", THREADS as usize * STEPS, nulls.load(SeqCst));
     assert!(nulls.load(SeqCst) > 100, "there was memory");
-    let mut program = Program::new(&ALLOC, &services, &post, Random::new(seed, u64::MAX), false);
+    let mut program = Program::new(&ALLOC, &services, &post, Random::nth(seed, u64::MAX), false);
     program.blocks.append(&mut post.lock().unwrap());
     while let Some(block) = program.blocks.pop() {
         program.free(block, Plan::None);

@@ -1,16 +1,18 @@
 //! Random numbers for tests that run for long: the same ones for the same seed.
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
-/// `DOGTAG_SEED`, or a seed that no earlier run had. To be printed, so that a run can be
+/// `DOGTAG_SEED`, or a seed that no earlier run had. It is printed, so that a run can be
 /// had again.
 pub fn seed() -> u64 {
-    match std::env::var("DOGTAG_SEED") {
+    let seed = match std::env::var("DOGTAG_SEED") {
         Ok(seed) => seed.parse().expect("DOGTAG_SEED is a number"),
         Err(_) => {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
             now.as_nanos() as u64 % 1_000_000_007
         }
-    }
+    };
+    println!("DOGTAG_SEED={seed}");
+    seed
 }
 
 /// SplitMix64.
@@ -20,6 +22,11 @@ pub struct Random(u64);
 impl Random {
     pub fn new(seed: u64) -> Self {
         Self(seed)
+    }
+
+    /// One of a seed's many.
+    pub fn nth(seed: u64, number: u64) -> Self {
+        Self(Self(seed ^ number.rotate_left(32)).next())
     }
 
     /// Another generator, whose numbers have nothing to do with this one's.

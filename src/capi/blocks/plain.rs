@@ -10,6 +10,7 @@ use crate::cookie::{LARGE, Slot};
 use crate::ledger::door::{self, Replaced};
 use crate::ledger::slots::{self, Record};
 use crate::ledger::{mishap, thread};
+use crate::sync::{AtomicU16, Ordering};
 use std::ffi::c_int;
 use std::ptr;
 use tikv_jemalloc_sys as jemalloc;
