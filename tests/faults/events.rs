@@ -80,7 +80,7 @@ pub fn wait_for(text: &str, field: &str, level: Level, sum: u64) {
         }
         assert!(start.elapsed() < PATIENCE, "not told: {text:?}, {told:?}");
         // Who ends a scope, or asks for figures, has it told; not more often than each second.
-        let _ = dogtag::totals();
+        let _ = dogtag::snapshot();
         let told = TOLD.lock().unwrap();
         let _ = MORE.wait_timeout(told, Duration::from_millis(20)).unwrap();
     }
