@@ -68,7 +68,8 @@ fn goes_on(close: impl FnOnce(), close_each: impl Fn() + Sync) {
     let check = || services.iter().for_each(|(service, account)| account.assert_is(service.usage()));
     check();
     println!("{} steps, {} refused", THREADS as usize * STEPS, nulls.load(SeqCst));
-    assert!(nulls.load(SeqCst) > 100, "there was memory");
+    // The system's own allocator has addresses in store.
+    assert!(nulls.load(SeqCst) > 100 || !cfg!(feature = "jemalloc"), "there was memory");
     let mut program = Program::new(&ALLOC, &services, &post, Random::nth(seed, u64::MAX), false);
     program.blocks.append(&mut post.lock().unwrap());
     while let Some(block) = program.blocks.pop() {
@@ -114,12 +115,13 @@ fn promise_no_more() {
 
     let mut filter = [
         instruction(LOAD, NUMBER, 0, 0),
-        instruction(IS, libc::SYS_brk as u32, 6, 0),
+        instruction(IS, libc::SYS_brk as u32, 7, 0),
+        instruction(IS, libc::SYS_mprotect as u32, 3, 0),
         instruction(IS, libc::SYS_mmap as u32, 0, 4),
-        instruction(LOAD, PROTECTION, 0, 0),
-        instruction(HAS, libc::PROT_WRITE as u32, 0, 2),
         instruction(LOAD, FLAGS, 0, 0),
-        instruction(HAS, libc::MAP_PRIVATE as u32, 1, 0),
+        instruction(HAS, libc::MAP_PRIVATE as u32, 0, 2),
+        instruction(LOAD, PROTECTION, 0, 0),
+        instruction(HAS, libc::PROT_WRITE as u32, 1, 0),
         instruction(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
         instruction(RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOMEM as u32, 0, 0),
     ];
