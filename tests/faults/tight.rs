@@ -115,7 +115,7 @@ fn promise_no_more() {
 
     let mut filter = [
         instruction(LOAD, NUMBER, 0, 0),
-        instruction(IS, libc::SYS_brk as u32, 7, 0),
+        instruction(IS, libc::SYS_brk as u32, 8, 0),
         instruction(IS, libc::SYS_mprotect as u32, 3, 0),
         instruction(IS, libc::SYS_mmap as u32, 0, 4),
         instruction(LOAD, FLAGS, 0, 0),
@@ -124,6 +124,8 @@ fn promise_no_more() {
         instruction(HAS, libc::PROT_WRITE as u32, 1, 0),
         instruction(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
         instruction(RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOMEM as u32, 0, 0),
+        // That call has no errors: it tells another end of the heap than the wanted one.
+        instruction(RETURN, libc::SECCOMP_RET_ERRNO, 0, 0),
     ];
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
     // SAFETY: the filter is read while this runs.
