@@ -186,7 +186,9 @@ impl<A: GlobalAlloc> Program<'_, A> {
 }
 
 /// Random programs by each plan in turn; at last, for good, there is no more memory at all.
-fn run(name: &str, allocator: &(impl GlobalAlloc + Sync)) {
+/// With the allocator goes what its quarantine holds.
+fn run(name: &str, allocator: impl GlobalAlloc + Sync) {
+    let allocator = &allocator;
     let seed = seed();
     let plans = [Plan::None, Plan::Every(2), Plan::Every(7), Plan::OneIn(3), Plan::OneIn(100), Plan::All];
     let services: Vec<(Service, Account)> = (0..SERVICES)
@@ -227,17 +229,12 @@ fn run(name: &str, allocator: &(impl GlobalAlloc + Sync)) {
 #[test]
 fn refused_blocks_are_null_and_leave_no_trace() {
     let books = Books::new();
-    let allocator = Dogtag::with_backend(Faulty::new(&books));
-    run("cookies behind all", &allocator);
-    // With it goes what its quarantine holds.
-    drop(allocator);
+    run("cookies behind all", Dogtag::with_backend(Faulty::new(&books)));
     assert_eq!(books.live(), (0, 0), "bytes and blocks that the backend did not get back");
 }
 
 #[test]
 fn refused_blocks_are_null_and_leave_no_trace_beside_the_heap_either() {
-    let allocator = Dogtag::with_backend(FaultyWithoutFields);
-    run("owners beside the heap", &allocator);
-    drop(allocator);
+    run("owners beside the heap", Dogtag::with_backend(FaultyWithoutFields));
     assert_eq!(BOOKS.live(), (0, 0), "bytes and blocks that the backend did not get back");
 }
