@@ -15,8 +15,9 @@ use std::task::{Context, Waker};
 
 /// Operations after which another thread takes over.
 const SHIFT: usize = 2_000;
-/// Blocks that a worker has at most, and services that all share.
+/// Blocks and tasks that a worker has at most, and services that all share.
 const BLOCKS: usize = 2_000;
+const TASKS: usize = 200;
 const OWNERS: usize = 50;
 
 pub struct Worker {
@@ -178,6 +179,9 @@ impl Worker {
             drop(kept);
         };
         self.tasks.push(Box::pin(task.in_service(&service)));
+        if self.tasks.len() > TASKS {
+            drop(self.tasks.swap_remove(self.random.below(TASKS)));
+        }
     }
 
     /// Some tasks come to an end, others are given up.
