@@ -14,23 +14,23 @@
 //! is that there was no clone from before the cells were read until after: a
 //! clone that comes out of a scope leaves a trace here.
 
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, const_unless_loom};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom};
 
 /// Zeroed memory is a slot that was never used.
 #[derive(Debug)]
 pub(crate) struct Life {
-    /// From the lowest bit: 32 bits of clones, 2 of the state, 30 that count
-    /// how often a service without clones got one.
+    /// From the lowest bit: 32 bits of clones, 2 of the state, one that says whether the
+    /// last clone was dropped once, and somebody looks after the end, 29 that count how
+    /// often a service without clones got one.
     word: AtomicU64,
     /// How many readers look at what belongs to the slot.
     pins: AtomicU32,
-    /// Whether the last clone was dropped once, and somebody looks after the end.
-    is_retired: AtomicBool,
 }
 
 const CLONE: u64 = 1;
 const CLONES: u64 = u32::MAX as u64;
-const REVIVAL: u64 = 1 << 34;
+const RETIRED: u64 = 1 << 34;
+const REVIVAL: u64 = 1 << 35;
 const STATE: u64 = 3 << 32;
 const NEVER: u64 = 0;
 const IN_USE: u64 = 1 << 32;
@@ -47,7 +47,6 @@ impl Life {
             Self {
                 word: AtomicU64::new(IN_USE | CLONE),
                 pins: AtomicU32::new(0),
-                is_retired: AtomicBool::new(false),
             }
         }
     }
@@ -74,15 +73,16 @@ impl Life {
 
     /// Begins a claimed slot's new service, with one clone.
     pub(crate) fn begin(&self) {
-        self.is_retired.store(false, Ordering::Relaxed);
-        let revivals = self.word.load(Ordering::Relaxed) & !(STATE | CLONES);
-        self.word.store(revivals | IN_USE | CLONE, Ordering::Release);
+        self.word.store(self.revivals() | IN_USE | CLONE, Ordering::Release);
     }
 
     /// Puts a claimed slot back, for which there is no service after all.
     pub(crate) fn abandon(&self) {
-        let revivals = self.word.load(Ordering::Relaxed) & !(STATE | CLONES);
-        self.word.store(revivals | ENDED, Ordering::Release);
+        self.word.store(self.revivals() | ENDED, Ordering::Release);
+    }
+
+    fn revivals(&self) -> u64 {
+        self.word.load(Ordering::Relaxed) & !(STATE | RETIRED | CLONES)
     }
 
     /// Another clone, by whoever has one.
@@ -121,7 +121,14 @@ impl Life {
     #[inline]
     pub(crate) fn let_go(&self) -> bool {
         let before = self.word.fetch_sub(CLONE, Ordering::AcqRel);
-        before & CLONES == CLONE && !self.is_retired.swap(true, Ordering::Relaxed)
+        debug_assert_ne!(before & CLONES, 0, "a clone was dropped that there was not");
+        if before & (RETIRED | CLONES) != CLONE {
+            return false;
+        }
+        // Should it have got another clone since, that one's end decides; by now the slot
+        // may be another service's.
+        let last = before - CLONE;
+        self.word.compare_exchange(last, last | RETIRED, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Ends the service if it has neither clones nor, as `proof` says (`Some`),
@@ -144,7 +151,7 @@ impl Life {
 
     /// Whether the last clone was dropped, in use or not.
     pub(crate) fn is_retired(&self) -> bool {
-        self.is_retired.load(Ordering::Relaxed)
+        self.word.load(Ordering::Relaxed) & RETIRED != 0
     }
 
     /// Calls `look` while the slot cannot be given to another service; `None`
@@ -176,7 +183,7 @@ impl Life {
 #[cfg(dogtag_loom)]
 impl Default for Life {
     fn default() -> Self {
-        Self { word: AtomicU64::new(NEVER), pins: AtomicU32::new(0), is_retired: AtomicBool::new(false) }
+        Self { word: AtomicU64::new(NEVER), pins: AtomicU32::new(0) }
     }
 }
 
@@ -245,7 +252,7 @@ mod model {
     use crate::cookie::Slot;
     use crate::ledger::cell::Cell;
     use crate::ledger::shard::Roster;
-    use crate::sync::model;
+    use crate::sync::{AtomicBool, model};
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
@@ -341,6 +348,33 @@ mod model {
             other.join().unwrap();
             house.look_after();
             assert_eq!(house.ended.load(Ordering::Relaxed), 1);
+        });
+    }
+
+    /// Two drop what was the last clone each time, one of them late, and the slot gets another
+    /// service.
+    #[test]
+    fn a_service_is_retired_once_and_its_successor_is_not() {
+        model(|| {
+            let life = Arc::new(Life::default());
+            assert!(life.claim());
+            life.begin();
+            let other = thread::spawn({
+                let life = Arc::clone(&life);
+                move || {
+                    // Out of a scope.
+                    life.revive();
+                    let is_last = life.let_go();
+                    if is_last && life.end(|| Some(())).is_some() && life.claim() {
+                        life.begin();
+                    }
+                    is_last
+                }
+            });
+            let is_last = life.let_go();
+            assert!(is_last != other.join().unwrap(), "retired twice, or never");
+            let has_successor = life.try_hold();
+            assert!(!has_successor || !life.is_retired());
         });
     }
 

@@ -241,7 +241,8 @@ pub(crate) struct Inside(());
 impl Inside {
     /// `None` if the thread is inside already.
     pub(crate) fn enter() -> Option<Self> {
-        with(|thread| !thread.inside.replace(true)).then_some(Self(()))
+        // Not `then_some`: what is made in vain would end the thread's being inside.
+        with(|thread| !thread.inside.replace(true)).then(|| Self(()))
     }
 }
 
@@ -530,4 +531,19 @@ fn with<R>(body: impl FnOnce(&Thread) -> R) -> R {
     // SAFETY: the calling thread's own `Thread`, which lives as long as it runs;
     // all its fields are interior-mutable and no reference leaves the closure.
     body(unsafe { &*access::thread() })
+}
+
+#[cfg(all(test, feature = "memory-check"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_inside_until_it_leaves() {
+        let inside = Inside::enter();
+        assert!(inside.is_some());
+        assert!(Inside::enter().is_none());
+        assert!(Inside::enter().is_none(), "who came in vain has ended it");
+        drop(inside);
+        assert!(Inside::enter().is_some());
+    }
 }

@@ -20,6 +20,8 @@ use std::sync::{Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub(crate) fn prepare() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // What is allocated on the way must not lead here again.
+        let _stay = Stay::begin();
         // Who asks later takes its locks earlier, and the allocator's are to be taken
         // after these: so it has to have asked for that, which it does when it begins.
         let layout = Layout::new::<u64>();

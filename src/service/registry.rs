@@ -195,7 +195,8 @@ impl Eq for ByName {}
 
 /// A clone of a service that is in a map which the caller has locked.
 fn living(record: &'static Record) -> Option<Service> {
-    record.life().try_hold().then_some(Service { record })
+    // Not `then_some`: what is made in vain would let go of a clone that there is not.
+    record.life().try_hold().then(|| Service { record })
 }
 
 /// The name is taken; is it by whom the caller means?
@@ -263,4 +264,21 @@ fn next_handle() -> u32 {
     const UPPER_HALF: u32 = 1 << 31;
 
     UPPER_HALF | NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looked up after its last clone was dropped, and before it is taken out of the maps.
+    #[test]
+    fn a_service_without_clones_is_not_found_and_stays_as_it_is() {
+        let record = ManuallyDrop::new(Service::register("about to be removed").unwrap()).record;
+        assert!(record.life().let_go());
+        assert_eq!(by_name("about to be removed"), None);
+        assert_eq!(by_handle(record.handle()), None);
+        assert!(record.life().is_in_use() && record.life().is_retired());
+        retirement::retire(record);
+        assert!(!record.life().is_in_use());
+    }
 }
