@@ -118,7 +118,6 @@ fn nest(random: &mut Random, services: &[Service], depth: usize) {
 fn scopes_and_guards() {
     let services = [register("outermost"), register("middle"), register("innermost")];
     let seed = random::seed();
-    println!("DOGTAG_SEED={seed}");
     thread::scope(|threads| {
         for thread in 0..4 {
             let services = &services;

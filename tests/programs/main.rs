@@ -13,6 +13,8 @@ mod memory;
 #[cfg(feature = "pool")]
 mod pools;
 mod program;
+#[path = "../random/mod.rs"]
+mod random;
 #[cfg(feature = "mapped")]
 mod regions;
 mod run;
@@ -26,7 +28,7 @@ use dogtag::Dogtag;
 use program::Program;
 use run::Way;
 use std::io::Write;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
@@ -37,8 +39,7 @@ const TRIES: usize = 20;
 #[test]
 fn programs_do_as_the_model_does() {
     let seconds = number("DOGTAG_MODEL_SECONDS").unwrap_or(5);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let first = number("DOGTAG_SEED").unwrap_or(now.as_nanos() as u64);
+    let first = random::seed();
     // Not by `print`, which waits for an end that there may not be.
     let say = |text: String| _ = writeln!(std::io::stderr(), "{text}");
     say(format!("programs for {seconds} s: DOGTAG_SEED={first} DOGTAG_MODEL_SECONDS={seconds}"));

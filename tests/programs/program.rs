@@ -1,5 +1,6 @@
 //! Programs as values: what each thread does, drawn from a seed.
 
+use crate::random::Random;
 /// What is done, and by which of the threads. Numbers choose among what there is then, so that a
 /// program means something with steps taken out, too.
 #[derive(Clone, Debug)]
@@ -160,8 +161,8 @@ pub enum Act {
 
 impl Program {
     pub fn random(seed: u64) -> Self {
-        let mut random = Random(seed);
-        let len = (20 + random.below(400)) * if random.one_in(10) { 10 } else { 1 };
+        let mut random = Random::new(seed);
+        let len = (20 + random.below(400)) * if random.once_in(10) { 10 } else { 1 };
         let interval = [1, 1, 10, usize::MAX][random.below(4)];
         let services = 2 + random.below(6);
         let mut steps: Vec<Step> = (0..services)
@@ -196,35 +197,9 @@ impl Act {
     }
 }
 
-/// Numbers by SplitMix64, in which neighbouring seeds have nothing in common.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() >> 16) as usize % bound
-    }
-
-    fn one_in(&mut self, number: usize) -> bool {
-        self.below(number) == 0
-    }
-
-    /// Which of those that weigh so much.
-    fn weighed(&mut self, weights: &[usize]) -> usize {
-        let mut at = self.below(weights.iter().sum());
-        weights.iter().position(|weight| at.checked_sub(*weight).map(|rest| at = rest).is_none()).unwrap()
-    }
-
-    fn any(&mut self) -> usize {
-        self.below(1 << 20)
-    }
+/// What a step is about, of those that there are then.
+fn any(random: &mut Random) -> usize {
+    random.below(1 << 20)
 }
 
 fn size(random: &mut Random) -> usize {
@@ -250,9 +225,9 @@ fn limit(random: &mut Random) -> Option<u64> {
 }
 
 fn register(random: &mut Random) -> Act {
-    let parent = random.one_in(2).then(|| random.any());
-    let hard = if random.one_in(3) { limit(random) } else { None };
-    if random.one_in(3) {
+    let parent = random.once_in(2).then(|| any(random));
+    let hard = if random.once_in(3) { limit(random) } else { None };
+    if random.once_in(3) {
         Act::RegisterHandle { handle: 1 + random.below(4) as u32, parent, hard }
     } else {
         Act::RegisterName { name: random.below(5), parent, hard }
@@ -260,7 +235,7 @@ fn register(random: &mut Random) -> Act {
 }
 
 fn act(random: &mut Random) -> Act {
-    let (any, other, to) = (random.any(), random.any(), random.below(THREADS));
+    let (any, other, to) = (any(random), any(random), random.below(THREADS));
     let groups = [
         40,
         16,
@@ -275,8 +250,8 @@ fn act(random: &mut Random) -> Act {
             0 => Act::Allocate {
                 size: size(random),
                 shift: random.below(13) as u32,
-                is_zeroed: random.one_in(3),
-                region: random.one_in(3).then_some(any),
+                is_zeroed: random.once_in(3),
+                region: random.once_in(3).then_some(any),
             },
             1 => Act::Reallocate { block: any, size: size(random) },
             2 => Act::Free { block: any },
@@ -306,7 +281,7 @@ fn act(random: &mut Random) -> Act {
         4 => match random.weighed(&[4, 8, 2, 2]) {
             0 => {
                 let sizes = std::array::from_fn(|_| size(random));
-                Act::MakeFuture { service: any, outer: random.one_in(3).then_some(other), sizes }
+                Act::MakeFuture { service: any, outer: random.once_in(3).then_some(other), sizes }
             }
             1 => Act::Poll { future: any },
             2 => Act::DropFuture { future: any },
@@ -315,20 +290,23 @@ fn act(random: &mut Random) -> Act {
         #[cfg(feature = "pool")]
         5 => match random.weighed(&[3, 16, 2, 3, 2, 3, 2, 2]) {
             0 => Act::MakePool { service: any, block_size: 1024 << random.below(4) },
-            1 => {
-                Act::PoolAllocate { pool: any, child: other, size: size(random), is_zeroed: random.one_in(3) }
-            }
+            1 => Act::PoolAllocate {
+                pool: any,
+                child: other,
+                size: size(random),
+                is_zeroed: random.once_in(3),
+            },
             2 => Act::PoolFreeLarge { pool: any },
             3 => Act::PoolChild { pool: any },
             4 => Act::PoolDropChild { pool: any },
-            5 => Act::PoolClear { pool: any, keeps_all: random.one_in(3) },
+            5 => Act::PoolClear { pool: any, keeps_all: random.once_in(3) },
             6 => Act::GivePool { pool: any, to },
             _ => Act::DropPool { pool: any },
         },
         #[cfg(feature = "mapped")]
-        6 if random.one_in(3) => Act::DropRegion { region: any },
+        6 if random.once_in(3) => Act::DropRegion { region: any },
         #[cfg(feature = "mapped")]
-        6 => Act::MakeRegion { pages: 1 + random.below(64), falls_back: random.one_in(3) },
+        6 => Act::MakeRegion { pages: 1 + random.below(64), falls_back: random.once_in(3) },
         _ => unreachable!("it weighs nothing"),
     }
 }

@@ -57,6 +57,12 @@ impl Random {
         (!among.is_empty()).then(|| &among[self.below(among.len())])
     }
 
+    /// Which of those that weigh so much.
+    pub fn weighed(&mut self, weights: &[usize]) -> usize {
+        let mut at = self.below(weights.iter().sum());
+        weights.iter().position(|weight| at.checked_sub(*weight).map(|rest| at = rest).is_none()).unwrap()
+    }
+
     /// A block's size: mostly small, some of some pages, few large.
     pub fn size(&mut self) -> usize {
         match self.below(200) {
