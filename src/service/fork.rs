@@ -7,6 +7,7 @@ use crate::backend;
 use crate::ledger::family::Tree;
 use crate::ledger::thread::Stay;
 use crate::ledger::{due, slots};
+use crate::sync::{AtomicUsize, Ordering};
 use crate::sys;
 use std::alloc::Layout;
 use std::cell::UnsafeCell;
@@ -19,9 +20,21 @@ use std::sync::{Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 /// is a second thread, where the system has a way to ([`AT_LOAD`]).
 pub(crate) fn prepare() {
     static ONCE: Once = Once::new();
+    /// The thread that prepares.
+    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+    if ONCE.is_completed() {
+        return;
+    }
+    // SAFETY: asks for a number.
+    let this_thread = unsafe { libc::pthread_self() } as usize;
+    if UNDER_WAY.load(Ordering::Relaxed) == this_thread {
+        // What is allocated below led here again: a region is mapped for it, or a host's service
+        // looked up.
+        return;
+    }
     ONCE.call_once(|| {
-        // What is allocated on the way must not lead here again.
-        let _stay = Stay::begin();
+        UNDER_WAY.store(this_thread, Ordering::Relaxed);
         // Who asks later takes its locks earlier, and the allocator's are to be taken
         // after these: so it has to have asked for that, which it does when it begins.
         let layout = Layout::new::<u64>();
@@ -35,6 +48,7 @@ pub(crate) fn prepare() {
         sys::at_fork(before, in_parent, in_child);
         #[cfg(feature = "memory-check")]
         crate::check::heed_forks();
+        UNDER_WAY.store(0, Ordering::Relaxed);
     });
 }
 
