@@ -132,9 +132,7 @@ impl<A: GlobalAlloc> Program<'_, A> {
                 if zeroed { self.allocator.alloc_zeroed(layout) } else { self.allocator.alloc(layout) }
             })
         });
-        if self.is_planned {
-            assert_eq!(address.is_null(), refused > 0, "null means that the backend has refused");
-        }
+        self.judge(address, refused);
         if address.is_null() {
             self.nulls += 1;
             return;
@@ -147,6 +145,15 @@ impl<A: GlobalAlloc> Program<'_, A> {
         self.blocks.push(block);
     }
 
+    /// Null means that the backend has refused. With memory-check it was asked again, if something
+    /// could be given back to it before.
+    fn judge(&self, address: *mut u8, refused: u32) {
+        let (is_null, was_refused) = (address.is_null(), refused > 0);
+        let is_just =
+            if cfg!(feature = "memory-check") { was_refused || !is_null } else { was_refused == is_null };
+        assert!(is_just || !self.is_planned, "null: {is_null}, and refused {refused} times");
+    }
+
     fn resize(&mut self, plan: Plan) {
         if self.blocks.is_empty() {
             return;
@@ -157,9 +164,7 @@ impl<A: GlobalAlloc> Program<'_, A> {
         let (address, refused) = backend::with(plan, || unsafe {
             self.services[owner].0.run(|| self.allocator.realloc(block.address, block.layout, size))
         });
-        if self.is_planned {
-            assert_eq!(address.is_null(), refused > 0, "null means that the backend has refused");
-        }
+        self.judge(address, refused);
         if address.is_null() {
             // It is what it was, and whose it was.
             self.nulls += 1;
