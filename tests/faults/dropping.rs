@@ -70,7 +70,7 @@ pub fn the_announcer_is_begun_when_there_is_memory() {
     backend::with(Plan::All, || service.set_soft_limit(Some(1000)));
     assert_eq!(threads(), before, "there is memory for a thread");
     // Crossed while there is nobody to tell it to; and so scopes end, without memory.
-    let block = service.run(|| vec![0_u8; 2000]);
+    let block = service.run(|| std::hint::black_box(vec![0_u8; 2000]));
     backend::with(Plan::All, || (0..1000).for_each(|_| drop(service.enter())));
     assert_eq!(threads(), before);
     limit_address_space(libc::RLIM_INFINITY);
