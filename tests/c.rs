@@ -3,6 +3,8 @@
 //! stands in `tests/c`; each prints "ok" if all was well.
 #![cfg(all(feature = "jemalloc-stats", not(feature = "memory-check")))]
 
+mod watch;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Mutex;
@@ -14,18 +16,22 @@ struct Kind {
     name: &'static str,
     features: &'static str,
     defines: &'static [&'static str],
+    /// How much slower programs are.
+    slowness: u64,
 }
 
-const PLAIN: Kind = Kind { name: "plain", features: "interpose,skynet", defines: &["-DINTERPOSED"] };
+const PLAIN: Kind =
+    Kind { name: "plain", features: "interpose,skynet", defines: &["-DINTERPOSED"], slowness: 1 };
 
 const CHECKED: Kind = Kind {
     name: "checked",
     features: "interpose,skynet,memory-check",
     defines: &["-DINTERPOSED", "-DCHECKED"],
+    slowness: 10,
 };
 
 /// Beside the C library's own `malloc`.
-const BESIDE: Kind = Kind { name: "beside", features: "skynet", defines: &[] };
+const BESIDE: Kind = Kind { name: "beside", features: "skynet", defines: &[], slowness: 1 };
 
 const KINDS: [Kind; 2] = [PLAIN, CHECKED];
 
@@ -45,22 +51,28 @@ fn the_c_librarys_functions() {
     }
 }
 
+/// `DOGTAG_OPERATIONS` sets how many.
 #[test]
-fn fifty_million_random_operations_do_not_drift() {
+fn random_operations_do_not_drift() {
+    let operations = env::var("DOGTAG_OPERATIONS").map_or(5_000_000, |number| number.parse().unwrap());
     for kind in KINDS {
-        run(Command::new(compile("random", kind, Link::Static))).ok();
+        let mut random = Command::new(compile("random", kind, Link::Static));
+        random.arg((operations / kind.slowness).to_string());
+        run(random).ok();
     }
 }
 
+/// `DOGTAG_FORKS` sets how many.
 #[test]
 fn forks_threads_plugins_and_exits() {
+    let forks = env::var("DOGTAG_FORKS").unwrap_or_else(|_| "40".into());
     for kind in KINDS {
         let plugin = folder(kind).join("plugin.so");
         let mut cc = Command::new("cc");
         cc.args(["-shared", "-fPIC", "-o"]).arg(&plugin).arg(source("plugin"));
         run(cc).success();
         let mut program = Command::new(compile("processes", kind, Link::Shared));
-        program.arg(&plugin);
+        program.arg(&plugin).arg(&forks);
         run(program).ok();
     }
 }
@@ -234,7 +246,9 @@ fn library(kind: Kind) -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root()).args(["rustc", "--lib", "--features", kind.features]);
     cargo.args(["--crate-type", "staticlib,cdylib", "--target-dir"]).arg(&target);
-    run(cargo).success();
+    // Nobody says that this hangs: it may have to wait for another cargo.
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{cargo:?}: {}", String::from_utf8_lossy(&output.stderr));
     for library in libraries {
         fs::copy(target.join("debug").join(library), folder.join(library)).unwrap();
     }
@@ -271,8 +285,9 @@ struct Ended {
     stderr: String,
 }
 
+/// Runs a program, which is killed if it hangs.
 fn run(mut command: Command) -> Ended {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = watch::output(&mut command);
     let [stdout, stderr] =
         [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
     Ended { command: format!("{command:?}"), output, stdout, stderr }

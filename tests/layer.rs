@@ -1,6 +1,8 @@
 //! Spans in services: one thread or a few at a time. (Many: `layer_load`.)
 #![cfg(feature = "tracing-layer")]
 
+mod watch;
+
 use dogtag::{Dogtag, Service, ServiceLayer, UnattributedExt};
 use proptest::prelude::*;
 use std::hint::black_box;
@@ -95,11 +97,7 @@ fn a_field_may_be_recorded_later() {
     for name in ["later", "even later", "inner of later"] {
         // The layer is gone, and with it all that held them; unless dogtag's own thread is
         // telling it of something at this moment.
-        let is_gone = (0..5000).any(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-            Service::by_name(name).is_none()
-        });
-        assert!(is_gone, "{name} is still held");
+        watch::eventually(|| Service::by_name(name).map_or(Ok(()), |held| Err(format!("{held:?} is held"))));
     }
 }
 

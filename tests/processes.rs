@@ -4,13 +4,14 @@
 
 mod child;
 
+use child::watch;
 use dogtag::{Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::hint::black_box;
 use std::io::Read;
 use std::os::fd::FromRawFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, exit};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering::SeqCst};
 use std::thread;
@@ -44,6 +45,9 @@ const TASKS: [Task; 8] = [
 /// Begun by others.
 const EXECUTED: &str = "executed";
 
+const HANGS: &str = "hangs";
+const WORKS: &str = "works";
+
 #[test]
 fn processes_live_and_end_well() {
     for (name, _, times, said) in TASKS {
@@ -57,9 +61,48 @@ fn processes_live_and_end_well() {
     }
 }
 
+/// On which all other tests rest that are about hangs.
+#[test]
+fn who_hangs_is_killed_and_who_works_is_not() {
+    const LOOKS: u32 = 2;
+
+    let hanging = watch::output_within(&mut child::again(HANGS, ""), LOOKS);
+    assert_eq!(hanging.status.signal(), Some(libc::SIGKILL), "{hanging:?}");
+    let said = String::from_utf8(hanging.stderr).unwrap();
+    assert!(said.contains("sleeps and does nothing else"), "{said}");
+    let working = watch::output_within(&mut child::again(WORKS, ""), LOOKS);
+    assert!(working.status.success(), "{working:?}");
+}
+
+/// In a child of its own session, which is killed, too: else nobody's output would end.
+fn hangs() {
+    let waits = || {
+        // SAFETY: begins a session.
+        unsafe { libc::setsid() };
+        loop {
+            // SAFETY: waits for a signal, which nobody sends.
+            unsafe { libc::pause() };
+        }
+    };
+    wait_for(fork(waits, exit_now));
+}
+
+/// While its parent only waits.
+fn works() {
+    let is_done = || {
+        let mut used = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: there is a place for the result.
+        assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut used) }, 0);
+        used.tv_sec >= 4
+    };
+    wait_for(fork(|| while !is_done() {}, exit_now));
+}
+
 #[test]
 fn a_child() {
     match child::task() {
+        Some(task) if task == HANGS => hangs(),
+        Some(task) if task == WORKS => works(),
         Some(task) if task == EXECUTED => executed(),
         Some(task) => TASKS.iter().find(|(name, ..)| *name == task).unwrap().1(),
         None => {}
@@ -139,8 +182,6 @@ fn fork(work: impl FnOnce(), end: unsafe fn(i32) -> !) -> libc::pid_t {
     unsafe {
         let child = libc::fork();
         if child == 0 {
-            // Ends it if a lock is never given back.
-            libc::alarm(30);
             let is_well = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_ok();
             end(i32::from(!is_well));
         }

@@ -3,7 +3,7 @@
 //! all stop for a moment, and then the ledger is what the test's own books say, to the byte,
 //! and no more memory is needed than at the beginning.
 //!
-//! `DOGTAG_SOAK_SECONDS` sets how long (default 3), `DOGTAG_SEED` what happens, as far as
+//! `DOGTAG_SOAK_SECONDS` sets how long (default 2), `DOGTAG_SEED` what happens, as far as
 //! threads let it.
 
 #[path = "soak/backend.rs"]
@@ -16,6 +16,7 @@ mod memory;
 mod random;
 #[path = "soak/seat.rs"]
 mod seat;
+mod watch;
 #[path = "soak/work.rs"]
 mod work;
 
@@ -34,7 +35,7 @@ const SEATS: usize = 4;
 #[test]
 fn nothing_drifts_and_nothing_grows() {
     let seconds = std::env::var("DOGTAG_SOAK_SECONDS")
-        .map_or(3.0, |seconds| seconds.parse().expect("DOGTAG_SOAK_SECONDS is a number"));
+        .map_or(2.0, |seconds| seconds.parse().expect("DOGTAG_SOAK_SECONDS is a number"));
     let whole = Duration::from_secs_f64(seconds);
     let pause = (whole / 12).clamp(Duration::from_millis(100), Duration::from_secs(2));
     let seed = random::seed();

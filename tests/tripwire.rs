@@ -2,6 +2,8 @@
 //! noticed when it is freed, and changes no other service's figures.
 #![cfg(not(feature = "memory-check"))]
 
+mod watch;
+
 use dogtag::{Dogtag, Service};
 use std::alloc::{Layout, alloc, dealloc, realloc};
 use std::fmt::Debug;
@@ -121,14 +123,12 @@ fn overwritten_tails_are_noticed_and_harm_nobody() {
     let lost = dogtag::snapshot().lost;
     assert_eq!((lost.blocks, lost.bytes), (noticed, 40 * noticed));
     // Each is announced once, by threads that may take a moment.
-    for _ in 0..1000 {
-        if ANNOUNCED.load(Ordering::Relaxed) == noticed {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+    watch::eventually(|| {
         // What was lost while a thread was telling is told of next time.
         let _ = dogtag::snapshot();
-    }
+        let announced = ANNOUNCED.load(Ordering::Relaxed);
+        if announced >= noticed { Ok(()) } else { Err(format!("{announced} of {noticed} are announced")) }
+    });
     assert_eq!(ANNOUNCED.load(Ordering::Relaxed), noticed);
     drop(kept);
 }

@@ -2,45 +2,29 @@
 //! runs itself again, for its test `a_child` alone.
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
+#[path = "../watch/mod.rs"]
+pub mod watch;
+
 use std::alloc::Layout;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::process::{Command, Output};
 
-/// Has `a_child` do a task, with those settings of memory-check.
+/// Has `a_child` do a task, with those settings of memory-check. Killed if it hangs.
 pub fn run(task: &str, settings: &str) -> Output {
-    let child = Command::new(std::env::current_exe().unwrap())
+    watch::output(&mut again(task, settings))
+}
+
+/// This program, for `a_child` to do a task.
+pub fn again(task: &str, settings: &str) -> Command {
+    let mut program = Command::new(std::env::current_exe().unwrap());
+    program
         .args(["--exact", "a_child", "--nocapture", "--test-threads=1"])
         .env("DOGTAG_TEST_TASK", task)
         .env("DOGTAG_CHECK", settings)
-        // So that what it forks can be killed with it.
-        .process_group(0)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A child that hangs is a failure, not something to wait for.
-    let (id, is_over) = (child.id() as libc::pid_t, Arc::new(AtomicBool::new(false)));
-    let watchdog = std::thread::spawn({
-        let is_over = is_over.clone();
-        move || {
-            std::thread::park_timeout(PATIENCE);
-            if !is_over.load(Ordering::SeqCst) {
-                // SAFETY: the group is our child's, for which nobody has waited yet.
-                unsafe { libc::kill(-id, libc::SIGKILL) };
-            }
-        }
-    });
-    let output = child.wait_with_output().unwrap();
-    is_over.store(true, Ordering::SeqCst);
-    watchdog.thread().unpark();
-    watchdog.join().unwrap();
-    output
+        // So that what it sends to its group stays there.
+        .process_group(0);
+    program
 }
-
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What this process is to do, if it is such a child.
 pub fn task() -> Option<String> {

@@ -2,6 +2,7 @@
 //! needs any.
 
 use crate::backend::{self, Plan};
+use crate::child::watch;
 use crate::events::listen;
 #[cfg(not(feature = "memory-check"))]
 use crate::events::wait_for;
@@ -74,13 +75,11 @@ pub fn the_announcer_is_begun_when_there_is_memory() {
     backend::with(Plan::All, || (0..1000).for_each(|_| drop(service.enter())));
     assert_eq!(threads(), before);
     limit_address_space(libc::RLIM_INFINITY);
-    let bytes = loop {
+    let bytes = watch::eventually(|| {
         // It is tried again once a second.
         drop(service.enter());
-        if let Ok(bytes) = told.recv_timeout(std::time::Duration::from_millis(20)) {
-            break bytes;
-        }
-    };
+        told.try_recv()
+    });
     assert_eq!(bytes, 2000);
     drop(block);
 }

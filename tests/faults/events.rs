@@ -1,14 +1,13 @@
 //! The `tracing` events of target `dogtag`, as they come.
 
+use super::child::watch;
 use std::fmt;
-use std::sync::{Condvar, Mutex, Once};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, Once};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
 static TOLD: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
-static MORE: Condvar = Condvar::new();
 
 struct Listener;
 
@@ -37,7 +36,6 @@ impl Subscriber for Listener {
         let mut text = Text(String::new());
         event.record(&mut text);
         TOLD.lock().unwrap().push((*event.metadata().level(), text.0));
-        MORE.notify_all();
     }
 
     fn enter(&self, _: &Id) {}
@@ -69,19 +67,11 @@ pub fn sum(text: &str, field: &str) -> u64 {
 
 /// Waits until so much in all was told by a field of such events, whose level is that one.
 pub fn wait_for(text: &str, field: &str, level: Level, sum: u64) {
-    const PATIENCE: Duration = Duration::from_secs(60);
-
-    let start = Instant::now();
-    loop {
-        let told = told(text, field);
-        assert!(told.iter().all(|(its, _)| *its == level), "{told:?}");
-        if self::sum(text, field) >= sum {
-            return;
-        }
-        assert!(start.elapsed() < PATIENCE, "not told: {text:?}, {told:?}");
+    watch::eventually(|| {
         // Who ends a scope, or asks for figures, has it told; not more often than each second.
         let _ = dogtag::snapshot();
-        let told = TOLD.lock().unwrap();
-        let _ = MORE.wait_timeout(told, Duration::from_millis(20)).unwrap();
-    }
+        let told = told(text, field);
+        assert!(told.iter().all(|(its, _)| *its == level), "{told:?}");
+        if self::sum(text, field) >= sum { Ok(()) } else { Err(format!("not told: {text:?}, {told:?}")) }
+    });
 }

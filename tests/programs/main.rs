@@ -2,12 +2,14 @@
 //! run in turn, where every figure is known after each step, and at once, where they are
 //! known when all have stopped and bounded meanwhile. What fails is made smaller.
 //!
-//! `DOGTAG_MODEL_SECONDS` sets for how long (5 by default), `DOGTAG_SEED` which programs: with the
+//! `DOGTAG_MODEL_SECONDS` sets for how long (2 by default), `DOGTAG_SEED` which programs: with the
 //! seed of one that failed, that one is the first. `DOGTAG_MODEL_WAY` has them all run `in-turn`,
 //! or all `at-once`.
 
 mod blocks;
 mod futures;
+#[path = "../watch/mod.rs"]
+mod hangs;
 mod known;
 mod memory;
 #[cfg(feature = "pool")]
@@ -38,7 +40,7 @@ const TRIES: usize = 20;
 
 #[test]
 fn programs_do_as_the_model_does() {
-    let seconds = number("DOGTAG_MODEL_SECONDS").unwrap_or(5);
+    let seconds = number("DOGTAG_MODEL_SECONDS").unwrap_or(2);
     let first = random::seed();
     // Not by `print`, which waits for an end that there may not be.
     let say = |text: String| _ = writeln!(std::io::stderr(), "{text}");

@@ -2,6 +2,7 @@
 
 use super::backend;
 use super::common::CHECKED;
+use super::watch;
 use dogtag::{Service, Snapshot};
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::HashMap;
@@ -61,14 +62,11 @@ impl Books {
     /// Panics if the ledger says anything else. While nobody works.
     pub fn compare(&self) {
         // Dogtag's own thread may still be about to let go of a service.
-        for _ in 0..1000 {
-            if self.differences(&dogtag::snapshot()).is_empty() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        let snapshot = dogtag::snapshot();
-        assert_eq!(self.differences(&snapshot), [""; 0], "{snapshot}");
+        let snapshot = watch::eventually(|| {
+            let snapshot = dogtag::snapshot();
+            let differences = self.differences(&snapshot);
+            if differences.is_empty() { Ok(snapshot) } else { Err(format!("{differences:?}\n{snapshot}")) }
+        });
         let mut accounts = self.accounts.lock().unwrap();
         accounts.retain(|account| Arc::strong_count(account) > 1 || account.bytes.load(SeqCst) > 0);
         accounts.shrink_to_fit();
