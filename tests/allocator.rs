@@ -197,7 +197,7 @@ fn the_very_last_destructors_are_counted() {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    const BLOCKS: u64 = 20_000;
+    const BLOCKS: u64 = 5_000;
 
     static LAST: OnceLock<Service> = OnceLock::new();
     static KEY: OnceLock<libc::pthread_key_t> = OnceLock::new();

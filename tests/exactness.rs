@@ -1,6 +1,6 @@
 //! The ledger against the truth, to the byte, while everything happens at once.
 //!
-//! `DOGTAG_OPERATIONS` sets the number of operations (default 100 million, a
+//! `DOGTAG_OPERATIONS` sets the number of operations (default 10 million, a
 //! tenth of that with memory-check).
 
 mod common;
@@ -24,7 +24,7 @@ const SHORT_LIVED: usize = 10_000;
 #[test]
 fn the_ledger_equals_the_truth() {
     let operations = std::env::var("DOGTAG_OPERATIONS")
-        .map_or(if CHECKED { 10_000_000 } else { 100_000_000 }, |number| {
+        .map_or(if CHECKED { 1_000_000 } else { 10_000_000 }, |number| {
             number.parse().expect("DOGTAG_OPERATIONS is a number")
         });
     let services: &'static [Service] =

@@ -39,7 +39,7 @@ fn it_holds_and_denies_nothing_wrongly() {
 
 /// Each thread works for all services.
 fn hammer(what: &str, limited: &Service, services: &[Service]) {
-    let default = if cfg!(feature = "memory-check") { 100_000 } else { 1_000_000 };
+    let default = if cfg!(feature = "memory-check") { 100_000 } else { 200_000 };
     let allocations = std::env::var("DOGTAG_ALLOCATIONS")
         .map_or(default, |number| number.parse().expect("DOGTAG_ALLOCATIONS is a number"));
     MOST.store(0, SeqCst);

@@ -27,12 +27,7 @@ enum {
 #define KIB ((size_t)1 << 10)
 #define MIB ((size_t)1 << 20)
 
-/* memory-check fills what is allocated and freed, and so takes longer. */
-#ifdef CHECKED
 #define OPERATIONS 5000000
-#else
-#define OPERATIONS 50000000
-#endif
 
 struct block {
 	unsigned char *address;
