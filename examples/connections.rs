@@ -32,8 +32,8 @@ static ALLOC: Dogtag = Dogtag::new();
 /// Threads of each listener, and of its clients.
 const WORKERS: usize = 2;
 const CLIENTS: usize = 2;
-/// Nothing takes so long unless something is wrong.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// Nothing takes so long unless something is wrong, on a busy machine, too.
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// What may become resident in between: the backend gives pages back when it sees fit.
 const RESIDENT_SLACK: u64 = 8 << 20;
 

@@ -24,10 +24,14 @@ use backend::Booked;
 use books::Books;
 use dogtag::Dogtag;
 use seat::Seats;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 #[global_allocator]
 static ALLOC: Dogtag<Booked> = Dogtag::with_backend(Booked);
+
+/// Operations after which there is of all as much as there ever will be.
+const WARM: u64 = 100_000;
 
 /// Threads that work at the same time, beside short ones.
 const SEATS: usize = 4;
@@ -61,7 +65,7 @@ fn nothing_drifts_and_nothing_grows() {
             std::thread::sleep(pause);
             seats.stopped(|| {
                 books.compare();
-                let is_warm = start.elapsed() > whole / 3;
+                let is_warm = start.elapsed() > whole / 3 && books.operations.load(Relaxed) > WARM;
                 memory.look(is_warm);
                 println!("{:>6.1} s  {}  {memory}", start.elapsed().as_secs_f64(), books.line());
             });

@@ -151,10 +151,15 @@ fn redis(folder: &Path, library: &Path) -> Option<f64> {
             .stderr(Stdio::null());
         client.status().is_ok_and(|status| status.success())
     };
-    let is_up = (0..100).any(|_| {
+    let is_up = loop {
         thread::sleep(Duration::from_millis(50));
-        client("redis-cli", &["ping"])
-    });
+        if client("redis-cli", &["ping"]) {
+            break true;
+        }
+        if server.try_wait().is_ok_and(|ended| ended.is_some()) {
+            break false;
+        }
+    };
     let tests = "set,get,incr,lpush,rpush,lpop,rpop,sadd,hset,spop,zadd,lrange_100,mset";
     let requests = ["-q", "-n", "100000", "-r", "100000", "-c", "20", "-P", "16", "-t", tests];
     let is_done = is_up && client("redis-benchmark", &requests);

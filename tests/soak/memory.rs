@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// By how much the process may grow after its first third, beside what is live.
+/// By how much the process may grow once it is warm, beside what is live.
 const MARGIN: i64 = 24 << 20;
 
 /// What the process has in memory, beside live blocks, quarantine, and pages that the
@@ -11,7 +11,7 @@ const MARGIN: i64 = 24 << 20;
 pub struct Watch {
     resident: i64,
     beside: i64,
-    /// When the first third was over.
+    /// When it was warm.
     base: Option<i64>,
 }
 
