@@ -6,10 +6,11 @@ use std::ops::{Add, AddAssign, Sub};
 ///
 /// Sizes are the bytes the program asked for (`Layout::size`), not what the
 /// backend rounds them up to. All but the peak only ever grow, so a later
-/// reading less an earlier one tells what happened in between (the other way
-/// round the subtraction overflows), with the later one's peak. They are sums
+/// reading less an earlier one tells what happened in between (not the other way
+/// round), with the later one's peak. They are sums
 /// over all threads: the allocation is counted where it was made and the free
-/// where it was freed.
+/// where it was freed. (A program that allocates and frees 16 EiB takes a counter past its
+/// end. Then it begins again at 0, and what is live stays right.)
 ///
 /// ```
 /// use dogtag::Usage;
@@ -53,14 +54,34 @@ impl Usage {
     /// allocated, it is 0 then.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
-        self.allocated_bytes.saturating_sub(self.freed_bytes)
+        live(self.allocated_bytes, self.freed_bytes)
     }
 
     /// Live blocks: allocated and not yet freed.
     #[must_use]
     pub const fn blocks(&self) -> u64 {
-        self.allocated_blocks.saturating_sub(self.freed_blocks)
+        live(self.allocated_blocks, self.freed_blocks)
     }
+
+    /// The sum of figures of this process, which past the end of a counter begins again with it.
+    /// (The peaks', which are no counters, ends.)
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            allocated_bytes: self.allocated_bytes.wrapping_add(other.allocated_bytes),
+            allocated_blocks: self.allocated_blocks.wrapping_add(other.allocated_blocks),
+            freed_bytes: self.freed_bytes.wrapping_add(other.freed_bytes),
+            freed_blocks: self.freed_blocks.wrapping_add(other.freed_blocks),
+            denied: self.denied.wrapping_add(other.denied),
+            peak_bytes: self.peak_bytes.saturating_add(other.peak_bytes),
+        }
+    }
+}
+
+/// What is allocated and not freed, though the first counter may have begun again already.
+const fn live(allocated: u64, freed: u64) -> u64 {
+    let live = allocated.wrapping_sub(freed);
+    let is_negative = allocated < freed && live > i64::MAX as u64;
+    if is_negative { 0 } else { live }
 }
 
 impl Add for Usage {
@@ -90,17 +111,13 @@ impl Sub for Usage {
     type Output = Self;
 
     /// What happened between an earlier reading (`other`) and this one.
-    ///
-    /// # Panics
-    ///
-    /// With overflow checks, if `other` is not the earlier one.
     fn sub(self, other: Self) -> Self {
         Self {
-            allocated_bytes: self.allocated_bytes - other.allocated_bytes,
-            allocated_blocks: self.allocated_blocks - other.allocated_blocks,
-            freed_bytes: self.freed_bytes - other.freed_bytes,
-            freed_blocks: self.freed_blocks - other.freed_blocks,
-            denied: self.denied - other.denied,
+            allocated_bytes: self.allocated_bytes.wrapping_sub(other.allocated_bytes),
+            allocated_blocks: self.allocated_blocks.wrapping_sub(other.allocated_blocks),
+            freed_bytes: self.freed_bytes.wrapping_sub(other.freed_bytes),
+            freed_blocks: self.freed_blocks.wrapping_sub(other.freed_blocks),
+            denied: self.denied.wrapping_sub(other.denied),
             peak_bytes: self.peak_bytes,
         }
     }
@@ -130,5 +147,20 @@ mod tests {
         let largest = Usage { allocated_blocks: u64::MAX, freed_bytes: 10, ..huge };
         assert_eq!(sum, largest);
         assert_eq!((sum.bytes(), sum.blocks()), (u64::MAX - 10, 0));
+    }
+
+    #[test]
+    fn what_is_live_is_right_past_the_end_of_a_counter() {
+        let at_its_end = |bytes| Usage { allocated_bytes: bytes, freed_bytes: bytes, ..Usage::default() };
+        let before = at_its_end(u64::MAX - 10);
+        let allocated = Usage { allocated_bytes: before.allocated_bytes.wrapping_add(100), ..before };
+        assert_eq!((allocated.bytes(), (allocated - before).bytes()), (100, 100));
+        let freed = Usage { freed_bytes: before.freed_bytes.wrapping_add(100), ..allocated };
+        assert_eq!((freed.bytes(), (freed - allocated).bytes(), (freed - before).bytes()), (0, 0, 0));
+        assert_eq!((freed - before).freed_bytes, 100);
+        let sum = allocated.and(Usage { allocated_bytes: 7, ..Usage::default() });
+        assert_eq!(sum.bytes(), 107);
+        // Less was allocated than freed.
+        assert_eq!(Usage { allocated_bytes: 3, freed_bytes: 5, ..Usage::default() }.bytes(), 0);
     }
 }

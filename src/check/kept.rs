@@ -18,8 +18,8 @@ pub(crate) type Place = AtomicPtr<()>;
 pub(crate) struct Kept(*mut ());
 
 /// Bits for a magazine's number. Above them stands the allocator's identity without the
-/// upper bits of its generation: to be mistaken for another it would have to be 2^24
-/// generations older.
+/// upper bits of its generation: it may be that of another one, 2^24 generations older. So whoever
+/// has taken the magazine out asks that whose it is.
 const NUMBER_BITS: u32 = 24;
 
 impl Kept {

@@ -48,6 +48,10 @@ pub(crate) struct Numbers<'a> {
     pub(crate) next: &'a AtomicU32,
 }
 
+/// What is left of an [`Identity`] beside the number. One that has come so far is given no more:
+/// there are others for longer than anybody can wait.
+const LAST_GENERATION: u64 = (u64::MAX >> u16::BITS) - 1;
+
 /// How many allocators there can be at once that are told apart.
 #[cfg(not(dogtag_loom))]
 const MOST: usize = u16::MAX as usize - 1;
@@ -70,6 +74,7 @@ impl Numbers<'_> {
         let (index, identity) = in_turn.into_iter().find_map(|(index, generation)| {
             let last = generation.load(Ordering::Relaxed);
             let is_given = last.is_multiple_of(2)
+                && last < LAST_GENERATION
                 && generation.compare_exchange(last, last + 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
             is_given.then(|| (index, Identity::new(index + 1, last + 1)))
         })?;
@@ -120,6 +125,21 @@ mod tests {
         }
         assert!(!numbers.has_ended(Identity::UNNUMBERED));
         assert_eq!(Identity::from_bits(last.bits()), Some(last));
+    }
+
+    #[test]
+    fn a_number_whose_generations_are_used_up_is_given_no_more() {
+        let (generations, next) = ([const { AtomicU64::new(LAST_GENERATION - 2) }; 2], AtomicU32::new(0));
+        let numbers = Numbers { generations: &generations, next: &next };
+        let last = numbers.give().expect("its last generation");
+        assert_eq!((last.number(), last.generation()), (1, LAST_GENERATION - 1));
+        assert!(!numbers.has_ended(last));
+        numbers.take_back(last);
+        assert!(numbers.has_ended(last));
+        let other = numbers.give().expect("the other one");
+        assert_eq!(other.number(), 2);
+        numbers.take_back(other);
+        assert_eq!(numbers.give(), None);
     }
 }
 

@@ -222,7 +222,7 @@ fn identity(number: u16) -> Identity {
 }
 
 #[cfg(test)]
-fn magazine() -> Magazine {
+pub(super) fn magazine() -> Magazine {
     Magazine {
         taken: AtomicBool::new(false),
         identity: AtomicU64::new(0),

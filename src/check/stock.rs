@@ -47,10 +47,7 @@ impl Open {
         let Some((place, kept)) = place.and_then(|place| Some((place, Kept::find(place)?))) else {
             return Some(Self { magazine: magazines.take(identity)?, place });
         };
-        if kept.is_for(identity)
-            && kept.take_from(place)
-            && let Some(magazine) = magazines.get(kept.magazine())
-        {
+        if let Some(magazine) = take_own(magazines, place, kept, identity) {
             return Some(Self { magazine, place: Some(place) });
         }
         let is_free = Kept::find(place).is_none_or(|kept| has_left(magazines, place, kept));
@@ -65,6 +62,25 @@ impl Open {
         }
         self.place.is_some()
     }
+}
+
+/// Takes out what is kept for an allocator. What was kept for another one, which has ended
+/// and looks the same, is given back.
+fn take_own(
+    magazines: &Magazines<'static>,
+    place: &Place,
+    kept: Kept,
+    identity: Identity,
+) -> Option<&'static Magazine> {
+    if !kept.is_for(identity) || !kept.take_from(place) {
+        return None;
+    }
+    let magazine = magazines.get(kept.magazine())?;
+    if magazine.identity() == Some(identity) {
+        return Some(magazine);
+    }
+    magazines.give_back(magazine);
+    None
 }
 
 /// Gives a magazine back that the calling thread keeps, if its allocator has ended.
@@ -83,9 +99,8 @@ pub(super) fn take_kept(
     mut each: impl FnMut(&'static Magazine),
 ) {
     for place in thread::keepsakes(place_number(identity)) {
-        if let Some(kept) = Kept::find(place).filter(|kept| kept.is_for(identity))
-            && kept.take_from(place)
-            && let Some(magazine) = magazines.get(kept.magazine())
+        if let Some(kept) = Kept::find(place)
+            && let Some(magazine) = take_own(magazines, place, kept, identity)
         {
             each(magazine);
         }
@@ -115,5 +130,32 @@ impl Magazine {
     /// Whether its allocator has ended, and so its blocks have been released.
     fn has_ended(&self) -> bool {
         self.identity().is_some_and(|identity| NUMBERS.has_ended(identity))
+    }
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::Ordering;
+
+    #[test]
+    fn a_magazine_is_not_another_allocators_whose_generation_looks_the_same() {
+        let identity = |generation: u64| Identity::from_bits(generation << 16 | 7).unwrap();
+        let (old, new) = (identity(5), identity(5 + (1 << 24)));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let all: &[Magazine] = Box::leak(Box::new([super::super::quarantine::magazine()]));
+        let magazines = Magazines { all, next: &NEXT };
+        let place = Place::default();
+        let keep = |identity| {
+            let magazine = magazines.take(identity).expect("given back before");
+            put(&place, identity, magazines.number(magazine));
+            Kept::find(&place).expect("put there")
+        };
+        let kept = keep(old);
+        assert!(kept.is_for(new), "it does not look the same");
+        assert!(take_own(&magazines, &place, kept, new).is_none(), "another's blocks are in it");
+        assert!(place.load(Ordering::Relaxed).is_null());
+        let kept = keep(new);
+        assert!(take_own(&magazines, &place, kept, new).is_some());
     }
 }

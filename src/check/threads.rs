@@ -1,10 +1,11 @@
 //! Numbers and names of threads, for reports on threads that may be gone.
 //!
-//! Numbers are given in the order of the first allocations, and never again.
+//! Numbers are given in the order of the first allocations, and never again, but for the last:
+//! threads from the 2^31st on have that one, and no name.
 
 use super::text::Text;
 use crate::ledger::thread;
-use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 use crate::sys;
 use std::ptr;
 
@@ -78,10 +79,9 @@ static TABLE: [AtomicPtr<[Name; PAGE]>; PAGES] = [const { AtomicPtr::new(ptr::nu
 
 #[cold]
 fn give_number() -> u32 {
-    static LAST: AtomicU32 = AtomicU32::new(0);
+    static LAST: AtomicU64 = AtomicU64::new(0);
 
-    // Whoever has more than 2^31 threads in a process's life sees numbers again.
-    let number = (LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & !SETTLED).max(1);
+    let number = next_number(&LAST);
     thread::set_number(number);
     if let Some(page) = TABLE.get(number as usize / PAGE) {
         // SAFETY: all atomics, for which zeros are valid; only this fills the table.
@@ -89,6 +89,11 @@ fn give_number() -> u32 {
     }
     refresh_name();
     number
+}
+
+fn next_number(last: &AtomicU64) -> u32 {
+    let next = last.fetch_add(1, Ordering::Relaxed) + 1;
+    next.min((SETTLED - 1).into()) as u32
 }
 
 fn entry(number: u32) -> Option<&'static Name> {
@@ -105,4 +110,17 @@ fn own_name() -> [u8; LENGTH] {
         libc::pthread_getname_np(libc::pthread_self(), name.as_mut_ptr().cast(), LENGTH);
     }
     name
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn past_the_last_number_threads_share_it_and_take_nobodys_name() {
+        let last = AtomicU64::new(u64::from(SETTLED) - 3);
+        let numbers: Vec<u32> = (0..4).map(|_| next_number(&last)).collect();
+        assert_eq!(numbers, [SETTLED - 2, SETTLED - 1, SETTLED - 1, SETTLED - 1]);
+        assert!(entry(SETTLED - 1).is_none());
+    }
 }

@@ -27,13 +27,13 @@ pub(crate) struct Cell {
     grant_end: AtomicU64,
     /// What a block of this service is marked with; 0 while unclaimed.
     mark: AtomicU32,
-    /// Scopes that threads have entered and left here. They wrap around: only
-    /// whether as many were left as were entered is ever asked.
-    entered: AtomicU32,
-    left: AtomicU32,
     /// What was live here, in KiB, when the peak was looked at last, or the least
     /// since then.
     looked_at: AtomicU32,
+    /// Scopes that were entered here, less those that were left here: of a cell alone it may
+    /// be negative, since a thread may enter in the shared cell and leave in its own. 64 bits,
+    /// since those that are forgotten stay.
+    scopes: AtomicU64,
 }
 
 const _: () = assert!(cfg!(dogtag_loom) || size_of::<Cell>() == 64);
@@ -54,9 +54,8 @@ impl Cell {
                 door: AtomicU64::new(SHUT),
                 grant_end: AtomicU64::new(SHUT),
                 mark: AtomicU32::new(mark.bits()),
-                entered: AtomicU32::new(0),
-                left: AtomicU32::new(0),
                 looked_at: AtomicU32::new(0),
+                scopes: AtomicU64::new(0),
             }
         }
     }
@@ -85,8 +84,10 @@ impl Cell {
     /// in any case: the hot path writes short cookies only.
     pub(super) fn open(&self, size: u64, grant: u64) {
         let allocated = self.allocated_bytes.load(Ordering::Relaxed);
-        // The hot path takes no sizes whose layout needs checking.
-        let end = allocated.saturating_add(size).saturating_add(grant + 1).min(UNCHECKED_SIZES);
+        let end = allocated.saturating_add(size).saturating_add(grant + 1);
+        // The hot path takes no sizes whose layout needs checking, and none that takes the
+        // counter past its end: once it has come that far, whoever allocates asks each time.
+        let end = if allocated < UNCHECKED_SIZES { end.min(UNCHECKED_SIZES) } else { SHUT };
         // The door first, and the other way round in `shut`: so it is never the
         // door alone that stays open.
         if self.mark() != Mark::LONG {
@@ -98,7 +99,8 @@ impl Cell {
     /// The same, in a cell that threads share.
     pub(super) fn open_shared(&self, grant: u64) {
         let allocated = self.allocated_bytes.load(Ordering::Relaxed);
-        self.grant_end.store(allocated.saturating_add(grant), Ordering::Relaxed);
+        let end = if allocated < UNCHECKED_SIZES { allocated.saturating_add(grant) } else { SHUT };
+        self.grant_end.store(end, Ordering::Relaxed);
     }
 
     /// Has the next allocation ask. Any thread may call it; it takes effect when
@@ -142,10 +144,10 @@ impl Cell {
     /// Whether an allocation of `size` bytes has to go through the door.
     #[inline(always)]
     pub(crate) fn stops(&self, size: usize) -> bool {
-        // Cannot wrap: a layout's size is below 2^63, and so is the counter for
-        // decades. When it has passed 2^61, every allocation goes through the
-        // door, more slowly and as exactly.
-        self.allocated_bytes.load(Ordering::Relaxed) + size as u64 >= self.door.load(Ordering::Relaxed)
+        // Where it wraps around, the counter has passed 2^61: then the door is shut, which
+        // stops everything, more slowly and as exactly.
+        self.allocated_bytes.load(Ordering::Relaxed).wrapping_add(size as u64)
+            >= self.door.load(Ordering::Relaxed)
     }
 
     #[inline(always)]
@@ -183,34 +185,29 @@ impl Cell {
     /// call it.
     #[inline(always)]
     pub(super) fn enter(&self) {
-        self.entered.store(self.entered.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        self.scopes.store(self.scopes.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     }
 
     /// Counts that a scope was left. Only the thread that has this cell may
     /// call it.
     #[inline(always)]
     pub(super) fn leave(&self) {
-        self.left.store(self.left.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        self.scopes.store(self.scopes.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
     }
 
     /// Counts that a scope was entered, in a cell that threads share.
     pub(super) fn enter_shared(&self) {
-        self.entered.fetch_add(1, Ordering::Release);
+        self.scopes.fetch_add(1, Ordering::Release);
     }
 
     /// Counts that a scope was left, in a cell that threads share.
     pub(super) fn leave_shared(&self) {
-        self.left.fetch_add(1, Ordering::Release);
+        self.scopes.fetch_sub(1, Ordering::Release);
     }
 
-    /// Scopes left here, and scopes entered; a reader asks for the former of
-    /// all cells before the latter of any, as with blocks.
-    pub(super) fn left(&self) -> u32 {
-        self.left.load(Ordering::Acquire)
-    }
-
-    pub(super) fn entered(&self) -> u32 {
-        self.entered.load(Ordering::Acquire)
+    /// Scopes that were entered here and not left, or the other way round if negative.
+    pub(super) fn scopes(&self) -> u64 {
+        self.scopes.load(Ordering::Acquire)
     }
 
     /// Adds what was freed here. A reader does this with every cell of a
@@ -219,20 +216,27 @@ impl Cell {
     /// the difference of the sums is never negative.
     #[inline(always)]
     pub(super) fn add_freed(&self, usage: &mut Usage) {
-        usage.freed_bytes += self.freed_bytes.load(Ordering::Acquire);
-        usage.freed_blocks += self.freed_blocks.load(Ordering::Acquire);
+        add_to(&mut usage.freed_bytes, &self.freed_bytes);
+        add_to(&mut usage.freed_blocks, &self.freed_blocks);
     }
 
     /// Adds what was allocated here.
     #[inline(always)]
     pub(super) fn add_allocated(&self, usage: &mut Usage) {
-        usage.allocated_bytes += self.allocated_bytes.load(Ordering::Acquire);
-        usage.allocated_blocks += self.allocated_blocks.load(Ordering::Acquire);
+        add_to(&mut usage.allocated_bytes, &self.allocated_bytes);
+        add_to(&mut usage.allocated_blocks, &self.allocated_blocks);
     }
 }
 
-/// An addition by the only writer: a load and a store, no locked instruction.
+/// An addition by the only writer: a load and a store, no locked instruction. Blocks of
+/// terabytes that nobody touches take a counter past its end in a minute: it begins again, and
+/// differences stay right.
 #[inline(always)]
 fn grow(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Release);
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Release);
+}
+
+#[inline(always)]
+fn add_to(sum: &mut u64, counter: &AtomicU64) {
+    *sum = sum.wrapping_add(counter.load(Ordering::Acquire));
 }

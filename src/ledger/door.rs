@@ -13,7 +13,8 @@ use crate::ledger::due::{self, News};
 use crate::ledger::family::{self, Tree};
 use crate::ledger::slots::Record;
 use crate::ledger::sums::ROSTER;
-use crate::sync::{AtomicU32, Ordering, fence, shared};
+use crate::sync::{AtomicU64, Ordering, fence, shared};
+use std::iter;
 use std::ptr;
 
 /// How much each thread allocates for a service before it asks itself whether
@@ -76,11 +77,11 @@ impl Admitted {
             let more = self.more(record);
             // What is large would be missed by others until it is counted. And what
             // replaces another block is in no cell for a moment, while that is in
-            // none any more. (Families are not that deep; beyond, large allocations
+            // none any more. (Under a limit that is 64 steps above or more, large allocations
             // are as exact as small ones.)
             let is_announced = (more > GRANT || self.replaced.is_some() || self.is_shared())
                 && self.size <= LARGEST
-                && step < u64::BITS;
+                && step < NEAR;
             let announced = if is_announced { self.size } else { 0 };
             if more == 0 {
                 // What shrinks is never denied, and nothing is granted with it.
@@ -116,7 +117,10 @@ impl Admitted {
     /// is replaced is live, and its owner with it.
     fn more(&self, limited: &'static Record) -> u64 {
         match self.replaced {
-            Some(old) if family::chain(old.owner).any(|above| ptr::eq(above, limited)) => {
+            Some(old)
+                if ptr::eq(old.owner, self.record)
+                    || family::limited_chain(old.owner).any(|above| ptr::eq(above, limited)) =>
+            {
                 self.size.saturating_sub(old.size as u64)
             }
             _ => self.size,
@@ -130,7 +134,7 @@ impl Admitted {
     /// Calls `each` for some of the services from the current one upwards.
     #[cold]
     fn each(&self, some: u64, mut each: impl FnMut(&'static Record, &'static Budget)) {
-        for (step, record) in (0..u64::BITS).zip(family::chain(self.record)) {
+        for (step, record) in (0..NEAR).zip(family::chain(self.record)) {
             // Nobody loses a household.
             if let Some(household) = record.family().household()
                 && some & bit(step, true) != 0
@@ -224,16 +228,26 @@ pub(crate) fn is_limited(record: &'static Record) -> bool {
 
 shared! {
     /// How often a limit was changed.
-    static CHANGES: AtomicU32 = AtomicU32::new(0);
+    static CHANGES: AtomicU64 = AtomicU64::new(0);
 }
 
-/// The services whose limits count for this one, and how far above it they are.
+/// The services whose limits count for this one, and how many steps above it they are: of those
+/// that are [`NEAR`] or more, only that. So it takes no more steps than that and one for each limit.
 fn limited(record: &'static Record) -> impl Iterator<Item = (u32, &'static Record, &'static Budget)> {
-    (0..).zip(family::chain(record)).filter_map(|(step, record)| {
+    let start = record.family().limited().map(|_| (0, record));
+    let above = |(step, record): &(u32, &'static Record)| {
+        let above = record.family().parent()?;
+        let nearest = above.family().limited()?;
+        Some(if step + 1 < NEAR { (step + 1, above) } else { (NEAR, nearest) })
+    };
+    iter::successors(start, above).filter_map(|(step, record)| {
         let budget = &record.family().household()?.budget;
         budget.is_limited().then_some((step, record, budget))
     })
 }
+
+/// Steps that an [`Admitted`] can tell apart.
+const NEAR: u32 = u64::BITS;
 
 fn live_alone(record: &'static Record) -> Live {
     ROSTER.live(record.slot(), record.shared())
@@ -261,7 +275,9 @@ mod model {
                 cell
             });
             household.budget.set(10, budget::NONE);
-            shut(&Tree::lock(), record);
+            let tree = Tree::lock();
+            tree.note_limits(record);
+            shut(&tree, record);
             let cell = other.join().unwrap();
             assert!(cell.must_ask(1), "it would not notice the limit");
         });

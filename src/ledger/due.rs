@@ -111,7 +111,10 @@ pub(super) fn push(record: &'static Record, news: News) {
     if place.compare_exchange(ptr::null_mut(), own, Ordering::SeqCst, Ordering::SeqCst).is_err() {
         return;
     }
-    record.life().revive();
+    if !record.life().revive() {
+        household.due.news.store(0, Ordering::SeqCst);
+        return place.store(ptr::null_mut(), Ordering::SeqCst);
+    }
     let mut first = FIRST.load(Ordering::Relaxed);
     loop {
         place.store(if first.is_null() { own } else { first }, Ordering::Relaxed);

@@ -5,6 +5,9 @@
 //! changes under a lock, which nothing inside an allocation takes. The door reads
 //! it without: each link says which service of its slot is meant, and
 //! who finds another one there begins again.
+//!
+//! Families may be as deep as there are services. So each knows the nearest limit above it, and
+//! nothing walks all the way up.
 
 use crate::cookie::Slot;
 use crate::ledger::budget::{self, Budget};
@@ -19,11 +22,13 @@ use std::sync::PoisonError;
 /// A service's place in its family.
 #[derive(Debug)]
 pub(crate) struct Family {
-    parent: AtomicPtr<Record>,
-    parent_incarnation: AtomicU32,
+    parent: AtomicLink,
     next: AtomicLink,
     /// The slot of the child before; 0 for the first.
     previous: AtomicU32,
+    /// The nearest service from this one upwards that has a limit: one more than its slot; 0 for
+    /// none. Changed under the lock.
+    limited: AtomicU32,
     /// What only parents and limited services have.
     household: AtomicPtr<Household>,
 }
@@ -44,10 +49,10 @@ impl Family {
     const_unless_loom! {
         pub(crate) fn none() -> Self {
             Self {
-                parent: AtomicPtr::new(ptr::null_mut()),
-                parent_incarnation: AtomicU32::new(0),
+                parent: AtomicLink(AtomicU64::new(0)),
                 next: AtomicLink(AtomicU64::new(0)),
                 previous: AtomicU32::new(0),
+                limited: AtomicU32::new(0),
                 household: AtomicPtr::new(ptr::null_mut()),
             }
         }
@@ -55,14 +60,30 @@ impl Family {
 
     /// By whoever holds the child.
     pub(crate) fn parent(&self) -> Option<&'static Record> {
-        // SAFETY: records are never unmapped.
-        unsafe { self.parent.load(Ordering::Acquire).as_ref() }
+        Some(self.parent.load()?.record)
     }
 
     /// Who the parent is, by its [identity](Record::identity). By whoever has the
     /// child pinned.
-    pub(crate) fn parent_identity(&self) -> Option<(u32, u32)> {
-        Some((self.parent()?.index(), self.parent_incarnation.load(Ordering::Relaxed)))
+    pub(crate) fn parent_identity(&self) -> Option<(u32, u64)> {
+        let Link { record, incarnation } = self.parent.load()?;
+        Some((record.index(), incarnation))
+    }
+
+    /// The nearest service that has a limit: this one, or one above it. By whoever holds this one.
+    pub(crate) fn limited(&self) -> Option<&'static Record> {
+        slots::any_record(Slot::new(self.limited.load(Ordering::Acquire).checked_sub(1)?)?)
+    }
+
+    /// Notes whether this service has a limit, which is that record's, when all above have.
+    fn note_limited(&self, record: &'static Record) {
+        let is_limited = self.household().is_some_and(|household| household.budget.is_limited());
+        let limited = match self.parent() {
+            _ if is_limited => record.index() + 1,
+            Some(parent) => parent.family().limited.load(Ordering::Relaxed),
+            None => 0,
+        };
+        self.limited.store(limited, Ordering::Release);
     }
 
     #[inline]
@@ -103,7 +124,8 @@ impl Family {
 
     /// For a new service in a slot that is claimed.
     pub(crate) fn begin(&self) {
-        self.parent.store(ptr::null_mut(), Ordering::Relaxed);
+        self.parent.store(None);
+        self.limited.store(0, Ordering::Relaxed);
         if let Some(Household { budget, past_bytes, past_blocks, past_denied, .. }) = self.household() {
             budget.set(budget::NONE, budget::NONE);
             for past in [past_bytes, past_blocks, past_denied] {
@@ -139,6 +161,11 @@ pub(crate) fn chain(record: &'static Record) -> impl Iterator<Item = &'static Re
     iter::successors(Some(record), |record| record.family().parent())
 }
 
+/// Those of them that have limits, in as many steps as there are.
+pub(crate) fn limited_chain(record: &'static Record) -> impl Iterator<Item = &'static Record> {
+    iter::successors(record.family().limited(), |limited| limited.family().parent()?.family().limited())
+}
+
 /// Keeps all families as they are.
 pub(crate) struct Tree {
     _lock: MutexGuard<'static, ()>,
@@ -159,14 +186,19 @@ impl Tree {
         let first = &parent.family().household_or_new().first_child;
         let next = first.load();
         let family = child.family();
-        family.parent_incarnation.store(parent.incarnation(), Ordering::Relaxed);
-        family.parent.store(ptr::from_ref(parent).cast_mut(), Ordering::Release);
+        family.parent.store(Some(Link::to(parent)));
+        family.note_limited(child);
         family.previous.store(0, Ordering::Relaxed);
         family.next.store(next);
         if let Some(next) = next {
             next.record.family().previous.store(child.index(), Ordering::Relaxed);
         }
         first.store(Some(Link::to(child)));
+    }
+
+    /// A service has got a limit, or has none any more: tells all below.
+    pub(crate) fn note_limits(&self, record: &'static Record) {
+        members(record, Some(self), |member| member.family().note_limited(member));
     }
 
     /// Takes a service that has ended out of its family. Returns its parent,
@@ -253,7 +285,7 @@ impl Drop for Pinned {
 #[derive(Clone, Copy)]
 struct Link {
     record: &'static Record,
-    incarnation: u32,
+    incarnation: u64,
 }
 
 impl Link {
@@ -267,19 +299,25 @@ impl Link {
     }
 }
 
-/// A link, or 0 for none: no child has that slot.
+/// A link: the slot, and above it the incarnation, which is never 0. Or 0 for none.
 #[derive(Debug)]
 struct AtomicLink(AtomicU64);
+
+const SLOT_BITS: u32 = Slot::COUNT.trailing_zeros();
 
 impl AtomicLink {
     fn load(&self) -> Option<Link> {
         let bits = self.0.load(Ordering::Acquire);
-        let slot = Slot::new(bits as u32).filter(|slot| *slot != Slot::UNATTRIBUTED)?;
-        Some(Link { record: slots::any_record(slot)?, incarnation: (bits >> 32) as u32 })
+        if bits == 0 {
+            return None;
+        }
+        let slot = Slot::new(bits as u32 & (Slot::COUNT - 1))?;
+        Some(Link { record: slots::any_record(slot)?, incarnation: bits >> SLOT_BITS })
     }
 
     fn store(&self, link: Option<Link>) {
-        let bits = link.map_or(0, |link| u64::from(link.incarnation) << 32 | u64::from(link.record.index()));
+        let bits = link
+            .map_or(0, |Link { record, incarnation }| incarnation << SLOT_BITS | u64::from(record.index()));
         self.0.store(bits, Ordering::Release);
     }
 }

@@ -12,33 +12,33 @@
 //! three are none at the same moment. Nothing tells of that moment, since a free
 //! on the hot path has no time to look; so it is looked for later, and the proof
 //! is that there was no clone from before the cells were read until after: a
-//! clone that comes out of a scope leaves a trace here.
+//! clone that comes out of a scope takes the mark away that whoever looks has made here.
+//!
+//! Clones that are forgotten stay counted, and keep their service for good. To forget
+//! as many as the count has room for takes a century and more.
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom};
+use crate::sync::{AtomicU64, Ordering, const_unless_loom};
 
 /// Zeroed memory is a slot that was never used.
 #[derive(Debug)]
 pub(crate) struct Life {
-    /// From the lowest bit: 32 bits of clones, 2 of the state, one that says whether the
-    /// last clone was dropped once, and somebody looks after the end, 29 that count how
-    /// often a service without clones got one.
+    /// From the lowest bit: 60 bits of clones, one that says whether the last clone was
+    /// dropped once, and somebody looks after the end, one while he looks whether that has
+    /// come, 2 of the state.
     word: AtomicU64,
     /// How many readers look at what belongs to the slot.
-    pins: AtomicU32,
+    pins: AtomicU64,
 }
 
 const CLONE: u64 = 1;
-const CLONES: u64 = u32::MAX as u64;
-const RETIRED: u64 = 1 << 34;
-const REVIVAL: u64 = 1 << 35;
-const STATE: u64 = 3 << 32;
+const CLONES: u64 = (1 << 60) - 1;
+const RETIRED: u64 = 1 << 60;
+const ENDING: u64 = 1 << 61;
+const STATE: u64 = 3 << 62;
 const NEVER: u64 = 0;
-const IN_USE: u64 = 1 << 32;
-const ENDED: u64 = 2 << 32;
-const CLAIMED: u64 = 3 << 32;
-
-/// More clones than this are a program that forgets them.
-const MOST_CLONES: u64 = 1 << 31;
+const IN_USE: u64 = 1 << 62;
+const ENDED: u64 = 2 << 62;
+const CLAIMED: u64 = 3 << 62;
 
 impl Life {
     const_unless_loom! {
@@ -46,7 +46,7 @@ impl Life {
         pub(crate) fn endless() -> Self {
             Self {
                 word: AtomicU64::new(IN_USE | CLONE),
-                pins: AtomicU32::new(0),
+                pins: AtomicU64::new(0),
             }
         }
     }
@@ -58,8 +58,7 @@ impl Life {
         if !matches!(unused & STATE, NEVER | ENDED) {
             return false;
         }
-        let claimed = unused & !STATE | CLAIMED;
-        if self.word.compare_exchange(unused, claimed, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if self.word.compare_exchange(unused, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
         }
         // Either this sees a reader's pin, or the reader, whose pin comes later
@@ -73,47 +72,33 @@ impl Life {
 
     /// Begins a claimed slot's new service, with one clone.
     pub(crate) fn begin(&self) {
-        self.word.store(self.revivals() | IN_USE | CLONE, Ordering::Release);
+        self.word.store(IN_USE | CLONE, Ordering::Release);
     }
 
     /// Puts a claimed slot back, for which there is no service after all.
     pub(crate) fn abandon(&self) {
-        self.word.store(self.revivals() | ENDED, Ordering::Release);
-    }
-
-    fn revivals(&self) -> u64 {
-        self.word.load(Ordering::Relaxed) & !(STATE | RETIRED | CLONES)
+        self.word.store(ENDED, Ordering::Release);
     }
 
     /// Another clone, by whoever has one.
-    ///
-    /// # Panics
-    ///
-    /// If 2^31 clones were not dropped.
     #[inline]
     pub(crate) fn hold(&self) {
-        let before = self.word.fetch_add(CLONE, Ordering::Relaxed);
-        if before & CLONES > MOST_CLONES {
-            self.word.fetch_sub(CLONE, Ordering::Relaxed);
-            panic!("2^31 clones of a service exist, so some code forgets them instead of dropping them");
-        }
+        self.word.fetch_add(CLONE, Ordering::Relaxed);
     }
 
     /// Another clone, unless the last one is gone.
     pub(crate) fn try_hold(&self) -> bool {
-        let has_clones = |word: u64| (1..=MOST_CLONES).contains(&(word & CLONES));
-        let more = |word: u64| (word & STATE == IN_USE && has_clones(word)).then(|| word + CLONE);
+        let more = |word: u64| (word & STATE == IN_USE && word & CLONES != 0).then(|| word + CLONE);
         self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).is_ok()
     }
 
     /// Another clone, by a thread that is in a scope, though there may be none.
-    /// Inside an allocation too.
-    pub(crate) fn revive(&self) {
-        let more = |word: u64| match word & CLONES {
-            0 => Some((word | CLONE).wrapping_add(REVIVAL)),
-            _ => Some(word + CLONE),
-        };
-        let _ = self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, more);
+    /// Inside an allocation too. `false` if no service has the slot, whose scope it might be.
+    #[must_use]
+    pub(crate) fn revive(&self) -> bool {
+        // Who looks whether the service has ended, sees that it has not.
+        let more = |word: u64| (word & STATE == IN_USE).then(|| (word & !ENDING) + CLONE);
+        self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).is_ok()
     }
 
     /// Drops a clone. `true` for the last one, the first time that there is
@@ -125,22 +110,22 @@ impl Life {
         if before & (RETIRED | CLONES) != CLONE {
             return false;
         }
-        // Should it have got another clone since, that one's end decides; by now the slot
-        // may be another service's.
+        // Should it have got another clone since, that one's end decides. By now the slot
+        // may be another service's, whose last clone was just dropped: then it is that one
+        // which the caller looks after, and not who dropped it.
         let last = before - CLONE;
-        self.word.compare_exchange(last, last | RETIRED, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.word.compare_exchange(last, last | RETIRED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Ends the service if it has neither clones nor, as `proof` says (`Some`),
     /// scopes and blocks. Only by whoever looks after its end.
     pub(crate) fn end<T>(&self, proof: impl FnOnce() -> Option<T>) -> Option<T> {
-        let before = self.word.load(Ordering::Acquire);
-        if before & (STATE | CLONES) != IN_USE {
-            return None;
-        }
+        let look = |word: u64| (word & (STATE | CLONES) == IN_USE).then_some(word | ENDING);
+        let before = self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, look).ok()?;
         let proof = proof()?;
-        let ended = before & !STATE | ENDED;
-        let end = self.word.compare_exchange(before, ended, Ordering::AcqRel, Ordering::Relaxed);
+        // Nobody else makes the mark, so if it is there it has been there all along.
+        let ended = before & RETIRED | ENDED;
+        let end = self.word.compare_exchange(before | ENDING, ended, Ordering::AcqRel, Ordering::Relaxed);
         end.is_ok().then_some(proof)
     }
 
@@ -183,7 +168,7 @@ impl Life {
 #[cfg(dogtag_loom)]
 impl Default for Life {
     fn default() -> Self {
-        Self { word: AtomicU64::new(NEVER), pins: AtomicU32::new(0) }
+        Self { word: AtomicU64::new(NEVER), pins: AtomicU64::new(0) }
     }
 }
 
@@ -219,19 +204,55 @@ mod tests {
         assert!(life.let_go() && life.is_retired() && !life.try_hold());
         assert!(life.end(|| None::<()>).is_none() && life.is_in_use());
         // Out of a scope comes another clone, which is no reason to retire twice.
-        life.revive();
+        assert!(life.revive());
         assert!(life.end(|| Some(())).is_none() && !life.let_go());
-        // So it does while the cells are read.
-        let revived = life.end(|| {
-            life.revive();
-            life.let_go();
-            Some(())
-        });
-        assert!(revived.is_none());
+        // So it does while the cells are read, however often.
+        for times in 1..4 {
+            let revived = life.end(|| {
+                for _ in 0..times {
+                    assert!(life.revive());
+                    life.let_go();
+                }
+                Some(())
+            });
+            assert!(revived.is_none());
+        }
         assert_eq!(life.end(|| Some(7)), Some(7));
         assert!(!life.is_in_use() && life.claim());
         life.begin();
         assert!(life.is_in_use() && !life.is_retired());
+    }
+
+    #[test]
+    fn a_record_without_a_service_is_not_revived() {
+        let life = never();
+        assert!(!life.revive() && !life.try_hold());
+        assert!(life.claim() && !life.revive());
+        life.begin();
+        assert!(life.let_go());
+        assert_eq!(life.end(|| Some(())), Some(()));
+        assert!(!life.revive() && !life.try_hold() && life.claim() && !life.revive());
+        assert_eq!(life.word.load(Ordering::Relaxed), CLAIMED);
+    }
+
+    /// However many clones were forgotten.
+    #[test]
+    fn forgotten_clones_keep_a_service_for_good() {
+        for forgotten in [1 << 29, 1 << 31, 1 << 32, 1 << 33, 1 << 34, 1 << 35, 1 << 59] {
+            let life = never();
+            assert!(life.claim());
+            life.begin();
+            // One less, so that the steps below go over it.
+            life.word.fetch_add(forgotten - 2, Ordering::Relaxed);
+            for _ in 0..2 {
+                life.hold();
+                assert!(life.try_hold() && life.revive() && life.is_in_use() && !life.is_retired());
+                assert!(!life.let_go() && !life.let_go());
+            }
+            assert!(!life.let_go() && life.is_in_use() && !life.claim());
+            assert!(life.end(|| Some(())).is_none());
+            assert_eq!(life.word.load(Ordering::Relaxed) & CLONES, forgotten);
+        }
     }
 
     #[test]
@@ -252,7 +273,7 @@ mod model {
     use crate::cookie::Slot;
     use crate::ledger::cell::Cell;
     use crate::ledger::shard::Roster;
-    use crate::sync::{AtomicBool, model};
+    use crate::sync::{AtomicBool, AtomicU32, model};
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
@@ -338,7 +359,7 @@ mod model {
                 let house = Arc::clone(&house);
                 move || house.look_after()
             });
-            house.life.revive();
+            assert!(house.life.revive());
             cell.leave();
             cell.enter();
             cell.charge(100);
@@ -346,6 +367,51 @@ mod model {
             house.life.let_go();
             cell.refund(100);
             other.join().unwrap();
+            house.look_after();
+            assert_eq!(house.ended.load(Ordering::Relaxed), 1);
+        });
+    }
+
+    /// One thread is in a scope, though all clones are gone, allocates there, and leaves.
+    #[test]
+    fn a_block_out_of_a_scope_keeps_it() {
+        model(|| {
+            let house = House::new();
+            let cell = house.roster.acquire().unwrap().claim(SLOT).unwrap();
+            cell.enter();
+            assert!(house.life.let_go());
+            let other = thread::spawn({
+                let house = Arc::clone(&house);
+                move || house.look_after()
+            });
+            cell.charge(100);
+            cell.leave();
+            other.join().unwrap();
+            assert_eq!(house.ended.load(Ordering::Relaxed), 0, "there is a block");
+            cell.refund(100);
+            house.look_after();
+            assert_eq!(house.ended.load(Ordering::Relaxed), 1);
+        });
+    }
+
+    /// A scope that was entered where all threads count is left where the thread itself does.
+    #[test]
+    fn a_scope_is_one_wherever_it_is_left() {
+        model(|| {
+            let house = House::new();
+            let cell = house.roster.acquire().unwrap().claim(SLOT).unwrap();
+            house.shared.enter_shared();
+            assert!(house.life.let_go());
+            let other = thread::spawn({
+                let house = Arc::clone(&house);
+                move || house.look_after()
+            });
+            cell.charge(100);
+            let is_over = house.ended.load(Ordering::Relaxed) != 0;
+            cell.leave();
+            other.join().unwrap();
+            assert!(!is_over && house.ended.load(Ordering::Relaxed) == 0, "ended too early");
+            cell.refund(100);
             house.look_after();
             assert_eq!(house.ended.load(Ordering::Relaxed), 1);
         });
@@ -363,7 +429,7 @@ mod model {
                 let life = Arc::clone(&life);
                 move || {
                     // Out of a scope.
-                    life.revive();
+                    assert!(life.revive());
                     let is_last = life.let_go();
                     if is_last && life.end(|| Some(())).is_some() && life.claim() {
                         life.begin();

@@ -16,7 +16,7 @@
 use crate::cookie::{Mark, Slot};
 use crate::ledger::budget::Live;
 use crate::ledger::cell::Cell;
-use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, const_unless_loom};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, const_unless_loom};
 use crate::sys;
 use crate::usage::Usage;
 use std::ptr;
@@ -87,6 +87,8 @@ pub(crate) struct Shard {
     pub(super) stack: AtomicUsize,
     /// While this shard is free: the next free one.
     next_free: AtomicPtr<Shard>,
+    /// Whether no thread has it. Who takes it from the stack has it if he has changed this.
+    is_free: AtomicBool,
     /// Places for what another room keeps for the thread that has the shard; it
     /// goes to the next thread with the rest.
     #[cfg(feature = "memory-check")]
@@ -237,6 +239,7 @@ impl Roster {
 
     /// Puts a shard down for the next thread.
     pub(crate) fn release(&self, shard: &'static Shard) {
+        shard.is_free.store(true, Ordering::Release);
         let mut top = self.free.load(Ordering::Relaxed);
         loop {
             shard.next_free.store(Top(top).shard(), Ordering::Relaxed);
@@ -254,25 +257,27 @@ impl Roster {
     pub(crate) fn sum(&self, slot: Slot, shared: &Cell) -> Sum {
         let cells = || self.cells(slot, shared);
         let mut usage = Usage::default();
-        let mut left = 0_u32;
+        let mut scopes = 0_u64;
         for cell in cells() {
             cell.add_freed(&mut usage);
-            left = left.wrapping_add(cell.left());
+            // Before the allocations, too: what a thread has allocated in a scope that it is
+            // seen to have left, is seen then.
+            scopes = scopes.wrapping_add(cell.scopes());
         }
-        let mut entered = 0_u32;
         for cell in cells() {
             cell.add_allocated(&mut usage);
-            entered = entered.wrapping_add(cell.entered());
         }
-        Sum { usage, scopes: entered.wrapping_sub(left) }
+        Sum { usage, scopes }
     }
 
     /// Bounds of what is live in a slot: of allocations, frees, and allocations
     /// the first two give the lower one, the last two the upper one.
     pub(crate) fn live(&self, slot: Slot, shared: &Cell) -> Live {
-        let sum = |count: fn(&Cell) -> u64| self.cells(slot, shared).map(count).sum::<u64>();
+        let sum = |count: fn(&Cell) -> u64| self.cells(slot, shared).map(count).fold(0, u64::wrapping_add);
         let (first, freed, last) = (sum(Cell::allocated), sum(Cell::freed), sum(Cell::allocated));
-        Live { at_least: first.saturating_sub(freed), at_most: last.saturating_sub(freed), granted: 0 }
+        // They begin again past their end; and of the first more may have been freed meanwhile.
+        let live = |allocated: u64| (allocated.wrapping_sub(freed) as i64).max(0) as u64;
+        Live { at_least: live(first), at_most: live(last), granted: 0 }
     }
 
     /// A slot's cells: one in each shard that has it, and the shared one.
@@ -302,7 +307,13 @@ impl Roster {
             let below = shard.next_free.load(Ordering::Relaxed);
             let new = Top(top).followed_by_ptr(below);
             match self.free.compare_exchange_weak(top, new.0, Ordering::Acquire, Ordering::Acquire) {
-                Ok(_) => return Some(shard),
+                Ok(_) if shard.is_free.swap(false, Ordering::Acquire) => return Some(shard),
+                // The top was mistaken for an older one. What is left there may be anything, and
+                // is given up.
+                Ok(_) => {
+                    self.free.fetch_and(Top::COUNTER, Ordering::Relaxed);
+                    return None;
+                }
                 Err(now) => top = now,
             }
         }
@@ -313,13 +324,14 @@ impl Roster {
 #[derive(Clone, Copy)]
 pub(crate) struct Sum {
     pub(crate) usage: Usage,
-    /// Threads' scopes in it.
-    scopes: u32,
+    /// Scopes that threads were in when the frees were added up; of those, none that was
+    /// entered before that is missing.
+    scopes: u64,
 }
 
 impl Sum {
     /// Whether there was a moment, while it was added up, without a block and
-    /// without a scope.
+    /// without a scope: if nobody could enter meanwhile.
     pub(crate) fn is_quiet(&self) -> bool {
         let Usage { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, .. } = self.usage;
         (allocated_bytes, allocated_blocks, self.scopes) == (freed_bytes, freed_blocks, 0)
@@ -327,8 +339,9 @@ impl Sum {
 }
 
 /// A shard's address in the upper 36 of its 48 bits (the lower 12 are zero),
-/// above a counter that each change advances: a thread that slept through
-/// 2^28 changes exactly would be needed to mistake an old top for the new one.
+/// above a counter that each change advances. A thread that slept through 2^28 changes exactly
+/// would mistake an old top for the new one; then the free shards are given up, which are
+/// the memory of some threads, and none is given twice.
 struct Top(u64);
 
 impl Top {
@@ -360,4 +373,33 @@ pub(super) static EMPTY_DIRECTORY: Directory =
 #[cfg(not(dogtag_loom))]
 fn empty_chunk() -> *mut Chunk {
     (&raw const EMPTY_CHUNK).cast_mut()
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+
+    /// A thread looks at the top, and changes it when the counter has come round.
+    #[test]
+    fn a_shard_has_one_owner_though_the_counter_comes_round() {
+        let roster = Roster::new();
+        let [first, second, third] = [(); 3].map(|()| roster.acquire().unwrap());
+        roster.release(second);
+        roster.release(first);
+        let seen = roster.free.load(Ordering::Relaxed);
+        // Meanwhile both are taken, and the first is put back.
+        assert!(ptr::eq(roster.acquire().unwrap(), first) && ptr::eq(roster.acquire().unwrap(), second));
+        roster.release(third);
+        roster.release(first);
+        // Who has seen the old top puts in its place what was below.
+        assert!(ptr::eq(Top(seen).shard(), first));
+        roster.free.store(Top(seen).followed_by(second).0, Ordering::Relaxed);
+        assert!(first.is_free.swap(false, Ordering::Relaxed));
+        // The second is somebody's.
+        let next = roster.acquire().unwrap();
+        assert!(![first, second].iter().any(|owned| ptr::eq(*owned, next)), "two have it");
+        roster.release(second);
+        assert!(ptr::eq(roster.acquire().unwrap(), second));
+        assert!(!ptr::eq(roster.acquire().unwrap(), second));
+    }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Record {
     name: AtomicPtr<u8>,
     name_length: AtomicUsize,
     /// Tells the services apart that have had this slot.
-    incarnation: AtomicU32,
+    incarnation: AtomicU64,
     life: Life,
     /// What earlier services of this slot have allocated, and freed.
     earlier: Past,
@@ -43,6 +43,12 @@ pub(crate) struct Record {
     /// Allocations that a limit has refused.
     denied: AtomicU64,
 }
+
+const _: () = assert!(cfg!(dogtag_loom) || size_of::<Record>() == 192);
+
+/// What is left of a link beside the slot. It takes 12 days at least to register and drop so many
+/// services one after the other.
+pub(crate) const LAST_INCARNATION: u64 = u64::MAX >> Slot::COUNT.trailing_zeros();
 
 /// Of services that have ended; so as much was freed as was allocated.
 #[derive(Debug)]
@@ -69,7 +75,7 @@ impl Record {
                 handle: AtomicU32::new(0),
                 name: AtomicPtr::new(name.as_ptr().cast_mut()),
                 name_length: AtomicUsize::new(name.len()),
-                incarnation: AtomicU32::new(0),
+                incarnation: AtomicU64::new(1),
                 life: Life::endless(),
                 earlier: Past::none(),
                 past: Past::none(),
@@ -93,13 +99,18 @@ impl Record {
 
     /// A number that the next service of this slot does not have.
     #[inline]
-    pub(crate) fn incarnation(&self) -> u32 {
+    pub(crate) fn incarnation(&self) -> u64 {
         self.incarnation.load(Ordering::Relaxed)
     }
 
     /// The service, as a number that no other one has.
-    pub(crate) fn identity(&self) -> (u32, u32) {
+    pub(crate) fn identity(&self) -> (u32, u64) {
         (self.index(), self.incarnation())
+    }
+
+    /// Whether the slot has had as many services as can be told apart: then no other gets it.
+    pub(crate) fn is_used_up(&self) -> bool {
+        self.incarnation() >= LAST_INCARNATION
     }
 
     pub(crate) fn handle(&self) -> u32 {
@@ -137,10 +148,10 @@ impl Record {
         let bytes = self.earlier.bytes.load(Ordering::Relaxed);
         let blocks = self.earlier.blocks.load(Ordering::Relaxed);
         let usage = Usage {
-            allocated_bytes: slot.allocated_bytes.saturating_sub(bytes),
-            allocated_blocks: slot.allocated_blocks.saturating_sub(blocks),
-            freed_bytes: slot.freed_bytes.saturating_sub(bytes),
-            freed_blocks: slot.freed_blocks.saturating_sub(blocks),
+            allocated_bytes: slot.allocated_bytes.wrapping_sub(bytes),
+            allocated_blocks: slot.allocated_blocks.wrapping_sub(blocks),
+            freed_bytes: slot.freed_bytes.wrapping_sub(bytes),
+            freed_blocks: slot.freed_blocks.wrapping_sub(blocks),
             denied: self.denied.load(Ordering::Acquire),
             peak_bytes: 0,
         };

@@ -65,7 +65,7 @@ pub(crate) fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
                 record.life().unpin();
             }
         }
-        total += sums.iter().copied().sum();
+        total = sums.into_iter().fold(total, Usage::and);
     }
     total.denied = slots::denied();
     total.peak_bytes = PEAK.fetch_max(total.bytes(), Ordering::Relaxed).max(total.bytes());

@@ -221,7 +221,7 @@ struct Thread {
     shares: Variable<bool>,
     /// Scopes that the thread is in, and others for whose sake it is not settled elsewhere.
     #[cfg(any(feature = "interpose", feature = "skynet"))]
-    stays: Variable<u32>,
+    stays: Variable<u64>,
     /// What the thread's service outside of scopes was chosen by.
     #[cfg(any(feature = "interpose", feature = "skynet"))]
     known_as: Variable<u64>,

@@ -20,8 +20,7 @@ impl Service {
     pub fn parent(&self) -> Option<Self> {
         let record = self.record.family().parent()?;
         // The child holds it.
-        record.life().revive();
-        Some(Self { record })
+        record.life().revive().then(|| Self { record })
     }
 
     /// What this service and all below it have allocated and freed, those that
@@ -54,8 +53,7 @@ impl Service {
         let tree = Tree::lock();
         let mut sum = Usage::default();
         family::members(self.record, Some(&tree), |member| {
-            sum += ledger::usage(member);
-            sum += member.family().past();
+            sum = sum.and(ledger::usage(member)).and(member.family().past());
         });
         sum
     }

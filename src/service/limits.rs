@@ -92,7 +92,7 @@ impl Service {
     pub fn headroom(&self) -> Option<u64> {
         fork::prepare();
         let tree = Tree::lock();
-        family::chain(self.record)
+        family::limited_chain(self.record)
             .filter_map(|record| {
                 let hard = limits(record).0?;
                 // Locked, it does not change.
@@ -183,6 +183,7 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
     let (hard, soft) = limits(record);
     let (hard, soft) = change(hard, soft);
     household.budget.set(hard.unwrap_or(NONE), soft.unwrap_or(NONE));
+    tree.note_limits(record);
     door::shut(&tree, record);
     drop(tree);
     if hard.is_some() || soft.is_some() {

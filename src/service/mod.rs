@@ -119,8 +119,7 @@ impl Service {
     pub fn current() -> Self {
         let record = thread::current_record();
         // That the thread is in it keeps it.
-        record.life().revive();
-        Self { record }
+        if record.life().revive() { Self { record } } else { Self::unattributed() }
     }
 
     /// The service of what nobody claims, named `unattributed`, with handle 0.
@@ -278,10 +277,6 @@ impl Service {
 
 impl Clone for Service {
     /// Another owner of the service: an atomic addition.
-    ///
-    /// # Panics
-    ///
-    /// If 2^31 clones were forgotten instead of dropped.
     #[inline]
     fn clone(&self) -> Self {
         self.record.life().hold();

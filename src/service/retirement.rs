@@ -133,10 +133,11 @@ fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
         record.life().abandon();
     }
     limits::forget(record);
-    let mut spare = spare();
-    let free = if record.slot().is_short() { &mut spare.short } else { &mut spare.long };
-    free.push_back(record);
-    drop(spare);
+    if !record.is_used_up() {
+        let mut spare = spare();
+        let free = if record.slot().is_short() { &mut spare.short } else { &mut spare.long };
+        free.push_back(record);
+    }
     Ok(parent.filter(|parent| parent.life().let_go()))
 }
 

@@ -35,6 +35,7 @@ impl Default for Shard {
             stack: AtomicUsize::new(0),
             older: AtomicPtr::new(ptr::null_mut()),
             next_free: AtomicPtr::new(ptr::null_mut()),
+            is_free: AtomicBool::new(false),
             #[cfg(feature = "memory-check")]
             keepsakes: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
         }
@@ -46,7 +47,6 @@ mod tests {
     use super::*;
     use crate::sync::model;
     use loom::sync::Arc;
-    use loom::sync::atomic::AtomicBool;
     use loom::thread;
 
     const SLOT: Slot = Slot::UNATTRIBUTED;
