@@ -66,7 +66,8 @@ size_t dogtag_usable_size(const void *block);
 typedef struct dogtag_service dogtag_service;
 
 /* The service of that name, registered now if there is none. Null if it cannot be, with
- * errno EINVAL (no name, or not UTF-8), ENOSPC (16,777,213 services) or ENOMEM. */
+ * errno EINVAL (no name, or not UTF-8), ENAMETOOLONG (more than 255 bytes), ENOSPC
+ * (16,777,213 services) or ENOMEM. */
 dogtag_service *dogtag_service_register(const char *name);
 
 /* The same with a handle (0 to have one assigned) and below a parent (or null). Also

@@ -13,6 +13,8 @@ use crate::service::RegisterError;
 use crate::service::{Scope, Service, start_announcer};
 use crate::sync::{AtomicU64, Mutex, MutexGuard};
 use crate::sys;
+#[cfg(feature = "tracing-layer")]
+use crate::table::beginning;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
@@ -72,6 +74,7 @@ pub(crate) fn span_without_service(name: &str, error: RegisterError) {
     static LAST: AtomicU64 = AtomicU64::new(0);
 
     if sys::is_time(&LAST) {
+        let name = beginning(name, Service::MAX_NAME_LEN);
         tell_later(LevelFilter::ERROR, || Some(Event::NotRegistered { name: try_copy(name)?, error }));
     }
 }

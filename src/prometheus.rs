@@ -61,7 +61,9 @@ use std::fmt;
 /// The 100 that hold the most, or [as many as you choose](Self::most_services). The
 /// others are summed as `(other)`, in gauges only: a counter that services join and
 /// leave would go down. What services that were dropped have left behind is
-/// `name (retired)`, in gauges only, too.
+/// `name (retired)`, in gauges only, too. So a label has 265 bytes at most
+/// ([`Service::MAX_NAME_LEN`](crate::Service::MAX_NAME_LEN), and this): a
+/// `label_value_length_limit` below that may cost a scrape.
 #[derive(Clone, Debug)]
 pub struct ServiceCollector {
     most_services: usize,
@@ -209,7 +211,7 @@ impl ServiceCollector {
         let mut add = |label: String, usage, living| match places.get(&label) {
             Some(place) => {
                 let known = &mut chosen[*place];
-                known.usage += usage;
+                known.usage = known.usage.and(usage);
                 known.living = None;
             }
             None => {
@@ -219,7 +221,7 @@ impl ServiceCollector {
         };
         for (place, row) in rows.iter().enumerate() {
             if place >= self.most_services {
-                others += row.usage;
+                others = others.and(row.usage);
             } else if row.is_retired {
                 add(format!("{} (retired)", row.name), row.usage, None);
             } else {

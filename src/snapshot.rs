@@ -70,14 +70,14 @@ pub fn snapshot() -> Snapshot {
             is_retired: record.life().is_retired(),
             usage,
             parent: None,
-            usage_with_children: usage + record.family().past(),
+            usage_with_children: usage.and(record.family().past()),
             hard_limit,
             soft_limit,
         };
         found.push((row, record.identity(), record.family().parent_identity()));
     });
     let rows = arrange(found);
-    let rows_in_sum: Usage = rows.iter().map(|row| row.usage).sum();
+    let rows_in_sum = rows.iter().map(|row| row.usage).fold(Usage::default(), Usage::and);
     let (lost_blocks, lost_bytes) = mishap::LOST.so_far();
     Snapshot {
         ended: Usage { peak_bytes: 0, ..totals - rows_in_sum },
@@ -100,11 +100,18 @@ fn arrange<Id: Eq + Hash>(mut found: Vec<(Row, Id, Option<Id>)>) -> Vec<Row> {
     let parents: Vec<Option<usize>> =
         found.iter().map(|(.., parent)| places.get(parent.as_ref()?).copied()).collect();
     let mut rows: Vec<Row> = found.into_iter().map(|(row, ..)| row).collect();
-    let own: Vec<Usage> = rows.iter().map(|row| row.usage_with_children).collect();
-    for (place, own) in own.into_iter().enumerate() {
-        rows[place].parent = parents[place];
-        for above in std::iter::successors(parents[place], |place| parents[*place]) {
-            rows[above].usage_with_children += own;
+    // From below: a row is added to its parent's when it has all that its children have.
+    let mut children = vec![0_usize; rows.len()];
+    parents.iter().flatten().for_each(|parent| children[*parent] += 1);
+    let mut complete: Vec<usize> = (0..rows.len()).filter(|row| children[*row] == 0).collect();
+    while let Some(row) = complete.pop() {
+        rows[row].parent = parents[row];
+        let Some(parent) = parents[row] else { continue };
+        rows[parent].usage_with_children =
+            rows[parent].usage_with_children.and(rows[row].usage_with_children);
+        children[parent] -= 1;
+        if children[parent] == 0 {
+            complete.push(parent);
         }
     }
     rows
@@ -116,7 +123,8 @@ fn arrange<Id: Eq + Hash>(mut found: Vec<(Row, Id, Option<Id>)>) -> Vec<Row> {
 /// number of services shown, and the others are summed up in one row:
 /// `format!("{snapshot:.10}")` shows the ten largest. The alternate form (`{:#}`) is
 /// a tree of all services: children below their parents, with what they hold
-/// together, peaks, limits, and what these have denied.
+/// together, peaks, limits, and what these have denied. (What is more than 16 steps below the
+/// head of its family is indented no more, and has the number of steps in front of its name.)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -288,6 +296,9 @@ impl Snapshot {
     }
 
     fn tree(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// How deep rows are shown by their indentation; for those below it is written there.
+        const MOST_INDENTED: usize = 16;
+
         // Families by what they hold, the largest first; and so their members.
         let mut children: Vec<Vec<usize>> = vec![Vec::new(); self.rows.len()];
         let mut open: Vec<(usize, usize)> = Vec::new();
@@ -307,7 +318,12 @@ impl Snapshot {
             if std::mem::replace(&mut is_shown[row], true) {
                 continue;
             }
-            lines.push(("  ".repeat(depth) + &self.rows[row].title(), &self.rows[row]));
+            let title = self.rows[row].title();
+            let title = match depth {
+                0..=MOST_INDENTED => format!("{}{title}", "  ".repeat(depth)),
+                _ => format!("{}({depth}) {title}", "  ".repeat(MOST_INDENTED)),
+            };
+            lines.push((title, &self.rows[row]));
             open.extend(children[row].iter().map(|child| (*child, depth + 1)));
         }
 
@@ -479,6 +495,41 @@ orphan           10 B           10 B      4.0 MiB            –            – 
 total         5.0 MiB                    20.0 MiB                                1,234
 ";
         assert_eq!(tree, expected);
+    }
+
+    /// As deep as there can be services, and from whomever.
+    #[test]
+    fn families_of_any_depth_are_shown_in_few_columns() {
+        const DEEP: usize = 100_000;
+
+        let mut snapshot = Snapshot { rows: vec![row("query", 1, 0); DEEP], ..Snapshot::default() };
+        snapshot.rows.iter_mut().zip(0..).skip(1).for_each(|(row, place)| row.parent = Some(place - 1));
+        let tree = format!("{snapshot:#}");
+        let lines: Vec<&str> = tree.lines().collect();
+        assert_eq!(lines.len(), DEEP + 4);
+        let width = lines[0].chars().count();
+        assert!(width < 160 && lines.iter().all(|line| line.chars().count() == width), "{}", lines[0]);
+        assert!(lines[2 + 16].starts_with(&format!("{}query ", " ".repeat(32))), "{}", lines[2 + 16]);
+        for depth in [17, 99, DEEP - 1] {
+            let expected = format!("{}({depth}) query ", " ".repeat(32));
+            assert!(lines[2 + depth].starts_with(&expected), "{}", lines[2 + depth]);
+        }
+    }
+
+    #[test]
+    fn what_families_hold_is_added_up_from_below() {
+        const DEEP: usize = 1_000_000;
+
+        let found = (0..DEEP).map(|i| {
+            let row = row("query", 1, 0);
+            (Row { usage_with_children: row.usage, ..row }, i, i.checked_sub(1))
+        });
+        let rows = arrange(found.collect());
+        let root = rows.iter().position(|row| row.parent.is_none()).expect("there is one");
+        assert_eq!(rows[root].usage_with_children.bytes(), DEEP as u64);
+        let mut held: Vec<u64> = rows.iter().map(|row| row.usage_with_children.bytes()).collect();
+        held.sort_unstable();
+        assert!(held.into_iter().eq(1..=DEEP as u64));
     }
 
     #[test]

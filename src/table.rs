@@ -19,6 +19,15 @@ pub(crate) fn printable(name: &str) -> String {
     escaped.chars().take(LONGEST - 1).chain(['…']).collect()
 }
 
+/// As much of a text's beginning as fits so many bytes, in whole characters.
+pub(crate) fn beginning(text: &str, bytes: usize) -> &str {
+    let mut end = text.len().min(bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// Also those that end a line, or turn the direction in which it is written, with all that stands
 /// behind them in it.
 fn is_control(c: char) -> bool {
@@ -96,6 +105,14 @@ mod tests {
         assert_eq!(printable(&"x".repeat(41)), "x".repeat(39) + "…");
         assert_eq!(printable(&"x".repeat(40)), "x".repeat(40));
         assert_eq!(printable(&"\n".repeat(41)), "\\n".repeat(19) + "\\…");
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        for (bytes, text) in [(0, ""), (1, "a"), (2, "a"), (3, "aé"), (4, "aé"), (6, "aé名"), (9, "aé名")]
+        {
+            assert_eq!(beginning("aé名", bytes), text);
+        }
     }
 
     #[test]

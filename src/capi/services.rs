@@ -24,7 +24,7 @@ unsafe extern "C" fn dogtag_service_register_as(
     // SAFETY: a C string or null, by the caller's promise, and a reference or null.
     let (name, parent) = unsafe {
         let name = (!name.is_null()).then(|| CStr::from_ptr(name).to_str().ok()).flatten();
-        (name.filter(|name| !name.is_empty()), (!parent.is_null()).then(|| borrowed(parent)))
+        (name, (!parent.is_null()).then(|| borrowed(parent)))
     };
     let Some(name) = name else { return failed(libc::EINVAL) };
     let mut builder = Service::builder(name);
@@ -36,6 +36,8 @@ unsafe extern "C" fn dogtag_service_register_as(
     }
     match builder.register() {
         Ok(service) => given(service),
+        Err(RegisterError::NoName) => failed(libc::EINVAL),
+        Err(RegisterError::NameTooLong { .. }) => failed(libc::ENAMETOOLONG),
         Err(RegisterError::Full) => failed(libc::ENOSPC),
         Err(RegisterError::NoMemory) => failed(libc::ENOMEM),
         Err(_) => failed(libc::EEXIST),

@@ -165,7 +165,8 @@ fn is_pinned(bits: u8) -> bool {
     bits >> STATE_BITS == generation()
 }
 
-/// How often the process was forked off, from 1 to 31 and round again.
+/// How often the process was forked off: 1 before the first time, up to 31, and then from 2 on
+/// again.
 fn generation() -> u8 {
     // Nobody forks under loom.
     if !cfg!(dogtag_loom) && !HEEDS_FORKS.load(Ordering::Relaxed) {
@@ -182,14 +183,36 @@ shared! {
 /// Before the first pin, or before the first fork.
 #[cold]
 pub(crate) fn heed_forks() {
-    extern "C" fn in_the_child() {
-        let next = GENERATION.load(Ordering::Relaxed) % 31 + 1;
-        GENERATION.store(next, Ordering::Relaxed);
-    }
-
     if !HEEDS_FORKS.swap(true, Ordering::Relaxed) {
         sys::at_fork_in_child(in_the_child);
     }
+}
+
+/// One generation on.
+#[cfg_attr(dogtag_loom, allow(dead_code))]
+extern "C" fn in_the_child() {
+    let next = match GENERATION.load(Ordering::Relaxed) {
+        LAST_GENERATION.. => {
+            // From here on old ones would look like those that are to come.
+            forget_pins();
+            2
+        }
+        last => last + 1,
+    };
+    GENERATION.store(next, Ordering::Relaxed);
+}
+
+const LAST_GENERATION: u8 = u8::MAX >> STATE_BITS;
+
+/// Takes away what has stayed of readers whom this process does not have.
+fn forget_pins() {
+    #[cfg(not(dogtag_loom))]
+    super::state_table::for_each(|_, entry| {
+        let bits = entry.0.load(Ordering::Relaxed);
+        if bits >> STATE_BITS != 0 {
+            entry.set(state(bits));
+        }
+    });
 }
 
 /// Nobody needs that long to change a state, if he is still there: in a forked
@@ -204,6 +227,31 @@ fn wait(waited: &mut u32) {
         std::hint::spin_loop();
     } else {
         yield_now();
+    }
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+    use crate::check::state_table;
+
+    /// However often it is forked off again.
+    #[test]
+    fn a_pin_of_another_process_is_void() {
+        // Where no program has blocks.
+        let entry = state_table::entry_or_map(5 << 32).expect("memory");
+        for _ in 0..2 {
+            let pinned = State::Live as u8 | GENERATION.load(Ordering::Relaxed) << STATE_BITS;
+            entry.0.store(pinned, Ordering::Relaxed);
+            assert!(is_pinned(pinned) && entry.get() == State::Live);
+            for _ in 0..100 {
+                in_the_child();
+                assert!(!is_pinned(entry.0.load(Ordering::Relaxed)));
+                assert_eq!(entry.get(), State::Live);
+            }
+            assert!(entry.seize_any_live() == Ok(State::Live));
+        }
+        entry.set(State::None);
     }
 }
 

@@ -11,8 +11,9 @@ pub use unattributed::{Unattributed, UnattributedExt};
 
 use crate::announce;
 use crate::ledger::slots::Record;
-use crate::service::{Service, gate};
+use crate::service::{Service, check_name, gate, name_too_long};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::table::beginning;
 use dashmap::DashMap;
 use spans::{Apart, Key};
 use std::any::TypeId;
@@ -118,7 +119,9 @@ impl ServiceLayer {
     /// Spans with a field `service` run in the service of that name.
     ///
     /// The value may be a string, or anything that is recorded with `%` or `?`. A
-    /// span declared with an `Empty` field gets its service when it is recorded.
+    /// span declared with an `Empty` field gets its service when it is recorded. A value that
+    /// can be no name, since it is empty or longer than [`Service::MAX_NAME_LEN`], chooses none,
+    /// and a `tracing` event (target `dogtag`, level error) tells of it, once a second at most.
     pub fn new() -> Self {
         Self::with_rule(Rule::None)
     }
@@ -463,7 +466,8 @@ impl ServiceLayer {
     }
 
     fn service(&self, name: &str) -> Option<Service> {
-        if name.is_empty() {
+        if let Err(error) = check_name(name) {
+            announce::span_without_service(name, error);
             return None;
         }
         if let Some(known) = self.kept(name) {
@@ -484,12 +488,39 @@ impl ServiceLayer {
         Some(service)
     }
 
+    /// Of a name that may be too long.
+    fn service_of(&self, name: &Formatted) -> Option<Service> {
+        if name.len > name.text.len() {
+            announce::span_without_service(&name.text, name_too_long(&name.text, name.len));
+            return None;
+        }
+        self.service(&name.text)
+    }
+
     fn kept(&self, name: &str) -> Option<Service> {
         if !self.keeps_services {
             return None;
         }
         let _gate = gate();
         self.kept.get(name).map(|known| known.clone())
+    }
+}
+
+/// A value as text: the beginning, as far as it may be a name, and how long all of it is.
+#[derive(Default)]
+struct Formatted {
+    text: String,
+    len: usize,
+}
+
+impl fmt::Write for Formatted {
+    fn write_str(&mut self, more: &str) -> fmt::Result {
+        // What comes behind something that was cut is left out, too.
+        if self.len == self.text.len() {
+            self.text.push_str(beginning(more, Service::MAX_NAME_LEN - self.text.len()));
+        }
+        self.len = self.len.saturating_add(more.len());
+        Ok(())
     }
 }
 
@@ -508,10 +539,10 @@ impl Visit for Named<'_> {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == self.layer.field {
-            let mut name = String::new();
+            let mut name = Formatted::default();
             // Fails where the value's own formatting does.
             if write!(name, "{value:?}").is_ok() {
-                self.service = self.layer.service(&name);
+                self.service = self.layer.service_of(&name);
             }
         }
     }

@@ -30,6 +30,9 @@ pub(crate) struct Budget {
     soft: AtomicU64,
     /// What may be allocated before it is added up again: [`Balance`].
     balance: AtomicU64,
+    /// How often that was changed, or was about to be: what the balance counts itself comes round
+    /// in less than a second.
+    changes: AtomicU64,
     /// Whether the soft limit was crossed, and not undershot since.
     is_above: AtomicBool,
 }
@@ -66,6 +69,7 @@ impl Budget {
                 hard: AtomicU64::new(NONE),
                 soft: AtomicU64::new(NONE),
                 balance: AtomicU64::new(0),
+                changes: AtomicU64::new(0),
                 is_above: AtomicBool::new(false),
             }
         }
@@ -89,6 +93,12 @@ impl Budget {
         if self.soft.swap(soft, Ordering::Relaxed) != soft {
             self.is_above.store(false, Ordering::Relaxed);
         }
+        self.withdraw();
+    }
+
+    /// Takes the credit back.
+    fn withdraw(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
         let no_credit = |word| Some(Balance(word).with_credit(0).0);
         let _ = self.balance.fetch_update(Ordering::AcqRel, Ordering::Relaxed, no_credit);
     }
@@ -112,6 +122,7 @@ impl Budget {
     /// Has `size` bytes counted until they have [landed](Self::land), though they
     /// are in no cell.
     pub(crate) fn take_off(&self, size: u64) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
         self.balance.fetch_add(Balance::in_the_air(size).wrapping_add(Balance::CHANGE), Ordering::AcqRel);
     }
 
@@ -129,9 +140,11 @@ impl Budget {
         let taken_off = Balance::in_the_air(announced);
         let mut attempt = 0;
         loop {
+            let changes = self.changes.load(Ordering::Acquire);
             let balance = Balance(self.balance.load(Ordering::Acquire));
             let replace = |new: Balance| {
-                let new = new.0 + taken_off;
+                self.changes.fetch_add(1, Ordering::Relaxed);
+                let new = new.0.wrapping_add(taken_off);
                 self.balance.compare_exchange(balance.0, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             };
             let (hard, soft) = (self.hard(), self.soft());
@@ -165,6 +178,12 @@ impl Budget {
                 let room = soft_room.min(hard - after);
                 let grant = wanted.min(size.saturating_add(room));
                 if replace(balance.with_credit(room - (grant - size))) {
+                    if self.changes.load(Ordering::Relaxed).wrapping_sub(changes) >= Balance::MOST_CHANGES {
+                        // It is another one than there was, and only looks the same.
+                        self.withdraw();
+                        self.land(announced);
+                        continue;
+                    }
                     let was_above = self.is_above.swap(is_above, Ordering::Relaxed);
                     return Some(Granted { bytes: grant, crosses: is_above && !was_above });
                 }
@@ -210,7 +229,8 @@ const ATTEMPTS: u32 = if cfg!(dogtag_loom) { 3 } else { 1000 };
 
 /// Credit (16 bits), large allocations that were let through but are in no cell yet
 /// (24), both in grants, and a count of the changes (24): so that nobody takes a
-/// later balance for the one that was there before he added up.
+/// later balance for the one that was there before he added up. (What is in the air beyond
+/// a TiB adds to the changes, until it has landed.)
 #[derive(Clone, Copy)]
 struct Balance(u64);
 
@@ -219,6 +239,7 @@ impl Balance {
     const TAKEN_OFF: u32 = 16;
     const CHANGES: u32 = 40;
     const CHANGE: u64 = 1 << Self::CHANGES;
+    const MOST_CHANGES: u64 = 1 << (u64::BITS - Self::CHANGES);
 
     /// Rounded down, and no more than 4 GiB.
     fn with_credit(self, bytes: u64) -> Self {
@@ -322,6 +343,29 @@ mod tests {
         // Nor do they cross a soft limit.
         let soft = limited(NONE, 8 * GRANT);
         assert_eq!(soft.draw(1, 0, granted_to_others), granted(GRANT));
+    }
+
+    /// While one adds up others change it as often as it can count, and more.
+    #[test]
+    fn a_balance_that_looks_the_same_is_not_taken_for_it() {
+        for times in [Balance::MOST_CHANGES, 2 * Balance::MOST_CHANGES] {
+            let budget = limited(10 * GRANT, NONE);
+            let mut asked = 0;
+            let stale_at_first = |grants| {
+                asked += 1;
+                if asked > 1 {
+                    return exactly(10 * GRANT)(grants);
+                }
+                let before = budget.balance.load(Ordering::Relaxed);
+                (0..times).for_each(|_| budget.set(10 * GRANT, NONE));
+                assert_eq!(budget.balance.load(Ordering::Relaxed), before, "it does not look the same");
+                exactly(0)(grants)
+            };
+            assert_eq!(budget.draw(2 * GRANT, 2 * GRANT, stale_at_first), None);
+            assert!(asked > 1);
+            let balance = Balance(budget.balance.load(Ordering::Relaxed));
+            assert_eq!((balance.credit(), balance.taken_off()), (0, 0));
+        }
     }
 
     #[test]

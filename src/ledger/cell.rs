@@ -210,6 +210,16 @@ impl Cell {
         self.scopes.load(Ordering::Acquire)
     }
 
+    /// As if so many scopes had been forgotten, and so many bytes and blocks allocated and freed.
+    #[cfg(all(test, not(dogtag_loom)))]
+    pub(crate) fn preset(&self, scopes: u64, counted: u64) {
+        self.scopes.store(scopes, Ordering::Relaxed);
+        for counter in [&self.allocated_bytes, &self.allocated_blocks, &self.freed_bytes, &self.freed_blocks]
+        {
+            counter.store(counted, Ordering::Relaxed);
+        }
+    }
+
     /// Adds what was freed here. A reader does this with every cell of a
     /// service before the first [`add_allocated`](Self::add_allocated): then
     /// the allocation of every block whose free it saw happened before, and
@@ -239,4 +249,80 @@ fn grow(counter: &AtomicU64, by: u64) {
 #[inline(always)]
 fn add_to(sum: &mut u64, counter: &AtomicU64) {
     *sum = sum.wrapping_add(counter.load(Ordering::Acquire));
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+    use crate::cookie::Slot;
+
+    fn cell(counted: u64) -> Cell {
+        let cell = Cell::shared(Slot::UNATTRIBUTED.mark());
+        cell.preset(0, counted);
+        cell
+    }
+
+    fn live(cell: &Cell) -> (u64, u64) {
+        let mut usage = Usage::default();
+        cell.add_freed(&mut usage);
+        cell.add_allocated(&mut usage);
+        (usage.bytes(), usage.blocks())
+    }
+
+    #[test]
+    fn what_is_live_is_right_past_the_end_of_the_counters() {
+        let cell = cell(u64::MAX - 1);
+        cell.charge(100);
+        cell.charge_shared(10);
+        assert_eq!(live(&cell), (110, 2));
+        cell.refund(100);
+        assert_eq!(live(&cell), (10, 1));
+        cell.refund_shared(10);
+        assert_eq!(live(&cell), (0, 0));
+        assert!(!cell.has_grown(10, 1 << 20));
+    }
+
+    /// And so not where the counter begins again either, far below a door.
+    #[test]
+    fn the_door_is_shut_once_a_counter_has_come_far() {
+        for counted in [UNCHECKED_SIZES, UNCHECKED_SIZES + 5, u64::MAX - 50, u64::MAX] {
+            let cell = cell(counted);
+            for size in [1, 100, isize::MAX as usize] {
+                cell.open(size as u64, 1 << 20);
+                assert!(cell.stops(1) && cell.stops(size) && cell.must_ask(1) && cell.must_ask(size));
+                cell.open_shared(1 << 20);
+                assert!(cell.must_ask(1) && cell.must_ask(size));
+                assert_eq!(cell.granted(), 0);
+            }
+            cell.open(100, 1 << 20);
+            cell.charge(100);
+            assert!(cell.stops(1) && cell.must_ask(1));
+        }
+        let cell = cell(UNCHECKED_SIZES - 10);
+        cell.open(1, 1 << 20);
+        assert!(!cell.stops(9) && cell.stops(10) && cell.stops(isize::MAX as usize));
+        // It has begun again.
+        let cell = self::cell(7);
+        cell.open(1, 1 << 20);
+        assert!(!cell.stops(100) && !cell.must_ask(100) && cell.stops(2 << 20));
+    }
+
+    #[test]
+    fn scopes_are_counted_beyond_32_bits_and_below_none() {
+        for before in [(1 << 32) - 1, (1 << 33) - 1, 1 << 62] {
+            let cell = cell(0);
+            cell.preset(before, 0);
+            cell.enter();
+            cell.enter_shared();
+            assert_eq!(cell.scopes(), before + 2);
+            cell.leave();
+            cell.leave_shared();
+            assert_eq!(cell.scopes(), before);
+        }
+        // Entered in the cell that threads share, and left in one's own.
+        let (shared, own) = (cell(0), cell(0));
+        shared.enter_shared();
+        own.leave();
+        assert_eq!(shared.scopes().wrapping_add(own.scopes()), 0);
+    }
 }

@@ -343,6 +343,13 @@ mod tests {
         assert_eq!(follow(), None);
         link.store(Some(Link::to(record)));
         assert_eq!(follow().as_deref(), Some("second"));
+        // As many as there can be, and one that had the same lower bits.
+        record.preset_incarnation(slots::LAST_INCARNATION);
+        assert_eq!(follow(), None);
+        link.store(Some(Link::to(record)));
+        assert_eq!(follow().as_deref(), Some("second"));
+        record.preset_incarnation(slots::LAST_INCARNATION - (1 << 32));
+        assert_eq!(follow(), None);
         // Another test may look at free slots.
         assert!(record.life().let_go());
         assert!(record.end());

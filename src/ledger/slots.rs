@@ -108,6 +108,12 @@ impl Record {
         (self.index(), self.incarnation())
     }
 
+    /// As if the slot had had many services before this one.
+    #[cfg(all(test, not(dogtag_loom)))]
+    pub(crate) fn preset_incarnation(&self, incarnation: u64) {
+        self.incarnation.store(incarnation, Ordering::Relaxed);
+    }
+
     /// Whether the slot has had as many services as can be told apart: then no other gets it.
     pub(crate) fn is_used_up(&self) -> bool {
         self.incarnation() >= LAST_INCARNATION

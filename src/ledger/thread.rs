@@ -547,3 +547,21 @@ mod tests {
         assert!(Inside::enter().is_some());
     }
 }
+
+#[cfg(all(test, any(feature = "interpose", feature = "skynet")))]
+mod settling {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_forgot_scopes_beyond_32_bits_stays_where_it_is() {
+        std::thread::spawn(|| {
+            assert!(can_settle());
+            with(|thread| thread.stays.set(u32::MAX.into()));
+            std::mem::forget(Stay::begin());
+            assert!(!can_settle());
+            with(|thread| thread.stays.set(0));
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -4,6 +4,7 @@ use super::window::Window;
 use super::{MapError, Region};
 use crate::service;
 use crate::sync::{AtomicPtr, Mutex, MutexGuard, Ordering};
+use crate::table::beginning;
 use std::cell::Cell;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -25,12 +26,11 @@ struct Name {
 const LONGEST: usize = 64;
 
 impl Entry {
-    /// A name that is too long is cut.
+    /// A name that is too long is cut, between characters.
     pub(super) fn new(name: &str) -> Self {
-        let name = name.as_bytes();
-        let mut bytes = [0; LONGEST];
-        let len = name.len().min(LONGEST);
-        bytes[..len].copy_from_slice(&name[..len]);
+        let name = beginning(name, LONGEST).as_bytes();
+        let (mut bytes, len) = ([0; LONGEST], name.len());
+        bytes[..len].copy_from_slice(name);
         Self { next: Cell::new(None), name: Name { bytes, len } }
     }
 }

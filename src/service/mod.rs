@@ -20,6 +20,8 @@ pub(crate) use fork::gate;
 #[cfg(feature = "mapped")]
 pub(crate) use fork::prepare as prepare_forks;
 pub(crate) use limits::{limits, start_announcer};
+#[cfg(feature = "tracing-layer")]
+pub(crate) use registry::{check_name, name_too_long};
 pub(crate) use retirement::end_retired;
 
 use crate::ledger::{self, slots, thread};
@@ -70,6 +72,15 @@ pub struct Service {
 }
 
 impl Service {
+    /// The bytes that a name has at most.
+    ///
+    /// A name is any text that is not empty and no longer than this: of a service that is
+    /// registered, from Rust or C, or named by a span or a thread. Names are kept, and written into
+    /// logs, tables and labels. Prometheus throws away all of a scrape in which one label is
+    /// longer than its `label_value_length_limit`, where one is set, and other databases cut
+    /// labels, or refuse them, at 1 or 2 KiB. Most file systems have the same bound for names.
+    pub const MAX_NAME_LEN: usize = 255;
+
     /// The service of that name, registered now if there is none, with a
     /// handle assigned to it.
     ///
@@ -79,7 +90,9 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`RegisterError::Full`] and [`RegisterError::NoMemory`].
+    /// [`RegisterError::NoName`], [`RegisterError::NameTooLong`] (longer than
+    /// [`MAX_NAME_LEN`](Self::MAX_NAME_LEN)), [`RegisterError::Full`] and
+    /// [`RegisterError::NoMemory`].
     ///
     /// ```
     /// use dogtag::Service;
@@ -396,7 +409,8 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     ///
     /// # Errors
     ///
-    /// [`RegisterError::NameTaken`] if the name is registered with another
+    /// [`RegisterError::NoName`] and [`RegisterError::NameTooLong`] if there can be no such
+    /// name, [`RegisterError::NameTaken`] if the name is registered with another
     /// handle than the chosen one, [`RegisterError::HandleTaken`] if the handle
     /// is registered with another name, [`RegisterError::OtherParent`] if the name
     /// is registered with another parent than the chosen one,
@@ -419,6 +433,7 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
     use super::*;
+    use crate::ledger::account::Account;
 
     #[test]
     fn an_ended_services_slot_is_nobodys() {
@@ -428,5 +443,42 @@ mod tests {
         drop(service);
         // So behind the door a cookie with that slot is not believed.
         assert!(slots::record(slot).is_none());
+    }
+
+    /// As many as had no place in 32 bits.
+    #[test]
+    fn forgotten_scopes_keep_a_service_for_good() {
+        for forgotten in [1 << 32, 1 << 33, u64::from(u32::MAX)] {
+            std::thread::spawn(move || {
+                let name = format!("forgotten {forgotten} times");
+                let service = Service::register(&name).unwrap();
+                let slot = service.record.slot();
+                let Account::Own(cell) = thread::account(service.record) else {
+                    panic!("there is memory for a cell")
+                };
+                cell.preset(forgotten - 1, 0);
+                std::mem::forget(service.enter());
+                drop(service);
+                end_retired();
+                let current = Service::current();
+                assert_eq!((current.name(), current.record.slot()), (&*name, slot));
+                assert!(slots::record(slot).is_some());
+                let other = Service::register("an innocent other one").unwrap();
+                assert!(other != current);
+                drop(current);
+                end_retired();
+                assert_eq!(Service::current().name(), name);
+            })
+            .join()
+            .unwrap();
+        }
+    }
+
+    #[test]
+    fn a_record_that_no_service_has_gives_no_clone() {
+        let service = Service::register("over in a moment").unwrap();
+        let record = service.record;
+        drop(service);
+        assert!(!record.life().is_in_use() && !record.life().revive());
     }
 }

@@ -16,6 +16,7 @@ use crate::ledger::slots::{self, Record, SlotError};
 use crate::service::scope::Scope;
 use crate::service::{Plan, Service, fork, retirement};
 use crate::sync::{AtomicU32, Ordering};
+use crate::table::beginning;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::borrow::Borrow;
@@ -29,6 +30,15 @@ use std::sync::LazyLock;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RegisterError {
+    /// The name is empty.
+    NoName,
+    /// The name is longer than [`Service::MAX_NAME_LEN`].
+    NameTooLong {
+        /// Its beginning.
+        beginning: String,
+        /// Its length, in bytes.
+        len: usize,
+    },
     /// The name is registered already, with another handle than the one asked for.
     NameTaken {
         /// The name.
@@ -61,6 +71,15 @@ pub enum RegisterError {
 impl fmt::Display for RegisterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NoName => f.write_str(
+                "a service without a name cannot be told from others: give it one, or none to the span",
+            ),
+            Self::NameTooLong { beginning, len } => write!(
+                f,
+                "a service's name has no more than {} bytes, and the one that begins with {beginning:?} has {len}: \
+                 shorten it, for instance to a hash of what it stands for",
+                Service::MAX_NAME_LEN,
+            ),
             Self::NameTaken { name, handle, requested } => write!(
                 f,
                 "service {name:?} is registered with handle {handle:#010x}, not {requested:#010x}: \
@@ -93,8 +112,26 @@ impl fmt::Display for RegisterError {
 
 impl std::error::Error for RegisterError {}
 
+/// Whether a service may have that name.
+pub(crate) fn check_name(name: &str) -> Result<(), RegisterError> {
+    match name.len() {
+        0 => Err(RegisterError::NoName),
+        len if len > Service::MAX_NAME_LEN => Err(name_too_long(name, len)),
+        _ => Ok(()),
+    }
+}
+
+/// Of a name that has so many bytes, and of which this is the beginning, or all.
+pub(crate) fn name_too_long(name: &str, len: usize) -> RegisterError {
+    /// Bytes of it.
+    const SHOWN: usize = 60;
+
+    RegisterError::NameTooLong { beginning: beginning(name, SHOWN).to_owned(), len }
+}
+
 /// The living service of that name, or a new one.
 pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError> {
+    check_name(name)?;
     // To find a name again is the common case, and needs a shared lock only.
     if let Some(living) = by_name(name) {
         return as_planned(living, plan);
@@ -258,17 +295,33 @@ fn publish_handle(record: &'static Record) -> Result<(), Conflict> {
     Ok(())
 }
 
-/// The next handle of the upper half, where few number their own.
+/// The next handle of the upper half, where few number their own. After the last of them comes
+/// the first again, and those that are in use are passed over.
 fn next_handle() -> u32 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
     const UPPER_HALF: u32 = 1 << 31;
 
-    UPPER_HALF | NEXT.fetch_add(1, Ordering::Relaxed)
+    UPPER_HALF | NEXT_HANDLE.fetch_add(1, Ordering::Relaxed)
 }
+
+static NEXT_HANDLE: AtomicU32 = AtomicU32::new(0);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn handles_begin_again_and_those_in_use_are_passed_over() {
+        let first = Service::register("has a handle already").unwrap();
+        NEXT_HANDLE.store(first.handle() ^ 1 << 31, Ordering::Relaxed);
+        let second = Service::register("is to have the same").unwrap();
+        assert_ne!(first.handle(), second.handle());
+        NEXT_HANDLE.store(u32::MAX, Ordering::Relaxed);
+        let [last, again] = ["last", "again"].map(|name| Service::register(name).unwrap());
+        assert!([&first, &second, &last, &again].iter().all(|service| service.handle() >> 31 == 1));
+        for service in [first, second, last, again] {
+            assert_eq!(by_handle(service.handle()).as_ref(), Some(&service));
+        }
+    }
 
     /// Looked up after its last clone was dropped, and before it is taken out of the maps.
     #[test]

@@ -161,3 +161,25 @@ fn claim_free() -> Option<&'static Record> {
         free.remove(index)
     })
 }
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+    use crate::service::Service;
+
+    #[test]
+    fn a_slot_whose_services_cannot_be_told_apart_any_more_is_given_no_more() {
+        let service = Service::register("last of its slot").unwrap();
+        let record = service.record;
+        record.preset_incarnation(slots::LAST_INCARNATION);
+        drop(service);
+        assert!(!record.life().is_in_use());
+        // With memory-check a slot waits until there are many others.
+        for _ in 0..2 {
+            let others: Vec<Service> =
+                (0..KEPT + 100).map(|i| Service::register(format!("other {i}")).unwrap()).collect();
+            let is_given = others.iter().any(|other| std::ptr::eq(other.record, record));
+            assert!(!is_given, "the slot is given again");
+        }
+    }
+}
