@@ -5,6 +5,7 @@
 //! lock. It is one thread that tells everything, which `service::limits` starts. Where there is
 //! no memory for it, or for what it is to tell, the program goes on without.
 
+use crate::contained::{contain, drop_contained};
 use crate::ledger::due;
 use crate::ledger::mishap;
 use crate::ledger::slots::UNATTRIBUTED;
@@ -16,7 +17,6 @@ use crate::sys;
 #[cfg(feature = "tracing-layer")]
 use crate::table::beginning;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 use tracing::Dispatch;
 use tracing::dispatcher::{WeakDispatch, get_default, with_default};
@@ -83,8 +83,11 @@ pub(crate) fn span_without_service(name: &str, error: RegisterError) {
 pub(crate) fn tell() {
     while let Some((event, subscriber)) = { waiting().pop_front() } {
         let Some(subscriber) = subscriber.upgrade() else { continue };
-        // A subscriber's panic must not end the announcements.
-        let _ = catch_unwind(AssertUnwindSafe(|| Subscriber(subscriber).receives(|| event.emit())));
+        // A subscriber's panic must not end the announcements; nor that of its drop, should this
+        // be the last one who has it.
+        let subscriber = Subscriber(subscriber);
+        contain(|| subscriber.receives(|| event.emit()));
+        drop_contained(subscriber);
     }
 }
 

@@ -165,6 +165,8 @@ mod balance;
 pub mod capi;
 #[cfg(feature = "memory-check")]
 pub mod check;
+#[cfg(not(dogtag_loom))]
+mod contained;
 #[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check keeps owners elsewhere"))]
 mod cookie;
 #[cfg(all(any(doc, doctest), not(dogtag_loom)))]

@@ -5,6 +5,7 @@
 
 use super::violation::Violation;
 use crate::announce;
+use crate::contained::{contain, drop_contained};
 use crate::ledger::thread::Inside;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys;
@@ -26,8 +27,9 @@ pub(crate) fn deliver(violation: &Violation) -> bool {
             if violation.has_backtraces() {
                 stderr::print(format_args!("{}", Backtraces { violation: &violation, names: true }));
             }
-            subscriber.receives(|| emit(&violation));
-            drop(subscriber);
+            // Whoever waits is told though a subscriber panics.
+            contain(|| subscriber.receives(|| emit(&violation)));
+            drop_contained(subscriber);
             receipt.sign();
         }
     };

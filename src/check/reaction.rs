@@ -3,10 +3,10 @@
 use super::courier::{self, Backtraces};
 use super::settings::Settings;
 use super::violation::Violation;
+use crate::contained::call;
 use crate::ledger::thread::Inside;
 use crate::sync::{AtomicPtr, Ordering};
 use crate::sys::stderr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
 /// What a handler wants to be done about a [`Violation`].
@@ -82,7 +82,7 @@ pub(super) fn react(violation: &Violation) {
         // SAFETY: only `set_handler` stores here, and what it stores is such a function.
         unsafe { std::mem::transmute::<*mut (), fn(&Violation) -> Reaction>(handler) }
     };
-    let reaction = catch_unwind(AssertUnwindSafe(|| handler(violation)));
+    let reaction = call(|| handler(violation));
     if reaction.is_err() {
         stderr::print(format_args!("{violation}dogtag: the handler panicked over this\n"));
     }

@@ -4,26 +4,30 @@
 //! span's service is kept with the span, in the subscriber's own storage; what a
 //! thread is in, is kept with the thread ([`spans`]).
 
+mod attribution;
 mod spans;
 mod unattributed;
 
 pub use unattributed::{Unattributed, UnattributedExt};
 
 use crate::announce;
-use crate::ledger::slots::Record;
+use crate::contained::drop_contained;
 use crate::service::{Service, check_name, gate, name_too_long};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU8, Ordering};
 use crate::table::beginning;
+use attribution::{Attribution, LayerId, Token, version_of};
 use dashmap::DashMap;
-use spans::{Apart, Key};
-use std::any::TypeId;
+use spans::{Apart, Current, Here, Key};
 use std::fmt::{self, Write as _};
+use std::mem;
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record as Values};
-use tracing::{Dispatch, Span, Subscriber};
+use tracing::subscriber::Interest;
+use tracing::{Dispatch, Metadata, Span, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
-use tracing_subscriber::registry::{Extensions, LookupSpan, SpanRef};
+use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
 /// A layer for `tracing` subscribers that runs spans in services.
 ///
@@ -88,32 +92,40 @@ use tracing_subscriber::registry::{Extensions, LookupSpan, SpanRef};
 ///
 /// One such layer is enough for a subscriber; its place among the others does not
 /// matter. (Of two, the one that comes first has the spans that it finds services for.)
-/// Each subscriber may have its own. One that is exchanged, by tracing-subscriber's
-/// `reload`, should be exchanged while no span is entered.
+/// Each subscriber may have its own.
+///
+/// # Layers that are exchanged
+///
+/// A layer may be exchanged or taken away at any time, by tracing-subscriber's `reload`. Spans keep
+/// their services, and their children inherit them from the next layer on. A thread
+/// that is in a span meanwhile is taken out of the span's service when it leaves the span, if
+/// there is another layer by then; if there is none, when the span is closed on that thread,
+/// or when the thread enters or leaves a span that a layer, whichever, is told of.
+///
+/// A layer that came into a subscriber later, or is shared by several, looks spans up
+/// whenever they are entered.
 ///
 /// In the closure of [`by`](Self::by), and under
 /// [`unattributed()`](UnattributedExt::unattributed) in all other layers,
 /// [`Service::current`] is the unattributed service.
 ///
 /// A thread remembers the services of some 30 spans that it made or entered last; to
-/// enter one of those costs some 60 instructions. Others are looked up in the
+/// enter one of those costs some 80 instructions. Others are looked up in the
 /// subscriber, which takes a lock of the span. To leave one looks nothing up. The
 /// allocations in it cost what they cost after [`Service::enter`].
 #[derive(Debug)]
 pub struct ServiceLayer {
-    number: u32,
+    id: LayerId,
+    /// How many subscribers have said that this is a part of them: 2 for more. One that was put
+    /// into a subscriber later, or is shared by some, cannot tell by a span's number which span
+    /// that is, and looks it up.
+    subscribers: AtomicU8,
     field: &'static str,
     rule: Rule,
     keeps_services: bool,
     /// Those that are kept, by their names.
     kept: DashMap<Box<str>, Service>,
-    /// Changes whenever a span that has a place here is new, gets another service, or is
-    /// closed: so what threads remember of spans is known to be true, though their
-    /// numbers are used again.
-    versions: Box<[AtomicU64; VERSIONS]>,
 }
-
-const VERSIONS: usize = 1024;
 
 impl ServiceLayer {
     /// Spans with a field `service` run in the service of that name.
@@ -197,18 +209,14 @@ impl ServiceLayer {
     }
 
     fn with_rule(rule: Rule) -> Self {
-        // Tells the layers of several subscribers apart, whose spans have the same
-        // numbers.
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-
         let _apart = Apart::enter();
         Self {
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            id: LayerId::begin(),
+            subscribers: AtomicU8::new(0),
             field: "service",
             rule,
             keeps_services: true,
             kept: DashMap::new(),
-            versions: Box::new([const { AtomicU64::new(0) }; VERSIONS]),
         }
     }
 }
@@ -219,70 +227,89 @@ impl Default for ServiceLayer {
     }
 }
 
+impl Drop for ServiceLayer {
+    fn drop(&mut self) {
+        let _apart = Apart::enter();
+        self.id.end();
+        attribution::begin_epoch();
+        spans::leave_if_nobody_tells();
+        drop_contained(mem::replace(&mut self.rule, Rule::None));
+    }
+}
+
 impl<S> Layer<S> for ServiceLayer
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
+    fn on_register_dispatch(&self, _: &Dispatch) {
+        let count = |subscribers: u8| Some(subscribers.saturating_add(1).min(2));
+        let _ = self.subscribers.fetch_update(Ordering::AcqRel, Ordering::Acquire, count);
+        attribution::begin_epoch();
+    }
+
+    // This and the next are asked again whenever a layer was exchanged, of every layer.
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        attribution::begin_epoch();
+        Interest::always()
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        attribution::begin_epoch();
+        None
+    }
+
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let _apart = Apart::enter();
         let Some(span) = context.span(id) else { return };
+        spans::look_after(&Subscribed { context: &context, has_current: true });
         let own = self.named(|name| attributes.record(name)).or_else(|| self.ruled(attributes));
-        let attribution = match own {
-            Some(service) => Some(self.attribution(service, id)),
-            None => self.inherited(attributes, &span, &context),
-        };
-        let version = self.version(id).fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let Some(attribution) = attribution else { return spans::remember(self.key(id), version, None) };
-        let origin = attribution.origin();
+        let inherited = if own.is_none() { self.inherited(attributes, &span, &context) } else { None };
+        let number = id.into_u64();
         let mut extensions = span.extensions_mut();
-        // Another layer of this kind may have come first.
-        if extensions.get_mut::<Attribution>().is_none() {
-            extensions.insert(attribution);
-            spans::remember(self.key(id), version, Some(origin));
+        if let Some(known) = extensions.get_mut::<Attribution>() {
+            // Another layer of this kind has come first.
+            let left_over = match own {
+                Some(own) if !known.is_anothers(self.id) => known.choose(own, self.id),
+                own => own,
+            };
+            drop(extensions);
+            return drop((left_over, inherited));
+        }
+        let attribution = match own {
+            Some(own) => Attribution::chosen(number, own, self.id),
+            None => Attribution::new(number, inherited),
+        };
+        let (token, service) = (attribution.token, attribution.origin());
+        extensions.insert(attribution);
+        if self.is_settled() {
+            spans::remember(self.key(id), token.version(), token, service);
         }
     }
 
     fn on_record(&self, id: &Id, values: &Values<'_>, context: Context<'_, S>) {
         let _apart = Apart::enter();
-        let service = self.named(|name| values.record(name));
-        if let Some((service, span)) = service.zip(context.span(id)) {
-            self.set(&span, service);
+        let Some(span) = context.span(id) else { return };
+        if let Some(attached) = spans::receive(id.into_u64()) {
+            self.set(&span, attached, |_| true);
+        } else if let Some(named) = self.named(|name| values.record(name)) {
+            self.set(&span, named, |attribution| !attribution.is_anothers(self.id));
         }
     }
 
     #[inline]
     fn on_enter(&self, id: &Id, context: Context<'_, S>) {
-        let (key, version) = (self.key(id), self.version(id).load(Ordering::Acquire));
-        if spans::enter_remembered(key, version) {
-            return;
-        }
-        let Some(span) = context.span(id) else { return };
-        let extensions = span.extensions();
-        let attribution = self.own(&extensions);
-        // The span holds the service while it is locked.
-        let service = attribution.map(Attribution::origin);
-        spans::enter(key, service);
-        if attribution.is_none_or(Attribution::is_lasting) {
-            spans::remember(key, version, service);
+        let (key, place) = (self.key(id), version_of(id.into_u64()));
+        let version = place.get();
+        if !(self.is_settled() && spans::enter_remembered(key, place, version)) {
+            self.look_up_and_enter(key, version, &context);
         }
     }
 
     #[inline]
-    fn on_exit(&self, id: &Id, _: Context<'_, S>) {
-        spans::exit(self.key(id));
-    }
-
-    fn on_close(&self, id: Id, _: Context<'_, S>) {
-        self.version(&id).fetch_add(1, Ordering::Release);
-    }
-
-    unsafe fn downcast_raw(&self, id: TypeId) -> Option<*const ()> {
-        if id == TypeId::of::<Self>() {
-            Some(std::ptr::from_ref(self).cast())
-        } else if id == TypeId::of::<Attach>() {
-            Some(std::ptr::from_ref(const { &Attach(attach_in::<S>) }).cast())
-        } else {
-            None
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+        let key = self.key(id);
+        if !(self.is_settled() && spans::exit(key)) {
+            spans::exit_here(key, &Subscribed { context: &context, has_current: true });
         }
     }
 }
@@ -293,9 +320,9 @@ impl Service {
     /// already keep what they have.
     ///
     /// `false` if that is not possible: the span is disabled, or its subscriber
-    /// has no [`ServiceLayer`]. (One whose own filter hides the span takes the service
-    /// and does not enter it.) A span that gets a third service or more is looked up
-    /// whenever it is entered, and it holds its first one until it is closed.
+    /// has no [`ServiceLayer`], or one whose own filter hides the span. The layer may be
+    /// behind whatever passes [`on_record`](tracing_subscriber::Layer::on_record) on, such as
+    /// `reload`: it is told by way of that, and other layers get a record without values.
     ///
     /// ```
     /// # #[global_allocator]
@@ -316,11 +343,14 @@ impl Service {
     /// # }
     /// ```
     pub fn attach(&self, span: &Span) -> bool {
-        span.with_subscriber(|(id, dispatch)| {
-            let Some(Attach(attach)) = dispatch.downcast_ref::<Attach>() else { return false };
-            attach(dispatch, id, self.clone())
-        })
-        .unwrap_or(false)
+        let Some(metadata) = span.metadata() else { return false };
+        // To the span's layer, wherever in the subscriber it is, goes by way of all that have to do
+        // with the span: as values that were recorded, of which there are none.
+        let values = metadata.fields().value_set(&[]);
+        let send = |(id, dispatch): (&Id, &Dispatch)| {
+            spans::send(id.into_u64(), self.record(), || dispatch.record(id, &Values::new(&values)))
+        };
+        span.with_subscriber(send).unwrap_or(false)
     }
 }
 
@@ -345,81 +375,101 @@ impl fmt::Debug for Rule {
     }
 }
 
-/// What is kept with a span: the service that it runs in, and the span that this
-/// comes from, itself or an ancestor.
-struct Attribution {
-    layer: u32,
-    service: Service,
-    origin: u64,
-    /// The first service of a span that has had others: a thread that remembers it may
-    /// be about to enter it. The later ones are not remembered.
-    first: Option<Service>,
+/// The subscriber that tells a layer something.
+struct Subscribed<'a, 'b, S> {
+    context: &'a Context<'b, S>,
+    /// Whether the span that is current is the one that the thread has been in.
+    has_current: bool,
 }
 
-impl Attribution {
-    fn origin(&self) -> (&'static Record, u64) {
-        (self.service.record(), self.origin)
-    }
-
-    /// Whether the span holds this service as long as it can be entered.
-    fn is_lasting(&self) -> bool {
-        self.first.is_none()
-    }
-}
-
-/// A way from a subscriber of any type to its layer and its spans.
-struct Attach(fn(&Dispatch, &Id, Service) -> bool);
-
-fn attach_in<S>(dispatch: &Dispatch, id: &Id, service: Service) -> bool
+impl<S> Here for Subscribed<'_, '_, S>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
-    let _apart = Apart::enter();
-    let layer = dispatch.downcast_ref::<ServiceLayer>();
-    let Some((layer, span)) = layer.zip(dispatch.downcast_ref::<S>().and_then(|spans| spans.span(id))) else {
-        return false;
-    };
-    layer.set(&span, service);
-    true
+    fn token(&self, span: u64) -> Option<Token> {
+        let span = self.context.span(&Id::from_u64(span))?;
+        let token = span.extensions().get::<Attribution>().map(|attribution| attribution.token);
+        token
+    }
+
+    fn current(&self) -> Current {
+        if !self.has_current {
+            return Current::Unknown;
+        }
+        let current = self.context.current_span();
+        match current.id() {
+            Some(id) => Current::Span(id.into_u64()),
+            None if current.is_known() => Current::None,
+            None => Current::Unknown,
+        }
+    }
 }
 
 impl ServiceLayer {
     fn key(&self, id: &Id) -> Key {
-        Key { layer: self.number, span: id.into_u64() }
+        Key { layer: self.id, span: id.into_u64() }
     }
 
-    fn version(&self, id: &Id) -> &AtomicU64 {
-        &self.versions[id.into_u64() as usize % VERSIONS]
+    /// Whether there is one subscriber that this layer is a part of; but for an exchange, which
+    /// begins another epoch.
+    #[inline]
+    fn is_settled(&self) -> bool {
+        self.subscribers.load(Ordering::Acquire) == 1
     }
 
-    /// Of a span that has a service of its own.
-    fn attribution(&self, service: Service, span: &Id) -> Attribution {
-        Attribution { layer: self.number, service, origin: span.into_u64(), first: None }
-    }
-
-    /// What this layer, and not another one, keeps with a span.
-    fn own<'a>(&self, extensions: &'a Extensions<'_>) -> Option<&'a Attribution> {
-        extensions.get::<Attribution>().filter(|attribution| attribution.layer == self.number)
-    }
-
-    fn set<'span, S: LookupSpan<'span>>(&self, span: &SpanRef<'span, S>, service: Service) {
-        let id = span.id();
-        let mut extensions = span.extensions_mut();
-        if extensions.get_mut::<Attribution>().is_some_and(|other| other.layer != self.number) {
+    #[cold]
+    #[inline(never)]
+    fn look_up_and_enter<S>(&self, key: Key, version: u64, context: &Context<'_, S>)
+    where
+        S: Subscriber + for<'span> LookupSpan<'span>,
+    {
+        // By now the span itself is the current one.
+        spans::look_after(&Subscribed { context, has_current: false });
+        let Some(span) = context.span(&Id::from_u64(key.span)) else { return };
+        let extensions = span.extensions();
+        if let Some(attribution) = extensions.get::<Attribution>() {
+            // The span holds the service while it is locked.
+            let (token, service) = (attribution.token, attribution.origin());
+            spans::enter(key, token, service);
+            if self.is_settled() {
+                spans::remember(key, version, token, service);
+            }
             return;
         }
-        spans::change(self.key(&id), service.record());
-        let former = extensions.remove::<Attribution>();
-        let (former, first) = match former {
-            None => (None, None),
-            Some(Attribution { service, first: None, .. }) => (None, Some(service)),
-            Some(Attribution { service, first, .. }) => (Some(service), first),
-        };
-        extensions.insert(Attribution { first, ..self.attribution(service, &id) });
+        drop(extensions);
+        // It was made while there was no such layer, or hidden from it.
+        let _apart = Apart::enter();
+        let mut extensions = span.extensions_mut();
+        if extensions.get_mut::<Attribution>().is_none() {
+            extensions.insert(Attribution::new(key.span, None));
+        }
+        if let Some(attribution) = extensions.get_mut::<Attribution>() {
+            spans::enter(key, attribution.token, attribution.origin());
+        }
+    }
+
+    fn set<'span, S: LookupSpan<'span>>(
+        &self,
+        span: &SpanRef<'span, S>,
+        service: Service,
+        may_choose: impl FnOnce(&Attribution) -> bool,
+    ) {
+        let number = span.id().into_u64();
+        let mut extensions = span.extensions_mut();
+        if extensions.get_mut::<Attribution>().is_none() {
+            extensions.insert(Attribution::new(number, None));
+        }
+        let Some(attribution) = extensions.get_mut::<Attribution>() else { return };
+        if !may_choose(attribution) {
+            drop(extensions);
+            return drop(service);
+        }
+        let record = service.record();
+        let former = attribution.choose(service, self.id);
+        spans::change(attribution.token, record);
         // Not dropped while the span is locked.
         drop(extensions);
         drop(former);
-        self.version(&id).fetch_add(1, Ordering::Release);
     }
 
     /// The service that a span's fields name.
@@ -435,24 +485,21 @@ impl ServiceLayer {
         attributes: &Attributes<'_>,
         span: &SpanRef<'_, S>,
         context: &Context<'_, S>,
-    ) -> Option<Attribution>
+    ) -> Option<(Service, Token)>
     where
         S: Subscriber + for<'span> LookupSpan<'span>,
     {
         let current = context.current_span();
         let parent = if attributes.is_contextual() { current.id() } else { attributes.parent() };
         let parent = parent?;
-        let version = self.version(parent).load(Ordering::Acquire);
-        if let Some(remembered) = spans::remembered(self.key(parent), version) {
-            // The parent holds it: it is open as long as it has children.
-            let (record, origin) = remembered?;
-            let service = Service::of_held(record);
-            return Some(Attribution { layer: self.number, service, origin, first: None });
+        if self.is_settled()
+            && let Some(remembered) = spans::remembered(self.key(parent), version_of(parent.into_u64()))
+        {
+            return remembered;
         }
         let parent = span.parent()?;
-        let extensions = parent.extensions();
-        let Attribution { layer, service, origin, .. } = self.own(&extensions)?;
-        Some(Attribution { layer: *layer, service: service.clone(), origin: *origin, first: None })
+        let inherited = parent.extensions().get::<Attribution>()?.inherit();
+        inherited
     }
 
     /// The service that the rule chooses.

@@ -5,109 +5,227 @@
 //! took the thread to a service knows what the thread was in before, and one that
 //! is taken out from between two others hands that on to the one above it.
 //!
+//! That a span is left may be told to another layer than that it was entered, or to none: layers
+//! can be exchanged and taken away. So an entry knows its span by its token, which that layer
+//! finds with the span. An entry is over, too, when its span is closed, when
+//! the subscriber says that the thread is not in it, and when there is nobody left to tell.
+//!
 //! While tracing is at work for itself the thread is *apart*, in the unattributed
 //! service; spans that are entered or left meanwhile change where it goes back to.
 
+use super::attribution::{LayerId, Origin, Token, epoch, is_any_layer, is_same};
 use crate::ledger::mishap;
+use crate::ledger::recall::Version;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
 use crate::ledger::thread;
-use crate::service::Scope;
+use crate::service::{Scope, Service};
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
-use std::ptr;
 
-/// A span, by its number in its subscriber and the layer that sees it.
+/// A span, by its number in its subscriber, and the layer that is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
-    pub(super) layer: u32,
+    pub(super) layer: LayerId,
     pub(super) span: u64,
 }
 
-/// The service that a span runs in, and the span that this comes from: itself or an
-/// ancestor.
-pub(super) type Origin = Option<(&'static Record, u64)>;
+/// The subscriber that has just told something.
+pub(super) trait Here {
+    /// What the span of that number is there.
+    fn token(&self, span: u64) -> Option<Token>;
+    /// The number of the span that the calling thread is in.
+    fn current(&self) -> Current;
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Current {
+    Unknown,
+    None,
+    Span(u64),
+}
 
 /// The calling thread has entered a span, which runs in that service. Where the
 /// thread is in it already by way of the span that it comes from, it stays where it
 /// is, which may be a scope that was entered by hand since. By whoever holds the
 /// service.
-pub(super) fn enter(key: Key, service: Origin) {
-    SPANS.with(|spans| spans.enter(key, service));
+pub(super) fn enter(key: Key, token: Token, service: Origin) {
+    SPANS.with(|spans| _ = spans.enter(key, token, service));
 }
 
-/// The same, if the calling thread remembers the service for that version of the span.
+/// The same, if the calling thread remembers the service for that version, which the span's
+/// place has.
 #[inline]
-pub(super) fn enter_remembered(key: Key, version: u64) -> bool {
+pub(super) fn enter_remembered(key: Key, place: &Version, version: u64) -> bool {
     SPANS.with(|spans| {
-        let memory = spans.memory(key).get();
-        let is_it = (memory.key, memory.version) == (key, version);
-        if is_it {
-            spans.enter(key, memory.service);
+        let memory = spans.memory(key.span).get();
+        if !memory.is_of(key, version) {
+            return false;
         }
-        is_it
+        let is_entered = spans.enter(key, memory.token, memory.service);
+        if !is_entered || memory.service.is_none() || place.is_still(version) {
+            return true;
+        }
+        spans.remove_last();
+        false
     })
 }
 
-/// What the calling thread remembers of that version of a span, if it does.
-pub(super) fn remembered(key: Key, version: u64) -> Option<Origin> {
-    let memory = SPANS.with(|spans| spans.memory(key).get());
-    ((memory.key, memory.version) == (key, version)).then_some(memory.service)
+/// What the calling thread remembers for that version of a span, which its place has: a clone of
+/// the service, if it has one.
+pub(super) fn remembered(key: Key, place: &Version) -> Option<Option<(Service, Token)>> {
+    let version = place.get();
+    let memory = SPANS.with(|spans| spans.memory(key.span).get());
+    if !memory.is_of(key, version) {
+        return None;
+    }
+    let Some((record, origin)) = memory.service else { return Some(None) };
+    let service = Service::try_of(record)?;
+    // Otherwise it may be any service's clone by now.
+    place.is_still(version).then_some(Some((service, origin)))
 }
 
-/// Has the calling thread remember the service of a span, for that version of it. The
-/// span has to hold the service as long as it can be entered.
-pub(super) fn remember(key: Key, version: u64, service: Origin) {
-    SPANS.with(|spans| spans.memory(key).set(Memory { key, version, service }));
+/// Has the calling thread remember what a span is, for that version of its place.
+pub(super) fn remember(key: Key, version: u64, token: Token, service: Origin) {
+    let memory =
+        Memory { layer: key.layer.number(), span: key.span, epoch: epoch(), version, token, service };
+    SPANS.with(|spans| spans.memory(key.span).set(memory));
 }
 
 /// The calling thread has left a span; which it may never have entered, as far as
-/// is known here.
+/// is known here. `false` if that cannot be told by the layer and the span's number, since layers
+/// have been exchanged.
 #[inline]
-pub(super) fn exit(key: Key) {
+pub(super) fn exit(key: Key) -> bool {
     SPANS.with(|spans| {
-        let entered = &mut *spans.entered.borrow_mut();
-        match entered.pop_if(|last| last.key == key) {
-            Some(Entered { previous: Some(previous), .. }) => spans.go_back_to(previous),
-            Some(_) => {}
-            None => spans.exit_below(entered, key),
+        if spans.epoch.get() != epoch() {
+            return spans.entered.borrow().is_empty();
         }
+        let last = spans.entered.borrow_mut().pop_if(|last| last.key == key);
+        match last {
+            Some(last) => spans.leave(last),
+            None => return spans.remove_where(|entry| entry.key == key),
+        }
+        true
+    })
+}
+
+/// The same, where the subscriber says which span it is, if it is still open.
+#[cold]
+pub(super) fn exit_here(key: Key, here: &impl Here) {
+    SPANS.with(|spans| {
+        if spans.entered.borrow().is_empty() {
+            return;
+        }
+        match here.token(key.span) {
+            Some(token) => spans.remove_where(|entry| entry.token == token),
+            None => spans.remove_where(|entry| entry.key == key),
+        };
+        spans.look_after(here);
+    });
+}
+
+/// A subscriber has told something, so what the thread is in there can be compared with what it
+/// says; which is done if layers were exchanged since that was done last.
+#[inline]
+pub(super) fn look_after(here: &impl Here) {
+    SPANS.with(|spans| {
+        if spans.epoch.get() != epoch() && !spans.entered.borrow().is_empty() {
+            spans.look_after(here);
+        }
+    });
+}
+
+/// A span is closed. Should the calling thread be in it, then so no more.
+pub(super) fn close(token: Token) {
+    SPANS.with(|spans| {
+        if !spans.entered.borrow().is_empty() {
+            while spans.remove_where(|entry| entry.token == token) {}
+        }
+    });
+    leave_if_nobody_tells();
+}
+
+/// Leaves all spans if there is no layer any more that would be told of it.
+#[inline]
+pub(super) fn leave_if_nobody_tells() {
+    SPANS.with(|spans| {
+        if spans.entered.borrow().is_empty() || is_any_layer() {
+            return;
+        }
+        while spans.remove_last() {}
     });
 }
 
 /// A span has got another service while the calling thread may be in it. By
 /// whoever holds the service.
-pub(super) fn change(key: Key, record: &'static Record) {
+pub(super) fn change(token: Token, record: &'static Record) {
     SPANS.with(|spans| {
         let entered = &mut *spans.entered.borrow_mut();
         for place in 0..entered.len() {
             let (to_here, above) = entered.split_at_mut(place + 1);
             let entry = &mut to_here[place];
-            if entry.key != key {
+            if entry.token != token {
                 continue;
             }
-            let former = entry.service.replace((record, key.span));
+            let former = entry.service.replace((record, token));
             // What stood in for it: the service that the first one above goes back to, or
             // the current one. A child that has stayed there for it, stays there.
             let mut above = above.iter_mut();
-            let replaced = match above.find(|above| above.previous.is_some() || above.inherits(key, former)) {
+            let replaced = match above.find(|above| above.previous.is_some() || above.inherits(token, former))
+            {
                 Some(above) => {
+                    let stayed = above.stays_in();
                     thread::hold(record);
-                    above.previous.replace(record)
+                    let replaced = above.previous.replace(record);
+                    stayed.into_iter().for_each(thread::let_go);
+                    replaced
                 }
                 None => Some(spans.go_to(record)),
             };
+            let former = former.map(|(record, _)| record);
             match (entry.previous, replaced) {
                 (Some(_), Some(replaced)) => thread::let_go(replaced),
-                (None, Some(replaced)) => entry.previous = Some(replaced),
+                (None, Some(replaced)) => {
+                    entry.previous = Some(replaced);
+                    former.into_iter().for_each(thread::let_go);
+                }
                 // The child has taken over what stood in for it.
                 (Some(_), None) => {}
-                (None, None) => {
-                    entry.previous = former.map(|(record, _)| record).inspect(|former| thread::hold(former));
-                }
+                // It held that one, staying there.
+                (None, None) => entry.previous = former,
             }
         }
     });
+}
+
+/// Has `deliver` send the layer of a span, through its subscriber, that it gets that
+/// service, which the caller holds. Whether it has arrived.
+pub(super) fn send(span: u64, record: &'static Record, deliver: impl FnOnce()) -> bool {
+    /// Takes the letter back, though others panic; one that was under way before is so again.
+    struct Sent(Option<(u64, &'static Record)>);
+
+    impl Drop for Sent {
+        fn drop(&mut self) {
+            SPANS.with(|spans| spans.letter.set(self.0));
+        }
+    }
+
+    let _sent = Sent(SPANS.with(|spans| spans.letter.replace(Some((span, record)))));
+    deliver();
+    SPANS.with(|spans| spans.letter.get().is_none())
+}
+
+/// What was sent to a span's layer.
+pub(super) fn receive(span: u64) -> Option<Service> {
+    SPANS.with(|spans| {
+        let (to, record) = spans.letter.get()?;
+        if to != span {
+            return None;
+        }
+        spans.letter.set(None);
+        Some(Service::of_held(record))
+    })
 }
 
 /// Keeps the calling thread apart until it is dropped: what it allocates is nobody's.
@@ -139,40 +257,66 @@ impl Drop for Apart {
     }
 }
 
-/// What a thread remembers of a span, so that it need not look it up.
+/// What a thread remembers of a span, so that it need not look it up. Nothing holds the service:
+/// see [`recall`](crate::ledger::recall).
 #[derive(Clone, Copy)]
 struct Memory {
-    key: Key,
+    layer: u64,
+    span: u64,
+    epoch: u64,
     version: u64,
+    token: Token,
     service: Origin,
+}
+
+impl Memory {
+    // No layer has the number 0.
+    const NONE: Self = Self { layer: 0, span: 0, epoch: 0, version: 0, token: Token::NONE, service: None };
+
+    #[inline]
+    fn is_of(&self, key: Key, version: u64) -> bool {
+        (self.layer, self.span, self.version, self.epoch) == (key.layer.number(), key.span, version, epoch())
+    }
 }
 
 /// Spans that a thread remembers, in places that others may take.
 const MEMORIES: usize = 32;
 
+#[derive(Clone, Copy)]
 struct Entered {
     key: Key,
+    token: Token,
+    /// When it was certain last that the thread is in it.
+    epoch: u64,
+    /// Held, as a scope, where there is nothing that the thread goes back to; otherwise no more
+    /// than a name for where it was taken.
     service: Origin,
     /// What the thread was in before, if this took it elsewhere; counted as a scope.
     previous: Option<&'static Record>,
 }
 
 impl Entered {
-    fn runs_in(&self, record: &'static Record, origin: u64) -> bool {
-        self.service.is_some_and(|own| ptr::eq(own.0, record) && own.1 == origin)
+    /// Whether this runs in a service because that span does.
+    fn inherits(&self, token: Token, service: Origin) -> bool {
+        self.token != token && is_same(self.service, service)
     }
 
-    /// Whether this runs in a service because that span does.
-    fn inherits(&self, key: Key, service: Origin) -> bool {
-        self.key.layer == key.layer
-            && self.key != key
-            && service.is_some_and(|(record, origin)| self.runs_in(record, origin))
+    /// The service that it holds since it did not take the thread elsewhere.
+    fn stays_in(&self) -> Option<&'static Record> {
+        if self.previous.is_some() {
+            return None;
+        }
+        self.service.map(|(record, _)| record)
     }
 }
 
 struct Spans {
     memories: [Cell<Memory>; MEMORIES],
     entered: RefCell<ManuallyDrop<Vec<Entered>>>,
+    /// When it was certain last that the thread is in all of these.
+    epoch: Cell<u64>,
+    /// A span, and the service that its layer is to give it; the sender holds it.
+    letter: Cell<Option<(u64, &'static Record)>>,
     /// While the thread is apart: where it goes back to.
     apart_from: Cell<Option<&'static Record>>,
     /// Set when the thread's end has begun.
@@ -183,9 +327,10 @@ thread_local! {
     // Without a destructor, so that it can be used until the very end.
     static SPANS: Spans = const {
         Spans {
-            // No span has the number 0.
-            memories: [const { Cell::new(Memory { key: Key { layer: 0, span: 0 }, version: 0, service: None }) }; MEMORIES],
+            memories: [const { Cell::new(Memory::NONE) }; MEMORIES],
             entered: RefCell::new(ManuallyDrop::new(Vec::new())),
+            epoch: Cell::new(0),
+            letter: Cell::new(None),
             apart_from: Cell::new(None),
             is_closed: Cell::new(false),
         }
@@ -194,35 +339,124 @@ thread_local! {
 }
 
 impl Spans {
-    fn memory(&self, key: Key) -> &Cell<Memory> {
-        &self.memories[key.span as usize % MEMORIES]
+    fn memory(&self, span: u64) -> &Cell<Memory> {
+        &self.memories[span as usize % MEMORIES]
     }
 
+    /// Whether it is noted that the thread has entered the span.
     #[inline]
-    fn enter(&self, key: Key, service: Origin) {
+    fn enter(&self, key: Key, token: Token, service: Origin) -> bool {
         let entered = &mut *self.entered.borrow_mut();
         if entered.len() == entered.capacity() && !self.make_room(entered) {
-            return;
+            return false;
+        }
+        let epoch = epoch();
+        if entered.is_empty() {
+            self.epoch.set(epoch);
         }
         let previous = service.and_then(|(record, origin)| {
             // Where the span runs in what the thread is in by way of the same span.
-            let is_there = origin != key.span
-                && (entered.iter().rev().find(|entry| entry.previous.is_some())).is_some_and(|innermost| {
-                    innermost.key.layer == key.layer && innermost.runs_in(record, origin)
-                });
-            if is_there { None } else { Some(self.go_to(record)) }
+            let is_there = origin != token
+                && (entered.iter().rev().find(|entry| entry.previous.is_some()))
+                    .is_some_and(|innermost| is_same(innermost.service, service));
+            if is_there {
+                thread::hold(record);
+                return None;
+            }
+            Some(self.go_to(record))
         });
-        entered.push(Entered { key, service, previous });
+        entered.push(Entered { key, token, epoch, service, previous });
+        true
     }
 
-    /// Leaves a span that is not the last one.
+    /// Takes the last entry out that is meant, if there is one.
+    fn remove_where(&self, is_it: impl Fn(&Entered) -> bool) -> bool {
+        let place = self.entered.borrow().iter().rposition(is_it);
+        place.is_some_and(|place| self.remove(place))
+    }
+
+    /// `false` if there is none.
+    fn remove_last(&self) -> bool {
+        let last = self.entered.borrow_mut().pop();
+        last.map(|last| self.leave(last)).is_some()
+    }
+
+    fn remove(&self, place: usize) -> bool {
+        let entered = &mut *self.entered.borrow_mut();
+        if place >= entered.len() {
+            return false;
+        }
+        let entry = entered.remove(place);
+        match entry.previous.zip(entered[place..].iter_mut().find_map(|above| above.previous.as_mut())) {
+            Some((previous, above)) => thread::let_go(mem::replace(above, previous)),
+            None => self.leave(entry),
+        }
+        true
+    }
+
+    /// Leaves a span above which there is none that would go back to another service.
+    #[inline]
+    fn leave(&self, entry: Entered) {
+        match entry.previous {
+            Some(previous) => self.go_back_to(previous),
+            None => entry.stays_in().into_iter().for_each(thread::let_go),
+        }
+    }
+
+    /// Leaves the spans that the thread is not in, as the subscriber says.
+    ///
+    /// A span that was entered before the one that is current there may have been left in
+    /// between unnoticed: that is found out when this one is left.
     #[cold]
-    fn exit_below(&self, entered: &mut Vec<Entered>, key: Key) {
-        let Some(place) = entered.iter().rposition(|entry| entry.key == key) else { return };
-        let Some(previous) = entered.remove(place).previous else { return };
-        match entered[place..].iter_mut().find_map(|above| above.previous.as_mut()) {
-            Some(above) => thread::let_go(mem::replace(above, previous)),
-            None => self.go_back_to(previous),
+    fn look_after(&self, here: &impl Here) {
+        let now = epoch();
+        if self.epoch.get() == now {
+            return;
+        }
+        let entry = |place: usize| self.entered.borrow().get(place).copied();
+        let first_of = |token| self.entered.borrow().iter().position(|entry| entry.token == token);
+        let current = here.current();
+        // Where the thread has entered the current one first. All that it has entered later, it
+        // has left, or the current one would be another.
+        let anchor = match current {
+            Current::Span(span) => here.token(span).and_then(first_of),
+            Current::Unknown | Current::None => None,
+        };
+        let is_anchor_old = anchor.and_then(entry).is_some_and(|anchor| anchor.epoch != now);
+        let mut is_certain = true;
+        // Nothing is borrowed while the subscriber is asked: that may close a span.
+        let depth = self.entered.borrow().len();
+        for place in (0..depth).rev() {
+            let Some(old) = entry(place).filter(|entry| entry.epoch != now) else { continue };
+            let is_here = here.token(old.key.span) == Some(old.token);
+            let is_over = if is_here {
+                match current {
+                    Current::Unknown => false,
+                    Current::None => true,
+                    Current::Span(_) => anchor.is_some_and(|anchor| first_of(old.token) > Some(anchor)),
+                }
+            } else {
+                !old.key.layer.is_there()
+            };
+            if is_over {
+                self.remove_where_at(place, old.token);
+            } else if is_here && is_anchor_old {
+                if let Some(entry) = self.entered.borrow_mut().get_mut(place) {
+                    entry.epoch = now;
+                }
+            } else {
+                is_certain = false;
+            }
+        }
+        if is_certain {
+            self.epoch.set(now);
+        }
+    }
+
+    fn remove_where_at(&self, place: usize, token: Token) {
+        let is_it = self.entered.borrow().get(place).is_some_and(|entry| entry.token == token);
+        if is_it {
+            self.remove(place);
         }
     }
 
@@ -274,11 +508,8 @@ impl Drop for Close {
     fn drop(&mut self) {
         SPANS.with(|spans| {
             spans.is_closed.set(true);
-            let mut entered = spans.entered.borrow_mut();
-            let entered = mem::take(&mut **entered);
-            for entry in entered.iter().rev() {
-                entry.previous.into_iter().for_each(|previous| spans.go_back_to(previous));
-            }
+            while spans.remove_last() {}
+            drop(mem::take(&mut **spans.entered.borrow_mut()));
         });
     }
 }

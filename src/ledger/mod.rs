@@ -15,6 +15,8 @@ pub(crate) mod family;
 pub(crate) mod life;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod mishap;
+#[cfg(any(feature = "tracing-layer", all(test, dogtag_loom)))]
+pub(crate) mod recall;
 pub(crate) mod shard;
 pub(crate) mod slots;
 #[cfg(not(dogtag_loom))]

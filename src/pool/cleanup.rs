@@ -2,12 +2,11 @@
 //! the values that live in it.
 
 use super::node::Node;
+use crate::contained::{Payload, call, discard};
 use std::alloc::Layout;
-use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::panic::{self, AssertUnwindSafe};
 use std::ptr::{self, NonNull};
 
 /// A cleanup that is registered: to be cancelled, or run before its time. Otherwise it runs
@@ -89,23 +88,12 @@ impl fmt::Debug for Cleanup<'_> {
     }
 }
 
-/// What a panic leaves behind.
-pub(super) type Payload = Box<dyn Any + Send>;
-
 /// Does something of the user's, and keeps its panic if it is the first one.
 pub(super) fn catch(first_panic: &mut Option<Payload>, work: impl FnOnce()) {
-    // Whatever a panic leaves half done, nobody can look at it any more.
-    match panic::catch_unwind(AssertUnwindSafe(work)) {
+    match call(work) {
         Ok(()) => {}
         Err(payload) if first_panic.is_none() => *first_panic = Some(payload),
         Err(payload) => discard(payload),
-    }
-}
-
-/// Drops what a panic left behind, which might panic.
-pub(super) fn discard(payload: Payload) {
-    if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        std::mem::forget(payload);
     }
 }
 

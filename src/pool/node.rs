@@ -11,11 +11,12 @@
 
 use super::PoolError;
 use super::block::{Block, GRAIN, List, Queue, Visit};
-use super::cleanup::{Payload, Records, catch};
+use super::cleanup::{Records, catch};
 use super::data::Data;
 use super::large::{Large, Larges};
 use super::store::{self, Store};
 use super::tree::Branch;
+use crate::contained::Payload;
 use std::alloc::Layout;
 use std::borrow::Cow;
 use std::cell::Cell;

@@ -1,8 +1,8 @@
 //! The tree of pools: who is below whom, how much they hold together, and in which order they
 //! end.
 
-use super::cleanup::{Payload, discard};
 use super::node::{Node, Refusal};
+use crate::contained::{Payload, discard};
 use std::cell::Cell;
 use std::panic;
 use std::ptr::NonNull;

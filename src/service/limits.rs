@@ -3,6 +3,7 @@
 use super::scope::Scope;
 use super::{Service, fork};
 use crate::announce;
+use crate::contained::{contain, drop_contained};
 use crate::ledger::budget::{Grants, NONE};
 use crate::ledger::door;
 use crate::ledger::due::{self, News};
@@ -12,7 +13,6 @@ use crate::sync::Ordering;
 use crate::sys;
 use dashmap::DashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 impl Service {
@@ -136,7 +136,8 @@ impl Limits {
                 let _gate = fork::gate();
                 ON_SOFT_LIMIT.get_or_init(DashMap::new).insert(record.index(), Arc::clone(on_soft))
             };
-            drop_users(former);
+            // It may drop services.
+            drop_contained(former);
         }
         if self.hard.is_some() || self.soft.is_some() {
             set(record, |hard, soft| (self.hard.or(hard), self.soft.or(soft)));
@@ -163,13 +164,8 @@ pub(super) fn forget(record: &'static Record) {
             let _gate = fork::gate();
             on_soft_limit.remove(&record.index())
         };
-        drop_users(forgotten);
+        drop_contained(forgotten);
     }
-}
-
-/// Drops what is the program's: it may panic, and drop services.
-fn drop_users<T>(captured: T) {
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(captured)));
 }
 
 /// Of the services of those slots; not there before the first is.
@@ -215,9 +211,14 @@ pub(crate) fn start_announcer() {
 }
 
 fn announce(service: Service, news: News) {
-    // A panic of a subscriber or a callback must not end the announcements.
+    // A panic of a subscriber or a callback must not end the announcements, nor a scope that one of
+    // them forgets keep this thread.
+    let in_no_service = |work: &dyn Fn()| {
+        let _scope = Scope::enter(&slots::UNATTRIBUTED);
+        contain(work);
+    };
     if news.has(News::DENIED) {
-        let _ = catch_unwind(AssertUnwindSafe(|| {
+        in_no_service(&|| {
             let usage = service.usage_with_children();
             tracing::warn!(
                 target: "dogtag",
@@ -228,12 +229,12 @@ fn announce(service: Service, news: News) {
                 hard_limit = service.hard_limit(),
                 "a service's hard limit denies allocations",
             );
-        }));
+        });
     }
     if !news.has(News::CROSSED) {
         return;
     }
-    let _ = catch_unwind(AssertUnwindSafe(|| {
+    in_no_service(&|| {
         tracing::warn!(
             target: "dogtag",
             service = service.name(),
@@ -243,14 +244,14 @@ fn announce(service: Service, news: News) {
             hard_limit = service.hard_limit(),
             "a service got past its soft limit",
         );
-    }));
-    let _ = catch_unwind(AssertUnwindSafe(move || {
-        let on_soft_limit = ON_SOFT_LIMIT.get().and_then(|on_soft_limit| {
-            let _gate = fork::gate();
-            on_soft_limit.get(&service.record.index()).map(|known| Arc::clone(&known))
-        });
-        if let Some(on_soft_limit) = on_soft_limit {
-            on_soft_limit(&service);
-        }
-    }));
+    });
+    let on_soft_limit = ON_SOFT_LIMIT.get().and_then(|on_soft_limit| {
+        let _gate = fork::gate();
+        on_soft_limit.get(&service.record.index()).map(|known| Arc::clone(&known))
+    });
+    if let Some(on_soft_limit) = on_soft_limit {
+        in_no_service(&|| on_soft_limit(&service));
+        // It may have been replaced meanwhile, so that this is the last one.
+        drop_contained(on_soft_limit);
+    }
 }

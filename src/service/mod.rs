@@ -24,6 +24,7 @@ pub(crate) use limits::{limits, start_announcer};
 pub(crate) use registry::{check_name, name_too_long};
 pub(crate) use retirement::end_retired;
 
+use crate::contained::drop_contained;
 use crate::ledger::{self, slots, thread};
 use crate::usage::Usage;
 use limits::Limits;
@@ -258,6 +259,12 @@ impl Service {
         Self { record }
     }
 
+    /// Another clone of whatever service has that record, if it has a clone.
+    #[cfg(feature = "tracing-layer")]
+    pub(crate) fn try_of(record: &'static slots::Record) -> Option<Self> {
+        record.life().try_hold().then(|| Self { record })
+    }
+
     /// A clone that C has.
     ///
     /// # Safety
@@ -426,7 +433,10 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     /// # Ok::<(), RegisterError>(())
     /// ```
     pub fn register(self) -> Result<Service, RegisterError> {
-        registry::register(self.name.as_ref(), &self.plan)
+        let registered = registry::register(self.name.as_ref(), &self.plan);
+        // Where there is no service, nobody has the callback.
+        drop_contained(self.plan.limits.on_soft);
+        registered
     }
 }
 

@@ -1,10 +1,10 @@
 //! Threads of dogtag's own. They are begun where there may be no memory for one, and are
 //! then done without.
 
+use crate::contained::contain;
 use std::alloc::{Layout, alloc};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 
 /// Has `work` done by a thread of its own, which nobody waits for. `false` if there is none
@@ -22,7 +22,7 @@ pub(crate) fn spawn<W: FnOnce() + Send + 'static>(work: W) -> bool {
         // SAFETY: the box that `spawn` let go.
         let work = unsafe { Box::from_raw(work.cast::<W>()) };
         // A panic must not leave a C function.
-        let _ = catch_unwind(AssertUnwindSafe(*work));
+        contain(*work);
         ptr::null_mut()
     }
 
