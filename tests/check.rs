@@ -28,9 +28,10 @@ enum Ends {
 /// What a call stack shows of lines: they are known where debug information is.
 const LINES: &str = if cfg!(debug_assertions) { "tests/check.rs:" } else { "" };
 
-const TASKS: [Task; 22] = [
+const TASKS: [Task; 23] = [
     ("leak goes on", leak_goes_on, "", Ends::Well, &[]),
     ("a block that was told of is not told of again", told_once, "", Ends::Well, &[]),
+    ("a block that was told of shrinks", shrinks_all_the_same, "", Ends::Well, &[]),
     ("a block that is freed by another allocator", freed_by_another, "", Ends::Well, &[]),
     ("threads that free the same block", race_to_free, "", Ends::Well, &[]),
     ("patterns", patterns, "", Ends::Well, &[]),
@@ -248,6 +249,31 @@ fn told_once() {
         dealloc(freed, LAYOUT);
         assert_eq!(met(), [(Crime::DoubleFree, freed as usize)]);
     }
+}
+
+fn shrinks_all_the_same() {
+    check::set_handler(note);
+    let victim = victim();
+    let full = Service::builder("full").hard_limit(0).register().unwrap();
+    // SAFETY: none; the bytes around the blocks are not ours.
+    unsafe {
+        let (told, lost, mismatched) = (culprit(), culprit(), culprit());
+        told.add(24).write(0);
+        lost.sub(32).write_bytes(0, 32);
+        for (block, layout, crime) in [
+            (told, LAYOUT, Crime::Overrun),
+            (lost, LAYOUT, Crime::Underrun),
+            (mismatched, Layout::from_size_align(20, 8).unwrap(), Crime::LayoutMismatch),
+        ] {
+            let shrunk = full.run(|| realloc(block, layout, 10));
+            assert!(!shrunk.is_null() && shrunk != block);
+            assert_eq!(met(), [(crime, block as usize)]);
+            dealloc(shrunk, Layout::from_size_align(10, 8).unwrap());
+        }
+        assert_eq!(met(), []);
+    }
+    // But for the one of which nobody knows whose it was.
+    assert_eq!((victim.usage().blocks(), full.usage().denied, full.usage().allocated_blocks), (1, 0, 0));
 }
 
 fn freed_by_another() {

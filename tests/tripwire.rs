@@ -86,6 +86,7 @@ fn overwritten_tails_are_noticed_and_harm_nobody() {
     let kept: Vec<_> = others.iter().map(|other| other.run(|| black_box(vec![1_u8; 1000]))).collect();
     let others_before: Vec<_> = others.iter().map(Service::usage).collect();
 
+    let full = Service::builder("full").hard_limit(0).register().unwrap();
     let mut random = Random(0x2014_0605);
     let (mut noticed, mut believed_elsewhere) = (0, 0);
     for _ in 0..OVERWRITES {
@@ -100,11 +101,18 @@ fn overwritten_tails_are_noticed_and_harm_nobody() {
                 tail[..length].fill_with(|| random.next() as u8);
             }
             let (lost, live) = (dogtag::snapshot().lost.blocks, careless.usage().blocks());
-            if random.next().is_multiple_of(2) {
-                dealloc(block, LAYOUT);
-            } else {
-                let block = careless.run(|| realloc(block, LAYOUT, 100));
-                dealloc(block, Layout::from_size_align(100, 1).unwrap());
+            match random.next() % 3 {
+                0 => dealloc(block, LAYOUT),
+                1 => {
+                    let block = careless.run(|| realloc(block, LAYOUT, 100));
+                    dealloc(block, Layout::from_size_align(100, 1).unwrap());
+                }
+                _ => {
+                    // Whose it is nobody knows; but it does not grow.
+                    let block = full.run(|| realloc(block, LAYOUT, 20));
+                    assert!(!block.is_null());
+                    dealloc(block, Layout::from_size_align(20, 1).unwrap());
+                }
             }
             noticed += dogtag::snapshot().lost.blocks - lost;
             // Lost, and so still live in its service's figures; but not
@@ -118,6 +126,7 @@ fn overwritten_tails_are_noticed_and_harm_nobody() {
     for (other, before) in others.iter().zip(&others_before) {
         assert_eq!(other.usage(), *before, "{other:?}");
     }
+    assert_eq!((full.usage().allocated_blocks, full.usage().denied), (0, 0));
     assert_eq!(careless.usage().bytes(), 40 * careless.usage().blocks());
     assert_eq!(careless.usage().blocks(), noticed);
     let lost = dogtag::snapshot().lost;

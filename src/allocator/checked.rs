@@ -4,7 +4,8 @@
 use super::Dogtag;
 use crate::check::{self, FRESH, Operation, Particulars, Returned, Settings, Whole};
 use crate::ledger::door::{self, Admitted, Replaced};
-use crate::ledger::{mishap, slots, thread};
+use crate::ledger::slots::{self, UNATTRIBUTED};
+use crate::ledger::{mishap, thread};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
 
@@ -51,6 +52,9 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// Moves the block in any case, so that pointers to the old place are found
     /// out. It goes to the current service. Without a new layout there is nowhere to.
     ///
+    /// What does not grow is never denied: where the current service has no room for it, it stays
+    /// its former owner's, and where there is no memory for a copy, it stays where it is.
+    ///
     /// # Safety
     ///
     /// As for [`free`](Self::free).
@@ -73,21 +77,80 @@ impl<B: GlobalAlloc> Dogtag<B> {
             Returned::Leaked(None) => (given.map(|given| given.size()), None),
             Returned::Refused => return ptr::null_mut(),
         };
-        let new = old_size.zip(new_layout).and_then(|(old_size, new_layout)| {
-            let replaced = owner.and_then(slots::record).map(|owner| Replaced { owner, size: old_size });
-            Some((self.fresh(new_layout, replaced)?, old_size.min(new_layout.size()), new_layout.size()))
-        });
-        let Some((new, copied, new_size)) = new else {
+        let (Some(old_size), Some(new_layout)) = (old_size, new_layout) else {
             self.custody.keep(block, &returned);
             return ptr::null_mut();
         };
-        // SAFETY: both blocks are valid for the smaller size; the old one is
-        // given up only when the new one is there.
-        unsafe {
-            ptr::copy_nonoverlapping(block, new.0.as_ptr(), copied);
-            self.finish(returned, given);
+        let (new_size, is_growth) = (new_layout.size(), new_layout.size() > old_size);
+        let owner = owner.and_then(slots::record).unwrap_or(&UNATTRIBUTED);
+        let replaced = Some(Replaced { owner, size: old_size, stays: !is_growth });
+        let move_to = |new: Uncounted, returned| {
+            // SAFETY: both blocks are valid for the smaller size; the old one is
+            // given up only when the new one is there.
+            unsafe {
+                ptr::copy_nonoverlapping(block, new.0.as_ptr(), old_size.min(new_size));
+                self.finish(returned, given);
+            }
+            counted(Some(new), new_size)
+        };
+        if let Some(new) = self.fresh(new_layout, replaced) {
+            return move_to(new, returned);
         }
-        counted(Some(new), new_size)
+        if is_growth {
+            self.custody.keep(block, &returned);
+            return ptr::null_mut();
+        }
+        let is_denied = ask(new_size, replaced).is_none();
+        // As a scope of the owner, it keeps the owner, which the block did until now.
+        let current = thread::enter(owner);
+        let new = if is_denied { self.fresh(new_layout, replaced) } else { None };
+        let moved = match (new, returned) {
+            (Some(new), returned) => move_to(new, returned),
+            // SAFETY: the caller's promise.
+            (None, Returned::Whole(whole)) => unsafe { self.shrink(whole, given, new_layout, replaced) },
+            // Whatever is given back as this one will not be looked at again.
+            (None, returned) => {
+                self.custody.keep(block, &returned);
+                block
+            }
+        };
+        thread::leave_for(current);
+        moved
+    }
+
+    /// Makes a block of the current service smaller where it is.
+    ///
+    /// # Safety
+    ///
+    /// As for [`retire`](Self::retire); the size must be no larger.
+    unsafe fn shrink(
+        &self,
+        whole: Whole,
+        given: Option<Layout>,
+        new_layout: Layout,
+        replaced: Option<Replaced>,
+    ) -> *mut u8 {
+        let admitted = ask(new_layout.size(), replaced);
+        let former = whole.particulars;
+        // SAFETY: the caller's promise.
+        match (admitted, unsafe { self.custody.shrink(whole, given, new_layout) }) {
+            (Some(admitted), Some(block)) => {
+                refund(Some(&former), None);
+                counted(Some((block, admitted)), new_layout.size())
+            }
+            _ => ptr::null_mut(),
+        }
+    }
+
+    /// Gives a block another layout.
+    ///
+    /// # Safety
+    ///
+    /// As for `realloc`, whatever the alignments.
+    #[cfg(any(feature = "pool", feature = "mapped"))]
+    pub(super) unsafe fn relayout(&self, block: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { self.resize(block, Some(layout), Some(new_layout)) }
     }
 
     /// The size that a live block was requested with; `None` of what is none.
@@ -263,7 +326,11 @@ unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, particulars: 
     let offset = check::offset(particulars.layout().align());
     // SAFETY: where the block's memory begins, and the layout that it was
     // requested with.
-    unsafe { backend.dealloc(block.sub(offset).as_ptr(), particulars.outer_layout()) };
+    unsafe {
+        if let Some(outer) = particulars.outer_layout(block) {
+            backend.dealloc(block.sub(offset).as_ptr(), outer);
+        }
+    }
 }
 
 /// Counts a block as freed by its owner, or as lost if something has

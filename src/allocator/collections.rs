@@ -92,8 +92,13 @@ impl<B: GlobalAlloc> Dogtag<B> {
     ) -> Result<NonNull<[u8]>, AllocError> {
         // SAFETY: the caller's promise; both blocks are as large.
         unsafe {
-            if old.size() > 0 && new.size() > 0 && old.align() == new.align() {
-                return slice(self.realloc(block.as_ptr(), old, new.size()), new.size());
+            if old.size() > 0 && new.size() > 0 {
+                let moved = if old.align() == new.align() {
+                    self.realloc(block.as_ptr(), old, new.size())
+                } else {
+                    self.relayout(block.as_ptr(), old, new)
+                };
+                return slice(moved, new.size());
             }
             let moved = self.allocate(new)?;
             moved.cast::<u8>().copy_from_nonoverlapping(block, old.size().min(new.size()));

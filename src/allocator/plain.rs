@@ -13,9 +13,10 @@
 use super::Dogtag;
 use crate::cookie::Geometry;
 use crate::ledger::door::{self, Replaced};
-use crate::ledger::slots::{self, Record};
+use crate::ledger::slots::{self, Record, UNATTRIBUTED};
 use crate::ledger::{mishap, thread};
 use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
 use std::ptr::{self, NonNull};
 
 // SAFETY: a block is the first `layout.size()` bytes of one that the backend
@@ -61,7 +62,8 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
         }
     }
 
-    /// The block goes to the current service: whoever grows it owns it, as in skynet.
+    /// The block goes to the current service: whoever grows it owns it, as in skynet. What does
+    /// not grow is never denied: see [`relayout`](Self::relayout).
     #[inline(never)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the block is live and came from here, by the caller's promise.
@@ -275,37 +277,77 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[cold]
     #[inline(never)]
     unsafe fn realloc_behind_the_door(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        let Ok(new_layout) = Layout::from_size_align(new_size, layout.align()) else {
-            return ptr::null_mut();
-        };
+        match Layout::from_size_align(new_size, layout.align()) {
+            // SAFETY: the caller's promise.
+            Ok(new_layout) => unsafe { self.relayout(block, layout, new_layout) },
+            Err(_) => ptr::null_mut(),
+        }
+    }
+
+    /// Gives a block another layout. It goes to the current service; where that has no room for
+    /// it, it stays its former owner's, unless it grows.
+    ///
+    /// # Safety
+    ///
+    /// As for [`GlobalAlloc::realloc`], whatever the alignments.
+    #[cold]
+    pub(super) unsafe fn relayout(&self, block: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
         // SAFETY: the block is live and came from here.
         let owner = unsafe { Owner::of(Self::GEOMETRY, block, layout) };
-        let Some(outer) = owner.outer else {
-            // How large the block really is cannot be told any more, so the
-            // backend must not be asked to resize it.
-            // SAFETY: both blocks are valid for the smaller of their sizes, and
-            // the old one is given up only when the new one is there.
-            return unsafe {
-                let new = self.alloc_behind_the_door(new_layout);
-                if !new.is_null() {
-                    ptr::copy_nonoverlapping(block, new, layout.size().min(new_size));
-                    Self::dealloc_behind_the_door(block, layout, self);
+        let asked_for = Cell::new(None);
+        let place = |new_outer: Layout| {
+            asked_for.set(Some(new_outer));
+            // SAFETY: the layout that the block was requested with, if that is known; otherwise
+            // the block is left where it is. Both are valid for the smaller of their sizes.
+            unsafe {
+                match owner.outer {
+                    Some(outer) if outer.align() == new_outer.align() => {
+                        let moved = self.backend.realloc(block, outer, new_outer.size());
+                        // What is the same to the backend may stay.
+                        if moved.is_null() && outer == new_outer { block } else { moved }
+                    }
+                    outer => {
+                        let new = self.backend.alloc(new_outer);
+                        if !new.is_null() {
+                            ptr::copy_nonoverlapping(block, new, layout.size().min(new_layout.size()));
+                            if let Some(outer) = outer {
+                                self.backend.dealloc(block, outer);
+                            }
+                        }
+                        new
+                    }
                 }
-                new
-            };
+            }
         };
-        // SAFETY: `outer` is what the block was requested with, and `charged`
-        // asks for no less than room for the new size and a cookie.
-        unsafe {
-            charged(Self::GEOMETRY, new_layout, Some((owner, layout.size())), |new_outer| {
-                self.backend.realloc(block, outer, new_outer.size())
-            })
+        let is_growth = new_layout.size() > layout.size();
+        let resized = || {
+            let replaces = Some((owner, layout.size(), !is_growth));
+            // SAFETY: what `place` returns is as large as it is told.
+            unsafe { charged(Self::GEOMETRY, new_layout, replaces, place) }
+        };
+        let moved = resized();
+        if !moved.is_null() || is_growth {
+            return moved;
         }
+        let record = owner.record.unwrap_or(&UNATTRIBUTED);
+        if asked_for
+            .get()
+            .is_some_and(|asked| Self::GEOMETRY.layout(new_layout, record.slot()) == Some(asked))
+        {
+            // It was not denied, and the backend has nothing else to say.
+            return moved;
+        }
+        // As a scope of the owner, it keeps the owner, which the block did until now.
+        let current = thread::enter(record);
+        let moved = resized();
+        thread::leave_for(current);
+        moved
     }
 }
 
 /// Has a block of the current service allocated, if its limits allow for it, and
-/// charges it; it may take the place of another one, which is refunded.
+/// charges it; it may take the place of another one, which is refunded, and may [stay](Replaced)
+/// otherwise.
 ///
 /// # Safety
 ///
@@ -314,14 +356,14 @@ impl<B: GlobalAlloc> Dogtag<B> {
 unsafe fn charged(
     geometry: Geometry,
     layout: Layout,
-    replaces: Option<(Owner, usize)>,
+    replaces: Option<(Owner, usize, bool)>,
     allocate: impl FnOnce(Layout) -> *mut u8,
 ) -> *mut u8 {
     let (account, record) = thread::current_account();
     let slot = record.slot();
-    let replaced = replaces.as_ref().and_then(|(owner, size)| {
-        let owner = owner.record?;
-        Some(Replaced { owner, size: *size })
+    let replaced = replaces.map(|(owner, size, stays)| {
+        // Of what is lost, somebody has to be the owner from now on.
+        Replaced { owner: owner.record.unwrap_or(&UNATTRIBUTED), size, stays }
     });
     let Some(outer) = geometry.layout(layout, slot) else {
         return ptr::null_mut();
@@ -332,7 +374,7 @@ unsafe fn charged(
     let block = allocate(outer);
     if !block.is_null() {
         // First, so that a reader does not see both.
-        if let Some((owner, size)) = replaces {
+        if let Some((owner, size, _)) = replaces {
             owner.refund(size);
         }
         // SAFETY: `outer` is what this slot's block needs.
@@ -347,6 +389,7 @@ unsafe fn charged(
 }
 
 /// What a block's cookie tells.
+#[derive(Clone, Copy)]
 struct Owner {
     /// The service; `None` if the cookie cannot be believed.
     record: Option<&'static Record>,

@@ -57,6 +57,8 @@ pub(crate) struct Particulars {
     /// The dogtag, and a checksum over the address and what is known of the
     /// live block.
     sealed: u64,
+    /// The size (48 bits), and by how much the block was larger once, when its memory was
+    /// requested (16): from [`MUCH`] on, that stands behind the guard.
     size: u64,
     /// The same of who allocated it.
     allocated: u64,
@@ -74,7 +76,7 @@ const _: () = assert!(PARTICULARS == 48 && HEAD == 64);
 #[inline]
 pub(crate) fn layout(block: Layout) -> Option<Layout> {
     let size = block.size().checked_add(offset(block.align()) + GUARD)?;
-    Layout::from_size_align(size, block.align().max(ALIGN)).ok()
+    Layout::from_size_align(size, block.align().max(ALIGN)).ok().filter(|_| size as u64 <= SIZES)
 }
 
 /// How far into the requested memory the block begins.
@@ -82,6 +84,12 @@ pub(crate) fn layout(block: Layout) -> Option<Layout> {
 pub(crate) fn offset(align: usize) -> usize {
     HEAD.max(align)
 }
+
+/// What a size fits into, as addresses do.
+const SIZE: u32 = 48;
+const SIZES: u64 = (1 << SIZE) - 1;
+/// What stands for all that a block can be smaller by than it was, from this on.
+const MUCH: u64 = u64::MAX >> SIZE;
 
 /// Every block's alignment is at least this.
 pub(crate) const ALIGN: usize = 16;
@@ -152,7 +160,9 @@ impl Particulars {
     pub(crate) fn layout(&self) -> Layout {
         // SAFETY: made from a valid layout, and the checksum says that nothing
         // has changed since.
-        unsafe { Layout::from_size_align_unchecked(self.size as usize, 1 << (self.packed >> 16 & 63)) }
+        unsafe {
+            Layout::from_size_align_unchecked((self.size & SIZES) as usize, 1 << (self.packed >> 16 & 63))
+        }
     }
 
     /// The allocator that it came from.
@@ -166,13 +176,51 @@ impl Particulars {
         self.packed >> 24
     }
 
-    /// What was requested for the block: [`layout`](fn@layout) of its own.
+    /// What was requested for the block: [`layout`](fn@layout) of its own, unless it was larger
+    /// then. `None` if something has overwritten how much.
+    ///
+    /// # Safety
+    ///
+    /// As for [`read`](Self::read).
     #[inline]
-    pub(crate) fn outer_layout(&self) -> Layout {
+    pub(crate) unsafe fn outer_layout(&self, block: NonNull<u8>) -> Option<Layout> {
         let layout = self.layout();
-        let size = offset(layout.align()) + layout.size() + GUARD;
+        let mut size = offset(layout.align()) + layout.size() + GUARD;
+        match self.size >> SIZE {
+            // SAFETY: so much smaller a block has room for both words behind the guard.
+            MUCH => size += unsafe { read_much(block, layout.size()) }?,
+            more => size += more as usize,
+        }
         // SAFETY: it was valid when the block was handed out.
-        unsafe { Layout::from_size_align_unchecked(size, layout.align().max(ALIGN)) }
+        Some(unsafe { Layout::from_size_align_unchecked(size, layout.align().max(ALIGN)) })
+    }
+
+    /// Makes a block smaller in the memory that was requested for it. `false` if what it is to
+    /// be aligned to would be another memory's; then nothing has changed.
+    ///
+    /// # Safety
+    ///
+    /// These must be the particulars of the block, it must be live and the caller's alone, and no
+    /// smaller.
+    pub(crate) unsafe fn shrink(mut self, block: NonNull<u8>, size: usize, align: usize) -> bool {
+        let former = self.layout().align();
+        // SAFETY: the caller's promise.
+        let Some(outer) = (unsafe { self.outer_layout(block) }) else { return false };
+        if align != former && align.max(former) > ALIGN {
+            return false;
+        }
+        let more = outer.size() - (offset(former) + size + GUARD);
+        self.size = size as u64 | (more as u64).min(MUCH) << SIZE;
+        self.packed = self.packed & !(0xff << 16) | u64::from(align.trailing_zeros()) << 16;
+        // SAFETY: as above, and as in `write`.
+        unsafe {
+            if more as u64 >= MUCH {
+                block.add(size + GUARD).cast().write_unaligned([more, !more]);
+            }
+            write_guards(block, size);
+            self.write(block, Tag::Live);
+        }
+        true
     }
 
     /// Writes the particulars of a block.
@@ -215,6 +263,18 @@ impl Particulars {
             .wrapping_add((self.traces & 0xffff_ffff).wrapping_mul(0x85EB_CA77_C2B2_AE63));
         pair(tag as u32 ^ mixed as u32, (sum ^ sum >> 32) as u32)
     }
+}
+
+/// By how much a block is smaller than it was once.
+///
+/// # Safety
+///
+/// There must be so much behind a block of that size.
+#[cold]
+unsafe fn read_much(block: NonNull<u8>, size: usize) -> Option<usize> {
+    // SAFETY: the caller's promise.
+    let [more, inverted]: [usize; 2] = unsafe { block.add(size + GUARD).cast().read_unaligned() };
+    (more == !inverted).then_some(more)
 }
 
 /// Has the processor fetch what will be looked at of a block and around it.

@@ -203,6 +203,28 @@ impl Custody {
         }
     }
 
+    /// Makes a block smaller where it is, and leaves it to the program. `None` if what it is to be
+    /// aligned to is another thing; then it is left as it was.
+    ///
+    /// # Safety
+    ///
+    /// The layout must be no larger than the block's.
+    #[cold]
+    pub(crate) unsafe fn shrink(
+        &self,
+        whole: Whole,
+        given: Option<Layout>,
+        new: Layout,
+    ) -> Option<NonNull<u8>> {
+        let Whole { block, entry, particulars } = whole;
+        // Who did not say what it is aligned to will not do so later.
+        let align = if given.is_some() { new.align() } else { particulars.layout().align() };
+        // SAFETY: the block is the caller's alone, and no smaller.
+        let is_done = unsafe { particulars.shrink(block, new.size(), align) };
+        entry.set(State::Live);
+        is_done.then_some(block)
+    }
+
     /// Puts a block that was taken back into quarantine, and has those released
     /// that leave it.
     ///
@@ -214,7 +236,8 @@ impl Custody {
         let Whole { block, entry, mut particulars } = whole;
         let settings = Settings::get();
         let identity = self.identity();
-        let footprint = particulars.outer_layout().size();
+        // SAFETY: the block is the caller's alone.
+        let footprint = unsafe { particulars.outer_layout(block) }.map_or(0, |outer| outer.size());
         let is_kept_back = identity != Identity::UNNUMBERED
             && footprint as u64 <= settings.quarantine
             && has_quarantine(settings);

@@ -49,6 +49,9 @@ pub(crate) struct Admitted {
 pub(crate) struct Replaced {
     pub(crate) owner: &'static Record,
     pub(crate) size: usize,
+    /// Whether it stays its owner's where the current service has no room for the new one, since
+    /// that is no larger. Then nothing is denied.
+    pub(crate) stays: bool,
 }
 
 /// Asks whether the current service's limits allow for a block of `size` bytes,
@@ -89,8 +92,10 @@ impl Admitted {
                 grant = 0;
             } else {
                 let Some(granted) = budget.draw(more, announced, |grants| live(record, None, grants)) else {
-                    self.record.deny();
-                    due::push_denial(record);
+                    if !self.replaced.is_some_and(|old| old.stays) {
+                        self.record.deny();
+                        due::push_denial(record);
+                    }
                     return None;
                 };
                 grant = grant.min(granted.bytes.saturating_sub(more));

@@ -150,6 +150,10 @@ impl Large {
         }
     }
 
+    pub(super) fn memory(&self) -> NonNull<u8> {
+        self.memory.get()
+    }
+
     /// What it was allocated with.
     pub(super) fn layout(&self) -> Layout {
         self.layout.get()

@@ -234,6 +234,17 @@ impl Node {
         self.reserve_in_active(layout).ok_or(Refusal::NoMemory)
     }
 
+    /// Memory of a layout in the blocks that there are.
+    fn reserve_here(&self, layout: Layout) -> Option<NonNull<u8>> {
+        if self.is_large(layout) {
+            return None;
+        }
+        if layout.size() == 0 {
+            return self.reserve(layout).ok();
+        }
+        self.reserve_in_active(layout).or_else(|| self.reserve_in_open(layout))
+    }
+
     fn reserve_in_active(&self, layout: Layout) -> Option<NonNull<u8>> {
         let start = Block::room(self.position.get(), self.end.get(), layout)?;
         // SAFETY: there is so much room.
@@ -401,13 +412,19 @@ impl Node {
             }
             _ => {}
         }
-        let elsewhere = match self.reserve(new) {
-            // It stays where it is until the pool is cleared, even if it is among the large; but
-            // not as one of them that is not.
-            Err(_) if is_aligned && new.size() <= old.size() && self.is_large(old) >= self.is_large(new) => {
-                return Ok(memory);
-            }
-            elsewhere => elsewhere?,
+        // It may stay where it is until the pool is cleared, even if it is among the large; but
+        // not as one of them that is not.
+        let can_stay = is_aligned && new.size() <= old.size() && self.is_large(old) >= self.is_large(new);
+        let elsewhere = match self.reserve_here(new) {
+            Some(elsewhere) => elsewhere,
+            // Nor is more asked for that a limit may deny.
+            // SAFETY: the caller's promise. It is large, or it would have stayed above.
+            None if can_stay && self.store().is_limited() => return unsafe { self.stay(memory, new) },
+            None => match self.reserve(new) {
+                // SAFETY: as above.
+                Err(_) if can_stay => return unsafe { self.stay(memory, new) },
+                elsewhere => elsewhere?,
+            },
         };
         // SAFETY: both are as large, and the new one is another.
         unsafe {
@@ -415,6 +432,22 @@ impl Node {
             self.give_back(memory, old);
         }
         Ok(elsewhere)
+    }
+
+    /// Leaves a large allocation among the large, though it is to have a layout that may not be.
+    ///
+    /// # Safety
+    ///
+    /// As for [`resize`](Self::resize); it must not grow, and be aligned.
+    #[cold]
+    unsafe fn stay(&self, memory: NonNull<u8>, new: Layout) -> Result<NonNull<u8>, Refusal> {
+        // SAFETY: the caller's promise.
+        let large = unsafe { self.larges.find(memory) };
+        match Layout::from_size_align(new.size(), large.layout().align()) {
+            // SAFETY: as above.
+            Ok(own) if own.align() >= new.align() => unsafe { self.resize_large(large, own) },
+            _ => Ok(memory),
+        }
     }
 
     /// # Safety
@@ -428,7 +461,10 @@ impl Node {
         }
         // SAFETY: the caller's promise.
         let reallocate = |memory, layout, size| unsafe { self.store().reallocate(memory, layout, size) };
-        let moved = large.resize(new, reallocate).ok_or(Refusal::NoMemory)?;
+        let Some(moved) = large.resize(new, reallocate) else {
+            // What does not grow may as well stay as it is.
+            return if more > 0 { Err(Refusal::NoMemory) } else { Ok(large.memory()) };
+        };
         self.grow_held(more);
         self.shrink_held(old.saturating_sub(new.size()));
         Ok(moved)

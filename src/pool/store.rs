@@ -24,6 +24,11 @@ impl Store {
         Self { service, max_free, spare: List::default(), spare_bytes: Cell::new(0) }
     }
 
+    /// Whether memory may be denied by a limit of its service, or of one above that.
+    pub(super) fn is_limited(&self) -> bool {
+        self.service.is_limited()
+    }
+
     pub(super) fn max_free(&self) -> usize {
         self.max_free
     }

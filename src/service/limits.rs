@@ -34,6 +34,10 @@ impl Service {
     /// also above a limit that is lowered; what is freed can be had again at
     /// once.
     ///
+    /// A block that is resized and does not grow ([`Vec::shrink_to_fit`],
+    /// [`String::into_boxed_str`]) is never denied: it goes to the service that the thread is in,
+    /// or where that has no room for it, stays its former owner's.
+    ///
     /// A thread on its own never gets past the limit. Where several allocate at
     /// once, each may get up to 64 KiB past it, and an allocation is denied only if
     /// there was no more room than that at some moment while it was asked for. (Or
@@ -63,6 +67,12 @@ impl Service {
     /// ```
     pub fn set_hard_limit(&self, bytes: Option<u64>) {
         set(self.record, |_, soft| (bytes, soft));
+    }
+
+    /// Whether it is under a limit, its own or of one above it.
+    #[cfg(feature = "pool")]
+    pub(crate) fn is_limited(&self) -> bool {
+        door::is_limited(self.record)
     }
 
     /// The bytes from which on it is announced that this service and its children

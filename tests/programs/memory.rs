@@ -81,14 +81,22 @@ impl Worker<'_> {
         Some(Block::fill(block.expose_provenance(), layout, owner, home))
     }
 
-    /// To the service that the thread is in; or the block stays as it is.
+    /// To the service that the thread is in, or what does not grow stays its owner's; or the block
+    /// stays as it is.
     pub fn reallocate(&mut self, block: Block, size: usize) -> Block {
         let (old, owner) = (block.layout, Arc::clone(&self.current));
+        let is_growth = size > old.size();
+        if !self.world.in_turn && !is_growth && owner.chain().any(|known| known.is_limited.load(SeqCst)) {
+            // Nobody could say whose it is then.
+            return block;
+        }
         block.owner.expect_less(old.size() as u64);
         let denies = self.world.in_turn && owner.denies(size, Some((&block.owner, old.size())));
+        let (denies, stays) = (denies && is_growth, denies && !is_growth);
         // SAFETY: the block is live and has that layout; sizes begin at 1.
         let (moved, usage) = self.measured(|| unsafe { block.home.reallocate(block.pointer(), old, size) });
         if moved.is_null() {
+            ensure!(is_growth, "{size} bytes instead of {} were denied", old.size());
             ensure!(usage.is_none_or(|usage| usage == Usage::default()), "{usage:?}");
             block.owner.find_more(old.size() as u64);
             let new = Layout::from_size_align(size, old.align()).unwrap();
@@ -102,6 +110,7 @@ impl Worker<'_> {
                 && (usage.freed_bytes, usage.freed_blocks) == (old.size() as u64, 1)
         };
         ensure!(usage.is_none_or(is_right), "{usage:?}");
+        let owner = if stays { Arc::clone(&block.owner) } else { owner };
         block.owner.refund(old.size() as u64, 1);
         owner.charge(size as u64, 1, self.thread);
         owner.find_more(size as u64);

@@ -8,7 +8,7 @@ use crate::capi::identity;
 use crate::cookie::tail::{self, Beside};
 use crate::cookie::{LARGE, Slot};
 use crate::ledger::door::{self, Replaced};
-use crate::ledger::slots::{self, Record};
+use crate::ledger::slots::{self, Record, UNATTRIBUTED};
 use crate::ledger::{mishap, thread};
 use crate::sync::{AtomicU16, Ordering};
 use std::ffi::c_int;
@@ -88,6 +88,9 @@ pub(crate) unsafe fn free_told(block: *mut u8, _alignment: usize, _size: usize) 
 /// Moves a block, if need be, to one of at least `size` bytes, which is the current
 /// service's. Null leaves it as it is.
 ///
+/// What does not grow is never denied: where the current service has no room for it, it stays
+/// its former owner's, and where there is no memory, as it is.
+///
 /// # Safety
 ///
 /// As for [`free`].
@@ -111,7 +114,7 @@ pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
         if new_usable != usable {
             moved = jemalloc::malloc(new_usable).cast();
             if moved.is_null() {
-                return moved;
+                return resize_behind_the_door(block, usable, size);
             }
             ptr::copy_nonoverlapping(block, moved, old_size.min(new_size));
             jemalloc::sdallocx(block.cast(), usable, 0);
@@ -205,15 +208,34 @@ unsafe fn free_behind_the_door(block: *mut u8, usable: usize) {
 #[inline(never)]
 unsafe fn resize_behind_the_door(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
     // SAFETY: the caller's promise.
-    unsafe {
-        let old = Old::of(block, usable);
-        placed(size, 0, Some(old), |request| jemalloc::realloc(block.cast(), request).cast())
+    let old = unsafe { Old::of(block, usable) };
+    let is_growth = size > old.size;
+    let resized = || {
+        // SAFETY: as above.
+        placed(size, 0, Some((old, !is_growth)), |request| unsafe {
+            if request == usable { block } else { jemalloc::realloc(block.cast(), request).cast() }
+        })
+    };
+    let moved = resized();
+    if !moved.is_null() || is_growth {
+        return moved;
     }
+    // As a scope of the owner, it keeps the owner, which the block did until now.
+    let current = thread::enter(old.owner.unwrap_or(&UNATTRIBUTED));
+    let moved = resized();
+    thread::leave_for(current);
+    if moved.is_null() { block } else { moved }
 }
 
 /// Has a block of the current service placed by jemalloc, if its limits allow for it,
-/// and charges it; it may take the place of another one, which is refunded.
-fn placed(size: usize, flags: c_int, old: Option<Old>, place: impl FnOnce(usize) -> *mut u8) -> *mut u8 {
+/// and charges it; it may take the place of another one, which is refunded, and may
+/// [stay](Replaced) otherwise.
+fn placed(
+    size: usize,
+    flags: c_int,
+    old: Option<(Old, bool)>,
+    place: impl FnOnce(usize) -> *mut u8,
+) -> *mut u8 {
     identity::refresh_name();
     let (account, record) = thread::current_account();
     let slot = record.slot();
@@ -222,14 +244,17 @@ fn placed(size: usize, flags: c_int, old: Option<Old>, place: impl FnOnce(usize)
         return ptr::null_mut();
     }
     let size = tail::size(usable, slot);
-    let replaced = old.as_ref().and_then(|old| Some(Replaced { owner: old.owner?, size: old.size }));
+    let replaced = old.map(|(old, stays)| {
+        // Of what is lost, somebody has to be the owner from now on.
+        Replaced { owner: old.owner.unwrap_or(&UNATTRIBUTED), size: old.size, stays }
+    });
     let Some(admitted) = door::ask(account, record, size, replaced) else {
         return ptr::null_mut();
     };
     let block = place(usable);
     if !block.is_null() {
         // First, so that a reader does not see both.
-        if let Some(old) = old {
+        if let Some((old, _)) = old {
             old.refund();
         }
         // SAFETY: so many bytes were allocated just now.
@@ -244,6 +269,7 @@ fn placed(size: usize, flags: c_int, old: Option<Old>, place: impl FnOnce(usize)
 }
 
 /// A block that is given back.
+#[derive(Clone, Copy)]
 struct Old {
     /// Its service; `None` if its cookie cannot be believed.
     owner: Option<&'static Record>,
