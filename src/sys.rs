@@ -14,10 +14,14 @@ mod own_thread;
 pub(crate) mod smaps;
 #[cfg(all(any(feature = "memory-check", feature = "interpose", feature = "skynet"), not(dogtag_loom)))]
 pub(crate) mod stderr;
+#[cfg(all(feature = "interpose", not(dogtag_loom)))]
+mod thread_name;
 
 pub(crate) use bell::Bell;
 #[cfg(not(dogtag_loom))]
 pub(crate) use own_thread::spawn;
+#[cfg(all(feature = "interpose", not(dogtag_loom)))]
+pub(crate) use {own_thread::try_box, thread_name::ThreadName};
 
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, shared};
 use std::ffi::c_void;

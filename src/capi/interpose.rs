@@ -1,8 +1,8 @@
 //! The C library's functions by name: whoever is linked with this, or has it preloaded,
 //! calls these, and so does the C library itself.
 
-use super::{blocks, functions, identity, tool};
-use std::ffi::{c_char, c_int, c_void};
+use super::{blocks, functions};
+use std::ffi::{c_int, c_void};
 use std::mem;
 use std::ptr;
 
@@ -103,30 +103,6 @@ extern "C" fn pvalloc(size: usize) -> *mut c_void {
 unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
     // SAFETY: the caller's promise.
     unsafe { functions::usable_size(block) }
-}
-
-/// With `DOGTAG_SERVICE=thread` a thread that is renamed goes to another service.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn pthread_setname_np(thread: libc::pthread_t, name: *const c_char) -> c_int {
-    type SetName = unsafe extern "C" fn(libc::pthread_t, *const c_char) -> c_int;
-
-    // SAFETY: if there is such a function, it has this signature.
-    let error = unsafe {
-        let next = libc::dlsym(libc::RTLD_NEXT, c"pthread_setname_np".as_ptr());
-        match mem::transmute::<*mut c_void, Option<SetName>>(next) {
-            Some(set_name) => set_name(thread, name),
-            None => libc::ENOSYS,
-        }
-    };
-    if error == 0 && tool::services_are_threads() {
-        // SAFETY: asks who is calling.
-        if thread == unsafe { libc::pthread_self() } {
-            identity::refresh_name();
-        } else {
-            tool::have_names_refreshed();
-        }
-    }
-    error
 }
 
 fn page() -> usize {

@@ -76,6 +76,10 @@ mod functions;
 mod identity;
 #[cfg(feature = "interpose")]
 mod interpose;
+#[cfg(feature = "interpose")]
+mod names;
+#[cfg(feature = "interpose")]
+mod process;
 #[cfg(any(feature = "interpose", feature = "skynet"))]
 mod roll;
 mod services;

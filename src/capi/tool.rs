@@ -1,15 +1,15 @@
 //! What the library does on its own, for a program that knows nothing of it, if the
 //! environment says so.
 
-use super::roll;
 use super::services::in_no_service;
+use super::{functions, names, roll};
 use crate::ledger::door;
 use crate::ledger::family::Tree;
 use crate::ledger::{slots, thread};
 use crate::service::Service;
 use crate::sync::{AtomicBool, Ordering};
 use crate::sys::{self, stderr};
-use std::ffi::{CStr, OsStr, OsString, c_int};
+use std::ffi::{OsStr, OsString, c_int};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::mem::MaybeUninit;
@@ -252,6 +252,8 @@ pub(super) fn services_are_threads() -> bool {
 pub(super) fn follow_name() {
     if services_are_threads() {
         follow();
+    } else if cfg!(feature = "memory-check") {
+        names::see_given();
     }
 }
 
@@ -264,21 +266,27 @@ fn follow() {
     if !thread::can_settle() {
         return;
     }
-    let mut name = [0_u8; 16];
-    // SAFETY: the kernel writes no more than 16 bytes, a zero among them.
-    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
-    // Of the sixteen bytes, the last is zero: all that follow the first zero are.
-    let known_as = known_as(&name);
+    let name = names::own();
+    let known_as = known_as(name.bytes());
     if thread::known_as() == known_as {
         return;
     }
-    let name = CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy();
-    roll::settle(known_as, || Service::by_name(&name), || Service::register(&*name).ok());
+    let text = name.lossy();
+    let text = text.as_str();
+    // To wait for a lock may change it.
+    // SAFETY: the calling thread's own.
+    let errno = unsafe { *libc::__errno_location() };
+    // A name without a byte is nobody's.
+    let register = || Service::register(text).ok().filter(|_| !text.is_empty());
+    roll::settle(known_as, || Service::by_name(text), register);
+    functions::set_errno(errno);
 }
 
 /// A number for a name.
-fn known_as(name: &[u8; 16]) -> u64 {
-    let word = u128::from_ne_bytes(*name);
+fn known_as(name: &[u8]) -> u64 {
+    let mut bytes = [0; 16];
+    bytes[..name.len()].copy_from_slice(name);
+    let word = u128::from_ne_bytes(bytes);
     let (low, high) = (word as u64, (word >> 64) as u64);
     (low.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ high.rotate_left(32)).max(1)
 }

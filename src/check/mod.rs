@@ -123,6 +123,8 @@ mod violation;
 
 #[cfg(not(dogtag_loom))]
 pub(crate) use state::heed_forks;
+#[cfg(all(feature = "interpose", not(dogtag_loom)))]
+pub(crate) use threads::renamed as thread_was_renamed;
 
 #[cfg(not(dogtag_loom))]
 pub(crate) use {

@@ -37,6 +37,14 @@ pub(crate) fn settle_name() {
     }
 }
 
+/// The calling thread has another name from now on, for reports to come.
+#[cfg(feature = "interpose")]
+pub(crate) fn renamed() {
+    if thread::number() != 0 {
+        refresh_name();
+    }
+}
+
 /// Looks up the calling thread's name again.
 #[cold]
 pub(crate) fn refresh_name() {
@@ -102,6 +110,16 @@ fn entry(number: u32) -> Option<&'static Name> {
     Some(unsafe { &page.as_ref()?[number as usize % PAGE] })
 }
 
+/// As the library learns it, which is told of names: no system call on an allocation's way.
+#[cfg(feature = "interpose")]
+fn own_name() -> [u8; LENGTH] {
+    let mut name = [0_u8; LENGTH];
+    let known = thread::name().unwrap_or_else(sys::ThreadName::of_program);
+    name[..known.bytes().len()].copy_from_slice(known.bytes());
+    name
+}
+
+#[cfg(not(feature = "interpose"))]
 fn own_name() -> [u8; LENGTH] {
     let mut name = [0_u8; LENGTH];
     #[cfg(any(target_os = "linux", target_os = "macos"))]

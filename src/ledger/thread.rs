@@ -28,6 +28,8 @@ use crate::ledger::sums::ROSTER;
 use crate::sync::AtomicPtr;
 use crate::sync::Ordering;
 use crate::sys;
+#[cfg(feature = "interpose")]
+use crate::sys::ThreadName;
 use crate::usage::Usage;
 use std::cell::Cell as Variable;
 use std::ffi::c_void;
@@ -167,6 +169,34 @@ pub(crate) fn known_as() -> u64 {
     with(|thread| thread.known_as.get())
 }
 
+/// What the calling thread is called, as far as anybody has said so here.
+#[cfg(feature = "interpose")]
+pub(crate) fn name() -> Option<ThreadName> {
+    with(|thread| thread.name.get())
+}
+
+/// Has the calling thread look for the service with that name when it allocates next. Also
+/// for signal handlers.
+#[cfg(feature = "interpose")]
+pub(crate) fn set_name(name: ThreadName) {
+    with(|thread| {
+        thread.name.set(Some(name));
+        thread.cell.get().shut();
+    });
+}
+
+/// How many names other threads had given when the calling thread looked for its own last.
+#[cfg(feature = "interpose")]
+#[inline]
+pub(crate) fn names_seen() -> u64 {
+    with(|thread| thread.names_seen.get())
+}
+
+#[cfg(feature = "interpose")]
+pub(crate) fn set_names_seen(names: u64) {
+    with(|thread| thread.names_seen.set(names));
+}
+
 /// Whether the calling thread may be settled in another service: it is in no scope, has
 /// none of the registry's locks, and its end has not begun.
 #[cfg(any(feature = "interpose", feature = "skynet"))]
@@ -225,6 +255,11 @@ struct Thread {
     /// What the thread's service outside of scopes was chosen by.
     #[cfg(any(feature = "interpose", feature = "skynet"))]
     known_as: Variable<u64>,
+    /// What the thread is called, once somebody has said so.
+    #[cfg(feature = "interpose")]
+    name: Variable<Option<ThreadName>>,
+    #[cfg(feature = "interpose")]
+    names_seen: Variable<u64>,
     /// Set while the thread is in an [`Inside`].
     #[cfg(feature = "memory-check")]
     inside: Variable<bool>,
@@ -504,6 +539,10 @@ mod access {
                 stays: Variable::new(0),
                 #[cfg(any(feature = "interpose", feature = "skynet"))]
                 known_as: Variable::new(0),
+                #[cfg(feature = "interpose")]
+                name: Variable::new(None),
+                #[cfg(feature = "interpose")]
+                names_seen: Variable::new(0),
                 #[cfg(feature = "memory-check")]
                 inside: Variable::new(false),
                 #[cfg(feature = "memory-check")]

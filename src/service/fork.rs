@@ -7,10 +7,14 @@ use crate::backend;
 use crate::ledger::family::Tree;
 use crate::ledger::thread::Stay;
 use crate::ledger::{due, slots};
+#[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
+use crate::sync::AtomicBool;
 use crate::sync::{AtomicUsize, Ordering};
 use crate::sys;
 use std::alloc::Layout;
 use std::cell::UnsafeCell;
+#[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
+use std::ffi::c_int;
 use std::hint::black_box;
 use std::sync::{Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -19,37 +23,79 @@ use std::sync::{Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 /// A fork that is under way does not heed who comes now, so it is done before there
 /// is a second thread, where the system has a way to ([`AT_LOAD`]).
 pub(crate) fn prepare() {
-    static ONCE: Once = Once::new();
-    /// The thread that prepares.
-    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
-
-    if ONCE.is_completed() {
-        return;
-    }
-    // SAFETY: asks for a number.
-    let this_thread = unsafe { libc::pthread_self() } as usize;
-    if UNDER_WAY.load(Ordering::Relaxed) == this_thread {
-        // What is allocated below led here again: a region is mapped for it, or a host's service
-        // looked up.
+    if ONCE.is_completed() || is_under_way() {
+        // What is allocated on the way led here again: a region is mapped for it, or a host's
+        // service looked up.
         return;
     }
     ONCE.call_once(|| {
-        UNDER_WAY.store(this_thread, Ordering::Relaxed);
-        // Who asks later takes its locks earlier, and the allocator's are to be taken
-        // after these: so it has to have asked for that, which it does when it begins.
-        let layout = Layout::new::<u64>();
-        // SAFETY: the layout is not empty, and the block is freed with it.
-        unsafe {
-            let block = black_box(std::alloc::alloc(layout));
-            if !block.is_null() {
-                std::alloc::dealloc(block, layout);
-            }
-        }
-        sys::at_fork(before, in_parent, in_child);
-        #[cfg(feature = "memory-check")]
-        crate::check::heed_forks();
-        UNDER_WAY.store(0, Ordering::Relaxed);
+        begin();
+        heed_forks();
     });
+}
+
+/// Has handlers of forks registered, which are somebody else's: around ours, since they may
+/// allocate. Who is registered first takes its locks last, and gives them up first.
+#[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
+pub(crate) fn register_fork_handlers(register: impl Fn() -> c_int) -> c_int {
+    if ONCE.is_completed() {
+        return register();
+    }
+    if is_under_way() {
+        // The allocator's, or ours.
+        ALLOCATOR_HAS_ASKED.store(true, Ordering::Relaxed);
+        return register();
+    }
+    let mut registered = None;
+    ONCE.call_once(|| {
+        begin();
+        if !ALLOCATOR_HAS_ASKED.load(Ordering::Relaxed) {
+            // It had begun already, and these are its own.
+            registered = Some(register());
+        }
+        heed_forks();
+    });
+    registered.unwrap_or_else(register)
+}
+
+static ONCE: Once = Once::new();
+
+/// The thread that prepares.
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the allocator has had its handlers registered since.
+#[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
+static ALLOCATOR_HAS_ASKED: AtomicBool = AtomicBool::new(false);
+
+/// By the calling thread.
+fn is_under_way() -> bool {
+    UNDER_WAY.load(Ordering::Relaxed) == this_thread()
+}
+
+fn this_thread() -> usize {
+    // SAFETY: asks for a number.
+    unsafe { libc::pthread_self() as usize }
+}
+
+/// Who asks later takes its locks earlier, and the allocator's are to be taken
+/// after these: so it has to have asked for that, which it does when it begins.
+fn begin() {
+    UNDER_WAY.store(this_thread(), Ordering::Relaxed);
+    let layout = Layout::new::<u64>();
+    // SAFETY: the layout is not empty, and the block is freed with it.
+    unsafe {
+        let block = black_box(std::alloc::alloc(layout));
+        if !block.is_null() {
+            std::alloc::dealloc(block, layout);
+        }
+    }
+}
+
+fn heed_forks() {
+    sys::at_fork(before, in_parent, in_child);
+    #[cfg(feature = "memory-check")]
+    crate::check::heed_forks();
+    UNDER_WAY.store(0, Ordering::Relaxed);
 }
 
 /// Before the program's `main`, or when the library is opened that this is a part of.

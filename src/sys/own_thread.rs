@@ -42,7 +42,7 @@ pub(crate) fn spawn<W: FnOnce() + Send + 'static>(work: W) -> bool {
 }
 
 /// As `Box::new`, which would abort where there is no memory.
-fn try_box<T>(value: T) -> Option<Box<T>> {
+pub(crate) fn try_box<T>(value: T) -> Option<Box<T>> {
     let layout = Layout::new::<T>();
     let place = match layout.size() {
         0 => NonNull::dangling(),

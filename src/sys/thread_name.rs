@@ -1,0 +1,129 @@
+//! What the kernel calls a thread, without asking it: a sandbox may not let that through.
+
+use std::ffi::{CStr, c_char};
+use std::num::NonZeroU8;
+
+/// A thread's name: up to 15 bytes, of any kind but zeros. The kernel cuts what is longer, also
+/// in the middle of a character.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ThreadName {
+    bytes: [u8; LENGTH],
+    /// The bytes' number and one: so zeros are a name that is not there.
+    end: NonZeroU8,
+}
+
+const LENGTH: usize = 15;
+
+// A thread-local that begins as zeros has one.
+const _: () = {
+    assert!(size_of::<Option<ThreadName>>() == LENGTH + 1);
+    // SAFETY: of the same size, and zeros are valid: `None`.
+    assert!(unsafe { std::mem::zeroed::<Option<ThreadName>>() }.is_none());
+};
+
+impl ThreadName {
+    fn cut(name: &[u8]) -> Self {
+        let mut bytes = [0; LENGTH];
+        let length = name.len().min(LENGTH);
+        bytes[..length].copy_from_slice(&name[..length]);
+        Self { bytes, end: NonZeroU8::MIN.saturating_add(length as u8) }
+    }
+
+    /// As the kernel takes it.
+    ///
+    /// # Safety
+    ///
+    /// Up to a zero, or 15 bytes, must be readable.
+    pub(crate) unsafe fn from_ptr(name: *const c_char) -> Self {
+        // SAFETY: the caller's promise; reads no further.
+        unsafe { Self::cut(std::slice::from_raw_parts(name.cast(), libc::strnlen(name, LENGTH))) }
+    }
+
+    /// What a program's first thread is called, and so are those that it begins: the last part of
+    /// the path that was executed.
+    pub(crate) fn of_program() -> Self {
+        // SAFETY: asks for a number that the kernel gave: the address of a C string, on the stack
+        // of the first thread, or 0.
+        let path = unsafe {
+            let path = libc::getauxval(libc::AT_EXECFN) as *const c_char;
+            if path.is_null() { c"" } else { CStr::from_ptr(path) }
+        };
+        let path = path.to_bytes();
+        if path.starts_with(b"/dev/fd/") {
+            // Executed by a descriptor: the kernel has the file's own name, if it is a newer one.
+            let mut name = [0; LENGTH + 1];
+            // SAFETY: the kernel writes no more than 16 bytes, a zero among them.
+            unsafe {
+                if libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) == 0 {
+                    return Self::from_ptr(name.as_ptr());
+                }
+            }
+        }
+        Self::cut(path.rsplit(|&byte| byte == b'/').next().unwrap_or_default())
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.end.get()) - 1]
+    }
+
+    /// As text, on the stack: what is no UTF-8 is U+FFFD.
+    pub(crate) fn lossy(&self) -> Lossy {
+        let mut text = Lossy { bytes: [0; _], length: 0 };
+        for chunk in self.bytes().utf8_chunks() {
+            text.push(chunk.valid());
+            if !chunk.invalid().is_empty() {
+                text.push("\u{FFFD}");
+            }
+        }
+        text
+    }
+}
+
+/// A name as text.
+pub(crate) struct Lossy {
+    /// A byte may become three.
+    bytes: [u8; 3 * LENGTH],
+    length: usize,
+}
+
+impl Lossy {
+    fn push(&mut self, text: &str) {
+        let end = self.length + text.len();
+        // There is always room.
+        if let Some(place) = self.bytes.get_mut(self.length..end) {
+            place.copy_from_slice(text.as_bytes());
+            self.length = end;
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_are_cut_as_the_kernel_does() {
+        let name = |text: &CStr| unsafe { ThreadName::from_ptr(text.as_ptr()) };
+        assert_eq!(name(c"").bytes(), b"");
+        assert_eq!(name(c"").lossy().as_str(), "");
+        assert_eq!(name(c"0123456789abcdef").bytes(), b"0123456789abcde");
+        assert_eq!(name(c"\xe9\xe9").lossy().as_str(), "\u{FFFD}\u{FFFD}");
+        // Seven of two bytes each, and half of the eighth.
+        assert_eq!(name(c"éééééééé").lossy().as_str(), "ééééééé\u{FFFD}");
+        assert_eq!(name(c"a/\n\t").lossy().as_str(), "a/\n\t");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_the_text_that_std_makes_of_them(bytes in prop::collection::vec(1_u8.., 0..30)) {
+            let name = ThreadName::cut(&bytes);
+            prop_assert_eq!(name.bytes(), &bytes[..bytes.len().min(15)]);
+            prop_assert_eq!(name.lossy().as_str(), &String::from_utf8_lossy(name.bytes()));
+        }
+    }
+}
