@@ -104,7 +104,8 @@ pub struct Balance {
     pub cookies: u64,
     /// Freed blocks that memory-check keeps back.
     pub quarantine: u64,
-    /// What jemalloc adds to blocks to fill a size class.
+    /// What jemalloc adds to blocks to fill a size class. Where another crate has made it the C
+    /// library's `malloc`, also what C allocates.
     pub rounding: u64,
     /// Freed blocks that jemalloc keeps for each thread.
     pub thread_caches: u64,

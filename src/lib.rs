@@ -136,6 +136,7 @@
 //! | --- | --- | --- |
 //! | `jemalloc` | yes | jemalloc as the default backend; without it, the system's allocator |
 //! | `jemalloc-stats` | yes | jemalloc's own figures in snapshots; keeping them costs jemalloc itself a few percent in the tightest loops |
+//! | `disable-initial-exec-tls` | no | what a library needs that is opened while a program runs, such as an extension module of Python's: [Plug-ins](guide#plug-ins) |
 //! | `memory-check` | no | the room `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |

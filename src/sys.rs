@@ -12,6 +12,9 @@ mod bell;
 mod own_thread;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod smaps;
+// musl's loader unmaps nothing, and a static program has no loader.
+#[cfg(all(target_os = "linux", target_env = "gnu", not(target_feature = "crt-static"), not(miri)))]
+mod stay_loaded;
 #[cfg(all(any(feature = "memory-check", feature = "interpose", feature = "skynet"), not(dogtag_loom)))]
 pub(crate) mod stderr;
 #[cfg(all(feature = "interpose", not(dogtag_loom)))]
@@ -278,6 +281,9 @@ fn exit_key(hook: unsafe extern "C" fn(*mut c_void)) -> Option<libc::pthread_key
     if known != 0 {
         return Some((known - 1) as libc::pthread_key_t);
     }
+    // From here on threads call code of ours when they end.
+    #[cfg(all(target_os = "linux", target_env = "gnu", not(target_feature = "crt-static"), not(miri)))]
+    stay_loaded::link();
     let mut key = 0;
     // SAFETY: `key` is a valid place for the result.
     if unsafe { libc::pthread_key_create(&mut key, Some(hook)) } != 0 {

@@ -64,8 +64,8 @@
 //! Functions that are about the C library's own heap (`mallinfo`, `mallopt`, `malloc_trim`)
 //! are left to it, and it is empty. A Rust program that interposes should have jemalloc as
 //! its backend, as it is by default: [`System`](std::alloc::System) would come here too, and
-//! be counted twice. Preload the library, or link it; opened with `dlopen` it
-//! may find no room for its thread-local variables.
+//! be counted twice. Preload the library, or link it; a library that is to be opened with
+//! `dlopen` needs the feature `disable-initial-exec-tls` ([Plug-ins](crate::guide#plug-ins)).
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("the feature `capi` is for Linux");

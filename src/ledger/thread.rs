@@ -4,6 +4,11 @@
 //! two instructions that clobber nothing, in the initial-exec model: a
 //! `thread_local!` in a library crate compiles to a call of `__tls_get_addr`,
 //! which the linker relaxes, but around which registers were already saved.
+//! A library that is opened late has to call it all the same (feature
+//! `disable-initial-exec-tls`), since the model needs room that is given out at
+//! the start; where it does, a thread's first call may allocate, from the C library's
+//! `malloc`. That is another allocator, or dogtag as the program itself has it, which
+//! needs no such call.
 //!
 //! A thread begins at the unattributed service's shared cell, whose door is
 //! shut. So its first allocation leaves the hot path, gets a shard and comes
@@ -20,9 +25,7 @@ pub(crate) use crate::ledger::shard::KEEPSAKES;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
 #[cfg(feature = "memory-check")]
 use crate::ledger::slots;
-use crate::ledger::slots::Record;
-#[cfg(any(feature = "interpose", feature = "skynet"))]
-use crate::ledger::slots::UNATTRIBUTED;
+use crate::ledger::slots::{Record, UNATTRIBUTED};
 use crate::ledger::sums::ROSTER;
 #[cfg(feature = "memory-check")]
 use crate::sync::AtomicPtr;
@@ -429,47 +432,58 @@ unsafe extern "C" fn on_exit(_: *mut c_void) {
     with(Thread::detach);
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux", not(any(miri, dogtag_thread_local))))]
+impl Thread {
+    /// How every thread begins: in the unattributed service, with the directory that has no cells.
+    const fn new() -> Self {
+        Self {
+            cell: Variable::new(UNATTRIBUTED.shared()),
+            directory: Variable::new(&EMPTY_DIRECTORY),
+            record: Variable::new(&UNATTRIBUTED),
+            shard: Variable::new(None),
+            detached: Variable::new(false),
+            shares: Variable::new(false),
+            #[cfg(any(feature = "interpose", feature = "skynet"))]
+            stays: Variable::new(0),
+            #[cfg(any(feature = "interpose", feature = "skynet"))]
+            known_as: Variable::new(0),
+            #[cfg(feature = "interpose")]
+            name: Variable::new(None),
+            #[cfg(feature = "interpose")]
+            names_seen: Variable::new(0),
+            #[cfg(feature = "memory-check")]
+            inside: Variable::new(false),
+            #[cfg(feature = "memory-check")]
+            number: Variable::new(0),
+        }
+    }
+}
+
+#[cfg(all(
+    target_arch = "x86_64",
+    target_os = "linux",
+    not(any(miri, dogtag_thread_local, feature = "disable-initial-exec-tls"))
+))]
 mod access {
     //! The initial-exec model by hand, because stable Rust has no switch for it.
 
-    use super::{EMPTY_DIRECTORY, Thread};
-    use crate::ledger::slots::UNATTRIBUTED;
-    use std::arch::{asm, global_asm};
+    use super::Thread;
+    use std::arch::asm;
     use std::mem::offset_of;
 
-    /// One symbol per release that Cargo would link beside another.
-    macro_rules! symbol {
-        () => {
-            concat!("dogtag_thread_", env!("CARGO_PKG_VERSION_MAJOR"), "_", env!("CARGO_PKG_VERSION_MINOR"))
-        };
-    }
+    const _: () = assert!(offset_of!(Thread, cell) == 0 && offset_of!(Thread, directory) == 8);
 
-    const _: () = {
-        assert!(offset_of!(Thread, cell) == 0 && offset_of!(Thread, directory) == 8);
-        // All others are zero.
-        assert!(offset_of!(Thread, record) == 16 && size_of::<Thread>() > 24);
-    };
+    /// Aligned so that AddressSanitizer leaves it alone, which takes it for an ordinary variable.
+    #[repr(C, align(64))]
+    struct Template(#[allow(dead_code, reason = "asm reads it")] Thread);
 
-    // How every thread begins: a `Thread` in the unattributed service (a record
-    // begins with its shared cell), with the directory that has no cells.
-    global_asm!(
-        concat!(".pushsection .tdata.", symbol!(), ",\"awT\",@progbits"),
-        ".balign 8",
-        concat!(".globl ", symbol!()),
-        concat!(".hidden ", symbol!()),
-        concat!(".type ", symbol!(), ", @object"),
-        concat!(".size ", symbol!(), ", {size}"),
-        concat!(symbol!(), ":"),
-        ".quad {unattributed}",
-        ".quad {directory}",
-        ".quad {unattributed}",
-        ".zero {size} - 24",
-        ".popsection",
-        size = const size_of::<Thread>(),
-        unattributed = sym UNATTRIBUTED,
-        directory = sym EMPTY_DIRECTORY,
-    );
+    // SAFETY: nobody gets at the template itself.
+    unsafe impl Sync for Template {}
+
+    /// What each thread has a copy of: the linker and the loader know that by the section's name. Its
+    /// address is an offset in the thread's block, so it is only named below. It is a Rust
+    /// static for Rust's dynamic libraries (`dylib`), which export what the compiler knows.
+    #[unsafe(link_section = ".tdata.dogtag")]
+    static THREAD: Template = Template(Thread::new());
 
     #[inline(always)]
     pub(super) fn first_word() -> *const u8 {
@@ -477,9 +491,10 @@ mod access {
         // SAFETY: reads the first word of the calling thread's `Thread`.
         unsafe {
             asm!(
-                concat!("mov {word}, qword ptr [rip + ", symbol!(), "@GOTTPOFF]"),
+                "mov {word}, qword ptr [rip + {of_thread}@GOTTPOFF]",
                 "mov {word}, qword ptr fs:[{word}]",
                 word = out(reg) word,
+                of_thread = sym THREAD,
                 options(pure, readonly, nostack, preserves_flags),
             );
         }
@@ -492,9 +507,10 @@ mod access {
         // SAFETY: reads the second word of the calling thread's `Thread`.
         unsafe {
             asm!(
-                concat!("mov {word}, qword ptr [rip + ", symbol!(), "@GOTTPOFF]"),
+                "mov {word}, qword ptr [rip + {of_thread}@GOTTPOFF]",
                 "mov {word}, qword ptr fs:[{word} + 8]",
                 word = out(reg) word,
+                of_thread = sym THREAD,
                 options(pure, readonly, nostack, preserves_flags),
             );
         }
@@ -508,8 +524,9 @@ mod access {
         unsafe {
             asm!(
                 "mov {thread}, qword ptr fs:[0]",
-                concat!("add {thread}, qword ptr [rip + ", symbol!(), "@GOTTPOFF]"),
+                "add {thread}, qword ptr [rip + {of_thread}@GOTTPOFF]",
                 thread = out(reg) thread,
+                of_thread = sym THREAD,
                 options(pure, readonly, nostack),
             );
         }
@@ -517,38 +534,20 @@ mod access {
     }
 }
 
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(any(miri, dogtag_thread_local)))))]
+#[cfg(not(all(
+    target_arch = "x86_64",
+    target_os = "linux",
+    not(any(miri, dogtag_thread_local, feature = "disable-initial-exec-tls"))
+)))]
 mod access {
     //! What the compiler makes of a thread-local; it has no destructor, so it
-    //! can be used for as long as the thread runs. `--cfg dogtag_thread_local`
-    //! chooses it where there is a shorter way.
+    //! can be used for as long as the thread runs. Where there is a shorter way, the feature
+    //! `disable-initial-exec-tls` or `--cfg dogtag_thread_local` choose it all the same.
 
-    use super::{EMPTY_DIRECTORY, Thread, Variable};
-    use crate::ledger::slots::UNATTRIBUTED;
+    use super::Thread;
 
     std::thread_local! {
-        static THREAD: Thread = const {
-            Thread {
-                cell: Variable::new(UNATTRIBUTED.shared()),
-                directory: Variable::new(&EMPTY_DIRECTORY),
-                record: Variable::new(&UNATTRIBUTED),
-                shard: Variable::new(None),
-                detached: Variable::new(false),
-                shares: Variable::new(false),
-                #[cfg(any(feature = "interpose", feature = "skynet"))]
-                stays: Variable::new(0),
-                #[cfg(any(feature = "interpose", feature = "skynet"))]
-                known_as: Variable::new(0),
-                #[cfg(feature = "interpose")]
-                name: Variable::new(None),
-                #[cfg(feature = "interpose")]
-                names_seen: Variable::new(0),
-                #[cfg(feature = "memory-check")]
-                inside: Variable::new(false),
-                #[cfg(feature = "memory-check")]
-                number: Variable::new(0),
-            }
-        };
+        static THREAD: Thread = const { Thread::new() };
     }
 
     #[inline]
