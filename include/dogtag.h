@@ -213,7 +213,10 @@ int skynet_posix_memalign(void **block, size_t alignment, size_t size);
 /* For Lua, which counts its memory itself: straight from jemalloc, in no service's figures. */
 void *skynet_lalloc(void *block, size_t old_size, size_t new_size);
 
-/* Live bytes and live blocks of all services, and live bytes of the current one. */
+/* Live bytes and live blocks of all services, and live bytes of the current one. Handle 0 is no
+ * service's, as in skynet: what is allocated while it is current (threads between two services)
+ * is in no sum but its own, and so is what dogtag keeps for itself: names and tables, of which up
+ * to 130 KB for services that have ended. */
 size_t malloc_used_memory(void);
 size_t malloc_memory_block(void);
 size_t malloc_current_memory(void);
@@ -225,8 +228,7 @@ int mallctl_opt(const char *name, int *new_value);
 bool mallctl_bool(const char *name, bool *new_value);
 int mallctl_cmd(const char *name);
 
-/* Every service's live bytes: through skynet_error; as a Lua table, by handle. 0 is the handle
- * of what is nobody's. */
+/* Every service's live bytes: through skynet_error; as a Lua table, by handle. Without handle 0. */
 void dump_c_mem(void);
 int dump_mem_lua(struct lua_State *lua);
 

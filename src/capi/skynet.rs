@@ -127,12 +127,16 @@ unsafe extern "C" fn skynet_lalloc(block: *mut c_void, _old_size: usize, new_siz
 
 #[unsafe(no_mangle)]
 extern "C" fn malloc_used_memory() -> usize {
-    crate::totals().bytes() as usize
+    let mut bytes = 0;
+    each_row(|_, usage| bytes += usage.bytes());
+    bytes as usize
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn malloc_memory_block() -> usize {
-    crate::totals().blocks() as usize
+    let mut blocks = 0;
+    each_row(|_, usage| blocks += usage.blocks());
+    blocks as usize
 }
 
 #[unsafe(no_mangle)]
@@ -243,13 +247,24 @@ unsafe extern "C" fn skynet_debug_memory(info: *const c_char) {
 fn live() -> BTreeMap<u32, u64> {
     super::services::in_no_service(|| {
         let mut found: Vec<(u32, Usage)> = Vec::new();
-        ledger::usages(|record, usage| found.push((record.handle(), usage)));
+        each_row(|handle, usage| found.push((handle, usage)));
         let mut live = BTreeMap::new();
         for (handle, usage) in found {
             *live.entry(handle).or_default() += usage.bytes();
         }
         live
     })
+}
+
+/// Calls a function with each service that skynet shows: every handle but 0, which no service
+/// has. It is current on threads between two services, and what dogtag itself allocates is
+/// counted there.
+fn each_row(mut row: impl FnMut(u32, Usage)) {
+    ledger::usages(|record, usage| {
+        if record.handle() != 0 {
+            row(record.handle(), usage);
+        }
+    });
 }
 
 fn or_end(block: *mut c_void, size: usize) -> *mut c_void {

@@ -402,6 +402,7 @@ static void dumps(void)
 		CHECK_EQUAL(sscanf(lines[i], ":%8x -> %zukb %zub%n", &handle, &kilobytes, &bytes, &end), 3);
 		CHECK(end > 0 && lines[i][end] == '\0');
 		CHECK_EQUAL(kilobytes, bytes >> 10);
+		CHECK(handle != 0);
 		sum += bytes;
 	}
 	check_note = lines[line_count - 1];
@@ -410,6 +411,7 @@ static void dumps(void)
 	CHECK(end > 0 && lines[line_count - 1][end] == '\0');
 	CHECK_EQUAL(total, sum >> 10);
 	check_note = "";
+	CHECK_EQUAL(malloc_used_memory(), sum);
 	for (size_t i = 0; i < COUNT(HANDLES); i++) {
 		char expected[100];
 		int found = 0;
@@ -436,9 +438,43 @@ static void dumps(void)
 		}
 		CHECK_EQUAL(found, 1);
 	}
+	for (size_t j = 0; j < lua.count; j++)
+		CHECK(lua.table[j].key != 0);
 	for (size_t i = 0; i < COUNT(HANDLES); i++)
 		skynet_free(blocks[i]);
 	CHECK_EQUAL(held_by(ONE), 0);
+}
+
+/* Between two services a thread has handle 0: no service's, and in no sum. */
+static void handle_0(void)
+{
+	void *blocks[100];
+	size_t held = held_by(0), sum = 0;
+
+	begin();
+	current = 0;
+	for (size_t i = 0; i < COUNT(blocks); i++) {
+		blocks[i] = skynet_malloc(i * 1000);
+		sum += dogtag_usable_size(blocks[i]);
+	}
+	CHECK_EQUAL(malloc_current_memory(), held + sum);
+	CHECK_SINCE(0, 0);
+
+	/* Who resizes one, has it. */
+	sum -= dogtag_usable_size(blocks[0]);
+	current = ONE;
+	blocks[0] = skynet_realloc(blocks[0], 500);
+	CHECK_EQUAL(malloc_current_memory(), dogtag_usable_size(blocks[0]));
+	CHECK_SINCE(dogtag_usable_size(blocks[0]), 1);
+	skynet_free(blocks[0]);
+	CHECK_SINCE(0, 0);
+	/* What it took to make the service is counted with handle 0. */
+	held = held_by(0) - sum;
+	for (size_t i = 1; i < COUNT(blocks); i++)
+		skynet_free(blocks[i]);
+	CHECK_EQUAL(held_by(0), held);
+	CHECK_SINCE(0, 0);
+	current = NOBODY;
 }
 
 /* jemalloc's settings */
@@ -670,15 +706,18 @@ static void short_lives(void)
 	const size_t allowed = 64 * MIB;
 #endif
 	uint32_t handle = 0x03000000;
-	size_t before, after;
+	size_t before, after, own;
 
 	for (int i = 0; i < 1000; i++)
 		short_life(handle++);
 	before = resident();
+	own = held_by(0);
 	for (int i = 0; i < 200000; i++)
 		short_life(handle++);
 	after = resident();
 	CHECK(after <= before || after - before <= allowed);
+	/* Names and tables are of the last thousand, not of all that there were. */
+	CHECK(held_by(0) <= own + MIB / 4);
 	/* And nobody reads of them all. */
 	line_count = 0;
 	dump_c_mem();
@@ -696,6 +735,7 @@ int main(int argc, char **argv)
 	lalloc();
 	handles();
 	dumps();
+	handle_0();
 	settings();
 	standard_error();
 	threads();
