@@ -4,7 +4,7 @@ mod watch;
 
 use dogtag::{Dogtag, Service};
 use std::fmt;
-use std::sync::Mutex;
+use std::sync::{Mutex, Once};
 use std::thread;
 use std::time::Duration;
 use tracing::field::{Field, Visit};
@@ -52,9 +52,37 @@ fn wait_for(service: &str, events: usize) -> Vec<(Level, String)> {
     })
 }
 
+fn listen() {
+    static ONCE: Once = Once::new();
+
+    ONCE.call_once(|| registry().with(Listener).init());
+}
+
+/// Of a span that names a service which there cannot be: there is nobody to return an error to.
+#[cfg(feature = "tracing-layer")]
+#[test]
+fn events_tell_of_names_that_are_none() {
+    listen();
+    let long = "é".repeat(1 << 20);
+    tracing::subscriber::with_default(registry().with(dogtag::ServiceLayer::new()), || {
+        for (name, cut) in [("", ""), (&*long, &long[..254])] {
+            // Once a second, so it may take some.
+            let told = (0..600).find_map(|_| {
+                tracing::info_span!("a", service = name);
+                thread::sleep(Duration::from_millis(100));
+                told_of(cut).pop()
+            });
+            let (level, text) = told.expect("it is told");
+            assert_eq!(level, Level::ERROR);
+            assert!(text.contains("the one that it names cannot be registered"), "{text}");
+            assert!(text.len() < 1500, "{} bytes", text.len());
+        }
+    });
+}
+
 #[test]
 fn events_tell_what_happens_to_services() {
-    registry().with(Listener).init();
+    listen();
 
     // A beginning and an end.
     let parent = Service::register("parent").unwrap();

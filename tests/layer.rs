@@ -73,6 +73,29 @@ fn a_field_names_the_service() {
 }
 
 #[test]
+fn a_name_that_is_none_chooses_no_service() {
+    with_default(plain(), || {
+        let outer = info_span!("a", service = "outer of odd names");
+        let _outer = outer.enter();
+        let longest = "x".repeat(Service::MAX_NAME_LEN);
+        assert_eq!(within(&info_span!("a", service = longest)), longest);
+        let long = "é".repeat(1 << 20);
+        for within in [
+            within(&info_span!("a", service = "")),
+            within(&info_span!("a", service = long)),
+            within(&info_span!("a", service = %long)),
+            within(&info_span!("a", service = %format_args!("{longest}y"))),
+        ] {
+            assert_eq!(within, "outer of odd names");
+        }
+        let (_, usage) = dogtag::measure(|| info_span!("a", service = ?long));
+        assert!(usage.allocated_bytes < 100_000, "{usage:?}");
+    });
+    let rows = dogtag::snapshot().rows;
+    assert!(rows.iter().all(|row| !row.name.is_empty() && row.name.len() <= Service::MAX_NAME_LEN));
+}
+
+#[test]
 fn a_field_may_be_recorded_later() {
     with_default(plain(), || {
         let span = info_span!("a", service = tracing::field::Empty);

@@ -129,7 +129,8 @@ fn the_number_of_series_is_bounded() {
 #[test]
 fn names_are_anything() {
     let _alone = ALONE.lock();
-    let names = ["with \"quotes\"", "back\\slash", "two\nlines", "{braces}", "ünïcödé", "", "(other)"];
+    let longest = "\"".repeat(Service::MAX_NAME_LEN);
+    let names = ["with \"quotes\"", "back\\slash", "two\nlines", "{braces}", "ünïcödé", &longest, "(other)"];
     let services = names.map(|name| Service::register(name).unwrap());
     let block = services[6].run(|| vec![0_u8; 777]);
     let samples = scrape(ServiceCollector::new());
@@ -137,6 +138,19 @@ fn names_are_anything() {
     assert!(samples.contains_key(&of("live_bytes", r"two\nlines")));
     assert_eq!(samples[&of("live_bytes", "(other)")], 777);
     drop((block, services));
+}
+
+/// Of a scrape in which one label is too long nothing is kept.
+#[test]
+fn labels_are_bounded() {
+    let _alone = ALONE.lock();
+    let block = Service::register("x".repeat(Service::MAX_NAME_LEN)).unwrap().run(|| vec![0_u8; 1 << 20]);
+    assert!(Service::register("x".repeat(10_000)).is_err());
+    let samples = scrape(ServiceCollector::new());
+    let labels =
+        samples.keys().filter_map(|series| Some(series.split_once("service=\"")?.1.split_once('"')?.0));
+    assert_eq!(labels.map(str::len).max(), Some(255 + " (retired)".len()));
+    drop(block);
 }
 
 #[test]

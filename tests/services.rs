@@ -85,12 +85,43 @@ fn registering_is_not_charged_to_who_registers() {
 
 #[test]
 fn odd_names_are_kept_as_they_are() {
-    for name in ["", "ünïcödé ✓", "with\nnewline", &"long ".repeat(1000)] {
+    for name in ["ünïcödé ✓", "with\nnewline", "\0", " ", &"long ".repeat(51)] {
         assert_eq!(Service::register(name).unwrap().name(), name);
     }
     for line in dogtag::snapshot().to_string().lines() {
         assert!(line.chars().count() < 160, "{line}");
     }
+}
+
+#[test]
+fn a_name_is_not_empty_and_not_longer_than_its_bound() {
+    assert_eq!(Service::MAX_NAME_LEN, 255);
+    assert_eq!(Service::register(""), Err(RegisterError::NoName));
+    assert_eq!(Service::builder(String::new()).handle(0x77).register(), Err(RegisterError::NoName));
+    assert_eq!((Service::by_name(""), Service::by_handle(0x77)), (None, None));
+    let longest = "é".repeat(127) + "x";
+    let service = Service::register(&longest).unwrap();
+    assert_eq!((service.name(), Service::by_name(&longest)), (&*longest, Some(service.clone())));
+    for name in [longest.clone() + "y", "é".repeat(128), "名".repeat(1 << 20)] {
+        let before = dogtag::Service::unattributed().usage();
+        for error in [
+            Service::register(&name).unwrap_err(),
+            Service::builder(&name).parent(&service).register().unwrap_err(),
+        ] {
+            let RegisterError::NameTooLong { beginning, len } = &error else { panic!("{error:?}") };
+            assert!(*len == name.len() && name.starts_with(beginning) && beginning.len() > 50);
+            let text = error.to_string();
+            assert!(
+                text.contains(&format!("{beginning:?}")) && text.contains("255") && text.len() < 300,
+                "{text}"
+            );
+        }
+        assert_eq!(Service::by_name(&name), None);
+        let allocated = (dogtag::Service::unattributed().usage() - before).allocated_bytes;
+        assert!(allocated < 100_000, "{allocated} bytes for a name that is none");
+    }
+    let text = RegisterError::NoName.to_string();
+    assert!(text.contains("name"), "{text}");
 }
 
 /// More than fit a short cookie, and every one of them exact.

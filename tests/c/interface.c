@@ -439,6 +439,8 @@ static void names_and_handles(void)
 	CHECK_REFUSED(dogtag_service_register_as("one", handle + 1, NULL), EEXIST);
 	CHECK_REFUSED(dogtag_service_register_as("unattributed", 7, NULL), EEXIST);
 	CHECK_REFUSED(dogtag_service_register(NULL), EINVAL);
+	CHECK_REFUSED(dogtag_service_register(""), EINVAL);
+	CHECK_REFUSED(dogtag_service_register_as("", 5, one), EINVAL);
 	CHECK_REFUSED(dogtag_service_register_as(NULL, 5, NULL), EINVAL);
 	CHECK_REFUSED(dogtag_service_register_as(NULL, 0, one), EINVAL);
 	for (size_t i = 0; i < COUNT(NOT_UTF_8); i++) {
@@ -460,6 +462,9 @@ static void names_and_handles(void)
 	dogtag_service_release(chosen);
 
 	memset(long_name, 'n', sizeof(long_name) - 1);
+	CHECK_REFUSED(dogtag_service_register(long_name), ENAMETOOLONG);
+	CHECK_REFUSED(dogtag_service_register_as(long_name, 5, one), ENAMETOOLONG);
+	long_name[255] = 0;
 	again = registered(long_name);
 	check_name(again, long_name);
 	dogtag_service_release(again);

@@ -6,7 +6,8 @@
 use arbitrary::Arbitrary;
 use dogtag::mapped::MappedRegion;
 use dogtag::{
-    Balance, Dogtag, JemallocStats, Lost, Quarantine, Row, Service, ServiceCollector, Snapshot, Usage,
+    Balance, Dogtag, JemallocStats, Lost, Quarantine, RegisterError, Row, Service, ServiceCollector, Snapshot,
+    Usage,
 };
 use libfuzzer_sys::fuzz_target;
 use prometheus_client::encoding::text::encode;
@@ -207,6 +208,10 @@ fn names(names: &Names<'_>) {
                 if !named.is_dropped {
                     services.push(service);
                 }
+            }
+            Err(RegisterError::NoName) => assert!(name.is_empty()),
+            Err(RegisterError::NameTooLong { beginning, len }) => {
+                assert!(len == name.len() && len > Service::MAX_NAME_LEN && name.starts_with(&beginning));
             }
             Err(error) => assert!(error.to_string().contains(&format!("{name:?}")), "{error}"),
         }
