@@ -479,11 +479,8 @@ fn is_alone(test: &str) -> bool {
     if std::env::var_os(TASK).is_some() {
         return true;
     }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(TASK, "1")
-        .output()
-        .unwrap();
+    let mut program = Command::new(std::env::current_exe().unwrap());
+    let output = watch::output(program.args(["--exact", test, "--nocapture"]).env(TASK, "1"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     false
 }

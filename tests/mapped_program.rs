@@ -12,8 +12,12 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 fn build(name: &str, source: &str) -> Command {
     let package = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::create_dir_all(package.join("src")).unwrap();
+    // Built as the crate is, and so not again.
+    let own = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
+    let profiles = own.split("\n[").filter(|table| table.starts_with("profile.dev"));
+    let profiles: String = profiles.map(|table| format!("[{table}\n")).collect();
     let manifest = format!(
-        "[package]\nname = \"{name}\"\nedition = \"2024\"\n[workspace]\n[profile.dev]\nopt-level = 2\n\
+        "[package]\nname = \"{name}\"\nedition = \"2024\"\n[workspace]\n{profiles}\
          [dependencies]\ndogtag = {{ path = {ROOT:?}, features = [\"mapped\"] }}\n\
          tokio = {{ version = \"1.38\", features = [\"rt-multi-thread\", \"sync\", \"time\"] }}\n"
     );
