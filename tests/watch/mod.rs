@@ -1,12 +1,13 @@
 //! Finds what hangs, on a machine of any speed. What is slow, or waits for its turn on a busy
-//! machine, is left alone: nobody here compares times. A process hangs if all its threads sleep
-//! look after look, and none had more than a moment of a processor, or if it has used up more of
-//! a processor than any test needs.
+//! machine, is left alone: nobody here compares times. A process hangs if look after look all its
+//! threads sleep, or have only asked in vain and gone back to sleep; or if it has used up more of a
+//! processor than any test needs.
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
 use std::fmt::Display;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -18,8 +19,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 60;
 
 /// What a process may use of a processor within a pause, and still be asleep: some wait by
-/// asking every millisecond.
+/// asking every millisecond. On a busy machine they are found waiting for their turn, and come to
+/// ask less often.
 const MOMENT: Duration = Duration::from_millis(30);
+const MOMENT_OF_BUSY: Duration = Duration::from_millis(10);
 
 /// What a process may use of a processor: minutes more than what valgrind makes of any test.
 const MOST: Duration = Duration::from_secs(1800);
@@ -147,7 +150,10 @@ impl Watch {
             let waits = processes.iter().any(|other| other.parent == process.id && other.lives);
             let asleep =
                 before.iter().find(|(before, _)| before.id == process.id).map_or(0, |(before, asleep)| {
-                    let is_asleep = !waits && process.sleeps && process.used - before.used <= MOMENT;
+                    let used = process.used.saturating_sub(before.used);
+                    // Who did not sleep at all has something to do, and has not got its turn.
+                    let has_slept = process.slept > before.slept && used <= MOMENT_OF_BUSY;
+                    let is_asleep = !waits && (process.sleeps && used <= MOMENT || has_slept);
                     if is_asleep { asleep + 1 } else { 0 }
                 });
             let Process { id, used, .. } = process;
@@ -172,6 +178,8 @@ struct Process {
     lives: bool,
     /// No thread of it has something to do.
     sleeps: bool,
+    /// How often its threads went to sleep.
+    slept: u64,
     /// Of processors, by all its threads.
     used: Duration,
 }
@@ -180,25 +188,46 @@ impl Process {
     /// Without that thread. `None` if there is no such process, or a system that tells nothing.
     fn read(id: libc::pid_t, without: Option<libc::pid_t>) -> Option<Self> {
         let (state, fields) = stat(&format!("/proc/{id}/stat"))?;
-        let number = |field: usize| fields[field].parse::<u64>().unwrap();
-        // SAFETY: asks for a number.
-        let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as u64;
-        let sleeps = fs::read_dir(format!("/proc/{id}/task")).ok()?.flatten().all(|thread| {
-            let is_left_out =
-                without.is_some_and(|without| thread.file_name() == without.to_string().as_str());
-            // One that has gone meanwhile had something to do.
-            is_left_out
-                || stat(&format!("/proc/{id}/task/{}/stat", thread.file_name().display()))
-                    .is_some_and(|(state, _)| matches!(state, 'S' | 'T' | 't' | 'Z' | 'X'))
-        });
-        Some(Self {
+        // Threads that have ended are in the whole's.
+        let mut all = Self {
             id,
-            parent: fields[1].parse().unwrap(),
+            parent: fields[1].parse().ok()?,
             lives: !matches!(state, 'Z' | 'X'),
-            sleeps,
-            used: Duration::from_millis((number(11) + number(12)) * 1000 / ticks),
-        })
+            sleeps: true,
+            slept: 0,
+            used: if without.is_none() { used(&fields) } else { Duration::ZERO },
+        };
+        for thread in fs::read_dir(format!("/proc/{id}/task")).ok()?.flatten() {
+            if without.is_some_and(|without| thread.file_name() == without.to_string().as_str()) {
+                continue;
+            }
+            let Some((state, fields)) = stat(&format!("{}/stat", thread.path().display())) else {
+                // It had something to do, and has ended.
+                all.sleeps = false;
+                continue;
+            };
+            all.sleeps &= matches!(state, 'S' | 'T' | 't' | 'Z' | 'X');
+            all.slept += slept(&thread.path()).unwrap_or(0);
+            if without.is_some() {
+                all.used += used(&fields);
+            }
+        }
+        Some(all)
     }
+}
+
+/// What was used of processors.
+fn used(fields: &[String]) -> Duration {
+    let number = |field: usize| fields[field].parse::<u64>().unwrap();
+    // SAFETY: asks for a number.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as u64;
+    Duration::from_millis((number(11) + number(12)) * 1000 / ticks)
+}
+
+/// How often a thread went to sleep of its own.
+fn slept(thread: &Path) -> Option<u64> {
+    let status = fs::read_to_string(thread.join("status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
 }
 
 /// A state, and the fields from that one on (`proc_pid_stat(5)` counts them from 3 on).

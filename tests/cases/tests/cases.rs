@@ -45,7 +45,7 @@ fn run(command: &mut Command) -> Said {
 /// Runs a program of `src/bin`.
 macro_rules! case {
     ($name:literal $(, $argument:expr)*) => {
-        run(Command::new(env!(concat!("CARGO_BIN_EXE_", $name)))$(.arg($argument))*)
+        run(Command::new(env!(concat!("CARGO_BIN_EXE_", $name))).args::<&[&str], _>(&[$($argument),*]))
     };
 }
 
@@ -171,7 +171,7 @@ fn blocks_become_smaller_at_the_limit() {
 #[test]
 fn a_deep_family_is_shown() {
     let size = |rows: usize| -> usize {
-        let said = case!("b7_tree", rows.to_string());
+        let said = case!("b7_tree", &rows.to_string());
         said.after(&format!("{rows} rows: "))[0].split(' ').next().unwrap().parse().unwrap()
     };
     let (few, many) = (size(33_000), size(132_000));
@@ -182,9 +182,11 @@ fn a_deep_family_is_shown() {
 fn a_region_that_nobody_counts_is_no_rounding() {
     let said = case!("c1_bal");
     // Of both balances: before 100 MiB of the region were written to, and after.
-    let roundings: Vec<_> = said.0.lines().filter(|line| line.contains("rounding")).collect();
+    let roundings: Vec<_> =
+        said.0.lines().filter(|line| line.trim_start().starts_with("rounding ")).collect();
     assert_eq!(roundings.len(), 2, "{}", said.0);
-    assert_eq!(bytes(roundings[0]) as i64 >> 22, bytes(roundings[1]) as i64 >> 22, "{}", said.0);
+    let more = bytes(roundings[1]) - bytes(roundings[0]);
+    assert!(more.abs() < f64::from(16 << 20), "{}", said.0);
 }
 
 /// The first figure of a line of the balance.
@@ -268,7 +270,7 @@ fn a_name_that_is_no_text() {
 
 #[test]
 fn a_library_has_handlers_of_forks() {
-    let (library, _) = (folder().join("af1lib.so"), ());
+    let library = folder().join("af1lib.so");
     cc(&["-shared", "-fPIC", "-o"], &library, &[], "af1lib");
     let program = compiled("af1", &[&library]);
     for when in ["before", "parent", "child"] {
