@@ -49,8 +49,8 @@ use std::sync::Arc;
 /// scopes or its blocks does. When the last clone is dropped, its name and its
 /// handle are free for another; while there are blocks left, it is shown as
 /// retired, under its old name, and then it ends. No block is ever counted for,
-/// or shown under, another service than its own. (A scope that was forgotten, not
-/// dropped, keeps its service for good.)
+/// or shown under, another service than its own. (A scope or a clone that was forgotten, not
+/// dropped, keeps its service for good, however many there are.)
 ///
 /// ```
 /// # #[global_allocator]
@@ -370,6 +370,9 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     /// it too, and so have the parent's limits. The parent lives as long as its
     /// children, and they as long as their blocks; until then it is also found by
     /// its name.
+    ///
+    /// A family may be of any depth, which costs nothing here. An allocation under limits asks all
+    /// of them now and then, from its service upwards.
     pub fn parent(mut self, parent: &Service) -> Self {
         self.plan.parent = Some(parent.clone());
         self
