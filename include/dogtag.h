@@ -31,7 +31,7 @@ extern "C" {
  */
 
 /* Null, and errno ENOMEM, where memory or a limit is exhausted. Of 0 bytes: a block that
- * can be freed. Aligned for every type that fits. */
+ * can be freed. Aligned to 16. */
 void *dogtag_malloc(size_t size);
 
 /* The same, all zeros. ENOMEM also if count times size overflows. */
@@ -146,11 +146,16 @@ typedef enum dogtag_crime {
 	DOGTAG_UNDERRUN = 2,
 	DOGTAG_DOUBLE_FREE = 3,
 	DOGTAG_WRITE_AFTER_FREE = 4,
-	/* Of C's blocks, by free_sized and free_aligned_sized only. */
+	/* Of C's blocks, by free_sized, free_aligned_sized, and C++'s operator delete. */
 	DOGTAG_LAYOUT_MISMATCH = 5,
 	DOGTAG_INVALID_FREE = 6,
 	/* By Rust in the same process, whose mapped regions these are. */
-	DOGTAG_REGION_IN_USE = 7
+	DOGTAG_REGION_IN_USE = 7,
+	/* Of new by delete[], of new[] by delete; and, if DOGTAG_CHECK says so, of malloc by one of
+	 * these, or by free of one of those. */
+	DOGTAG_ALLOC_DEALLOC_MISMATCH = 8,
+	/* dogtag_usable_size or malloc_usable_size of what is no live block. */
+	DOGTAG_BAD_USABLE_SIZE = 9
 } dogtag_crime;
 
 typedef struct dogtag_violation {

@@ -163,6 +163,24 @@ pub(crate) unsafe fn unmap_slice<T>(mapped: &'static [T]) {
     unsafe { libc::munmap(mapped.as_ptr().cast_mut().cast(), size_of_val(mapped)) };
 }
 
+/// Gives whole pages of mapped memory back to the operating system, if it makes zeros of them.
+///
+/// # Safety
+///
+/// Nobody may write to them meanwhile, zeros must be valid, and whoever reads them must expect
+/// what was there or zeros.
+#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+pub(crate) unsafe fn zero_pages<T>(pages: &[T]) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: private memory that is no file's, of which the caller promises the rest. Should the
+    // system refuse, it stays.
+    unsafe {
+        libc::madvise(pages.as_ptr().cast_mut().cast(), size_of_val(pages), libc::MADV_DONTNEED)
+    };
+    #[cfg(not(target_os = "linux"))]
+    let _ = pages;
+}
+
 /// Has `before` called by every thread that forks this process, and the others in
 /// the parent and in the child, before `fork` returns there. Without memory for
 /// that, they are not.

@@ -85,9 +85,11 @@ fn crimes_are_caught() {
     let list = run(list).success();
     assert!(list.lines().count() > 10, "{list}");
     for line in list.lines() {
-        let (name, report) = line.split_once('\t').expect("a name and what is reported");
+        let [name, report, settings] = line.split('\t').collect::<Vec<_>>()[..] else {
+            panic!("no name, report and settings: {line}");
+        };
         let mut crime = Command::new(&program);
-        crime.arg(name);
+        crime.arg(name).env("DOGTAG_CHECK", settings);
         let ended = run(crime);
         if report == "-" {
             ended.ok();
@@ -95,10 +97,79 @@ fn crimes_are_caught() {
         }
         ended.aborted(&[&format!("dogtag: {report}: "), "culprit"]);
         let mut handled = Command::new(&program);
-        handled.args(["handler", name]);
+        handled.args(["handler", name]).env("DOGTAG_CHECK", settings);
         let told = run(handled).success();
         assert!(told.starts_with("crime=") && told.ends_with("ok\n"), "{name}: {told}");
         assert!(told.contains("report=yes"), "{name}: {told}");
+    }
+}
+
+#[test]
+fn what_is_told_of_operators_can_be_set() {
+    let program = compile("crimes", CHECKED, Link::Shared);
+    let told = |name: &str, settings: &str| {
+        let mut crime = Command::new(&program);
+        crime.arg(name).env("DOGTAG_CHECK", settings);
+        let ended = run(crime);
+        let passed = ended.output.status.code() == Some(1) && ended.stderr.contains("nobody has noticed");
+        if !passed {
+            ended.aborted(&["mismatch: "]);
+        }
+        !passed
+    };
+    let (none, any_type) = ("alloc-dealloc-mismatch=none", "new-delete-type-mismatch=0");
+    for (name, settings, is_told) in [
+        ("delete-of-new[]", none, false),
+        ("delete-of-new[]", any_type, true),
+        ("delete-wrong-size", any_type, false),
+        ("delete-wrong-alignment", any_type, false),
+        ("delete-wrong-size", none, true),
+        ("free-sized", any_type, true),
+        ("free-of-new", "", false),
+        ("delete-of-malloc", "", false),
+        ("realloc-of-new", "", false),
+        ("free-of-new", "alloc-dealloc-mismatch=new", false),
+    ] {
+        assert_eq!(told(name, settings), is_told, "{name} with {settings:?}");
+    }
+}
+
+#[test]
+fn cxx_operators() {
+    for kind in KINDS {
+        run(Command::new(compile("operators", kind, Link::Static))).ok();
+        run(Command::new(compile("operators", kind, Link::Shared))).ok();
+        run(Command::new(compile("replaced", kind, Link::Shared))).ok();
+        let mut oom = Command::new(compile("crimes", kind, Link::Shared));
+        oom.arg("new-without-memory");
+        run(oom).aborted(&["dogtag: operator new: out of memory, and no C++ library"]);
+    }
+}
+
+#[test]
+fn as_glibc_has_it() {
+    // The same program without the library says what is right.
+    let alone = folder(PLAIN).join("glibc-alone");
+    let mut cc = Command::new("cc");
+    cc.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&alone).arg(source("glibc"));
+    run(cc).success();
+    let expected = run(Command::new(&alone)).success();
+    assert!(expected.lines().count() > 300, "{expected}");
+    for kind in KINDS {
+        let mut preloaded = Command::new(&alone);
+        preloaded.env("LD_PRELOAD", library(kind).join("libdogtag.so"));
+        let found = run(preloaded).success();
+        for (expected, found) in expected.lines().zip(found.lines()) {
+            assert_eq!(found, expected, "{}", kind.name);
+        }
+        assert_eq!(found.len(), expected.len(), "{}", kind.name);
+    }
+}
+
+#[test]
+fn a_forks_work_does_not_grow_with_what_was_allocated() {
+    for kind in KINDS {
+        run(Command::new(compile("forks", kind, Link::Shared))).ok();
     }
 }
 

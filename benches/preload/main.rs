@@ -1,6 +1,7 @@
 //! What dogtag costs programs that know nothing of it: `sqlite3`, and `redis-server` under
 //! `redis-benchmark`, with the library preloaded, beside jemalloc of the same version
-//! preloaded; and C's `malloc` and `free` alone.
+//! preloaded; C's `malloc` and `free` alone; and forks of 4 threads, while 4 others allocate. With
+//! memory-check, too.
 //!
 //! `cargo bench --bench preload [-- ROUNDS]`
 //!
@@ -27,13 +28,14 @@ fn main() {
     let folder = env::temp_dir().join(format!("dogtag-preload-{}", process::id()));
     fs::create_dir_all(&folder).unwrap_or_else(|error| fail(&format!("{}: {error}", folder.display())));
     let contestants = contestants(&folder);
-    let pair = compile(&folder);
+    let [pair, forking] = ["pair", "forks"].map(|name| compile(&folder, name));
 
     // By row, the figures of each contestant.
     let mut rows: BTreeMap<String, Vec<Vec<f64>>> = BTreeMap::new();
     for _ in 0..rounds {
         for (number, (_, library)) in contestants.iter().enumerate() {
             let mut figures = pairs(&pair, library);
+            figures.extend(forks(&forking, library).map(|taken| ("a fork, µs".to_owned(), taken)));
             figures.extend(sqlite(&folder, library).map(|seconds| ("sqlite3, s".to_owned(), seconds)));
             figures.extend(redis(&folder, library).map(|seconds| ("redis-server, s".to_owned(), seconds)));
             for (row, figure) in figures {
@@ -61,19 +63,26 @@ fn main() {
 fn contestants(folder: &Path) -> Vec<(&'static str, PathBuf)> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/programs/Cargo.toml");
     let bare = cargo(&["build", "--release", "--manifest-path", manifest, "--bin", "bare"]);
-    let ours = ["rustc", "--release", "--lib", "--features", "interpose", "--crate-type", "cdylib"];
-    let ours = cargo(&ours);
-    let library = ours
-        .iter()
-        .filter_map(|message| message["filenames"].as_array()?.first()?.as_str())
-        .find(|file| file.ends_with("libdogtag.so"));
-    let library = library.unwrap_or_else(|| fail("cargo named no library"));
-    let dogtag = folder.join("libdogtag.so");
-    fs::copy(library, &dogtag).unwrap_or_else(|error| fail(&format!("{library}: {error}")));
+    let ours_of =
+        |features| ["rustc", "--release", "--lib", "--features", features, "--crate-type", "cdylib"];
+    let ours = cargo(&ours_of("interpose"));
+    let copied = |messages: &[serde_json::Value], name: &str| {
+        let library = messages
+            .iter()
+            .filter_map(|message| message["filenames"].as_array()?.first()?.as_str())
+            .find(|file| file.ends_with("libdogtag.so"));
+        let library = library.unwrap_or_else(|| fail("cargo named no library"));
+        let copy = folder.join(name);
+        fs::copy(library, &copy).unwrap_or_else(|error| fail(&format!("{library}: {error}")));
+        copy
+    };
+    let dogtag = copied(&ours, "libdogtag.so");
+    let checked = copied(&cargo(&ours_of("interpose,memory-check")), "checked.so");
     vec![
         ("jemalloc", shared(&bare, &folder.join("jemalloc.so"))),
         ("jemalloc, statistics", shared(&ours, &folder.join("jemalloc-statistics.so"))),
         ("dogtag", dogtag),
+        ("dogtag, memory-check", checked),
     ]
 }
 
@@ -95,10 +104,10 @@ fn shared(messages: &[serde_json::Value], library: &Path) -> PathBuf {
     library.to_owned()
 }
 
-fn compile(folder: &Path) -> PathBuf {
-    let program = folder.join("pair");
+fn compile(folder: &Path, name: &str) -> PathBuf {
+    let program = folder.join(name);
     let mut cc = Command::new("cc");
-    cc.args(["-O2", "-o"]).arg(&program).arg(source("pair.c"));
+    cc.args(["-O2", "-pthread", "-o"]).arg(&program).arg(source(&format!("{name}.c")));
     succeed(cc);
     program
 }
@@ -114,6 +123,12 @@ fn pairs(program: &Path, library: &Path) -> Vec<(String, f64)> {
             Some((format!("{name}, ns"), nanoseconds.parse().ok()?))
         })
         .collect()
+}
+
+/// Microseconds of the processor's for a fork, and for what is allocated meanwhile.
+fn forks(program: &Path, library: &Path) -> Option<f64> {
+    let output = Command::new(program).env("LD_PRELOAD", library).output().ok()?;
+    String::from_utf8_lossy(&output.stdout).trim().parse().ok()
 }
 
 /// Seconds for a database that is made and looked through.

@@ -2,7 +2,7 @@
 //! stands around a block and looks at it; here memory is fetched and counted.
 
 use super::Dogtag;
-use crate::check::{self, FRESH, Operation, Particulars, Returned, Settings, Whole};
+use crate::check::{self, Claim, FRESH, Family, Operation, Particulars, Returned, Settings, Whole};
 use crate::ledger::door::{self, Admitted, Replaced};
 use crate::ledger::slots::{self, UNATTRIBUTED};
 use crate::ledger::{mishap, thread};
@@ -14,7 +14,7 @@ use std::ptr::{self, NonNull};
 // when the block has left the quarantine. Nothing unwinds.
 unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        counted(self.fresh(layout, None), layout.size())
+        counted(self.fresh(layout, Family::Malloc, None), layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -23,29 +23,35 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise.
-        unsafe { self.free(block, Some(layout)) };
+        unsafe { self.free(block, Claim::layout(layout)) };
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let new_layout = Layout::from_size_align(new_size, layout.align()).ok();
         // SAFETY: the caller's promise.
-        unsafe { self.resize(block, Some(layout), new_layout) }
+        unsafe { self.resize(block, Claim::layout(layout), new_layout) }
     }
 }
 
 impl<B: GlobalAlloc> Dogtag<B> {
-    /// Frees a block, which is taken for one of that layout, or of any.
+    /// Allocates a block of one of C++'s families.
+    #[cfg(feature = "interpose")]
+    pub(crate) fn alloc_as(&self, family: Family, layout: Layout) -> *mut u8 {
+        counted(self.fresh(layout, family, None), layout.size())
+    }
+
+    /// Frees a block, which is taken for what the program says.
     ///
     /// # Safety
     ///
-    /// As for `dealloc`, if a layout is given; otherwise the block must be live.
+    /// The block must be live, and be that.
     #[inline]
-    pub(crate) unsafe fn free(&self, block: *mut u8, given: Option<Layout>) {
-        match self.custody.take_whole(block, given) {
+    pub(crate) unsafe fn free(&self, block: *mut u8, claim: Claim) {
+        match self.custody.take_whole(block, claim) {
             // SAFETY: the block came from here.
             Some(whole) => unsafe { self.retire(whole) },
             // SAFETY: as above.
-            None => unsafe { self.free_slowly(block, given) },
+            None => unsafe { self.free_slowly(block, claim) },
         }
     }
 
@@ -58,15 +64,10 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// # Safety
     ///
     /// As for [`free`](Self::free).
-    pub(crate) unsafe fn resize(
-        &self,
-        block: *mut u8,
-        given: Option<Layout>,
-        new_layout: Option<Layout>,
-    ) -> *mut u8 {
-        let returned = match self.custody.take_whole(block, given) {
+    pub(crate) unsafe fn resize(&self, block: *mut u8, claim: Claim, new_layout: Option<Layout>) -> *mut u8 {
+        let returned = match self.custody.take_whole(block, claim) {
             Some(whole) => Returned::Whole(whole),
-            None => self.custody.take_back(block, given, Operation::Realloc),
+            None => self.custody.take_back(block, claim, Operation::Realloc),
         };
         // What is left of the block that can be copied, if that is known, and whether
         // its service gets it back.
@@ -74,7 +75,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             Returned::Whole(Whole { particulars, .. }) | Returned::Leaked(Some(particulars)) => {
                 (Some(particulars.layout().size()), particulars.owner())
             }
-            Returned::Leaked(None) => (given.map(|given| given.size()), None),
+            Returned::Leaked(None) => (claim.size, None),
             Returned::Refused => return ptr::null_mut(),
         };
         let (Some(old_size), Some(new_layout)) = (old_size, new_layout) else {
@@ -89,11 +90,11 @@ impl<B: GlobalAlloc> Dogtag<B> {
             // given up only when the new one is there.
             unsafe {
                 ptr::copy_nonoverlapping(block, new.0.as_ptr(), old_size.min(new_size));
-                self.finish(returned, given);
+                self.finish(returned, claim);
             }
             counted(Some(new), new_size)
         };
-        if let Some(new) = self.fresh(new_layout, replaced) {
+        if let Some(new) = self.fresh(new_layout, Family::Malloc, replaced) {
             return move_to(new, returned);
         }
         if is_growth {
@@ -103,11 +104,11 @@ impl<B: GlobalAlloc> Dogtag<B> {
         let is_denied = ask(new_size, replaced).is_none();
         // As a scope of the owner, it keeps the owner, which the block did until now.
         let current = thread::enter(owner);
-        let new = if is_denied { self.fresh(new_layout, replaced) } else { None };
+        let new = if is_denied { self.fresh(new_layout, Family::Malloc, replaced) } else { None };
         let moved = match (new, returned) {
             (Some(new), returned) => move_to(new, returned),
             // SAFETY: the caller's promise.
-            (None, Returned::Whole(whole)) => unsafe { self.shrink(whole, given, new_layout, replaced) },
+            (None, Returned::Whole(whole)) => unsafe { self.shrink(whole, claim, new_layout, replaced) },
             // Whatever is given back as this one will not be looked at again.
             (None, returned) => {
                 self.custody.keep(block, &returned);
@@ -126,14 +127,14 @@ impl<B: GlobalAlloc> Dogtag<B> {
     unsafe fn shrink(
         &self,
         whole: Whole,
-        given: Option<Layout>,
+        claim: Claim,
         new_layout: Layout,
         replaced: Option<Replaced>,
     ) -> *mut u8 {
         let admitted = ask(new_layout.size(), replaced);
         let former = whole.particulars;
         // SAFETY: the caller's promise.
-        match (admitted, unsafe { self.custody.shrink(whole, given, new_layout) }) {
+        match (admitted, unsafe { self.custody.shrink(whole, claim, new_layout) }) {
             (Some(admitted), Some(block)) => {
                 refund(Some(&former), None);
                 counted(Some((block, admitted)), new_layout.size())
@@ -150,10 +151,10 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[cfg(any(feature = "pool", feature = "mapped"))]
     pub(super) unsafe fn relayout(&self, block: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
-        unsafe { self.resize(block, Some(layout), Some(new_layout)) }
+        unsafe { self.resize(block, Claim::layout(layout), Some(new_layout)) }
     }
 
-    /// The size that a live block was requested with; `None` of what is none.
+    /// The size that a live block was requested with; `None` of what is none, which is told.
     #[cfg(feature = "capi")]
     pub(crate) fn size(&self, block: *mut u8) -> Option<usize> {
         self.custody.size(block)
@@ -166,9 +167,9 @@ const MOST_FILLED: usize = 64 << 20;
 impl<B: GlobalAlloc> Dogtag<B> {
     /// A filled block for the current service.
     #[inline]
-    fn fresh(&self, layout: Layout, replaced: Option<Replaced>) -> Option<Uncounted> {
+    fn fresh(&self, layout: Layout, family: Family, replaced: Option<Replaced>) -> Option<Uncounted> {
         // SAFETY: the layout is not empty.
-        let new = self.obtain(layout, replaced, |outer| unsafe { self.backend.alloc(outer) })?;
+        let new = self.obtain(layout, family, replaced, |outer| unsafe { self.backend.alloc(outer) })?;
         if Settings::get().fill {
             // A program may well reserve more than it will ever touch.
             let filled = layout.size().min(MOST_FILLED);
@@ -181,7 +182,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[inline]
     fn zeroed(&self, layout: Layout) -> Option<Uncounted> {
         // SAFETY: the layout is not empty.
-        self.obtain(layout, None, |outer| unsafe { self.backend.alloc_zeroed(outer) })
+        self.obtain(layout, Family::Malloc, None, |outer| unsafe { self.backend.alloc_zeroed(outer) })
     }
 
     /// A block in memory that `allocate` gives.
@@ -189,16 +190,17 @@ impl<B: GlobalAlloc> Dogtag<B> {
     fn obtain(
         &self,
         layout: Layout,
+        family: Family,
         replaced: Option<Replaced>,
         allocate: impl Fn(Layout) -> *mut u8,
     ) -> Option<Uncounted> {
         let outer = check::layout(layout)?;
         let admitted = ask(layout.size(), replaced)?;
-        match self.hand_out(layout, outer, &allocate) {
+        match self.hand_out(layout, outer, family, &allocate) {
             Some(block) => Some((block, admitted)),
             None => {
                 drop(admitted);
-                self.obtain_in_need(layout, outer, replaced, &allocate)
+                self.obtain_in_need(layout, outer, family, replaced, &allocate)
             }
         }
     }
@@ -211,6 +213,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         &self,
         layout: Layout,
         outer: Layout,
+        family: Family,
         replaced: Option<Replaced>,
         allocate: &dyn Fn(Layout) -> *mut u8,
     ) -> Option<Uncounted> {
@@ -223,7 +226,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             }
             // Anew: a handler may have allocated, which was told of a crime.
             let admitted = ask(layout.size(), replaced)?;
-            if let Some(block) = self.hand_out(layout, outer, allocate) {
+            if let Some(block) = self.hand_out(layout, outer, family, allocate) {
                 return Some((block, admitted));
             }
         }
@@ -235,11 +238,12 @@ impl<B: GlobalAlloc> Dogtag<B> {
         &self,
         layout: Layout,
         outer: Layout,
+        family: Family,
         allocate: impl Fn(Layout) -> *mut u8,
     ) -> Option<NonNull<u8>> {
         let base = NonNull::new(allocate(outer))?;
         // SAFETY: the memory is ours, and of that layout.
-        let Some(block) = (unsafe { self.custody.hand_out(base, layout) }) else {
+        let Some(block) = (unsafe { self.custody.hand_out(base, layout, family) }) else {
             // SAFETY: as above, and nobody has seen it.
             unsafe { self.backend.dealloc(base.as_ptr(), outer) };
             return None;
@@ -266,20 +270,20 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// As for [`free`](Self::free).
     #[cold]
     #[inline(never)]
-    unsafe fn free_slowly(&self, block: *mut u8, given: Option<Layout>) {
-        let returned = self.custody.take_back(block, given, Operation::Dealloc);
+    unsafe fn free_slowly(&self, block: *mut u8, claim: Claim) {
+        let returned = self.custody.take_back(block, claim, Operation::Dealloc);
         // SAFETY: the caller's promise.
-        unsafe { self.finish(returned, given) };
+        unsafe { self.finish(returned, claim) };
     }
 
     /// # Safety
     ///
     /// As for [`retire`](Self::retire).
-    unsafe fn finish(&self, returned: Returned, given: Option<Layout>) {
+    unsafe fn finish(&self, returned: Returned, claim: Claim) {
         match returned {
             // SAFETY: the caller's promise.
             Returned::Whole(whole) => unsafe { self.retire(whole) },
-            Returned::Leaked(known) => refund(known.as_ref(), given),
+            Returned::Leaked(known) => refund(known.as_ref(), claim.size),
             Returned::Refused => {}
         }
     }
@@ -336,13 +340,13 @@ unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, particulars: 
 /// Counts a block as freed by its owner, or as lost if something has
 /// overwritten who that is.
 #[inline(always)]
-fn refund(known: Option<&Particulars>, given: Option<Layout>) {
+fn refund(known: Option<&Particulars>, claimed: Option<usize>) {
     let is_refunded = known.is_some_and(|known| match known.owner() {
         Some(owner) => thread::refund(owner, known.layout().size()),
         None => false,
     });
     if !is_refunded {
-        let layout = known.map(|known| known.layout()).or(given);
-        mishap::LOST.add(layout.map_or(0, |layout| layout.size()));
+        let size = known.map(|known| known.layout().size()).or(claimed);
+        mishap::LOST.add(size.unwrap_or(0));
     }
 }

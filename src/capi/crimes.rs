@@ -90,6 +90,8 @@ mod checked {
             Crime::LayoutMismatch => 5,
             Crime::InvalidFree => 6,
             Crime::RegionInUse => 7,
+            Crime::AllocDeallocMismatch => 8,
+            Crime::BadUsableSize => 9,
         }
     }
 

@@ -110,8 +110,20 @@ pub(super) fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
     or_errno(blocks::allocate_aligned(alignment, size))
 }
 
-/// POSIX's: says what is wrong by its result, and leaves `errno` and `place` as they
-/// are then.
+/// glibc's: takes the next power of two for an alignment; EINVAL where there is none.
+#[cfg(feature = "interpose")]
+pub(super) fn memalign(alignment: usize, size: usize) -> *mut c_void {
+    match alignment.checked_next_power_of_two() {
+        Some(alignment) => aligned_alloc(alignment, size),
+        None => {
+            set_errno(libc::EINVAL);
+            ptr::null_mut()
+        }
+    }
+}
+
+/// POSIX's: says what is wrong by its result, and leaves `place` as it is then. Sets `errno`
+/// where there is no memory, as glibc's does, and only there.
 ///
 /// # Safety
 ///
@@ -121,15 +133,12 @@ pub(super) unsafe fn posix_memalign(place: *mut *mut c_void, alignment: usize, s
     if !alignment.is_power_of_two() || !alignment.is_multiple_of(size_of::<*mut c_void>()) {
         return libc::EINVAL;
     }
-    // SAFETY: the calling thread's own.
-    let errno = unsafe { *libc::__errno_location() };
-    let block = blocks::allocate_aligned(alignment, size);
+    let block = or_errno(blocks::allocate_aligned(alignment, size));
     if block.is_null() {
-        set_errno(errno);
         return libc::ENOMEM;
     }
     // SAFETY: the caller's promise.
-    unsafe { place.write(block.cast()) };
+    unsafe { place.write(block) };
     0
 }
 

@@ -64,19 +64,20 @@ unsafe extern "C" fn free_aligned_sized(block: *mut c_void, alignment: usize, si
     }
 }
 
-/// Any alignment is rounded up to a power of two, as glibc does.
+/// Rounds any alignment up to a power of two, as glibc does.
 #[unsafe(no_mangle)]
 extern "C" fn memalign(alignment: usize, size: usize) -> *mut c_void {
-    let alignment = alignment.checked_next_power_of_two().unwrap_or(0);
-    or_end(functions::aligned_alloc(alignment, size), size)
+    or_end(functions::memalign(alignment, size), size)
 }
 
+/// Is `memalign`, as in glibc until 2.37: programs that were built for it ask for alignments
+/// that are no power of two, and for sizes that are no multiple.
 #[unsafe(no_mangle)]
 extern "C" fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
-    or_end(functions::aligned_alloc(alignment, size), size)
+    or_end(functions::memalign(alignment, size), size)
 }
 
-/// Says what is wrong by its result, and leaves `errno` and `place` as they are then.
+/// Says what is wrong by its result, and leaves `place` as it is then.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn posix_memalign(place: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
     // SAFETY: the caller's promise.
@@ -89,14 +90,14 @@ unsafe extern "C" fn posix_memalign(place: *mut *mut c_void, alignment: usize, s
 
 #[unsafe(no_mangle)]
 extern "C" fn valloc(size: usize) -> *mut c_void {
-    or_end(functions::aligned_alloc(page(), size), size)
+    or_end(functions::memalign(page(), size), size)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn pvalloc(size: usize) -> *mut c_void {
     // What overflows is more than there is.
     let whole = size.checked_next_multiple_of(page()).unwrap_or(usize::MAX);
-    or_end(functions::aligned_alloc(page(), whole), size)
+    or_end(functions::memalign(page(), whole), size)
 }
 
 #[unsafe(no_mangle)]

@@ -16,7 +16,12 @@
 //!   interface, `skynet_malloc` to `dump_mem_lua`, and a thread allocates as the service
 //!   whose handle the host says is current.
 //!
-//! With `memory-check` C's crimes are found as Rust's are.
+//! With `interpose` C++'s operators (`new`, `new[]`, `delete` and `delete[]`, in all forms of C++17)
+//! are these as well: new-handlers are called and `std::bad_alloc` is thrown as by the C++ library,
+//! which is not linked and need not be there. Where a program replaces some of the operators, the
+//! others call those, as C++ has it.
+//!
+//! With `memory-check` C's crimes are found as Rust's are, and C++'s.
 //!
 //! # Building the libraries
 //!
@@ -45,13 +50,31 @@
 //! | `DOGTAG_REPORT` | `exit`, the name of a signal such as `SIGUSR2`, or both, separated by commas: the table and the balance, on standard error at the end of each process or whenever it gets the signal |
 //! | | `file=PATH` among them: to the end of that file; `%p` in it is the process's number |
 //! | `DOGTAG_SERVICE` | `thread`: a thread that is in no scope allocates as a service with the thread's name |
-//! | `DOGTAG_CHECK` | with `memory-check`: its [settings](crate#features). At the end of a process all blocks are looked at that are live or in quarantine |
+//! | `DOGTAG_CHECK` | with `memory-check`: its [settings](crate#features). At the end of a process all blocks are looked at that are live or in quarantine; not by a forked child that has freed less than some 64 blocks for each MiB of the heap |
 //!
 //! Who renames a thread with `pthread_setname_np` is noticed at once, who does it otherwise,
 //! at the latest when the thread has allocated another 256 KiB. Processes with more rights
 //! than whoever runs them (setuid) do not look at the variables.
 //!
+//! # Differences from glibc
+//!
+//! Sizes and alignments get what glibc 2.36 gives them, with the same `errno`: every block is aligned
+//! to 16, `memalign` and `aligned_alloc` take the next power of two for any alignment,
+//! `realloc(block, 0)` frees. What differs:
+//!
+//! | function | glibc | here |
+//! | --- | --- | --- |
+//! | `malloc_usable_size` | at least 24 | 14 for the smallest blocks; with `memory-check` what was requested |
+//! | `aligned_alloc` | from 2.38 on EINVAL for what is no power of two | as before that |
+//! | `malloc` of more than there is memory | null by the kernel's heuristic | a block, of which only what is touched takes memory, where the kernel lets allocators overcommit |
+//! | an allocation beyond a service's hard limit | – | null, ENOMEM |
+//! | `free_sized`, `free_aligned_sized` | not in 2.36 | there; what is said is looked at with `memory-check` |
+//! | `mallinfo`, `mallopt`, `malloc_trim`, `malloc_info`, `MALLOC_…`, `GLIBC_TUNABLES` | of its heap | of its heap, which is empty |
+//!
 //! # Limits
+//!
+//! A C++ program that is linked with the static library must not define the operators itself, as
+//! a C program must not define `malloc`; preloaded or shared, it may.
 //!
 //! Where a thread is to allocate as a service that it has not been in before, the service is
 //! looked up and perhaps registered; a process without any memory left for that ends there.
@@ -78,6 +101,8 @@ mod identity;
 mod interpose;
 #[cfg(feature = "interpose")]
 mod names;
+#[cfg(feature = "interpose")]
+mod operators;
 #[cfg(feature = "interpose")]
 mod process;
 #[cfg(any(feature = "interpose", feature = "skynet"))]

@@ -103,7 +103,7 @@ fn signal(name: &[u8]) -> Option<c_int> {
 
 extern "C" fn at_exit() {
     #[cfg(feature = "memory-check")]
-    crate::check::verify();
+    crate::check::verify_at_exit();
     if REPORTS.get().is_some_and(|reports| reports.at_exit) {
         // If nobody reads the report, the program has ended well all the same.
         // SAFETY: nothing else is left to be done with pipes.

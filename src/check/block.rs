@@ -31,6 +31,50 @@ pub(crate) enum Tag {
     Freed = 0x0bad_f00d,
 }
 
+/// The functions that a block is allocated and given back by. Rust's are one with C's, whose
+/// blocks come from an allocator of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Family {
+    Malloc = 0,
+    /// `operator new`.
+    New = 1,
+    /// `operator new[]`.
+    NewArray = 2,
+}
+
+impl Family {
+    /// Bits that it takes.
+    pub(crate) const BITS: u32 = 2;
+
+    #[inline]
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        match bits & ((1 << Self::BITS) - 1) {
+            1 => Self::New,
+            2 => Self::NewArray,
+            _ => Self::Malloc,
+        }
+    }
+
+    /// What allocates its blocks.
+    pub(crate) fn allocates(self) -> &'static str {
+        match self {
+            Self::Malloc => "malloc",
+            Self::New => "operator new",
+            Self::NewArray => "operator new[]",
+        }
+    }
+
+    /// What they are given back by.
+    pub(crate) fn frees(self) -> &'static str {
+        match self {
+            Self::Malloc => "free",
+            Self::New => "operator delete",
+            Self::NewArray => "operator delete[]",
+        }
+    }
+}
+
 /// Who did something to a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
@@ -62,7 +106,7 @@ pub(crate) struct Particulars {
     size: u64,
     /// The same of who allocated it.
     allocated: u64,
-    /// Milliseconds (40 bits), the alignment's logarithm (8), the instance (16).
+    /// Milliseconds (40 bits), the family (2), the alignment's logarithm (6), the instance (16).
     packed: u64,
 }
 
@@ -113,15 +157,16 @@ impl Stamp {
 
 impl Particulars {
     #[inline]
-    pub(crate) fn new(layout: Layout, instance: u16, born: u64, allocated: Stamp) -> Self {
+    pub(crate) fn new(layout: Layout, family: Family, instance: u16, born: u64, allocated: Stamp) -> Self {
         let shift = u64::from(layout.align().trailing_zeros());
+        let family = family as u64;
         Self {
             sealed: 0,
             size: layout.size() as u64,
             allocated: allocated.who(),
             freed: 0,
             traces: pair(allocated.trace, 0),
-            packed: born << 24 | shift << 16 | u64::from(instance),
+            packed: born << 24 | family << 22 | shift << 16 | u64::from(instance),
         }
     }
 
@@ -163,6 +208,12 @@ impl Particulars {
         unsafe {
             Layout::from_size_align_unchecked((self.size & SIZES) as usize, 1 << (self.packed >> 16 & 63))
         }
+    }
+
+    /// What it was allocated by.
+    #[inline]
+    pub(crate) fn family(&self) -> Family {
+        Family::from_bits(self.packed >> 22)
     }
 
     /// The allocator that it came from.
@@ -430,7 +481,7 @@ mod tests {
         let layout = Layout::from_size_align(40, 8).unwrap();
         // SAFETY: the memory has the room and is ours.
         unsafe {
-            Particulars::new(layout, 3, 123_456_789_012, stamp()).write(block, Tag::Live);
+            Particulars::new(layout, Family::NewArray, 3, 123_456_789_012, stamp()).write(block, Tag::Live);
             write_guards(block, 40);
         }
         (memory, block)
@@ -442,7 +493,7 @@ mod tests {
         // SAFETY: written above.
         let read = unsafe { Particulars::read(block, Tag::Live) }.expect("whole");
         assert_eq!((read.layout().size(), read.layout().align()), (40, 8));
-        assert_eq!((read.instance(), read.born()), (3, 123_456_789_012));
+        assert_eq!((read.instance(), read.born(), read.family()), (3, 123_456_789_012, Family::NewArray));
         assert_eq!(read.allocated(), stamp());
         assert_eq!(read.owner(), Slot::new(7));
         // SAFETY: written above.

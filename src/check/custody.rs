@@ -1,7 +1,8 @@
 //! A block's way through memory-check: handed out, looked at when it comes
 //! back, kept in quarantine, and released.
 
-use super::block::{self, FREED, Particulars, Tag};
+use super::block::{self, FREED, Family, Particulars, Tag};
+use super::claim::Claim;
 use super::inspect::{
     SOME_HAVE_ENDED, about_any, inside_another, may_be_gone, pointer, violation, whole_and_freed,
     whole_and_live, wrong_with_freed, wrong_with_live,
@@ -11,7 +12,7 @@ use super::quarantine::Quarantine;
 use super::reaction::react;
 use super::settings::Settings;
 use super::span::Spans;
-use super::state::{Entry, State};
+use super::state::{self, Entry, State};
 use super::state_table;
 use super::stock::{Open, magazines, places_of, take_kept};
 use super::threads;
@@ -82,13 +83,19 @@ impl Custody {
     /// `base` must be memory of the layout that [`block::layout`] says, and the
     /// caller's alone.
     #[inline]
-    pub(crate) unsafe fn hand_out(&self, base: NonNull<u8>, layout: Layout) -> Option<NonNull<u8>> {
+    pub(crate) unsafe fn hand_out(
+        &self,
+        base: NonNull<u8>,
+        layout: Layout,
+        family: Family,
+    ) -> Option<NonNull<u8>> {
         let settings = Settings::get();
         // SAFETY: the memory is larger than the offset.
         let block = unsafe { base.add(block::offset(layout.align())) };
-        let entry = state_table::entry_or_map(block.addr().get())?;
+        let entry = state_table::occupy(block.addr().get())?;
         let particulars = Particulars::new(
             layout,
+            family,
             self.identity().number(),
             sys::milliseconds(),
             stamp(settings.backtrace),
@@ -107,14 +114,14 @@ impl Custody {
     /// with it. Otherwise nothing has changed, and [`take_back`](Self::take_back)
     /// is called for. What the program takes it for may be left open, as C does.
     #[inline(always)]
-    pub(crate) fn take_whole(&self, address: *mut u8, given: Option<Layout>) -> Option<Whole> {
+    pub(crate) fn take_whole(&self, address: *mut u8, claim: Claim) -> Option<Whole> {
         let entry = state_table::entry(address.addr())?;
         let block = NonNull::new(address)?;
         if !entry.seize_live() {
             return None;
         }
         // SAFETY: the block was live and has been seized.
-        let whole = unsafe { self.whole(entry, block, given) };
+        let whole = unsafe { self.whole(entry, block, claim) };
         if whole.is_none() {
             entry.set(State::Live);
         }
@@ -125,38 +132,29 @@ impl Custody {
     ///
     /// The block must have been live, and have been seized.
     #[inline(always)]
-    unsafe fn whole(
-        &self,
-        entry: &'static Entry,
-        block: NonNull<u8>,
-        given: Option<Layout>,
-    ) -> Option<Whole> {
+    unsafe fn whole(&self, entry: &'static Entry, block: NonNull<u8>, claim: Claim) -> Option<Whole> {
         // SAFETY: the caller's promise.
         let particulars = unsafe { whole_and_live(block) }?;
-        let is_meant = is_layout(&particulars, given) && particulars.instance() == self.identity().number();
+        let is_meant =
+            claim.mismatch(&particulars).is_none() && particulars.instance() == self.identity().number();
         is_meant.then_some(Whole { block, entry, particulars })
     }
 
     /// Takes a block that the program gives back, and tells of what was done to
     /// it; or tells that it is not the program's.
     #[cold]
-    pub(crate) fn take_back(
-        &self,
-        address: *mut u8,
-        given: Option<Layout>,
-        operation: Operation,
-    ) -> Returned {
-        let violation = |crime| violation(crime, operation, address, given);
+    pub(crate) fn take_back(&self, address: *mut u8, claim: Claim, operation: Operation) -> Returned {
+        let violation = |crime| violation(crime, operation, address, claim);
         let (Some(entry), Some(block)) = (state_table::entry(address.addr()), NonNull::new(address)) else {
             react(&inside_another(violation(Crime::InvalidFree)));
             return Returned::Refused;
         };
         match entry.seize_any_live() {
             // SAFETY: the block was live and has been seized.
-            Ok(State::Live) => match unsafe { self.whole(entry, block, given) } {
+            Ok(State::Live) => match unsafe { self.whole(entry, block, claim) } {
                 // It was pinned a moment ago.
                 Some(whole) => Returned::Whole(whole),
-                None => leak(entry, block, given, operation),
+                None => leak(entry, block, claim, operation),
             },
             // What was done to it has been told before.
             Ok(_) => {
@@ -178,17 +176,49 @@ impl Custody {
         }
     }
 
-    /// The size that a live block was requested with; `None` of what is none.
+    /// The size that a live block was requested with. Tells of a pointer that is none of one, and
+    /// of what was done to the block.
     #[cfg(feature = "capi")]
     pub(crate) fn size(&self, address: *mut u8) -> Option<usize> {
-        let entry = state_table::entry(address.addr())?;
-        let block = NonNull::new(address)?;
-        let known = entry.pinned(|state| {
-            let is_live = matches!(state, State::Live | State::Condemned) && !may_be_gone(state);
-            // SAFETY: the block is live, and pinned.
-            (state, if is_live { unsafe { Particulars::read(block, Tag::Live) } } else { None })
+        let violation = |crime| violation(crime, Operation::UsableSize, address, Claim::default());
+        let (Some(entry), Some(block)) = (state_table::entry(address.addr()), NonNull::new(address)) else {
+            react(&inside_another(violation(Crime::BadUsableSize)));
+            return None;
+        };
+        let found = entry.pinned(|state| {
+            // SAFETY: the block is pinned.
+            unsafe {
+                match state {
+                    State::Live => match whole_and_live(block) {
+                        Some(known) if known.instance() == self.identity().number() => {
+                            (state, Ok(Some(known)))
+                        }
+                        Some(known) => {
+                            let violation = violation(Crime::BadUsableSize);
+                            (state, Err(violation.about(block, Some(&known), Tag::Live, None)))
+                        }
+                        // Told now, and not again when it is freed.
+                        None => (State::Condemned, Err(wrong_with_live(violation, block, Crime::Overrun))),
+                    },
+                    State::Condemned if may_be_gone(state) => (state, Ok(None)),
+                    State::Condemned => (state, Ok(Particulars::read(block, Tag::Live))),
+                    _ => (state, Err(about_any(violation(Crime::BadUsableSize), block, state))),
+                }
+            }
         });
-        known.flatten().map(|known| known.layout().size())
+        match found {
+            Some(Ok(known)) => known.map(|known| known.layout().size()),
+            Some(Err(violation)) => {
+                react(&violation);
+                None
+            }
+            // Of what another thread was in the midst of when the process was forked, nothing is said.
+            None if entry.get() != State::None => None,
+            None => {
+                react(&inside_another(violation(Crime::BadUsableSize)));
+                None
+            }
+        }
     }
 
     /// Leaves a block to the program, which was taken back in vain.
@@ -210,15 +240,10 @@ impl Custody {
     ///
     /// The layout must be no larger than the block's.
     #[cold]
-    pub(crate) unsafe fn shrink(
-        &self,
-        whole: Whole,
-        given: Option<Layout>,
-        new: Layout,
-    ) -> Option<NonNull<u8>> {
+    pub(crate) unsafe fn shrink(&self, whole: Whole, claim: Claim, new: Layout) -> Option<NonNull<u8>> {
         let Whole { block, entry, particulars } = whole;
         // Who did not say what it is aligned to will not do so later.
-        let align = if given.is_some() { new.align() } else { particulars.layout().align() };
+        let align = if claim.alignment.is_some() { new.align() } else { particulars.layout().align() };
         // SAFETY: the block is the caller's alone, and no smaller.
         let is_done = unsafe { particulars.shrink(block, new.size(), align) };
         entry.set(State::Live);
@@ -242,7 +267,7 @@ impl Custody {
             && footprint as u64 <= settings.quarantine
             && has_quarantine(settings);
         if !is_kept_back {
-            entry.set(State::None);
+            state_table::vacate(block.addr().get(), entry);
             // SAFETY: the caller's promise.
             return unsafe { release(backend, block, particulars) };
         }
@@ -272,7 +297,15 @@ impl Custody {
         match self.places_or_map(settings) {
             // Nothing is kept while blocks are released: that may come back here.
             Some(places) => {
-                self.quarantine.enter(places, &magazines, open.magazine, settings.quarantine, let_go);
+                state::count_magazine();
+                self.quarantine.enter(
+                    places,
+                    &magazines,
+                    open.magazine,
+                    settings.quarantine,
+                    state::forks(),
+                    let_go,
+                );
             }
             None => magazines.empty(open.magazine, let_go),
         }
@@ -309,6 +342,12 @@ impl Custody {
     /// Releases all blocks that are in quarantine, for an allocator that ends,
     /// and forgets those that the program still has. No block says its number any more.
     pub(crate) fn end<B>(&mut self, backend: &B) {
+        enum Found {
+            KeptBack,
+            Forgotten,
+            Others,
+        }
+
         let identity = Identity::from_bits(*self.identity.get_mut());
         let Some(identity) = identity.filter(|identity| *identity != Identity::UNNUMBERED) else {
             return;
@@ -317,7 +356,7 @@ impl Custody {
         let release = *self.release.get_mut();
         self.spans.for_each(|address, entry| {
             let Some(block) = pointer(address) else { return };
-            let is_kept_back = entry.pinned(|state| {
+            let found = entry.pinned(|state| {
                 let is_own = !may_be_gone(state)
                     && [Tag::Live, Tag::Freed]
                         .iter()
@@ -325,18 +364,22 @@ impl Custody {
                         .filter_map(|tag| unsafe { Particulars::read(block, *tag) })
                         .any(|known| known.instance() == identity.number());
                 match state {
-                    State::Quarantined => (state, is_own),
-                    _ if is_own => (State::None, false),
+                    State::Quarantined if is_own => (state, Found::KeptBack),
+                    State::Quarantined => (state, Found::Others),
+                    _ if is_own => (State::None, Found::Forgotten),
                     _ => {
                         if matches!(state, State::Condemned | State::Leaked) {
                             // Nobody can tell whether it was.
                             SOME_HAVE_ENDED.store(true, Ordering::Relaxed);
                         }
-                        (state, false)
+                        (state, Found::Others)
                     }
                 }
             });
-            if is_kept_back == Some(true) && !release.is_null() {
+            if matches!(found, Some(Found::Forgotten)) {
+                state_table::vacated(address);
+            }
+            if matches!(found, Some(Found::KeptBack)) && !release.is_null() {
                 // SAFETY: put in by `retire`, and only this allocator would take
                 // it out; only `retire` stores there, such a function.
                 unsafe {
@@ -396,27 +439,23 @@ fn has_quarantine(settings: &Settings) -> bool {
 
 /// Tells of a block that has been seized and with which not all is well.
 #[cold]
-fn leak(entry: &'static Entry, block: NonNull<u8>, given: Option<Layout>, operation: Operation) -> Returned {
-    let violation = |crime| violation(crime, operation, block.as_ptr(), given);
+fn leak(entry: &'static Entry, block: NonNull<u8>, claim: Claim, operation: Operation) -> Returned {
+    let violation = |crime| violation(crime, operation, block.as_ptr(), claim);
     // SAFETY: the block was live and has been seized.
     let (violation, known) = unsafe {
         let violation = match whole_and_live(block) {
-            Some(known) if is_layout(&known, given) => {
-                violation(Crime::InvalidFree).about(block, Some(&known), Tag::Live, None)
+            Some(known) => {
+                // None, and so it is another allocator's.
+                let crime = claim.mismatch(&known).unwrap_or(Crime::InvalidFree);
+                violation(crime).about(block, Some(&known), Tag::Live, None)
             }
-            _ => wrong_with_live(violation, block),
+            None => wrong_with_live(violation, block, Crime::Overrun),
         };
         (violation, Particulars::read(block, Tag::Live))
     };
     entry.set(State::Leaked);
     react(&violation);
     Returned::Leaked(known)
-}
-
-/// Whether that is what the program takes a block for, as far as it says.
-#[inline(always)]
-fn is_layout(particulars: &Particulars, given: Option<Layout>) -> bool {
-    given.is_none_or(|given| given == particulars.layout())
 }
 
 /// Releases a block that has left the quarantine, unless a crime was done to it.
@@ -434,7 +473,7 @@ unsafe fn let_go<B>(address: usize, settings: &Settings, backend: &B, release: R
     // SAFETY: it was in quarantine and has been seized.
     match unsafe { whole_and_freed(block, settings) } {
         Some(particulars) => {
-            entry.set(State::None);
+            state_table::vacate(address, entry);
             // SAFETY: the caller's promise.
             unsafe { release(backend, block, particulars) };
         }

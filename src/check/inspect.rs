@@ -1,12 +1,12 @@
 //! What is wrong with a block, and whose it is.
 
 use super::block::{self, Particulars, Tag};
+use super::claim::Claim;
 use super::settings::Settings;
 use super::state::State;
 use super::state_table;
 use super::violation::{Crime, Operation, Violation};
 use crate::sync::{AtomicBool, Ordering};
-use std::alloc::Layout;
 use std::ptr::{self, NonNull};
 
 #[inline]
@@ -14,13 +14,8 @@ pub(super) fn pointer(address: usize) -> Option<NonNull<u8>> {
     NonNull::new(ptr::with_exposed_provenance_mut(address))
 }
 
-pub(super) fn violation(
-    crime: Crime,
-    operation: Operation,
-    address: *mut u8,
-    given: Option<Layout>,
-) -> Violation {
-    Violation::new(crime, operation, address.addr()).given_layout(given)
+pub(super) fn violation(crime: Crime, operation: Operation, address: *mut u8, claim: Claim) -> Violation {
+    Violation::new(crime, operation, address.addr()).claimed(claim)
 }
 
 /// The particulars of a live block with which all is well.
@@ -53,7 +48,7 @@ pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) ->
     }
 }
 
-/// What was done to a live block with which not all is well.
+/// What was done to a live block with which not all is well, or `otherwise` if it is.
 ///
 /// # Safety
 ///
@@ -62,6 +57,7 @@ pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) ->
 pub(super) unsafe fn wrong_with_live(
     violation: impl Fn(Crime) -> Violation,
     block: NonNull<u8>,
+    otherwise: Crime,
 ) -> Violation {
     // SAFETY: the caller's promise.
     unsafe {
@@ -74,7 +70,7 @@ pub(super) unsafe fn wrong_with_live(
             Some(0..) => Crime::Overrun,
             Some(_) => Crime::Underrun,
             None if particulars.is_none() => Crime::Underrun,
-            None => Crime::LayoutMismatch,
+            None => otherwise,
         };
         violation(crime).about(block, particulars.as_ref(), Tag::Live, wrong)
     }
@@ -103,7 +99,7 @@ pub(super) unsafe fn wrong_with_freed(
             }
             None => block::wrong_head(block),
         };
-        violation(Crime::WriteAfterFree, operation, block.as_ptr(), None).about(
+        violation(Crime::WriteAfterFree, operation, block.as_ptr(), Claim::default()).about(
             block,
             particulars.as_ref(),
             Tag::Freed,

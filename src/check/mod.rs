@@ -14,6 +14,8 @@
 //! | [`LayoutMismatch`](Crime::LayoutMismatch): freed or resized with another size or alignment | certain |
 //! | [`InvalidFree`](Crime::InvalidFree): of what was never handed out, such as a pointer to the stack, into a block, or from another allocator | certain; the pointer is not followed |
 //! | [`RegionInUse`](Crime::RegionInUse): a mapped region that is dropped before its blocks | certain |
+//! | [`AllocDeallocMismatch`](Crime::AllocDeallocMismatch): C++'s `delete` of `new[]`, `delete[]` of `new`; with a setting, of C's blocks too | certain |
+//! | [`BadUsableSize`](Crime::BadUsableSize): C's `malloc_usable_size` of what is no live block | certain |
 //!
 //! Each is found by the free or the reallocation that meets it (a write after
 //! free when the block leaves the quarantine), and by [`verify`] on demand. A
@@ -45,7 +47,8 @@
 //!
 //! Freed blocks stay in *quarantine* before their memory is used again: first in,
 //! first out, by the 32 blocks, which each thread collects before they count
-//! towards the bounds. They are not live in any service's figures;
+//! towards the bounds. What a fork has to copy grows with it; so each fork halves the bytes that
+//! it may hold, down to 1 MiB, and what is freed after that raises them again. They are not live in any service's figures;
 //! [`Snapshot::quarantine`] shows them. Where an allocator's backend has no memory left, all
 //! of its blocks leave the quarantine, and it is asked again. `realloc` always moves, so that pointers
 //! to the old place are found out.
@@ -63,11 +66,14 @@
 //! | `fill` | `1` | 0 leaves fresh and freed memory as it is: faster, and writes to freed blocks are only seen around them |
 //! | `backtrace` | `0` | 1 keeps the call stack of every allocation and free: slow |
 //! | `reaction` | `abort` | `leak` goes on after a report |
+//! | `alloc-dealloc-mismatch` | `new` | of what is given back by another function than it has: `new` tells of `new` and `new[]`; `all` of `malloc`, too, which C++ libraries that are linked into a program in part may mix without harm; `none` of nothing |
+//! | `new-delete-type-mismatch` | `1` | 0 does not tell of C++'s `delete` with another size or alignment |
 //!
 //! # Memory
 //!
 //! For each block 64 bytes in front of it, or its alignment if that is larger,
-//! and 16 behind; a byte for each 16 bytes of the heap; the quarantine; with
+//! and 16 behind; a byte for each 16 bytes of the heap, given back at a fork where there are no
+//! blocks; the quarantine; with
 //! `backtrace=1` some 280 bytes for each different call stack.
 //!
 //! # Limits
@@ -90,6 +96,8 @@ mod quarantine;
 mod state;
 
 mod block;
+#[cfg(not(dogtag_loom))]
+mod claim;
 #[cfg(not(dogtag_loom))]
 mod courier;
 #[cfg(not(dogtag_loom))]
@@ -126,9 +134,20 @@ pub(crate) use state::heed_forks;
 #[cfg(all(feature = "interpose", not(dogtag_loom)))]
 pub(crate) use threads::renamed as thread_was_renamed;
 
+/// By a thread that is about to fork the process; by one at a time. What a fork has to copy is
+/// not to grow with what was ever allocated.
+#[cfg(not(dogtag_loom))]
+pub(crate) fn about_to_fork() {
+    state::count_fork();
+    state_table::give_back();
+}
+
+#[cfg(all(feature = "interpose", not(dogtag_loom)))]
+pub(crate) use verify::verify_at_exit;
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
-    block::{AROUND, FRESH, Particulars, layout, offset},
+    block::{AROUND, FRESH, Family, Particulars, layout, offset},
+    claim::Claim,
     custody::{Custody, Returned, Whole},
     settings::Settings,
     stock::quarantined,

@@ -22,6 +22,10 @@ pub(crate) struct Quarantine {
     entered: AtomicU64,
     /// The oldest magazine's turn, unless the ring's turn made it leave.
     oldest: AtomicU64,
+    /// Bytes that may be in, unless the limit is lower.
+    allowed: AtomicU64,
+    /// The forks that were known of when a magazine was put in last.
+    forks: AtomicU64,
     /// Bytes that are in. Counted a moment after the places are changed, so it
     /// may wrap around below 0 and is read as signed.
     bytes: AtomicU64,
@@ -33,22 +37,27 @@ impl Quarantine {
             Self {
                 entered: AtomicU64::new(0),
                 oldest: AtomicU64::new(0),
+                allowed: AtomicU64::new(u64::MAX),
+                forks: AtomicU64::new(0),
                 bytes: AtomicU64::new(0),
             }
         }
     }
 
     /// Puts a magazine in, and has the blocks of those released that have to
-    /// leave for it; their magazines are free again.
+    /// leave for it; their magazines are free again. `forks` says how often the process has
+    /// forked.
     pub(crate) fn enter(
         &self,
         places: &[AtomicU32],
         magazines: &Magazines<'_>,
         magazine: &Magazine,
         limit: u64,
+        forks: u64,
         mut release: impl FnMut(usize),
     ) {
         let (bytes, _) = magazine.holds();
+        let limit = self.limit(limit, bytes, forks);
         let turn = self.entered.fetch_add(1, Ordering::Relaxed);
         let displaced = swap(places, turn, magazines.number(magazine));
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -58,6 +67,28 @@ impl Quarantine {
         {
             self.empty(magazines, oldest, &mut release);
         }
+    }
+
+    /// The bytes that may be in now.
+    ///
+    /// A fork copies what maps the quarantine's pages, and who writes to one of them then has to
+    /// copy it. So each fork halves what may be in, and what is put in raises it again: a process
+    /// that forks all the time keeps back what it has freed since its last two forks or so.
+    fn limit(&self, limit: u64, bytes: u64, forks: u64) -> u64 {
+        // Nobody forks under loom.
+        if cfg!(dogtag_loom) {
+            return limit;
+        }
+        let fresh_forks = forks.saturating_sub(self.forks.load(Ordering::Relaxed));
+        let allowed = self.allowed.load(Ordering::Relaxed);
+        if fresh_forks == 0 && allowed >= limit {
+            return limit;
+        }
+        self.forks.store(forks, Ordering::Relaxed);
+        let halved = allowed.min(limit) >> fresh_forks.min(63);
+        let allowed = halved.max(LEAST).saturating_add(bytes);
+        self.allowed.store(allowed, Ordering::Relaxed);
+        allowed.min(limit)
     }
 
     /// Has the blocks of all magazines released that are in.
@@ -108,6 +139,9 @@ impl Quarantine {
 }
 
 const NONE: u32 = 0;
+
+/// Bytes that may be in however often the process forks.
+const LEAST: u64 = 1 << 20;
 
 /// What the thread that put a magazine in did to its blocks comes before what
 /// the one that takes it out will do.
@@ -271,13 +305,37 @@ mod tests {
                     expected.extend(model.pop_front().into_iter().flatten().map(|block| block.0));
                 }
                 let mut released = Vec::new();
-                quarantine.enter(&ring, &pool, magazine, limit, |address| released.push(address));
+                quarantine.enter(&ring, &pool, magazine, limit, 0, |address| released.push(address));
                 prop_assert_eq!(released, expected);
                 prop_assert_eq!(quarantine.bytes(), bytes(&model));
                 let taken = all.iter().filter(|magazine| magazine.taken.load(Ordering::Relaxed)).count();
                 prop_assert_eq!(taken, model.len());
             }
         }
+    }
+
+    #[test]
+    fn forks_halve_what_may_be_in_and_what_enters_raises_it_again() {
+        const LIMIT: u64 = 64 * LEAST;
+
+        let quarantine = Quarantine::new();
+        let mut forks = 0;
+        assert_eq!(quarantine.limit(LIMIT, 1000, forks), LIMIT);
+        forks += 1;
+        assert_eq!(quarantine.limit(LIMIT, 1000, forks), LIMIT / 2 + 1000);
+        assert_eq!(quarantine.limit(LIMIT, LIMIT / 4, forks), LIMIT / 2 + 1000 + LIMIT / 4);
+        assert_eq!(quarantine.limit(LIMIT, LIMIT, forks), LIMIT);
+        forks += 2;
+        assert_eq!(quarantine.limit(LIMIT, 0, forks), LIMIT / 4);
+        // Who forks all the time keeps two forks' worth.
+        for _ in 0..100 {
+            forks += 1;
+            quarantine.limit(LIMIT, 5 * LEAST, forks);
+        }
+        assert_eq!(quarantine.limit(LIMIT, 0, forks) / LEAST, 10);
+        forks += 1000;
+        assert_eq!(quarantine.limit(LIMIT, 0, forks), LEAST);
+        assert_eq!(quarantine.limit(1000, 0, forks), 1000);
     }
 
     #[test]
@@ -333,7 +391,7 @@ mod model {
                     magazine.taken.store(true, Ordering::Relaxed);
                     magazine.push(number + 1, 16, u64::MAX);
                     let release = |address| released.push(address);
-                    shared.quarantine.enter(&shared.places, &pool, magazine, limit, release);
+                    shared.quarantine.enter(&shared.places, &pool, magazine, limit, 0, release);
                 }
                 released
             };

@@ -20,11 +20,32 @@ pub(crate) struct Settings {
     pub(crate) backtrace: bool,
     /// Whether the default handler goes on after its report.
     pub(crate) leak: bool,
+    /// Which blocks are told that are given back by another family's function.
+    pub(crate) alloc_dealloc: Told,
+    /// Whether C++'s are that are given back with another size or alignment.
+    pub(crate) new_delete_type: bool,
+}
+
+/// Of blocks that are given back by another family's function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    None,
+    /// Those of `new` and of `new[]`, taken for each other.
+    New,
+    /// Those of `malloc`, too.
+    All,
 }
 
 impl Settings {
-    const DEFAULT: Self =
-        Self { quarantine: 64 << 20, quarantine_blocks: 1 << 16, fill: true, backtrace: false, leak: false };
+    const DEFAULT: Self = Self {
+        quarantine: 64 << 20,
+        quarantine_blocks: 1 << 16,
+        fill: true,
+        backtrace: false,
+        leak: false,
+        alloc_dealloc: Told::New,
+        new_delete_type: true,
+    };
 
     /// While those of the process cannot be known: its quarantine has a size that is settled
     /// at the first free.
@@ -74,6 +95,8 @@ impl Settings {
             b"fill" => self.fill = switch(value)?,
             b"backtrace" => self.backtrace = switch(value)?,
             b"reaction" => self.leak = reaction(value)?,
+            b"alloc-dealloc-mismatch" => self.alloc_dealloc = told(value)?,
+            b"new-delete-type-mismatch" => self.new_delete_type = switch(value)?,
             _ => return None,
         }
         Some(())
@@ -100,7 +123,8 @@ fn tell_of(setting: &[u8]) {
     stderr::print(format_args!(
         "dogtag: DOGTAG_CHECK: \"{}\" is no setting and is ignored; \
          there are quarantine=BYTES (0 for none; K, M, G), quarantine-blocks=NUMBER (up to {MOST_BLOCKS}), \
-         fill=0|1, backtrace=0|1, reaction=abort|leak\n",
+         fill=0|1, backtrace=0|1, reaction=abort|leak, alloc-dealloc-mismatch=none|new|all, \
+         new-delete-type-mismatch=0|1\n",
         setting.escape_ascii(),
     ));
 }
@@ -120,6 +144,15 @@ fn switch(value: &[u8]) -> Option<bool> {
     match value {
         b"0" => Some(false),
         b"1" => Some(true),
+        _ => None,
+    }
+}
+
+fn told(value: &[u8]) -> Option<Told> {
+    match value {
+        b"none" => Some(Told::None),
+        b"new" => Some(Told::New),
+        b"all" => Some(Told::All),
         _ => None,
     }
 }
@@ -155,8 +188,11 @@ mod tests {
             fill: false,
             backtrace: true,
             leak: true,
+            alloc_dealloc: Told::All,
+            new_delete_type: false,
         };
-        let text = "quarantine=16M, quarantine-blocks = 1000,fill=0,backtrace=1,,reaction=leak";
+        let text = "quarantine=16M, quarantine-blocks = 1000,fill=0,backtrace=1,,reaction=leak,\
+                    alloc-dealloc-mismatch=all,new-delete-type-mismatch=0";
         assert_eq!(parse(text), (all, vec![]));
         assert_eq!(parse("quarantine=0").0.quarantine, 0);
         assert_eq!(parse("quarantine=3k").0.quarantine, 3072);
@@ -175,6 +211,8 @@ mod tests {
             "fill=yes",
             "backtrace=2",
             "reaction=panic",
+            "alloc-dealloc-mismatch=1",
+            "new-delete-type-mismatch=all",
             "color=red",
             "=1",
         ] {
@@ -192,8 +230,9 @@ mod tests {
 
     /// Settings, things that look like some, and others.
     fn setting() -> impl Strategy<Value = String> {
-        let name = "quarantine|quarantine-blocks|fill|backtrace|reaction|[a-z-]{0,9}";
-        let value = "[0-9]{0,4}[kKmMgG]?|[0-9]{5,22}|0|1|abort|leak|.{0,9}";
+        let name = "quarantine|quarantine-blocks|fill|backtrace|reaction|alloc-dealloc-mismatch|\
+                    new-delete-type-mismatch|[a-z-]{0,9}";
+        let value = "[0-9]{0,4}[kKmMgG]?|[0-9]{5,22}|0|1|abort|leak|none|new|all|.{0,9}";
         (name, " ?", value).prop_map(|(name, space, value)| format!("{space}{name}{space}={space}{value}"))
     }
 

@@ -13,7 +13,7 @@
 //! A reader of a block *pins* it: while it does, who wants to seize it waits.
 //! In a forked child the pins of other threads stay, and are void.
 
-use crate::sync::{AtomicBool, AtomicU8, Ordering, shared, yield_now};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering, shared, yield_now};
 use crate::sys;
 
 /// A block's state.
@@ -175,7 +175,36 @@ fn generation() -> u8 {
     GENERATION.load(Ordering::Relaxed)
 }
 
+/// How often this process, and those that it is a child of, have forked.
+#[cfg_attr(dogtag_loom, allow(dead_code))]
+pub(crate) fn forks() -> u64 {
+    FORKS.load(Ordering::Relaxed)
+}
+
+/// By a thread that is about to fork the process.
+#[cfg_attr(dogtag_loom, allow(dead_code))]
+pub(crate) fn count_fork() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// By a thread that has put a magazine into quarantine.
+#[cfg_attr(dogtag_loom, allow(dead_code))]
+pub(crate) fn count_magazine() {
+    MAGAZINES.fetch_add(1, Ordering::Relaxed);
+}
+
+/// How many magazines a process has put into quarantine since it was forked off; `None` if it was
+/// not.
+#[cfg_attr(dogtag_loom, allow(dead_code))]
+pub(crate) fn magazines_as_child() -> Option<u64> {
+    let at_fork = MAGAZINES_AT_FORK.load(Ordering::Relaxed);
+    (at_fork != u64::MAX).then(|| MAGAZINES.load(Ordering::Relaxed) - at_fork)
+}
+
 shared! {
+    static FORKS: AtomicU64 = AtomicU64::new(0);
+    static MAGAZINES: AtomicU64 = AtomicU64::new(0);
+    static MAGAZINES_AT_FORK: AtomicU64 = AtomicU64::new(u64::MAX);
     static GENERATION: AtomicU8 = AtomicU8::new(1);
     static HEEDS_FORKS: AtomicBool = AtomicBool::new(false);
 }
@@ -200,6 +229,7 @@ extern "C" fn in_the_child() {
         last => last + 1,
     };
     GENERATION.store(next, Ordering::Relaxed);
+    MAGAZINES_AT_FORK.store(MAGAZINES.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
 const LAST_GENERATION: u8 = u8::MAX >> STATE_BITS;

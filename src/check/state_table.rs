@@ -4,11 +4,14 @@
 //!
 //! A free looks here before it looks at the pointer's memory. So a pointer that
 //! was never handed out is not followed.
+//!
+//! A fork copies what maps these tables, so a page of them in which there is no block any more is
+//! given back to the operating system at the next fork. That is known by a count of the blocks
+//! for each page. Whoever counts a block in waits while its page is given back.
 
 use super::block::ALIGN;
 use super::state::{Entry, State};
-use crate::sync::AtomicPtr;
-use crate::sync::Ordering;
+use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, yield_now};
 use crate::sys;
 use std::ops::RangeInclusive;
 use std::ptr;
@@ -21,19 +24,78 @@ pub(crate) fn entry(address: usize) -> Option<&'static Entry> {
     // SAFETY: tables are never unmapped.
     unsafe {
         Some(
-            &TABLE[root].load(Ordering::Acquire).as_ref()?.0[middle].load(Ordering::Acquire).as_ref()?.0
+            &TABLE[root].load(Ordering::Acquire).as_ref()?.leaves[middle].load(Ordering::Acquire).as_ref()?.0
                 [leaf],
         )
     }
 }
 
-/// The same, with a table mapped if need be; `None` when the operating system
-/// gives no memory for it.
+/// The entry for a block that is about to be handed out, with a table mapped if need be. It is
+/// counted until it is [vacated](vacate). `None` when the operating system gives no memory for it.
 #[inline]
-pub(crate) fn entry_or_map(address: usize) -> Option<&'static Entry> {
+pub(crate) fn occupy(address: usize) -> Option<&'static Entry> {
     let (root, middle, leaf) = position(address)?;
     // SAFETY: all atomics, for which zeros are valid.
-    unsafe { Some(&sys::get_or_map(&sys::get_or_map(&TABLE[root])?.0[middle])?.0[leaf]) }
+    unsafe {
+        let middles = sys::get_or_map(&TABLE[root])?;
+        let known = middles.leaves[middle].load(Ordering::Acquire);
+        let leaves = match known.as_ref() {
+            Some(leaves) => leaves,
+            None => map_leaf(middles, root, middle)?,
+        };
+        middles.pages[page_of(middle, leaf)].count_in();
+        Some(&leaves.0[leaf])
+    }
+}
+
+#[cold]
+fn map_leaf(middles: &'static Middle, root: usize, middle: usize) -> Option<&'static Leaf> {
+    let number = root * MIDDLES + middle;
+    FIRST.fetch_min(number, Ordering::Relaxed);
+    END.fetch_max(number + 1, Ordering::Relaxed);
+    MAPPED.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: all atomics, for which zeros are valid.
+    unsafe { sys::get_or_map(&middles.leaves[middle]) }
+}
+
+/// Makes the entry of a block that has been seized one of no block.
+#[inline]
+pub(crate) fn vacate(address: usize, entry: &'static Entry) {
+    entry.set(State::None);
+    vacated(address);
+}
+
+/// Counts a block out, whose entry has been set so.
+#[inline]
+pub(crate) fn vacated(address: usize) {
+    let Some((root, middle, leaf)) = position(address) else { return };
+    // SAFETY: tables are never unmapped.
+    if let Some(middles) = unsafe { TABLE[root].load(Ordering::Acquire).as_ref() } {
+        middles.pages[page_of(middle, leaf)].0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// How many leaves there are, each for a MiB of addresses.
+#[cfg(feature = "interpose")]
+pub(crate) fn leaves() -> usize {
+    MAPPED.load(Ordering::Relaxed)
+}
+
+/// Gives the pages back that were written to and have no block in them. By one thread at a time.
+pub(crate) fn give_back() {
+    let mut next = FIRST.load(Ordering::Relaxed)..END.load(Ordering::Relaxed);
+    while let Some(number) = next.next() {
+        let (root, middle) = (number / MIDDLES, number % MIDDLES);
+        // SAFETY: tables are never unmapped.
+        let Some(middles) = (unsafe { TABLE[root].load(Ordering::Acquire).as_ref() }) else {
+            next.start = (root + 1) * MIDDLES;
+            continue;
+        };
+        // SAFETY: as above.
+        if let Some(leaf) = unsafe { middles.leaves[middle].load(Ordering::Acquire).as_ref() } {
+            leaf.give_back(&middles.pages[middle * PAGES..][..PAGES]);
+        }
+    }
 }
 
 /// Calls `each` with the address and the entry of every block there is.
@@ -57,7 +119,7 @@ pub(crate) fn for_each_in(addresses: RangeInclusive<usize>, mut each: impl FnMut
         };
         let start = next - first;
         // SAFETY: tables are never unmapped.
-        if let Some(leaf) = unsafe { middles.0[middle].load(Ordering::Acquire).as_ref() } {
+        if let Some(leaf) = unsafe { middles.leaves[middle].load(Ordering::Acquire).as_ref() } {
             let entries = &leaf.0[first..LEAVES.min(end - start)];
             for (run, entries) in entries.chunks(RUN).enumerate() {
                 if !Entry::is_any_set(entries) {
@@ -97,13 +159,86 @@ const REACH: usize = 256 << 20;
 const ADDRESS_BITS: u32 = 48;
 /// Entries in a leaf: 64 KiB for a MiB of addresses.
 const LEAVES: usize = 1 << 16;
-/// Leaves in a middle table: 32 KiB for 4 GiB.
+/// Leaves in a middle table: 32 KiB for 4 GiB, and 256 KiB for the counts, as far as they are
+/// touched.
 const MIDDLES: usize = 1 << 12;
+/// Entries that are given back together, which is a multiple of the system's page.
+const PAGE: usize = if cfg!(target_arch = "x86_64") { 4 << 10 } else { LEAVES };
+/// Pages in a leaf.
+const PAGES: usize = LEAVES / PAGE;
 const ROOTS: usize = 1 << (ADDRESS_BITS - 32);
 const _: () = assert!(ROOTS * MIDDLES * LEAVES * ALIGN == 1 << ADDRESS_BITS);
 
 struct Leaf([Entry; LEAVES]);
-struct Middle([AtomicPtr<Leaf>; MIDDLES]);
+
+struct Middle {
+    leaves: [AtomicPtr<Leaf>; MIDDLES],
+    pages: [Page; MIDDLES * PAGES],
+}
+
+/// The blocks in a page of a leaf, and two flags.
+struct Page(AtomicU32);
+
+/// It may have been written to.
+const USED: u32 = 1 << 31;
+/// It is being given back.
+const GOING: u32 = 1 << 30;
+
+impl Page {
+    /// Counts a block in. From here on the page stays.
+    #[inline]
+    fn count_in(&self) {
+        let before = self.0.fetch_add(1, Ordering::Acquire);
+        if before & (USED | GOING) != USED {
+            self.use_it();
+        }
+    }
+
+    #[cold]
+    fn use_it(&self) {
+        while self.0.load(Ordering::Acquire) & GOING != 0 {
+            yield_now();
+        }
+        self.0.fetch_or(USED, Ordering::Relaxed);
+    }
+
+    /// Has blocks wait that come now; `false` if there are some already.
+    fn close(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == USED
+            && self.0.compare_exchange(USED, GOING, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    fn open(&self) {
+        self.0.fetch_and(!GOING, Ordering::Release);
+    }
+}
+
+impl Leaf {
+    fn give_back(&self, pages: &[Page]) {
+        let mut first = 0;
+        while first < pages.len() {
+            let closed = pages[first..].iter().take_while(|page| page.close()).count();
+            if closed != 0 {
+                let entries = &self.0[first * PAGE..(first + closed) * PAGE];
+                // SAFETY: zeros are valid, and what there is already.
+                unsafe { sys::zero_pages(entries) };
+                pages[first..first + closed].iter().for_each(Page::open);
+            }
+            // The next one has blocks, or nothing to give.
+            first += closed + 1;
+        }
+    }
+}
+
+/// The numbers of the first leaf, and of the last one plus one.
+static FIRST: AtomicUsize = AtomicUsize::new(usize::MAX);
+static END: AtomicUsize = AtomicUsize::new(0);
+static MAPPED: AtomicUsize = AtomicUsize::new(0);
+
+#[inline]
+fn page_of(middle: usize, leaf: usize) -> usize {
+    middle * PAGES + leaf / PAGE
+}
 
 static TABLE: [AtomicPtr<Middle>; ROOTS] = [const { AtomicPtr::new(ptr::null_mut()) }; ROOTS];
 
@@ -137,9 +272,9 @@ mod tests {
     #[test]
     fn a_range_is_looked_through_from_its_first_address_to_its_last() {
         // From one root's tables to the next one's, with a leaf between that is not there.
+        let _alone = GIVER.lock();
         let addresses = [START, START + 16, START + MIB - 16, START + 2 * MIB, START + 4 * MIB + 160];
-        let set = |state| addresses.iter().for_each(|at| entry_or_map(*at).expect("memory").set(state));
-        set(State::Live);
+        addresses.iter().for_each(|at| occupy(*at).expect("memory").set(State::Live));
         assert_eq!(found(START..=START + 5 * MIB), addresses);
         for (first, from) in addresses.iter().enumerate() {
             for (last, to) in addresses.iter().enumerate().skip(first) {
@@ -154,7 +289,80 @@ mod tests {
         let mut all = Vec::new();
         for_each(|address, _| all.push(address));
         assert!(addresses.iter().all(|address| all.contains(address)));
-        set(State::None);
+        addresses.iter().for_each(|at| vacate(*at, entry(*at).expect("there")));
         assert_eq!(found(START..=START + 5 * MIB), []);
     }
+
+    /// Whether the page of memory that an entry is in is there.
+    fn is_in_memory(entry: &Entry) -> bool {
+        let (mut is, page) = (0_u8, std::ptr::from_ref(entry).addr() & !(PAGE - 1));
+        // SAFETY: the page is mapped, and `is` a place for the result.
+        let error = unsafe { libc::mincore(ptr::without_provenance_mut(page), 1, &mut is) };
+        error == 0 && is & 1 == 1
+    }
+
+    #[test]
+    fn a_page_without_blocks_is_given_back_and_one_with_a_block_is_not() {
+        const START: usize = 9 << 32;
+
+        let _alone = GIVER.lock();
+        let all: Vec<usize> = (START..START + 2 * MIB).step_by(256).collect();
+        all.iter().for_each(|at| occupy(*at).expect("memory").set(State::Live));
+        give_back();
+        assert!(all.iter().all(|at| is_in_memory(entry(*at).expect("there"))));
+        let kept = START + MIB + 3 * 16 * PAGE + 256;
+        for at in all.iter().filter(|at| **at != kept) {
+            vacate(*at, entry(*at).expect("there"));
+        }
+        give_back();
+        let left: Vec<usize> =
+            all.iter().copied().filter(|at| is_in_memory(entry(*at).expect("there"))).collect();
+        assert_eq!(left.len() * 256, 16 * PAGE, "{left:x?}");
+        assert!(left.contains(&kept) && entry(kept).expect("there").get() == State::Live);
+        vacate(kept, entry(kept).expect("there"));
+        give_back();
+        assert!(!is_in_memory(entry(kept).expect("there")));
+        assert_eq!(found(START..=START + 2 * MIB), []);
+    }
+
+    #[test]
+    fn no_block_loses_its_state_while_pages_are_given_back() {
+        use std::sync::atomic::AtomicBool;
+
+        const START: usize = 11 << 32;
+        const ROUNDS: usize = 100_000;
+
+        let _alone = GIVER.lock();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    give_back();
+                }
+            });
+            let workers = [0, 1, 2].map(|worker| {
+                threads.spawn(move || {
+                    for round in 0..ROUNDS {
+                        // All in one page, and by turns in others.
+                        let at = START + round % 3 * 16 * PAGE + worker * 16;
+                        let entry = occupy(at).expect("memory");
+                        entry.set(State::Live);
+                        if round % 7 == 0 {
+                            std::thread::yield_now();
+                        }
+                        assert_eq!(entry.get(), State::Live, "in round {round}");
+                        vacate(at, entry);
+                    }
+                })
+            });
+            let all_went_well = workers.map(|worker| worker.join().is_ok()) == [true; 3];
+            is_over.store(true, Ordering::Relaxed);
+            assert!(all_went_well);
+        });
+        give_back();
+        assert_eq!(found(START..=START + MIB), []);
+    }
+
+    /// For who gives back, which is done by one thread at a time.
+    static GIVER: std::sync::Mutex<()> = std::sync::Mutex::new(());
 }

@@ -1,13 +1,16 @@
 //! Looking at all blocks, on demand.
 
+use super::claim::Claim;
 use super::inspect::{
     pointer, violation, whole_and_freed, whole_and_live, wrong_with_freed, wrong_with_live,
 };
 use super::reaction::react;
 use super::settings::Settings;
+#[cfg(feature = "interpose")]
+use super::state;
 use super::state::State;
 use super::state_table;
-use super::violation::Operation;
+use super::violation::{Crime, Operation};
 
 /// Looks at every block there is, live or in quarantine, and has each crime
 /// that was done to one told, as on a free.
@@ -33,12 +36,14 @@ pub fn verify() -> Verified {
     let mut verified = Verified::default();
     state_table::for_each(|address, entry| {
         let Some(block) = pointer(address) else { return };
-        let violation = |crime| violation(crime, Operation::Verify, block.as_ptr(), None);
+        let violation = |crime| violation(crime, Operation::Verify, block.as_ptr(), Claim::default());
         let found = entry.pinned(|state| {
             // SAFETY: the block is pinned.
             let found = unsafe {
                 match state {
-                    State::Live if whole_and_live(block).is_none() => Some(wrong_with_live(violation, block)),
+                    State::Live if whole_and_live(block).is_none() => {
+                        Some(wrong_with_live(violation, block, Crime::Overrun))
+                    }
                     State::Quarantined if whole_and_freed(block, settings).is_none() => {
                         Some(wrong_with_freed(block, Operation::Verify, settings))
                     }
@@ -64,6 +69,17 @@ pub fn verify() -> Verified {
         }
     });
     verified
+}
+
+/// [`verify`] at the end of a process, which nobody asked for. A forked child that has freed
+/// little is not looked through: nearly all that there is was there before, and to look at it would
+/// take longer than all that the child has done.
+#[cfg(feature = "interpose")]
+pub(crate) fn verify_at_exit() {
+    let has_done_enough = |magazines| magazines >= 2 * state_table::leaves() as u64;
+    if Settings::get().quarantine == 0 || state::magazines_as_child().is_none_or(has_done_enough) {
+        verify();
+    }
 }
 
 /// What [`verify`] has seen.

@@ -1,6 +1,7 @@
 //! What was done to a block, as data and as a report.
 
-use super::block::{self, Particulars, Stamp, Tag};
+use super::block::{self, Family, Particulars, Stamp, Tag};
+use super::claim::Claim;
 use super::evidence::Evidence;
 use super::settings::Settings;
 use super::text::Text;
@@ -25,12 +26,18 @@ pub enum Crime {
     /// Something was written to a block after it was freed.
     WriteAfterFree,
     /// A block was freed, or reallocated, with another size or alignment than
-    /// it was allocated with.
+    /// it was allocated with, by C++'s sized and aligned `operator delete` among others.
     LayoutMismatch,
     /// A pointer was freed, or reallocated, that is no block of this allocator.
     InvalidFree,
     /// A mapped region was dropped while blocks in it were live (feature `mapped`).
     RegionInUse,
+    /// A block of one of C++'s `operator new`, `operator new[]` and C's `malloc` was freed by
+    /// the function of another (feature `interpose`).
+    AllocDeallocMismatch,
+    /// The size of a block (`malloc_usable_size`) was asked for by a pointer that is no live one
+    /// of C's (feature `capi`).
+    BadUsableSize,
 }
 
 impl fmt::Display for Crime {
@@ -43,6 +50,8 @@ impl fmt::Display for Crime {
             Self::LayoutMismatch => "layout mismatch",
             Self::InvalidFree => "invalid free",
             Self::RegionInUse => "region in use",
+            Self::AllocDeallocMismatch => "alloc-dealloc mismatch",
+            Self::BadUsableSize => "bad malloc_usable_size",
         })
     }
 }
@@ -61,6 +70,8 @@ pub enum Operation {
     Verify,
     /// A mapped region was dropped.
     Unmap,
+    /// The size of a block was asked for.
+    UsableSize,
 }
 
 impl fmt::Display for Operation {
@@ -71,6 +82,7 @@ impl fmt::Display for Operation {
             Self::Reuse => "leaving the quarantine",
             Self::Verify => "verify",
             Self::Unmap => "unmapping a region",
+            Self::UsableSize => "malloc_usable_size",
         })
     }
 }
@@ -166,7 +178,9 @@ pub struct Violation {
     address: usize,
     block: Option<usize>,
     layout: Option<Layout>,
+    claim: Claim,
     given: Option<Layout>,
+    family: Option<Family>,
     allocated: Option<Deed>,
     freed: Option<Deed>,
     met: Deed,
@@ -209,7 +223,8 @@ impl Violation {
         self.layout
     }
 
-    /// What the block was to be freed or resized with; `None` where nobody said.
+    /// What the block was to be freed or resized with; `None` where nobody said. What was not
+    /// said (C++ says the size or the alignment, or both) is as it was requested.
     #[must_use]
     pub const fn given(&self) -> Option<Layout> {
         self.given
@@ -249,7 +264,9 @@ impl Violation {
             address,
             block: None,
             layout: None,
+            claim: Claim::default(),
             given: None,
+            family: None,
             allocated: None,
             freed: None,
             met: Deed::now(false),
@@ -264,8 +281,9 @@ impl Violation {
         self
     }
 
-    pub(super) fn given_layout(mut self, given: Option<Layout>) -> Self {
-        self.given = given;
+    pub(super) fn claimed(mut self, claim: Claim) -> Self {
+        self.claim = claim;
+        self.given = claim.given(None);
         self
     }
 
@@ -285,6 +303,8 @@ impl Violation {
         self.first_wrong = first_wrong;
         if let Some(particulars) = particulars {
             self.layout = Some(particulars.layout());
+            self.given = self.claim.given(self.layout);
+            self.family = Some(particulars.family());
             self.allocated = Some(Deed::of(particulars.allocated()));
             if tag == Tag::Freed {
                 self.freed = Some(Deed::of(particulars.freed()));
@@ -332,6 +352,28 @@ impl Violation {
             (Crime::InvalidFree, None) => writeln!(
                 f,
                 "a pointer is freed that was never handed out, or whose block was freed long ago"
+            )?,
+            (Crime::AllocDeallocMismatch, _) => {
+                let allocates = self.family.map_or("another function", Family::allocates);
+                let frees = match (self.claim.family, self.operation) {
+                    (Some(Family::Malloc), Operation::Realloc) => "realloc",
+                    (family, _) => family.map_or("this one", Family::frees),
+                };
+                writeln!(f, "a block of {allocates} is given back by {frees}")?;
+            }
+            (Crime::BadUsableSize, _) if self.freed.is_some() => {
+                writeln!(f, "the size of a block is asked for that is freed already")?;
+            }
+            (Crime::BadUsableSize, Some(_)) if self.block == Some(self.address) => {
+                writeln!(f, "the size of a block is asked for that is another allocator's")?;
+            }
+            (Crime::BadUsableSize, Some(_)) => {
+                writeln!(f, "the size of a block is asked for by a pointer into the middle of it")?;
+            }
+            (Crime::BadUsableSize, None) => writeln!(
+                f,
+                "the size of a block is asked for by a pointer that was never handed out, or whose block \
+                 was freed long ago"
             )?,
             (Crime::RegionInUse, _) => writeln!(f, "a mapped region is dropped while blocks in it are live")?,
         }

@@ -138,6 +138,8 @@ extern "C" fn before() {
     };
     // SAFETY: who has the locks has the place.
     unsafe { *HELD.0.get() = Some(held) };
+    #[cfg(feature = "memory-check")]
+    crate::check::about_to_fork();
 }
 
 extern "C" fn in_parent() {

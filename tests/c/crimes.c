@@ -2,7 +2,7 @@
  * What memory-check finds: `crimes NAME` commits a crime, and should not survive it;
  * `crimes handler NAME` has a handler told of it instead, goes on, and looks at the
  * figures; `crimes list` has all names, each with a tab and the word that its report
- * must contain (- for none).
+ * must contain (- for none), and another and the settings that it needs.
  */
 #include "check.h"
 #include "dogtag.h"
@@ -11,8 +11,26 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <malloc.h>
+
 #ifdef INTERPOSED
 void free_sized(void *block, size_t size);
+void free_aligned_sized(void *block, size_t alignment, size_t size);
+void cfree(void *block);
+
+/* C++'s operators, as its compilers name them: new, new[] and so on. */
+void *_Znwm(size_t size);
+void *_Znam(size_t size);
+void *_ZnwmSt11align_val_t(size_t size, size_t alignment);
+void *_ZnamSt11align_val_t(size_t size, size_t alignment);
+void _ZdlPv(void *block);
+void _ZdaPv(void *block);
+void _ZdlPvm(void *block, size_t size);
+void _ZdaPvm(void *block, size_t size);
+void _ZdlPvSt11align_val_t(void *block, size_t alignment);
+void _ZdaPvSt11align_val_t(void *block, size_t alignment);
+void _ZdlPvmSt11align_val_t(void *block, size_t size, size_t alignment);
+void _ZdaPvmSt11align_val_t(void *block, size_t size, size_t alignment);
 #endif
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
@@ -22,6 +40,9 @@ static void *(*volatile allocate)(size_t) = dogtag_malloc;
 static void *(*volatile resize)(void *, size_t) = dogtag_realloc;
 static void (*volatile give_back)(void *) = dogtag_free;
 static unsigned char *volatile victim;
+
+/* How far the victim is in its block, if it is a pointer into one. */
+static ptrdiff_t inside = 16;
 
 static dogtag_service *culprit;
 static dogtag_scope scope;
@@ -135,13 +156,292 @@ static void invalid_free_static(void)
 	give_back(victim);
 }
 
+static void invalid_free_unaligned(void)
+{
+	unsigned char *block = allocate(64);
+
+	inside = 3;
+	victim = block + inside;
+	give_back(victim);
+	give_back(block);
+}
+
+/* Addresses that no process has. */
+static void invalid_free_wild(void)
+{
+	victim = (unsigned char *)0xdead00000000beef;
+	give_back(victim);
+}
+
+static void invalid_free_near_null(void)
+{
+	victim = (unsigned char *)16;
+	give_back(victim);
+}
+
+static void realloc_stack(void)
+{
+	_Alignas(16) unsigned char array[64] = { 0 };
+
+	victim = array + 16;
+	CHECK(resize(victim, 100) == NULL);
+}
+
+static void realloc_inside(void)
+{
+	unsigned char *block = allocate(64);
+
+	victim = block + inside;
+	CHECK(resize(victim, 100) == NULL);
+	give_back(block);
+}
+
+static void realloc_to_nothing(void)
+{
+	unsigned char *block = allocate(64);
+
+	victim = block + inside;
+	CHECK(resize(victim, 0) == NULL);
+	give_back(block);
+}
+
+static size_t (*volatile usable_size)(const void *) = dogtag_usable_size;
+
+static void usable_size_freed(void)
+{
+	victim = allocate(13);
+	give_back(victim);
+	CHECK_EQUAL(usable_size(victim), 0);
+}
+
+static void usable_size_inside(void)
+{
+	unsigned char *block = allocate(64);
+
+	victim = block + inside;
+	CHECK_EQUAL(usable_size(victim), 0);
+	give_back(block);
+}
+
+static void usable_size_unaligned(void)
+{
+	unsigned char *block = allocate(64);
+
+	inside = 5;
+	victim = block + inside;
+	CHECK_EQUAL(usable_size(victim), 0);
+	give_back(block);
+}
+
+static void usable_size_stack(void)
+{
+	_Alignas(16) unsigned char array[64] = { 0 };
+
+	victim = array + 16;
+	CHECK_EQUAL(usable_size(victim), 0);
+}
+
+static void usable_size_wild(void)
+{
+	victim = (unsigned char *)0xdead00000000bee0;
+	CHECK_EQUAL(usable_size(victim), 0);
+}
+
+static void usable_size_overrun(void)
+{
+	victim = allocate(13);
+	spoil(13);
+	CHECK_EQUAL(usable_size(victim), 0);
+	/* Told once. */
+	CHECK_EQUAL(usable_size(victim), 13);
+	give_back(victim);
+}
+
 #ifdef INTERPOSED
 static void (*volatile give_back_sized)(void *, size_t) = free_sized;
+static void (*volatile give_back_aligned)(void *, size_t, size_t) = free_aligned_sized;
+static void *(*volatile resize_array)(void *, size_t, size_t) = reallocarray;
 
 static void wrong_size(void)
 {
 	victim = allocate(13);
 	give_back_sized(victim, 14);
+}
+
+static void wrong_alignment(void)
+{
+	victim = memalign(64, 13);
+	give_back_aligned(victim, 32, 13);
+}
+
+static void free_sized_freed(void)
+{
+	victim = allocate(13);
+	give_back(victim);
+	give_back_sized(victim, 13);
+}
+
+static void free_aligned_inside(void)
+{
+	unsigned char *block = allocate(64);
+
+	victim = block + inside;
+	give_back_aligned(victim, 16, 48);
+	give_back(block);
+}
+
+static void cfree_stack(void)
+{
+	_Alignas(16) unsigned char array[64] = { 0 };
+
+	victim = array + 16;
+	cfree(victim);
+}
+
+static void reallocarray_freed(void)
+{
+	victim = allocate(13);
+	give_back(victim);
+	CHECK(resize_array(victim, 10, 10) == NULL);
+}
+
+static void malloc_usable_size_freed(void)
+{
+	victim = allocate(13);
+	give_back(victim);
+	CHECK_EQUAL(malloc_usable_size(victim), 0);
+}
+
+/* As they are meant, no crimes: nothing is told. */
+static void operators(void)
+{
+	for (size_t size = 0; size < 300; size += 7) {
+		_ZdlPv(_Znwm(size));
+		_ZdaPv(_Znam(size));
+		_ZdlPvm(_Znwm(size), size);
+		_ZdaPvm(_Znam(size), size);
+		for (size_t alignment = 1; alignment <= 4096; alignment *= 2) {
+			_ZdlPvSt11align_val_t(_ZnwmSt11align_val_t(size, alignment), alignment);
+			_ZdaPvSt11align_val_t(_ZnamSt11align_val_t(size, alignment), alignment);
+			_ZdlPvmSt11align_val_t(_ZnwmSt11align_val_t(size, alignment), size, alignment);
+			_ZdaPvmSt11align_val_t(_ZnamSt11align_val_t(size, alignment), size, alignment);
+			give_back_aligned(memalign(alignment, size), alignment, size);
+			give_back_aligned(memalign(alignment + 1, size), alignment + 1, size);
+		}
+	}
+	/* Unless the settings say so. */
+	free(_Znwm(13));
+	_ZdlPv(malloc(13));
+	_ZdaPvm(malloc(13), 14);
+	free(realloc(_Znam(13), 100));
+	CHECK_EQUAL(dogtag_verify(), 0);
+}
+
+static void delete_of_new_array(void)
+{
+	victim = _Znam(13);
+	_ZdlPv(victim);
+}
+
+static void delete_array_of_new(void)
+{
+	victim = _Znwm(13);
+	_ZdaPv(victim);
+}
+
+static void delete_array_sized_of_new(void)
+{
+	victim = _Znwm(13);
+	_ZdaPvm(victim, 13);
+}
+
+static void delete_aligned_of_new_array(void)
+{
+	victim = _ZnamSt11align_val_t(13, 64);
+	_ZdlPvSt11align_val_t(victim, 64);
+}
+
+static void delete_wrong_size(void)
+{
+	victim = _Znwm(13);
+	_ZdlPvm(victim, 12);
+}
+
+static void delete_array_wrong_size(void)
+{
+	victim = _Znam(13);
+	_ZdaPvm(victim, 104);
+}
+
+static void delete_wrong_alignment(void)
+{
+	victim = _ZnwmSt11align_val_t(13, 64);
+	_ZdlPvSt11align_val_t(victim, 128);
+}
+
+static void delete_without_alignment(void)
+{
+	victim = _ZnwmSt11align_val_t(13, 64);
+	_ZdlPv(victim);
+}
+
+static void delete_with_alignment(void)
+{
+	victim = _Znam(13);
+	_ZdaPvSt11align_val_t(victim, 64);
+}
+
+static void delete_aligned_wrong_size(void)
+{
+	victim = _ZnwmSt11align_val_t(13, 64);
+	_ZdlPvmSt11align_val_t(victim, 64, 64);
+}
+
+static void delete_twice(void)
+{
+	victim = _Znwm(13);
+	_ZdlPvm(victim, 13);
+	_ZdlPvm(victim, 13);
+}
+
+static void delete_inside(void)
+{
+	unsigned char *block = _Znam(64);
+
+	victim = block + inside;
+	_ZdaPv(victim);
+	_ZdaPv(block);
+}
+
+static void delete_overrun(void)
+{
+	victim = _Znwm(13);
+	spoil(13);
+	_ZdlPvm(victim, 13);
+}
+
+static void free_of_new(void)
+{
+	victim = _Znwm(13);
+	give_back(victim);
+}
+
+static void delete_of_malloc(void)
+{
+	victim = allocate(13);
+	_ZdlPv(victim);
+}
+
+static void realloc_of_new(void)
+{
+	victim = _Znwm(13);
+	give_back(resize(victim, 100));
+}
+
+/* Without a C++ library nobody can throw. (No crime, so there is no handler.) */
+static void new_without_memory(void)
+{
+	_Znwm(SIZE_MAX / 2);
 }
 #endif
 
@@ -175,6 +475,9 @@ static void usable_size_is_requested(void)
 	CHECK_EQUAL(dogtag_verify(), 0);
 }
 
+#define MISMATCH "alloc-dealloc mismatch"
+#define BAD_SIZE "bad malloc_usable_size"
+
 static const struct crime {
 	const char *name, *word;
 	void (*commit)(void);
@@ -194,15 +497,61 @@ static const struct crime {
 	{ "invalid-free-stack", "invalid free", invalid_free_stack, DOGTAG_INVALID_FREE, 0 },
 	{ "invalid-free-inside", "invalid free", invalid_free_inside, DOGTAG_INVALID_FREE, 64 },
 	{ "invalid-free-static", "invalid free", invalid_free_static, DOGTAG_INVALID_FREE, 0 },
-#ifdef INTERPOSED
-	{ "free-sized", "layout mismatch", wrong_size, DOGTAG_LAYOUT_MISMATCH, 13 },
-#endif
 	{ "realloc-freed", "double free", realloc_freed, DOGTAG_DOUBLE_FREE, 13 },
 	{ "usable-size-is-requested", "-", usable_size_is_requested, 0, 0 },
+	{ "invalid-free-unaligned", "invalid free", invalid_free_unaligned, DOGTAG_INVALID_FREE, 64 },
+	{ "invalid-free-wild", "invalid free", invalid_free_wild, DOGTAG_INVALID_FREE, 0 },
+	{ "invalid-free-near-null", "invalid free", invalid_free_near_null, DOGTAG_INVALID_FREE, 0 },
+	{ "realloc-stack", "invalid free", realloc_stack, DOGTAG_INVALID_FREE, 0 },
+	{ "realloc-inside", "invalid free", realloc_inside, DOGTAG_INVALID_FREE, 64 },
+	{ "realloc-to-nothing", "invalid free", realloc_to_nothing, DOGTAG_INVALID_FREE, 64 },
+	{ "usable-size-freed", BAD_SIZE, usable_size_freed, DOGTAG_BAD_USABLE_SIZE, 13 },
+	{ "usable-size-inside", BAD_SIZE, usable_size_inside, DOGTAG_BAD_USABLE_SIZE, 64 },
+	{ "usable-size-unaligned", BAD_SIZE, usable_size_unaligned, DOGTAG_BAD_USABLE_SIZE, 64 },
+	{ "usable-size-stack", BAD_SIZE, usable_size_stack, DOGTAG_BAD_USABLE_SIZE, 0 },
+	{ "usable-size-wild", BAD_SIZE, usable_size_wild, DOGTAG_BAD_USABLE_SIZE, 0 },
+	{ "usable-size-overrun", "overrun", usable_size_overrun, DOGTAG_OVERRUN, 13 },
+#ifdef INTERPOSED
+	{ "free-sized", "layout mismatch", wrong_size, DOGTAG_LAYOUT_MISMATCH, 13 },
+	{ "free-aligned", "layout mismatch", wrong_alignment, DOGTAG_LAYOUT_MISMATCH, 13 },
+	{ "free-sized-freed", "double free", free_sized_freed, DOGTAG_DOUBLE_FREE, 13 },
+	{ "free-aligned-inside", "invalid free", free_aligned_inside, DOGTAG_INVALID_FREE, 64 },
+	{ "cfree-stack", "invalid free", cfree_stack, DOGTAG_INVALID_FREE, 0 },
+	{ "reallocarray-freed", "double free", reallocarray_freed, DOGTAG_DOUBLE_FREE, 13 },
+	{ "malloc_usable_size-freed", BAD_SIZE, malloc_usable_size_freed, DOGTAG_BAD_USABLE_SIZE, 13 },
+	{ "operators", "-", operators, 0, 0 },
+	{ "delete-of-new[]", MISMATCH, delete_of_new_array, DOGTAG_ALLOC_DEALLOC_MISMATCH, 13 },
+	{ "delete[]-of-new", MISMATCH, delete_array_of_new, DOGTAG_ALLOC_DEALLOC_MISMATCH, 13 },
+	{ "delete[]-sized-of-new", MISMATCH, delete_array_sized_of_new, DOGTAG_ALLOC_DEALLOC_MISMATCH, 13 },
+	{ "delete-aligned-of-new[]", MISMATCH, delete_aligned_of_new_array, DOGTAG_ALLOC_DEALLOC_MISMATCH, 13 },
+	{ "delete-wrong-size", "layout mismatch", delete_wrong_size, DOGTAG_LAYOUT_MISMATCH, 13 },
+	{ "delete[]-wrong-size", "layout mismatch", delete_array_wrong_size, DOGTAG_LAYOUT_MISMATCH, 13 },
+	{ "delete-wrong-alignment", "layout mismatch", delete_wrong_alignment, DOGTAG_LAYOUT_MISMATCH, 13 },
+	{ "delete-no-alignment", "layout mismatch", delete_without_alignment, DOGTAG_LAYOUT_MISMATCH, 13 },
+	{ "delete[]-an-alignment", "layout mismatch", delete_with_alignment, DOGTAG_LAYOUT_MISMATCH, 13 },
+	{ "delete-aligned-wrong-size", "layout mismatch", delete_aligned_wrong_size, DOGTAG_LAYOUT_MISMATCH, 13 },
+	{ "delete-twice", "double free", delete_twice, DOGTAG_DOUBLE_FREE, 13 },
+	{ "delete[]-inside", "invalid free", delete_inside, DOGTAG_INVALID_FREE, 64 },
+	{ "delete-overrun", "overrun", delete_overrun, DOGTAG_OVERRUN, 13 },
+	{ "free-of-new", MISMATCH, free_of_new, DOGTAG_ALLOC_DEALLOC_MISMATCH, 13 },
+	{ "delete-of-malloc", MISMATCH, delete_of_malloc, DOGTAG_ALLOC_DEALLOC_MISMATCH, 13 },
+	{ "realloc-of-new", MISMATCH, realloc_of_new, DOGTAG_ALLOC_DEALLOC_MISMATCH, 13 },
+#endif
 };
 
 static const struct crime *crime;
 static int told;
+
+/* The settings without which it is none. */
+static const char *needed(void (*commit)(void))
+{
+#ifdef INTERPOSED
+	if (commit == free_of_new || commit == delete_of_malloc || commit == realloc_of_new)
+		return "alloc-dealloc-mismatch=all";
+#endif
+	(void)commit;
+	return "";
+}
 
 /* Not printf, whose buffer would be the culprit's. */
 static void say(const char *text)
@@ -227,8 +576,8 @@ static dogtag_reaction handle(const dogtag_violation *violation)
 	CHECK_EQUAL(is_known, crime->size != 0);
 	CHECK(strcmp(violation->service, is_known ? "culprit" : "") == 0);
 	CHECK_EQUAL(violation->handle, is_known ? dogtag_service_handle(culprit) : 0);
-	if (crime->number == DOGTAG_INVALID_FREE)
-		CHECK(violation->block == (is_known ? victim - 16 : NULL));
+	if (crime->number == DOGTAG_INVALID_FREE || (crime->number == DOGTAG_BAD_USABLE_SIZE && crime->size != 13))
+		CHECK(violation->block == (is_known ? victim - inside : NULL));
 	else
 		CHECK(violation->block == victim);
 	CHECK(strstr(report, crime->word) != NULL);
@@ -268,12 +617,16 @@ int main(int argc, char **argv)
 
 	if (strcmp(name, "list") == 0) {
 		for (size_t i = 0; i < COUNT(CRIMES); i++)
-			printf("%s\t%s\n", CRIMES[i].name, CRIMES[i].word);
+			printf("%s\t%s\t%s\n", CRIMES[i].name, CRIMES[i].word, needed(CRIMES[i].commit));
 		return 0;
 	}
 	for (size_t i = 0; i < COUNT(CRIMES); i++)
 		if (strcmp(CRIMES[i].name, name) == 0)
 			crime = &CRIMES[i];
+#ifdef INTERPOSED
+	if (strcmp(name, "new-without-memory") == 0)
+		new_without_memory();
+#endif
 	if (!crime) {
 		fprintf(stderr, "usage: crimes list | [handler] NAME\n");
 		return 2;

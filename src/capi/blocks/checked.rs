@@ -5,6 +5,7 @@ use super::ALIGN;
 use crate::allocator::Dogtag;
 use crate::backend::Jemalloc;
 use crate::capi::identity;
+use crate::check::{Claim, Family};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr;
 
@@ -20,7 +21,7 @@ pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
 }
 
 pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
-    let Some(layout) = layout(alignment, size) else { return ptr::null_mut() };
+    let Some(layout) = layout(alignment.max(ALIGN), size) else { return ptr::null_mut() };
     prepare();
     // SAFETY: as above.
     unsafe { HEAP.alloc(layout) }
@@ -31,7 +32,7 @@ pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
 /// The block must be one of these; if it is not, that is found out.
 pub(crate) unsafe fn free(block: *mut u8) {
     // SAFETY: the caller's promise.
-    unsafe { HEAP.free(block, None) };
+    unsafe { HEAP.free(block, Claim::of(Family::Malloc)) };
 }
 
 /// # Safety
@@ -39,8 +40,47 @@ pub(crate) unsafe fn free(block: *mut u8) {
 /// As for [`free`].
 #[cfg(feature = "interpose")]
 pub(crate) unsafe fn free_told(block: *mut u8, alignment: usize, size: usize) {
+    let claim =
+        Claim { size: Some(size), alignment: Some(given_alignment(alignment)), ..Claim::of(Family::Malloc) };
     // SAFETY: the caller's promise.
-    unsafe { HEAP.free(block, layout(alignment.max(1), size)) };
+    unsafe { HEAP.free(block, claim) };
+}
+
+/// A block of C++'s `operator new`, or `new[]`.
+#[cfg(feature = "interpose")]
+pub(crate) fn new<const ARRAY: bool>(alignment: Option<usize>, size: usize) -> *mut u8 {
+    let Some(layout) = layout(alignment.unwrap_or(ALIGN).max(ALIGN), size) else { return ptr::null_mut() };
+    prepare();
+    HEAP.alloc_as(family::<ARRAY>(), layout)
+}
+
+/// Frees such a block, of which the program may say how large it is. It says the alignment, if
+/// it is none that every block has.
+///
+/// # Safety
+///
+/// As for [`free`].
+#[cfg(feature = "interpose")]
+pub(crate) unsafe fn delete<const ARRAY: bool>(
+    block: *mut u8,
+    alignment: Option<usize>,
+    size: Option<usize>,
+) {
+    let alignment = Some(given_alignment(alignment.unwrap_or(ALIGN)));
+    // SAFETY: the caller's promise.
+    unsafe { HEAP.free(block, Claim { alignment, size, ..Claim::of(family::<ARRAY>()) }) };
+}
+
+#[cfg(feature = "interpose")]
+fn family<const ARRAY: bool>() -> Family {
+    if ARRAY { Family::NewArray } else { Family::New }
+}
+
+/// What a block was aligned to for which that was asked.
+#[cfg(feature = "interpose")]
+fn given_alignment(alignment: usize) -> usize {
+    // What has no next power of two is no block's.
+    alignment.checked_next_power_of_two().unwrap_or(alignment).max(ALIGN)
 }
 
 /// # Safety
@@ -49,7 +89,7 @@ pub(crate) unsafe fn free_told(block: *mut u8, alignment: usize, size: usize) {
 pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
     prepare();
     // SAFETY: the caller's promise.
-    unsafe { HEAP.resize(block, None, layout(ALIGN, size)) }
+    unsafe { HEAP.resize(block, Claim::of(Family::Malloc), layout(ALIGN, size)) }
 }
 
 /// # Safety

@@ -10,15 +10,15 @@ mod checked;
 #[cfg(not(feature = "memory-check"))]
 mod plain;
 
-#[cfg(all(feature = "interpose", feature = "memory-check"))]
-pub(super) use checked::free_told;
 #[cfg(feature = "memory-check")]
 pub(super) use checked::{allocate, allocate_aligned, free, resize, size};
-#[cfg(all(feature = "interpose", not(feature = "memory-check")))]
-pub(super) use plain::free_told;
+#[cfg(all(feature = "interpose", feature = "memory-check"))]
+pub(super) use checked::{delete, free_told, new};
 #[cfg(not(feature = "memory-check"))]
 pub(super) use plain::{allocate, allocate_aligned, free, resize, size};
+#[cfg(all(feature = "interpose", not(feature = "memory-check")))]
+pub(super) use plain::{delete, free_told, new};
 
-/// What every block is aligned to that is large enough: what C's largest type needs.
-#[cfg(feature = "memory-check")]
+/// What every block is aligned to, however small it is, as glibc's are: programs keep marks in
+/// the lower bits of pointers.
 const ALIGN: usize = 16;

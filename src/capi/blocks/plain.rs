@@ -4,6 +4,7 @@
 //! up in a table of size classes, and notes it for the page; there `free` finds it, as
 //! jemalloc's would in a table of its own, which it needs no more when it is told the size.
 
+use super::ALIGN;
 use crate::capi::identity;
 use crate::cookie::tail::{self, Beside};
 use crate::cookie::{LARGE, Slot};
@@ -46,7 +47,7 @@ pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
 /// The same with an alignment, a power of two.
 pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
     identity::refresh();
-    let flags = flags_of(alignment);
+    let flags = flags_of(alignment.max(ALIGN));
     // SAFETY: a request is not empty.
     placed(size, flags, None, |request| unsafe { jemalloc::mallocx(request, flags) }.cast())
 }
@@ -81,6 +82,29 @@ pub(crate) unsafe fn free(block: *mut u8) {
 /// As for [`free`].
 #[cfg(feature = "interpose")]
 pub(crate) unsafe fn free_told(block: *mut u8, _alignment: usize, _size: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { free(block) };
+}
+
+/// A block of C++'s `operator new`, or `new[]`.
+#[cfg(feature = "interpose")]
+#[inline(always)]
+pub(crate) fn new<const ARRAY: bool>(alignment: Option<usize>, size: usize) -> *mut u8 {
+    match alignment {
+        None => allocate::<false>(size),
+        Some(alignment) => allocate_aligned(alignment, size),
+    }
+}
+
+/// Frees such a block. What the program says of it is not looked at: where it is wrong, nothing
+/// comes of it in the C++ library either, and the page says the size as fast.
+///
+/// # Safety
+///
+/// As for [`free`].
+#[cfg(feature = "interpose")]
+#[inline(always)]
+pub(crate) unsafe fn delete<const ARRAY: bool>(block: *mut u8, _: Option<usize>, _: Option<usize>) {
     // SAFETY: the caller's promise.
     unsafe { free(block) };
 }
@@ -317,7 +341,7 @@ fn usable_for(size: usize, slot: Slot, flags: c_int) -> usize {
     // C's pointers have to be subtracted.
     match tail::request(size, slot).filter(|&request| request <= isize::MAX as usize) {
         // SAFETY: asks for a size class, changes nothing.
-        Some(request) => unsafe { jemalloc::nallocx(request, flags) },
+        Some(request) => unsafe { jemalloc::nallocx(request.max(ALIGN), flags) },
         None => 0,
     }
 }
@@ -340,7 +364,7 @@ fn small_usable(size: usize) -> usize {
 /// Usable bytes by the granule that a request ends in.
 static SMALL: [AtomicU16; GRANULES] = [const { AtomicU16::new(0) }; GRANULES];
 
-/// jemalloc's size classes are multiples of this.
+/// jemalloc's size classes are multiples of this. (Those from [`ALIGN`] on are aligned to it.)
 const GRANULE: usize = 8;
 const GRANULES: usize = LARGE / GRANULE;
 /// Those of the last granule may be large.
@@ -362,7 +386,7 @@ fn learn_sizes() {
     // The first one last: it says that all are there.
     for (granule, usable) in SMALL.iter().enumerate().rev() {
         // SAFETY: asks for a size class, changes nothing.
-        let found = unsafe { jemalloc::nallocx((granule + 1) * GRANULE, 0) };
+        let found = unsafe { jemalloc::nallocx(((granule + 1) * GRANULE).max(ALIGN), 0) };
         if !tail::is_large(found) {
             usable.store(found as u16, Ordering::Relaxed);
         }
