@@ -151,8 +151,7 @@ typedef enum dogtag_crime {
 	DOGTAG_INVALID_FREE = 6,
 	/* By Rust in the same process, whose mapped regions these are. */
 	DOGTAG_REGION_IN_USE = 7,
-	/* Of new by delete[], of new[] by delete; and, if DOGTAG_CHECK says so, of malloc by one of
-	 * these, or by free of one of those. */
+	/* Of new by delete[] or free, of malloc by delete, and so on. */
 	DOGTAG_ALLOC_DEALLOC_MISMATCH = 8,
 	/* dogtag_usable_size or malloc_usable_size of what is no live block. */
 	DOGTAG_BAD_USABLE_SIZE = 9

@@ -105,6 +105,23 @@ impl JemallocStats {
     }
 }
 
+/// Has jemalloc give freed pages back to the operating system, which it does by itself within ten
+/// seconds or so.
+#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+pub(crate) fn give_back() {
+    #[cfg(feature = "jemalloc")]
+    // SAFETY: takes nothing and says nothing. The number stands for all arenas.
+    unsafe {
+        tikv_jemalloc_sys::mallctl(
+            c"arena.4096.purge".as_ptr(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            0,
+        )
+    };
+}
+
 /// Held while jemalloc's figures are read, so that all are of the same refresh.
 pub(crate) fn statistics() -> StatisticsGuard {
     shared! {

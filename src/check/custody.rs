@@ -17,6 +17,7 @@ use super::state_table;
 use super::stock::{Open, magazines, places_of, take_kept};
 use super::threads;
 use super::violation::{Crime, Operation, stamp};
+use crate::backend;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys;
 use std::alloc::Layout;
@@ -290,7 +291,8 @@ impl Custody {
         let Some(open) = Open::new(&magazines, identity) else {
             return let_go(block.addr().get());
         };
-        let is_full = open.magazine.push(block.addr().get(), footprint, settings.heavy());
+        let is_full =
+            open.magazine.push(block.addr().get(), footprint, self.quarantine.heavy(settings.quarantine));
         if !is_full && open.keep(&magazines, identity) {
             return;
         }
@@ -298,7 +300,7 @@ impl Custody {
             // Nothing is kept while blocks are released: that may come back here.
             Some(places) => {
                 state::count_magazine();
-                self.quarantine.enter(
+                let less = self.quarantine.enter(
                     places,
                     &magazines,
                     open.magazine,
@@ -306,6 +308,7 @@ impl Custody {
                     state::forks(),
                     let_go,
                 );
+                give_back_after_forks(less);
             }
             None => magazines.empty(open.magazine, let_go),
         }
@@ -428,6 +431,20 @@ impl Custody {
         let first = given.err().and_then(Identity::from_bits);
         // Another thread was faster.
         first.inspect(|_| NUMBERS.take_back(identity)).unwrap_or(identity)
+    }
+}
+
+/// Has the backend give memory back to the operating system, if quarantines have become that much
+/// smaller: for every fork it would be copied.
+#[inline]
+fn give_back_after_forks(less: u64) {
+    static LESS: AtomicU64 = AtomicU64::new(0);
+
+    const MUCH: u64 = 4 << 20;
+
+    if less != 0 && LESS.fetch_add(less, Ordering::Relaxed) + less >= MUCH && state::forks() != 0 {
+        LESS.store(0, Ordering::Relaxed);
+        backend::give_back();
     }
 }
 

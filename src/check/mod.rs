@@ -14,7 +14,7 @@
 //! | [`LayoutMismatch`](Crime::LayoutMismatch): freed or resized with another size or alignment | certain |
 //! | [`InvalidFree`](Crime::InvalidFree): of what was never handed out, such as a pointer to the stack, into a block, or from another allocator | certain; the pointer is not followed |
 //! | [`RegionInUse`](Crime::RegionInUse): a mapped region that is dropped before its blocks | certain |
-//! | [`AllocDeallocMismatch`](Crime::AllocDeallocMismatch): C++'s `delete` of `new[]`, `delete[]` of `new`; with a setting, of C's blocks too | certain |
+//! | [`AllocDeallocMismatch`](Crime::AllocDeallocMismatch): C++'s `delete` of `new[]` or `malloc`, `free` of `new`, and all other such pairs | certain |
 //! | [`BadUsableSize`](Crime::BadUsableSize): C's `malloc_usable_size` of what is no live block | certain |
 //!
 //! Each is found by the free or the reallocation that meets it (a write after
@@ -48,7 +48,7 @@
 //! Freed blocks stay in *quarantine* before their memory is used again: first in,
 //! first out, by the 32 blocks, which each thread collects before they count
 //! towards the bounds. What a fork has to copy grows with it; so each fork halves the bytes that
-//! it may hold, down to 1 MiB, and what is freed after that raises them again. They are not live in any service's figures;
+//! it may hold, down to 256 KiB, and a quarter of what is freed after that raises them again. They are not live in any service's figures;
 //! [`Snapshot::quarantine`] shows them. Where an allocator's backend has no memory left, all
 //! of its blocks leave the quarantine, and it is asked again. `realloc` always moves, so that pointers
 //! to the old place are found out.
@@ -66,7 +66,7 @@
 //! | `fill` | `1` | 0 leaves fresh and freed memory as it is: faster, and writes to freed blocks are only seen around them |
 //! | `backtrace` | `0` | 1 keeps the call stack of every allocation and free: slow |
 //! | `reaction` | `abort` | `leak` goes on after a report |
-//! | `alloc-dealloc-mismatch` | `new` | of what is given back by another function than it has: `new` tells of `new` and `new[]`; `all` of `malloc`, too, which C++ libraries that are linked into a program in part may mix without harm; `none` of nothing |
+//! | `alloc-dealloc-mismatch` | `all` | of blocks that are given back by another family's function: `new` tells of those of `new` and `new[]` only, for programs that have two C++ libraries, one of them on top of `malloc`; `none` of none |
 //! | `new-delete-type-mismatch` | `1` | 0 does not tell of C++'s `delete` with another size or alignment |
 //!
 //! # Memory

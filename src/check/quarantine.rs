@@ -46,7 +46,7 @@ impl Quarantine {
 
     /// Puts a magazine in, and has the blocks of those released that have to
     /// leave for it; their magazines are free again. `forks` says how often the process has
-    /// forked.
+    /// forked. Returns by how many bytes there is less in it than before.
     pub(crate) fn enter(
         &self,
         places: &[AtomicU32],
@@ -55,11 +55,12 @@ impl Quarantine {
         limit: u64,
         forks: u64,
         mut release: impl FnMut(usize),
-    ) {
+    ) -> u64 {
         let (bytes, _) = magazine.holds();
         let limit = self.limit(limit, bytes, forks);
         let turn = self.entered.fetch_add(1, Ordering::Relaxed);
         let displaced = swap(places, turn, magazines.number(magazine));
+        let before = self.bytes();
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.empty(magazines, displaced, &mut release);
         while self.bytes() > limit
@@ -67,13 +68,14 @@ impl Quarantine {
         {
             self.empty(magazines, oldest, &mut release);
         }
+        before.saturating_sub(self.bytes())
     }
 
     /// The bytes that may be in now.
     ///
     /// A fork copies what maps the quarantine's pages, and who writes to one of them then has to
-    /// copy it. So each fork halves what may be in, and what is put in raises it again: a process
-    /// that forks all the time keeps back what it has freed since its last two forks or so.
+    /// copy it. So each fork halves what may be in, and a quarter of what is put in raises it
+    /// again: a process that forks all the time keeps back half of what it frees between two forks.
     fn limit(&self, limit: u64, bytes: u64, forks: u64) -> u64 {
         // Nobody forks under loom.
         if cfg!(dogtag_loom) {
@@ -86,9 +88,15 @@ impl Quarantine {
         }
         self.forks.store(forks, Ordering::Relaxed);
         let halved = allowed.min(limit) >> fresh_forks.min(63);
-        let allowed = halved.max(LEAST).saturating_add(bytes);
+        let allowed = halved.max(LEAST).saturating_add(bytes / 4);
         self.allowed.store(allowed, Ordering::Relaxed);
         allowed.min(limit)
+    }
+
+    /// Bytes at which a thread's magazine is put in: a 64th of what may be in.
+    #[inline]
+    pub(crate) fn heavy(&self, limit: u64) -> u64 {
+        (self.allowed.load(Ordering::Relaxed).min(limit) / 64).min(256 << 10)
     }
 
     /// Has the blocks of all magazines released that are in.
@@ -141,7 +149,7 @@ impl Quarantine {
 const NONE: u32 = 0;
 
 /// Bytes that may be in however often the process forks.
-const LEAST: u64 = 1 << 20;
+const LEAST: u64 = 256 << 10;
 
 /// What the thread that put a magazine in did to its blocks comes before what
 /// the one that takes it out will do.
@@ -316,25 +324,27 @@ mod tests {
 
     #[test]
     fn forks_halve_what_may_be_in_and_what_enters_raises_it_again() {
-        const LIMIT: u64 = 64 * LEAST;
+        const LIMIT: u64 = 64 << 20;
 
         let quarantine = Quarantine::new();
         let mut forks = 0;
         assert_eq!(quarantine.limit(LIMIT, 1000, forks), LIMIT);
         forks += 1;
-        assert_eq!(quarantine.limit(LIMIT, 1000, forks), LIMIT / 2 + 1000);
-        assert_eq!(quarantine.limit(LIMIT, LIMIT / 4, forks), LIMIT / 2 + 1000 + LIMIT / 4);
-        assert_eq!(quarantine.limit(LIMIT, LIMIT, forks), LIMIT);
+        assert_eq!(quarantine.limit(LIMIT, 1000, forks), LIMIT / 2 + 250);
+        assert_eq!(quarantine.limit(LIMIT, LIMIT, forks), LIMIT / 2 + 250 + LIMIT / 4);
+        assert_eq!(quarantine.heavy(LIMIT), LEAST.min(LIMIT / 64));
+        assert_eq!(quarantine.limit(LIMIT, 2 * LIMIT, forks), LIMIT);
         forks += 2;
         assert_eq!(quarantine.limit(LIMIT, 0, forks), LIMIT / 4);
-        // Who forks all the time keeps two forks' worth.
+        // Who forks all the time keeps half a fork's worth.
         for _ in 0..100 {
             forks += 1;
-            quarantine.limit(LIMIT, 5 * LEAST, forks);
+            quarantine.limit(LIMIT, 20 * LEAST, forks);
         }
         assert_eq!(quarantine.limit(LIMIT, 0, forks) / LEAST, 10);
         forks += 1000;
         assert_eq!(quarantine.limit(LIMIT, 0, forks), LEAST);
+        assert_eq!(quarantine.heavy(LIMIT), LEAST / 64);
         assert_eq!(quarantine.limit(1000, 0, forks), 1000);
     }
 

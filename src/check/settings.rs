@@ -43,20 +43,13 @@ impl Settings {
         fill: true,
         backtrace: false,
         leak: false,
-        alloc_dealloc: Told::New,
+        alloc_dealloc: Told::All,
         new_delete_type: true,
     };
 
     /// While those of the process cannot be known: its quarantine has a size that is settled
     /// at the first free.
     const EARLY: Self = Self { quarantine: 0, ..Self::DEFAULT };
-
-    /// Bytes at which a thread's blocks go into the quarantine that all threads
-    /// share.
-    #[inline]
-    pub(crate) fn heavy(&self) -> u64 {
-        (self.quarantine / 64).min(256 << 10)
-    }
 
     /// The settings of this process.
     #[inline]
@@ -188,11 +181,11 @@ mod tests {
             fill: false,
             backtrace: true,
             leak: true,
-            alloc_dealloc: Told::All,
+            alloc_dealloc: Told::New,
             new_delete_type: false,
         };
         let text = "quarantine=16M, quarantine-blocks = 1000,fill=0,backtrace=1,,reaction=leak,\
-                    alloc-dealloc-mismatch=all,new-delete-type-mismatch=0";
+                    alloc-dealloc-mismatch=new,new-delete-type-mismatch=0";
         assert_eq!(parse(text), (all, vec![]));
         assert_eq!(parse("quarantine=0").0.quarantine, 0);
         assert_eq!(parse("quarantine=3k").0.quarantine, 3072);
