@@ -218,6 +218,97 @@ fn services_of_threads() {
     }
 }
 
+/// However they are called, in a sandbox, too.
+#[test]
+fn threads_allocate_under_their_names() {
+    for kind in KINDS {
+        let program = compile("names", kind, Link::Shared);
+        let mut names = Command::new(&program);
+        names.env("DOGTAG_SERVICE", "thread");
+        run(names).ok();
+        // The kernel cuts the last character, and so do all that go by it.
+        for (file, service) in [
+            ("ééééééééé", "ééééééé\u{FFFD}"),
+            ("a b\nc", "a b\nc"),
+            ("longer-than-fifteen", "longer-than-fif"),
+        ] {
+            let copy = folder(kind).join(file);
+            fs::copy(&program, &copy).unwrap();
+            let mut names = Command::new(&copy);
+            names.env("DOGTAG_SERVICE", "thread").arg(service);
+            run(names).ok();
+            fs::remove_file(copy).unwrap();
+        }
+    }
+}
+
+/// Handlers of forks that allocate, of libraries that come before this one.
+#[test]
+fn who_is_called_at_forks_may_allocate() {
+    for kind in KINDS {
+        let library = |number: u32| {
+            let path = folder(kind).join(format!("libfork{number}.so"));
+            let mut cc = Command::new("cc");
+            cc.args(["-shared", "-fPIC", "-pthread", "-o"]).arg(&path);
+            cc.arg(format!("-DNUMBER={number}")).arg(source("fork_library"));
+            run(cc).success();
+            path
+        };
+        let [first, second, opened] = [1, 2, 3].map(library);
+        let folder = folder(kind);
+        let build = |name: &str, libraries: &[&Path]| {
+            let program = folder.join(name);
+            let mut cc = Command::new("cc");
+            cc.args(["-std=gnu11", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", "-I"]);
+            cc.arg(root().join("include"))
+                .arg("-o")
+                .arg(&program)
+                .arg(source("fork_handlers"))
+                .args(libraries);
+            cc.args(["-lgcc_s", "-lm", "-ldl"]).arg(format!("-Wl,-rpath,{}", folder.display()));
+            run(cc).success();
+            program
+        };
+        let built = self::library(kind);
+        let [shared, archive] = ["libdogtag.so", "libdogtag.a"].map(|name| built.join(name));
+        // Whichever order they come in: linked first, in the middle, last, and preloaded.
+        for (name, libraries) in [
+            ("forks-static", [&*first, &second, &archive]),
+            ("forks-first", [&shared, &first, &second]),
+            ("forks-middle", [&first, &shared, &second]),
+            ("forks-last", [&first, &second, &shared]),
+        ] {
+            for service in ["", "thread"] {
+                let mut forks = Command::new(build(name, &libraries));
+                forks.env("DOGTAG_SERVICE", service).arg(&opened);
+                run(forks).ok();
+            }
+        }
+        let mut preloaded = Command::new(build("forks-preloaded", &[&first, &second]));
+        preloaded.env("LD_PRELOAD", &shared).arg(&opened);
+        run(preloaded).ok();
+    }
+}
+
+#[test]
+fn modules_share_the_heap_however_they_are_opened() {
+    for kind in KINDS {
+        let folder = folder(kind).join("modules");
+        fs::create_dir_all(folder.join("inner")).unwrap();
+        for (name, path) in [("module.so", "$ORIGIN/inner"), ("inner/libinner.so", "")] {
+            let mut cc = Command::new("cc");
+            cc.args(["-shared", "-fPIC", "-o"]).arg(folder.join(name)).arg(source("module"));
+            cc.arg(format!("-Wl,-rpath,{path}"));
+            run(cc).success();
+        }
+        for link in [Link::Static, Link::Shared] {
+            let mut modules = Command::new(compile("modules", kind, link));
+            modules.arg(&folder);
+            run(modules).ok();
+        }
+    }
+}
+
 #[test]
 fn what_the_environment_gets_wrong_is_told() {
     let library = library(PLAIN).join("libdogtag.so");
