@@ -52,9 +52,28 @@
 //! | `DOGTAG_SERVICE` | `thread`: a thread that is in no scope allocates as a service with the thread's name |
 //! | `DOGTAG_CHECK` | with `memory-check`: its [settings](crate#features). At the end of a process all blocks are looked at that are live or in quarantine; not by a forked child that has freed less than some 64 blocks for each MiB of the heap |
 //!
-//! Who renames a thread with `pthread_setname_np` is noticed at once, who does it otherwise,
-//! at the latest when the thread has allocated another 256 KiB. Processes with more rights
-//! than whoever runs them (setuid) do not look at the variables.
+//! Processes with more rights than whoever runs them (setuid) do not look at the variables.
+//!
+//! # Names of threads
+//!
+//! The kernel is not asked for them, since a sandbox may end who asks. The first thread has the
+//! executable's name, and each other one the name of the thread that began it, until it is renamed
+//! by `pthread_setname_np`, by itself or by another thread, or by `prctl`. What is not UTF-8 in a
+//! name, such as half a character where the kernel cut it after 15 bytes, is shown as U+FFFD. A
+//! thread with an empty name allocates for nobody.
+//!
+//! Not noticed: what is written to `/proc/self/task/*/comm`, and system calls without the C
+//! library's functions. A thread that is begun by `clone`, or inside the C library (a timer's),
+//! has the executable's name.
+//!
+//! # Forks, and modules
+//!
+//! Whoever registers handlers of forks (`pthread_atfork`) may allocate in them, whenever and
+//! wherever he does it.
+//!
+//! `dlopen` and `dlmopen` leave out `RTLD_DEEPBIND`, as sanitizers do: a module that is opened with
+//! it (by PHP, by Apache) would use the C library's `free` for blocks that are from here. Where two
+//! libraries have functions of one name, such a module may then get the other one's.
 //!
 //! # Differences from glibc
 //!
@@ -85,7 +104,9 @@
 //! from 500 on, so who waits for its end waits until the process ends.
 //!
 //! Functions that are about the C library's own heap (`mallinfo`, `mallopt`, `malloc_trim`)
-//! are left to it, and it is empty. A Rust program that interposes should have jemalloc as
+//! are left to it, and it is empty. A report reads `/proc/self/smaps`, which a sandbox has to let
+//! through. A program that has the whole C library in it (`cc -static`) needs the library built
+//! with `-C target-feature=+crt-static`. A Rust program that interposes should have jemalloc as
 //! its backend, as it is by default: [`System`](std::alloc::System) would come here too, and
 //! be counted twice. Preload the library, or link it; a library that is to be opened with
 //! `dlopen` needs the feature `disable-initial-exec-tls` ([Plug-ins](crate::guide#plug-ins)).
