@@ -2,6 +2,8 @@
  * Opens and closes plug-ins in all ways; prints "ok" if nothing was wrong.
  *
  *     load MODE LIBRARY...
+ *
+ * What has dogtag in it is the library itself, unless STAYS in the environment says which it is.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -81,6 +83,18 @@ static void *use(void *path)
 	struct plugin plugin = open_plugin(path);
 
 	CHECK(plugin.work(SIZE) >= SIZE);
+	close_plugin(plugin);
+	return NULL;
+}
+
+static void *use_and_keep(void *path)
+{
+	struct plugin plugin = open_plugin(path);
+	void (*keep)(void);
+
+	*(void **)&keep = symbol(plugin.library, "keep");
+	keep();
+	CHECK(plugin.live() >= 100);
 	close_plugin(plugin);
 	return NULL;
 }
@@ -173,19 +187,13 @@ static void together(char *path)
 		CHECK(pthread_join(threads[i], NULL) == 0);
 }
 
-/* What dogtag's own thread and one of the plug-in's call: they wait here until it is closed. */
-static sem_t teller_is_here, teller_may_go, thread_is_here, thread_may_go, has_ended;
+/* What threads of the plug-in's own call: they wait here until it is closed. */
+static sem_t is_here, may_go, has_ended;
 
-static void hold_teller(void)
+static void wait_here(void)
 {
-	sem_post(&teller_is_here);
-	sem_wait(&teller_may_go);
-}
-
-static void hold_thread(void)
-{
-	sem_post(&thread_is_here);
-	sem_wait(&thread_may_go);
+	sem_post(&is_here);
+	sem_wait(&may_go);
 }
 
 static void end(void)
@@ -193,23 +201,32 @@ static void end(void)
 	sem_post(&has_ended);
 }
 
-static void threads_of_its_own(char *path)
+/* Dogtag's own thread, which begins with the first of these and comes back for the others. */
+static void teller(char *path)
 {
 	for (int i = 0; i < 3; i++) {
 		struct plugin plugin = open_plugin(path);
 		void (*announce)(void (*)(void));
-		void (*begin)(void (*)(void), void (*)(void));
 
 		*(void **)&announce = symbol(plugin.library, "announce");
-		*(void **)&begin = symbol(plugin.library, "begin");
-		/* The first one of these begins dogtag's thread, which comes back for the others. */
-		announce(hold_teller);
-		begin(hold_thread, end);
-		sem_wait(&teller_is_here);
-		sem_wait(&thread_is_here);
+		announce(wait_here);
+		sem_wait(&is_here);
 		close_plugin(plugin);
-		sem_post(&teller_may_go);
-		sem_post(&thread_may_go);
+		sem_post(&may_go);
+	}
+}
+
+static void thread_of_its_own(char *path)
+{
+	for (int i = 0; i < 3; i++) {
+		struct plugin plugin = open_plugin(path);
+		void (*begin)(void (*)(void), void (*)(void));
+
+		*(void **)&begin = symbol(plugin.library, "begin");
+		begin(wait_here, end);
+		sem_wait(&is_here);
+		close_plugin(plugin);
+		sem_post(&may_go);
 		sem_wait(&has_ended);
 	}
 }
@@ -242,6 +259,12 @@ int main(int argc, char **argv)
 	} else if (!strcmp(mode, "thread")) {
 		for (int i = 0; i < 3; i++)
 			in_a_thread(use, *paths);
+	} else if (!strcmp(mode, "keep")) {
+		for (int i = 0; i < 3; i++)
+			in_a_thread(use_and_keep, *paths);
+		struct plugin plugin = open_plugin(*paths);
+		CHECK(plugin.live() == 0);
+		close_plugin(plugin);
 	} else if (!strcmp(mode, "flags")) {
 		int flags[] = {RTLD_LAZY, RTLD_NOW | RTLD_GLOBAL, RTLD_LAZY | RTLD_DEEPBIND};
 		CHECK(paths[0] && paths[1] && paths[2]);
@@ -269,14 +292,19 @@ int main(int argc, char **argv)
 	} else if (!strcmp(mode, "together")) {
 		together(*paths);
 	} else if (!strcmp(mode, "own")) {
-		threads_of_its_own(*paths);
+		thread_of_its_own(*paths);
+	} else if (!strcmp(mode, "teller")) {
+		teller(*paths);
 	} else if (!strcmp(mode, "forks")) {
 		forks(*paths);
 	} else {
 		CHECK(!"a mode");
 	}
-	for (; *paths; paths++)
-		expect_loaded(*paths);
+	if (getenv("STAYS"))
+		expect_loaded(getenv("STAYS"));
+	else
+		for (; *paths; paths++)
+			expect_loaded(*paths);
 	puts("ok");
 	return 0;
 }

@@ -17,19 +17,22 @@ fn service() -> &'static Service {
     SERVICE.get_or_init(|| Service::register("extension").expect("nobody else has that name"))
 }
 
-/// Allocates so much for a while and some for as long as the thread runs, and says how much
-/// there is in all.
+/// Allocates so much for a while, and says how much there is in all.
 #[unsafe(no_mangle)]
 pub extern "C" fn work(size: usize) -> u64 {
+    let block = service().run(|| vec![7_u8; size]);
+    assert!(black_box(&block).iter().all(|&byte| byte == 7));
+    service().usage().bytes()
+}
+
+/// Keeps a block for as long as the thread runs. Such destructors have the loader keep the library
+/// until they have run, but no longer.
+#[unsafe(no_mangle)]
+pub extern "C" fn keep() {
     thread_local! {
         static KEPT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
-    let block = service().run(|| {
-        KEPT.with_borrow_mut(|kept| *kept = vec![1; 100]);
-        vec![7_u8; size]
-    });
-    assert!(black_box(&block).iter().all(|&byte| byte == 7));
-    service().usage().bytes()
+    service().run(|| KEPT.with_borrow_mut(|kept| *kept = vec![1; 100]));
 }
 
 /// What there is in all.
