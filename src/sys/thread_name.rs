@@ -14,11 +14,11 @@ pub(crate) struct ThreadName {
 
 const LENGTH: usize = 15;
 
-// A thread-local that begins as zeros has one.
+// A thread-local that begins as zeros has no name.
 const _: () = {
-    assert!(size_of::<Option<ThreadName>>() == LENGTH + 1);
-    // SAFETY: of the same size, and zeros are valid: `None`.
-    assert!(unsafe { std::mem::zeroed::<Option<ThreadName>>() }.is_none());
+    // SAFETY: `None` is what `NonZeroU8` leaves zeros for, and the bytes may be any.
+    let zeros = unsafe { std::mem::zeroed::<Option<ThreadName>>() };
+    assert!(zeros.is_none() && size_of::<Option<ThreadName>>() == LENGTH + 1);
 };
 
 impl ThreadName {
@@ -108,6 +108,7 @@ mod tests {
 
     #[test]
     fn names_are_cut_as_the_kernel_does() {
+        // SAFETY: a C string.
         let name = |text: &CStr| unsafe { ThreadName::from_ptr(text.as_ptr()) };
         assert_eq!(name(c"").bytes(), b"");
         assert_eq!(name(c"").lossy().as_str(), "");
