@@ -124,7 +124,8 @@ mod tests {
         fn any_bytes_are_the_text_that_std_makes_of_them(bytes in prop::collection::vec(1_u8.., 0..30)) {
             let name = ThreadName::cut(&bytes);
             prop_assert_eq!(name.bytes(), &bytes[..bytes.len().min(15)]);
-            prop_assert_eq!(name.lossy().as_str(), &String::from_utf8_lossy(name.bytes()));
+            let text = name.lossy();
+            prop_assert_eq!(text.as_str(), &String::from_utf8_lossy(name.bytes()));
         }
     }
 }
