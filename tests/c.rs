@@ -278,15 +278,16 @@ fn who_is_called_at_forks_may_allocate() {
             ("forks-middle", [&first, &shared, &second]),
             ("forks-last", [&first, &second, &shared]),
         ] {
-            for service in ["", "thread"] {
-                let mut forks = Command::new(build(name, &libraries));
-                forks.env("DOGTAG_SERVICE", service).arg(&opened);
-                run(forks).ok();
-            }
+            let mut forks = Command::new(build(name, &libraries));
+            forks.arg(&opened);
+            run(forks).ok();
         }
-        let mut preloaded = Command::new(build("forks-preloaded", &[&first, &second]));
-        preloaded.env("LD_PRELOAD", &shared).arg(&opened);
-        run(preloaded).ok();
+        let preloaded = build("forks-preloaded", &[&first, &second]);
+        for service in ["", "thread"] {
+            let mut forks = Command::new(&preloaded);
+            forks.env("DOGTAG_SERVICE", service).env("LD_PRELOAD", &shared).arg(&opened);
+            run(forks).ok();
+        }
     }
 }
 

@@ -82,7 +82,7 @@ static void fork_amid_noise(void)
 	atomic_store(&is_quiet, 0);
 	for (uintptr_t i = 0; i < 3; i++)
 		CHECK_EQUAL(pthread_create(&threads[i], NULL, make_noise, (void *)i), 0);
-	for (int i = 0; i < 25; i++)
+	for (int i = 0; i < 10; i++)
 		fork_once();
 	atomic_store(&is_quiet, 1);
 	for (int i = 0; i < 3; i++)

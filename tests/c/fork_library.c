@@ -31,7 +31,7 @@ static void use_all(void)
 	use(16);
 	use(3000);
 	use(100000);
-	use(1000000);
+	use(300000);
 }
 
 static void at_fork(void)
