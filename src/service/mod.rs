@@ -180,6 +180,10 @@ impl Service {
     /// Do not hold a scope across an `.await`: use
     /// [`in_service`](InServiceExt::in_service) there.
     ///
+    /// All that the thread runs until then is charged to this service, also what it runs for others:
+    /// while rayon's `join` or `scope` waits, that is any job of the pool. Jobs that enter
+    /// their own service are charged to that one ([the guide](crate::guide#services) has an example).
+    ///
     /// ```
     /// use dogtag::Service;
     ///
@@ -198,7 +202,8 @@ impl Service {
         Scope::enter(self.record)
     }
 
-    /// Runs `work` in this service.
+    /// Runs `work` in this service: [`enter`](Self::enter) and a call. In a thread pool (rayon), run
+    /// each job so, inside the closure that the pool gets.
     ///
     /// ```
     /// # #[global_allocator]

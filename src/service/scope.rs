@@ -18,6 +18,9 @@ use std::marker::PhantomData;
 /// });
 /// ```
 ///
+/// While it waits in a scope, a thread of a pool may run jobs of others: they are charged to
+/// this scope's service, unless they enter their own ([`Service::enter`](crate::Service::enter)).
+///
 /// Scopes that are dropped out of order each go back to what was current when
 /// they were entered; the last one dropped decides.
 #[derive(Debug)]
