@@ -74,9 +74,9 @@ impl PoolBuilder {
     }
 
     /// Bytes of cleared and destroyed pools that are kept for reuse at most, besides each pool's
-    /// first block (APR: `apr_allocator_max_free_set`); 2 MiB otherwise. Children share what is
-    /// kept with their parent, unless this or another [`service`](Self::service) is said of
-    /// them; then it is they that share it with theirs.
+    /// first block; 2 MiB otherwise, and nothing for 0 (APR: `apr_allocator_max_free_set`, where all
+    /// is kept otherwise, and for 0). Children share what is kept with their parent, unless this or
+    /// another [`service`](Self::service) is said of them; then it is they that share it with theirs.
     pub fn max_free(mut self, bytes: usize) -> Self {
         self.max_free = Some(bytes);
         self

@@ -33,7 +33,7 @@ impl<'pool> Cleanup<'pool> {
     }
 
     /// Takes the cleanup out, and drops it without running it (APR:
-    /// `apr_pool_cleanup_kill`). Constant time.
+    /// `apr_pool_cleanup_kill`, which takes it from both lists). Constant time.
     ///
     /// # Panics
     ///

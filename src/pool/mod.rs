@@ -24,25 +24,39 @@
 //!
 //! # What comes from where
 //!
-//! | APR | here |
-//! | --- | --- |
-//! | `apr_pool_create` | [`Pool::new`], [`Pool::child`], [`Pool::builder`] |
-//! | `apr_pool_clear`, `apr_pool_destroy` | [`Pool::clear`], [`Pool::destroy`] or drop |
-//! | `apr_palloc`, `apr_pcalloc` | [`Pool::alloc`], [`Pool::alloc_layout`]; [`Pool::alloc_zeroed`] |
-//! | `apr_pmemdup`, `apr_pstrdup`, `apr_psprintf` | [`Pool::alloc_slice`], [`Pool::alloc_str`], [`Pool::alloc_fmt`] |
-//! | `apr_pool_cleanup_register`, `apr_pool_pre_cleanup_register` | [`Pool::cleanup`], [`Pool::pre_cleanup`] |
-//! | `apr_pool_cleanup_kill`, `apr_pool_cleanup_run` | [`Cleanup::cancel`], [`Cleanup::run`] |
-//! | `apr_pool_userdata_set`, `apr_pool_userdata_get` | [`Pool::set_data`], [`Pool::data`] |
-//! | `apr_pool_tag`, `apr_pool_is_ancestor`, `apr_pool_num_bytes` | [`PoolBuilder::name`], [`Pool::is_ancestor`], [`Pool::stats`] |
-//! | `apr_allocator_max_free_set`, `apr_pool_abort_set` | [`PoolBuilder::max_free`], [`PoolBuilder::on_failure`] |
+//! Those who come from APR or nginx find what they know under other names. What they get is the same
+//! but for what the last column says; `.ci/pool-peers` in the repository runs the three beside each other.
 //!
-//! | nginx | here |
-//! | --- | --- |
-//! | `ngx_create_pool(size)` | [`PoolBuilder::block_size`] |
-//! | `ngx_palloc`, `ngx_pnalloc`, `ngx_pcalloc`, `ngx_pmemalign` | [`Pool::alloc_bytes`], [`Pool::alloc_unaligned`], [`Pool::alloc_zeroed`], [`Pool::alloc_aligned`] |
-//! | `ngx_pfree` | [`Pool::free`] |
-//! | `ngx_reset_pool`, `ngx_destroy_pool` | [`Pool::reset`], [`Pool::destroy`] |
-//! | `ngx_pool_cleanup_add` | [`Pool::cleanup`] |
+//! | APR | here | what is different |
+//! | --- | --- | --- |
+//! | `apr_pool_create` | [`Pool::new`], [`Pool::child`], [`Pool::lasting_child`], [`Pool::builder`] | A subpool of APR's ends by itself or with its parent, whichever comes first. Here a [`child`](Pool::child) is somebody's and ends by itself, and a [`lasting_child`](Pool::lasting_child) ends with its parent alone. A pool that has no parent is below APR's global pool; here it is below none |
+//! | `apr_pool_clear`, `apr_pool_destroy` | [`Pool::clear`], [`Pool::destroy`] or drop | The order is the same: pre-cleanups, subpools (the youngest first), cleanups (the last first). A panic keeps nothing of it from running |
+//! | `apr_palloc` | [`Pool::alloc`], [`Pool::alloc_layout`], [`Pool::alloc_bytes`] | APR's is aligned to 8, here to what the type or layout needs, bytes to 16. APR's returns null without memory; here there is a panic, or an error from the twin with `try_` |
+//! | `apr_pcalloc` | [`Pool::alloc_zeroed`] | APR's is aligned to 8, here to 16 |
+//! | `apr_pmemdup`, `apr_pstrdup`, `apr_psprintf` | [`Pool::alloc_slice`], [`Pool::alloc_str`], [`Pool::alloc_fmt`] | |
+//! | large allocations | [`PoolBuilder::max_small`] | With APR what is large is in a block of its pool, which is kept like others. Here it is an allocation of its own: freed by `clear`, or before by [`Pool::free`], which APR has nothing like |
+//! | `apr_pool_cleanup_register`, `apr_pool_pre_cleanup_register` | [`Pool::cleanup`], [`Pool::pre_cleanup`] | A closure instead of a function and its data. APR's may register others in the pool that ends, which run next; here no closure has a way to that pool (it would not compile). There is nothing for `exec`, APR's second function: Rust's files are closed by it |
+//! | `apr_pool_cleanup_kill` | [`Cleanup::cancel`] | APR's looks for the cleanup, in as many steps as there are: it takes the last one with that function and data from each of the two lists, and does nothing if there is none. Here it is the one that was registered, in one step |
+//! | `apr_pool_cleanup_run` | [`Cleanup::run`] | The same, and APR's also runs what is not registered |
+//! | `apr_pool_userdata_set`, `apr_pool_userdata_get` | [`Pool::set_data`], [`Pool::data`] | APR's values have names, here they have types. APR's can be found until the cleanups have run, here until the pool begins to be cleared |
+//! | `apr_pool_tag`, `apr_pool_is_ancestor` | [`PoolBuilder::name`], [`Pool::is_ancestor`] | |
+//! | `apr_pool_num_bytes` | [`Pool::stats`], [`Pool::stats_with_children`] | APR's needs a debug build |
+//! | `apr_allocator_max_free_set` | [`PoolBuilder::max_free`] | With APR, without a word, all is kept for ever, 0 means all, and the bound is rounded up to pages; it can be set at any time. Here it is 2 MiB without a word, 0 means nothing, and a pool has it from the beginning. With APR pools without a parent share what is kept, too; here each tree has its own |
+//! | `apr_pool_abort_set` | [`PoolBuilder::on_failure`] | APR's is copied to the subpools that are created later; here that of the nearest pool above is asked for at each failure. It can only be given to the builder |
+//! | blocks | [`PoolBuilder::block_size`] | APR's are 8 KiB, or as large as what they were made for; here the first one is 4 KiB, and each is twice as large as the one before |
+//!
+//! | nginx | here | what is different |
+//! | --- | --- | --- |
+//! | `ngx_create_pool(size)` | [`PoolBuilder::block_size`] | With nginx all blocks are as large; here each is twice as large as the one before, up to 128 KiB. nginx has 80 bytes of the first block for itself, and some 300 are the pool's here. nginx has no trees, nor a [limit](PoolBuilder::limit) |
+//! | `ngx_palloc`, `ngx_pcalloc` | [`Pool::alloc_bytes`], [`Pool::alloc_zeroed`] | nginx's is aligned to 8, here to 16. Large is, in both, what fills a page (4096 bytes) or has no room in an empty block; of these nginx's have 80 bytes less, ours 32 |
+//! | `ngx_pnalloc` | [`Pool::alloc_unaligned`] | |
+//! | `ngx_pmemalign` | [`Pool::alloc_aligned`] | nginx's is always large, so it can be freed; here it is in a block if it fits there, and then [`Pool::free`] declines |
+//! | `ngx_pfree` | [`Pool::free`] | nginx's looks for the address in as many steps as there are large allocations, and what is not large stays as it is. Here the layout says whether it is large, it is looked for from both ends, and the last small one is handed out again |
+//! | `ngx_reset_pool` | [`Pool::reset`] | nginx's runs no cleanups, and leaves them in a list that points to memory which is handed out again; here they run, as in `clear` |
+//! | `ngx_destroy_pool` | [`Pool::destroy`] or drop | |
+//! | `ngx_pool_cleanup_add` | [`Pool::cleanup`] | With nginx a cleanup that a cleanup registers never runs |
+//! | `cleanup->handler = NULL`, `ngx_pool_run_cleanup_file` | [`Cleanup::cancel`], [`Cleanup::run`] | |
+//! | blocks with little room | | nginx tries a pool's blocks from the oldest one that is not passed over: one is, the 7th time that it has no room. Here the roomiest is tried first, and the others only when it has no room, until five things did not fit into them |
 //!
 //! # Whose memory it is
 //!
@@ -368,7 +382,7 @@ impl<'env> Pool<'env> {
 
     /// The same, but all blocks are kept for reuse, whatever
     /// [`max_free`](PoolBuilder::max_free) says: for loops that will need as much again
-    /// (nginx: `ngx_reset_pool`).
+    /// (nginx: `ngx_reset_pool`, which runs no cleanups).
     ///
     /// # Panics
     ///
@@ -380,8 +394,6 @@ impl<'env> Pool<'env> {
     fn clear_but_keep(&mut self, max_free: usize) {
         // SAFETY: the pool is borrowed by nobody else, so nothing of it is, nor a child.
         let first_panic = unsafe {
-            // Before the values are dropped, so that none is found that is not there.
-            self.node().data.clear();
             let first_panic = Node::run_down(self.node);
             self.node().release_blocks(max_free);
             first_panic

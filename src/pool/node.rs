@@ -6,7 +6,8 @@
 //! - the *active* block, of which the node itself has the position and the end, so that the
 //!   common allocation reads nothing else;
 //! - *open* blocks, in which something did not fit, but smaller things may: they are tried
-//!   before there is a new one, and passed over for good after five failures (nginx);
+//!   before there is a new one, and passed over for good after five failures (nginx does so,
+//!   after six);
 //! - *full* ones, which wait to be cleared.
 
 use super::PoolError;

@@ -147,11 +147,14 @@ impl Node {
         let mut node = this;
         // SAFETY: the caller's promise; nodes are there until they have ended.
         unsafe {
+            // Before the values are dropped, so that none is found that is not there.
+            node.as_ref().data.clear();
             node.as_ref().pre_cleanups.run_all(&mut first_panic);
             loop {
                 if let Some(child) = node.as_ref().branch.children.get() {
                     let (branch, above) = (&child.as_ref().branch, &node.as_ref().branch);
                     branch.is_forgotten.set(!branch.is_lasting || above.is_forgotten.get());
+                    child.as_ref().data.clear();
                     if !branch.is_forgotten.get() {
                         child.as_ref().pre_cleanups.run_all(&mut first_panic);
                     }

@@ -296,7 +296,8 @@ impl<'env> Pool<'env> {
         self.try_alloc_aligned(len, 1)
     }
 
-    /// So many bytes, aligned to a power of two (nginx: `ngx_pmemalign`).
+    /// So many bytes, aligned to a power of two (nginx: `ngx_pmemalign`). [`free`](Self::free) frees
+    /// them only if they are large, which nginx's always are.
     ///
     /// # Panics
     ///
