@@ -1,6 +1,6 @@
 //! A subscriber whose own work is charged to nobody.
 
-use super::spans::Apart;
+use super::spans::{self, Apart};
 use std::any::TypeId;
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
@@ -92,12 +92,14 @@ impl<S: Subscriber> Subscriber for Unattributed<S> {
 
     fn enter(&self, span: &Id) {
         let _apart = Apart::enter();
+        spans::leave_if_nobody_tells();
         self.subscriber.enter(span);
     }
 
     fn exit(&self, span: &Id) {
         let _apart = Apart::enter();
         self.subscriber.exit(span);
+        spans::leave_if_nobody_tells();
     }
 
     fn clone_span(&self, id: &Id) -> Id {

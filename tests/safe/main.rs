@@ -1,0 +1,38 @@
+//! Random programs of safe code only: whatever they do, none of them reaches freed memory. Memory-check
+//! sees that (run this with the feature) and valgrind (`.ci/sanitize memcheck safe`); the
+//! same programs are fuzzed by `.ci/fuzz 60 safe`.
+//!
+//! `DOGTAG_MODEL_SECONDS` sets for how long (5 by default), `DOGTAG_SEED` which programs.
+#![cfg(all(feature = "mapped", feature = "pool", feature = "tracing-layer"))]
+#![forbid(unsafe_code)]
+
+mod program;
+#[path = "../random/mod.rs"]
+mod random;
+
+use dogtag::Dogtag;
+use random::Random;
+use std::time::{Duration, Instant};
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+#[test]
+fn safe_programs_stay_within_their_memory() {
+    let seconds =
+        std::env::var("DOGTAG_MODEL_SECONDS").map_or(5, |seconds| seconds.parse().expect("seconds"));
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let first = random::seed();
+    program::heed_panics();
+    let mut programs = 0;
+    while programs < 10 || Instant::now() < end {
+        let mut random = Random::nth(first, programs);
+        let bytes: Vec<u8> = (0..1 + random.below(600)).map(|_| random.next() as u8).collect();
+        program::run(&bytes);
+        programs += 1;
+        if programs % 1000 == 0 {
+            println!("{programs} programs");
+        }
+    }
+    println!("{programs} programs in {seconds} s");
+}

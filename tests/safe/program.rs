@@ -1,0 +1,866 @@
+//! Programs of safe code, as bytes have them: services, scopes, futures, spans of two subscribers whose
+//! layers are exchanged, pools, regions and limits, on two threads, in turn or at once.
+//! What they have is held against a simple model; whether they reach freed memory, somebody else
+//! has to see: memory-check or valgrind.
+#![forbid(unsafe_code)]
+
+use dogtag::mapped::MappedRegion;
+use dogtag::pool::Pool;
+use dogtag::{InServiceExt, Scope, Service, ServiceLayer, UnattributedExt};
+use std::cell::OnceCell;
+use std::future::Future;
+use std::hint::black_box;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use tracing::dispatcher::with_default;
+use tracing::span::EnteredSpan;
+use tracing::{Dispatch, Span, Subscriber, info, info_span};
+use tracing_subscriber::{Layer, Registry, prelude::*, registry, reload};
+
+const THREADS: usize = 2;
+const MOST: usize = 12;
+/// Scopes that one thread enters in one program.
+const MOST_SCOPES: usize = 64;
+
+type SomeLayer = Option<Box<ServiceLayer>>;
+type Name = Arc<str>;
+/// The services that a span may run in.
+type Names = Arc<Mutex<Vec<Name>>>;
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Has panics that `tracing` means end no more than what they are in; all others end the process.
+pub fn heed_panics() {
+    // What it needs for itself is nobody's.
+    LazyLock::force(&REGION);
+    std::panic::set_hook(Box::new(|panic| {
+        let text = aside(|| panic.to_string());
+        // Of a span that was closed by its number.
+        if !["no such span exists", "no span exists with that ID"].iter().any(|known| text.contains(known)) {
+            eprintln!("{text}\n{}", std::backtrace::Backtrace::force_capture());
+            std::process::abort();
+        }
+    }));
+}
+
+/// Runs a program.
+pub fn run(bytes: &[u8]) {
+    let world = Arc::new(World::new(bytes));
+    let threads: Vec<_> = (0..THREADS)
+        .map(|number| {
+            let world = Arc::clone(&world);
+            thread::spawn(move || act(&world, number))
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().expect("a thread ends by itself"));
+    Arc::into_inner(world).expect("all threads have ended").end();
+}
+
+/// What the threads share.
+struct World {
+    steps: Vec<Step>,
+    next: Mutex<usize>,
+    changed: Condvar,
+    is_in_turn: bool,
+    is_calm: AtomicBool,
+    /// Every name there has been; held by those who may be in the service, too.
+    known: Mutex<Vec<Name>>,
+    services: Mutex<Vec<Known>>,
+    subscribers: [Dispatch; 2],
+    handles: [reload::Handle<SomeLayer, Registry>; 2],
+    away: Mutex<SomeLayer>,
+    spans: Mutex<Vec<SomeSpan>>,
+    tasks: Mutex<Vec<Task>>,
+    pools: Mutex<Vec<Pool<'static>>>,
+    blocks: Mutex<Vec<Vec<u8>>>,
+    /// Of services that were kept, not dropped.
+    forgotten: Mutex<Vec<Name>>,
+}
+
+#[derive(Clone, Copy)]
+struct Step {
+    thread: usize,
+    act: u8,
+    one: u8,
+    other: u8,
+}
+
+/// A service, and the name that it was registered with.
+struct Known {
+    service: Service,
+    name: Name,
+}
+
+impl Known {
+    fn another(&self) -> Self {
+        Self { service: self.service.clone(), name: Arc::clone(&self.name) }
+    }
+
+    fn check(&self) {
+        assert_eq!(self.service.name(), &*self.name, "a service has another one's name");
+    }
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        self.check();
+    }
+}
+
+struct SomeSpan {
+    span: Span,
+    subscriber: usize,
+    names: Names,
+}
+
+/// What one thread has.
+struct Actor<'a> {
+    world: &'a World,
+    arena: &'a [OnceCell<Known>; MOST_SCOPES],
+    scopes: Vec<Scope<'a>>,
+    entered: Vec<(EnteredSpan, Names)>,
+    /// Whether it leaves what it enters, scopes in the order in which they were entered, and not
+    /// both of them and spans.
+    is_orderly: bool,
+}
+
+static REGION: LazyLock<MappedRegion> =
+    LazyLock::new(|| MappedRegion::anonymous(1 << 20).expect("a mapped region"));
+
+static NOBODY: LazyLock<Service> = LazyLock::new(Service::unattributed);
+
+/// Has spans be there without a layer that may be exchanged.
+struct Witness;
+
+impl<S: Subscriber> Layer<S> for Witness {}
+
+/// Panics with itself again when it is dropped.
+struct Endless;
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            resume_unwind(Box::new(Self));
+        }
+    }
+}
+
+/// What the model needs is nobody's.
+fn aside<R>(work: impl FnOnce() -> R) -> R {
+    Service::unattributed().run(work)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A panic of the program's own, which nobody prints, is caught here.
+fn caught(work: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(work))
+        && payload.is::<Endless>()
+    {
+        mem::forget(payload);
+    }
+}
+
+fn new_name(what: &str) -> Name {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, SeqCst);
+    format!("{what} with a name on the heap, number {number}").into()
+}
+
+fn new_layer() -> SomeLayer {
+    Some(Box::new(ServiceLayer::new().keep_services(false)))
+}
+
+impl World {
+    fn new(bytes: &[u8]) -> Self {
+        let (is_in_turn, bytes) = match bytes.split_first() {
+            Some((way, bytes)) => (way % 4 != 0, bytes),
+            None => (true, bytes),
+        };
+        let steps = bytes.chunks_exact(3).map(|step| Step {
+            thread: usize::from(step[0] >> 7) % THREADS,
+            act: step[0] & 127,
+            one: step[1],
+            other: step[2],
+        });
+        let (one, one_handle) = reload::Layer::new(new_layer());
+        let (other, other_handle) = reload::Layer::new(new_layer());
+        Self {
+            steps: steps.collect(),
+            next: Mutex::new(0),
+            changed: Condvar::new(),
+            is_in_turn,
+            is_calm: AtomicBool::new(true),
+            known: Mutex::default(),
+            services: Mutex::default(),
+            subscribers: [
+                Dispatch::new(registry().with(one).with(Witness).unattributed()),
+                Dispatch::new(registry().with(other).with(Witness).unattributed()),
+            ],
+            handles: [one_handle, other_handle],
+            away: Mutex::new(None),
+            spans: Mutex::default(),
+            tasks: Mutex::default(),
+            pools: Mutex::default(),
+            blocks: Mutex::default(),
+            forgotten: Mutex::default(),
+        }
+    }
+
+    /// Waits until that step is to be done. All at once, nobody waits.
+    fn wait_for(&self, step: usize) {
+        if self.is_in_turn {
+            let next = lock(&self.next);
+            drop(self.changed.wait_while(next, |next| *next < step).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    fn has_done(&self, step: usize) {
+        if self.is_in_turn {
+            *lock(&self.next) = step + 1;
+            self.changed.notify_all();
+        }
+    }
+
+    fn name(&self, what: &str) -> Name {
+        let name = new_name(what);
+        lock(&self.known).push(Arc::clone(&name));
+        name
+    }
+
+    fn pick(&self, which: u8) -> Option<Known> {
+        let services = lock(&self.services);
+        let place = usize::from(which).checked_rem(services.len())?;
+        Some(services[place].another())
+    }
+
+    fn keep(&self, service: Known) {
+        let mut services = lock(&self.services);
+        services.push(service);
+        let former = if services.len() > MOST { Some(services.swap_remove(0)) } else { None };
+        drop(services);
+        drop(former);
+    }
+
+    /// Whether somebody may hold the service of that name.
+    fn is_held(&self, name: &str) -> bool {
+        name == "unattributed"
+            || lock(&self.known).iter().any(|known| **known == *name && Arc::strong_count(known) > 1)
+    }
+
+    /// All is given back; nothing is left of any service.
+    fn end(self) {
+        let blocks = self.blocks.into_inner().unwrap_or_else(PoisonError::into_inner);
+        drop(blocks);
+        lock(&self.tasks).drain(..).for_each(|task| caught(|| drop(task)));
+        lock(&self.pools).drain(..).for_each(|pool| caught(|| drop(pool)));
+        let spans: Vec<_> = lock(&self.spans).drain(..).collect();
+        spans.into_iter().for_each(|span| caught(|| drop(span)));
+        drop((self.handles, self.away));
+        drop(self.subscribers);
+        let services = self.services.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for known in services {
+            known.check();
+            // What dogtag's own thread has of it, it frees in a moment.
+            let is_empty = || known.service.usage().bytes() == 0 && known.service.usage().blocks() == 0;
+            let ends = (0..1_000_000).any(|_| is_empty() || (thread::yield_now(), false).1);
+            assert!(ends, "{} is left with {:?}", known.name, known.service.usage());
+        }
+    }
+}
+
+fn act(world: &World, thread: usize) {
+    let arena = [const { OnceCell::new() }; MOST_SCOPES];
+    let mut actor = Actor { world, arena: &arena, scopes: Vec::new(), entered: Vec::new(), is_orderly: true };
+    aside(|| actor.scopes.reserve(MOST_SCOPES));
+    for (number, step) in world.steps.iter().enumerate().filter(|(_, step)| step.thread == thread) {
+        world.wait_for(number);
+        actor.act(*step);
+        if world.is_in_turn {
+            actor.check();
+        }
+        world.has_done(number);
+    }
+    // Beyond the last step, one thread after the other.
+    world.wait_for(world.steps.len());
+    if world.is_in_turn {
+        let mut next = lock(&world.next);
+        while *next != world.steps.len() + thread {
+            next = world.changed.wait(next).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+    actor.end();
+    // Whatever it has forgotten: what the thread's end needs is nobody's.
+    mem::forget(NOBODY.enter());
+    if world.is_in_turn {
+        *lock(&world.next) += 1;
+        world.changed.notify_all();
+    }
+}
+
+impl<'a> Actor<'a> {
+    /// The thread is in a service that somebody may hold, under its own name.
+    fn check(&self) {
+        let current = Service::current();
+        aside(|| {
+            let name = current.name();
+            assert!(self.world.is_held(name), "the thread is in {name:?}, which nobody holds");
+        });
+    }
+
+    fn act(&mut self, step: Step) {
+        let Step { act, one, other, .. } = step;
+        let world = self.world;
+        match act % 40 {
+            0 | 1 => self.register(one, other),
+            2 => {
+                let gone = aside(|| {
+                    let mut services = lock(&world.services);
+                    let place = usize::from(one).checked_rem(services.len())?;
+                    Some(services.swap_remove(place))
+                });
+                drop(gone);
+            }
+            3 => aside(|| world.pick(one).into_iter().for_each(|known| world.keep(known))),
+            4 => {
+                let service = Service::current();
+                aside(|| {
+                    let name: Name = service.name().into();
+                    let known = lock(&world.known).iter().find(|known| **known == name).cloned();
+                    // Callbacks' are not known.
+                    if let Some(name) = known {
+                        world.keep(Known { service, name });
+                    }
+                });
+            }
+            5 => {
+                let parent = aside(|| world.pick(one)).and_then(|known| known.service.parent());
+                if let Some(parent) = parent {
+                    aside(|| assert!(parent.name().contains("on the heap"), "{:?}", parent.name()));
+                }
+            }
+            6..=8 => self.enter_scope(one),
+            9 | 10 => {
+                if let Some(place) = usize::from(one).checked_rem(self.scopes.len()) {
+                    // The last one of several decides where the thread is.
+                    self.is_orderly &= place + 1 == self.scopes.len();
+                    drop(self.scopes.remove(place));
+                }
+            }
+            11 => {
+                if other % 8 == 0
+                    && let Some(scope) = self.scopes.pop()
+                {
+                    // Whichever it is.
+                    let names = self.arena.iter().filter_map(OnceCell::get);
+                    aside(|| lock(&world.forgotten).extend(names.map(|known| Arc::clone(&known.name))));
+                    mem::forget(scope);
+                    self.is_orderly = false;
+                }
+            }
+            12..=14 => self.new_span(one, other),
+            15 => {
+                let gone = aside(|| {
+                    let mut spans = lock(&world.spans);
+                    let place = usize::from(one).checked_rem(spans.len())?;
+                    Some(spans.swap_remove(place))
+                });
+                caught(|| drop(gone));
+            }
+            16..=18 => {
+                if let Some((span, names, _)) = self.span(one) {
+                    self.is_orderly &= self.scopes.is_empty();
+                    let before = Service::current();
+                    let may_be: Vec<Name> = aside(|| lock(&names).clone());
+                    caught(|| {
+                        let entered = span.entered();
+                        aside(|| self.entered.push((entered, names)));
+                    });
+                    if world.is_in_turn && world.is_calm.load(SeqCst) {
+                        let now = Service::current();
+                        aside(|| {
+                            let is_known = now == before || may_be.iter().any(|name| **name == *now.name());
+                            assert!(is_known, "from {before:?} to {now:?}, not to one of {may_be:?}");
+                        });
+                    }
+                    aside(|| drop(may_be));
+                }
+            }
+            19 | 20 => {
+                if let Some(place) = usize::from(one).checked_rem(self.entered.len()) {
+                    let (entered, names) = self.entered.remove(place);
+                    caught(|| drop(entered.exit()));
+                    aside(|| drop(names));
+                }
+            }
+            21 => self.by_number(one, other),
+            22 => {
+                if let Some((span, names, _)) = self.span(one)
+                    && let Some(known) = aside(|| world.pick(other))
+                {
+                    aside(|| lock(&names).push(Arc::clone(&known.name)));
+                    caught(|| _ = known.service.attach(&span));
+                    caught(|| drop(span));
+                }
+            }
+            23 | 24 => self.exchange(one, other),
+            25 => {
+                let block = black_box(vec![one; 1 + usize::from(other) * 40]);
+                let former = aside(|| {
+                    let mut blocks = lock(&world.blocks);
+                    blocks.push(block);
+                    (blocks.len() > 40).then(|| blocks.swap_remove(usize::from(one) % 40))
+                });
+                drop(former);
+            }
+            26 => {
+                let block = aside(|| {
+                    let mut blocks = lock(&world.blocks);
+                    let place = usize::from(one).checked_rem(blocks.len())?;
+                    Some(blocks.swap_remove(place))
+                });
+                if let Some(mut block) = block {
+                    if other % 2 == 0 {
+                        block.truncate(usize::from(other));
+                        block.shrink_to_fit();
+                    } else {
+                        block.resize(usize::from(other) * 100, one);
+                    }
+                    aside(|| lock(&world.blocks).push(block));
+                }
+            }
+            27 => self.new_task(one, other),
+            28 | 29 => {
+                let task = aside(|| {
+                    let mut tasks = lock(&world.tasks);
+                    let place = usize::from(one).checked_rem(tasks.len())?;
+                    Some(tasks.swap_remove(place))
+                });
+                if let Some(mut task) = task {
+                    let mut goes_on = false;
+                    if other % 8 != 0 {
+                        let mut context = Context::from_waker(Waker::noop());
+                        caught(|| goes_on = task.as_mut().poll(&mut context).is_pending());
+                    }
+                    if goes_on {
+                        aside(|| lock(&world.tasks).push(task));
+                    } else {
+                        caught(|| drop(task));
+                    }
+                }
+            }
+            30..=32 => self.use_pool(act, one, other),
+            33 => {
+                use_region(one, other);
+            }
+            34 => {
+                if let Some(known) = aside(|| world.pick(one)) {
+                    let bytes = u64::from(other) << 10;
+                    // Who is in one with a hard limit must be able to do without memory.
+                    known.service.set_soft_limit(Some(bytes));
+                    let limited = Service::builder("a limited one").parent(&known.service).hard_limit(bytes);
+                    if let Ok(limited) = limited.register() {
+                        let mut block: Vec<u8> = Vec::new();
+                        let is_given = limited.run(|| block.try_reserve(usize::from(one) << 10)).is_ok();
+                        assert!(is_given || usize::from(one) << 10 > bytes as usize / 2 || !world.is_in_turn);
+                        let _ = limited.headroom();
+                        drop(black_box(block));
+                    }
+                }
+            }
+            35 => {
+                if let Some(known) = aside(|| world.pick(one)) {
+                    let mut block: Vec<u8> = Vec::new();
+                    known.service.run(|| _ = block.try_reserve(usize::from(other) << 12));
+                    drop(black_box(block));
+                }
+            }
+            36 => {
+                // A name that was freed is overwritten when its place is used again, after so many.
+                if other % 32 == 0 {
+                    aside(|| (0..1100).for_each(|i| drop(Service::register(format!("one of many, {i}")))));
+                }
+            }
+            37 => {
+                if other % 64 == 0 {
+                    aside(|| drop(black_box(dogtag::snapshot())));
+                } else if let Some(known) = aside(|| world.pick(one)) {
+                    let _ = known.service.usage_with_children();
+                    let found = aside(|| Service::by_name(&known.name));
+                    assert!(found.is_none_or(|found| found == known.service));
+                }
+            }
+            38 => self.end_a_thread_within(one, other),
+            _ => aside(|| {
+                lock(&world.services).iter().for_each(Known::check);
+            }),
+        }
+    }
+
+    fn register(&mut self, one: u8, other: u8) {
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+        let world = self.world;
+        let (name, captured) = aside(|| (world.name("a service"), world.pick(other)));
+        let mut builder = Service::builder(&*name);
+        if one % 4 == 1
+            && let Some(parent) = aside(|| world.pick(other))
+        {
+            builder = builder.parent(&parent.service);
+        }
+        if one % 8 >= 6 {
+            let parent_name = captured.as_ref().map(|captured| aside(|| Arc::clone(&captured.name)));
+            let what = other % 4;
+            builder = aside(|| {
+                builder.soft_limit(u64::from(other) << 9).on_soft_limit(move |service| {
+                    assert!(service.name().contains("on the heap"));
+                    let kept = captured.as_ref().inspect(|captured| captured.check());
+                    let number = CALLS.fetch_add(1, SeqCst);
+                    let name = format!("a callback's with a name on the heap, number {number}");
+                    let new = Service::builder(name).parent(service).register();
+                    black_box(&new);
+                    match what {
+                        0 => {}
+                        1 => resume_unwind(Box::new(parent_name.clone())),
+                        2 => resume_unwind(Box::new(Endless)),
+                        _ => drop(kept.map(|kept| kept.service.clone())),
+                    }
+                })
+            });
+        }
+        if let Ok(service) = builder.register() {
+            aside(|| world.keep(Known { service, name }));
+        }
+    }
+
+    fn enter_scope(&mut self, which: u8) {
+        let place = self.arena.iter().find(|place| place.get().is_none());
+        if let Some(place) = place
+            && let Some(known) = aside(|| self.world.pick(which))
+        {
+            let known: &'a Known = place.get_or_init(|| known);
+            self.is_orderly &= self.entered.is_empty();
+            // Where it goes back to, whatever has become of that span by then.
+            let before = Service::current();
+            aside(|| {
+                let name = lock(&self.world.known).iter().find(|known| ***known == *before.name()).cloned();
+                lock(&self.world.forgotten).extend(name);
+            });
+            drop(before);
+            self.scopes.push(known.service.enter());
+        }
+    }
+
+    fn span(&self, which: u8) -> Option<(Span, Names, usize)> {
+        aside(|| {
+            let spans = lock(&self.world.spans);
+            let place = usize::from(which).checked_rem(spans.len())?;
+            let SomeSpan { span, subscriber, names } = &spans[place];
+            let span = catch_unwind(AssertUnwindSafe(|| span.clone())).ok()?;
+            Some((span, Arc::clone(names), *subscriber))
+        })
+    }
+
+    fn new_span(&mut self, one: u8, other: u8) {
+        let world = self.world;
+        let (parent, mut subscriber) = (self.span(other), usize::from(one & 1));
+        // What it may have from its parent.
+        let names: Names = Names::default();
+        let inherited = |from: &Names| aside(|| lock(&names).extend(lock(from).iter().cloned()));
+        match &parent {
+            Some((_, from, of)) if one & 2 != 0 => {
+                subscriber = *of;
+                inherited(from);
+            }
+            _ => self.entered.iter().for_each(|(_, from)| inherited(from)),
+        }
+        let known = if one & 4 != 0 {
+            aside(|| world.pick(other)).map(|known| aside(|| Arc::clone(&known.name)))
+        } else {
+            None
+        };
+        let known = known.or_else(|| (one & 8 != 0).then(|| aside(|| world.name("a span's"))));
+        if let Some(known) = &known {
+            aside(|| lock(&names).push(Arc::clone(known)));
+        }
+        let mut new = None;
+        caught(|| {
+            with_default(&world.subscribers[subscriber], || {
+                let span = match (&parent, &known) {
+                    (Some((parent, ..)), Some(name)) if one & 2 != 0 => {
+                        info_span!(parent: parent, "own", service = &**name)
+                    }
+                    (Some((parent, ..)), None) if one & 2 != 0 => info_span!(parent: parent, "child"),
+                    (_, Some(name)) => info_span!("own", service = &**name),
+                    (_, None) => info_span!("none"),
+                };
+                info!("an event");
+                new = Some(span);
+            });
+        });
+        caught(|| drop(parent));
+        let Some(span) = new else { return };
+        let former = aside(|| {
+            let mut spans = lock(&world.spans);
+            spans.push(SomeSpan { span, subscriber, names });
+            (spans.len() > MOST).then(|| spans.swap_remove(0))
+        });
+        caught(|| drop(former));
+    }
+
+    /// What `tracing` lets everybody do who knows a span's number.
+    fn by_number(&mut self, one: u8, other: u8) {
+        let Some((span, names, subscriber)) = self.span(one) else { return };
+        let subscriber = &self.world.subscribers[subscriber ^ usize::from(other & 64 != 0)];
+        aside(|| lock(&self.world.forgotten).extend(lock(&names).iter().cloned()));
+        self.is_orderly = false;
+        self.world.is_calm.store(false, SeqCst);
+        let Some(id) = span.id() else { return };
+        caught(|| match other % 8 {
+            0 => mem::forget(span.enter()),
+            1 | 2 => subscriber.enter(&id),
+            3 | 4 => subscriber.exit(&id),
+            5 => _ = subscriber.try_close(id.clone()),
+            6 => subscriber.enter(&tracing::Id::from_u64(1 + u64::from(one))),
+            _ => subscriber.exit(&tracing::Id::from_u64(1 + u64::from(one))),
+        });
+        caught(|| drop(span));
+    }
+
+    fn exchange(&mut self, one: u8, other: u8) {
+        let world = self.world;
+        world.is_calm.store(false, SeqCst);
+        let handle = &world.handles[usize::from(one & 1)];
+        aside(|| match other % 6 {
+            0 => _ = handle.reload(None),
+            1 | 2 => _ = handle.reload(new_layer()),
+            3 => _ = handle.modify(|layer| mem::swap(layer, &mut lock(&world.away))),
+            _ => {
+                let mut third = None;
+                let mut swap = |handle: &reload::Handle<SomeLayer, _>| {
+                    _ = handle.modify(|layer| mem::swap(layer, &mut third));
+                };
+                [0, 1, 0].into_iter().for_each(|which| swap(&world.handles[which]));
+                // Others may have exchanged meanwhile.
+                drop(third);
+            }
+        });
+    }
+
+    fn new_task(&mut self, one: u8, other: u8) {
+        let world = self.world;
+        let Some(known) = aside(|| world.pick(one)) else { return };
+        let service = known.service.clone();
+        let inner = aside(|| world.pick(other));
+        let is_last = other % 4;
+        let work = async move {
+            known.check();
+            let block = black_box(vec![one; 1000]);
+            Yield(false).await;
+            let name = Service::current();
+            assert_eq!(name, known.service);
+            if let Some(inner) = inner {
+                let service = inner.service.clone();
+                async move {
+                    inner.check();
+                    Yield(false).await;
+                    drop(black_box(vec![0_u8; 300]));
+                }
+                .in_service(&service)
+                .await;
+            }
+            match is_last {
+                0 => resume_unwind(Box::new(known)),
+                1 => Yield(false).await,
+                _ => {}
+            }
+            drop(block);
+        };
+        aside(|| {
+            let task = Box::pin(work.in_service(&service));
+            let mut tasks = lock(&world.tasks);
+            tasks.push(task);
+            let former = (tasks.len() > MOST).then(|| tasks.swap_remove(0));
+            drop(tasks);
+            caught(|| drop(former));
+        });
+        drop(service);
+    }
+
+    fn use_pool(&mut self, act: u8, one: u8, other: u8) {
+        let world = self.world;
+        let known = aside(|| world.pick(other));
+        if act % 40 == 30 || aside(|| lock(&world.pools).is_empty()) {
+            let mut builder = Pool::builder().block_size(1024);
+            if let Some(known) = &known {
+                builder = builder.service(&known.service);
+            }
+            if one % 4 == 0 {
+                builder = builder.limit(4096 + usize::from(other) * 64);
+            }
+            let former = builder.build().ok().and_then(|pool| {
+                aside(|| {
+                    let mut pools = lock(&world.pools);
+                    pools.push(pool);
+                    (pools.len() > 4).then(|| pools.swap_remove(0))
+                })
+            });
+            return caught(|| drop(former));
+        }
+        let pool = aside(|| {
+            let mut pools = lock(&world.pools);
+            let place = usize::from(one).checked_rem(pools.len())?;
+            Some(pools.swap_remove(place))
+        });
+        let Some(mut pool) = pool else { return };
+        caught(|| match other % 12 {
+            0 => pool.clear(),
+            1 => pool.reset(),
+            2 => {
+                let text = pool.try_alloc_with(|| "a text that is longer than a few words".repeat(3));
+                assert!(text.map_or(true, |text| text.ends_with("words")));
+            }
+            3 => _ = pool.try_cleanup(move || drop(known)).map(mem::forget),
+            4 => {
+                _ = pool.try_cleanup(move || {
+                    let _known = known;
+                    resume_unwind(Box::new(Endless))
+                });
+            }
+            5 => {
+                _ = pool.try_pre_cleanup(move || {
+                    drop(Service::register("a cleanup's"));
+                    drop(known);
+                });
+            }
+            6 => {
+                _ = pool.try_alloc_with(|| Endless);
+            }
+            7 => {
+                if let Ok(child) = pool.try_lasting_child() {
+                    _ = child.try_alloc_with(move || known);
+                    _ = child.try_alloc_bytes(usize::from(one) * 20);
+                }
+            }
+            8 => {
+                if let Ok(child) = pool.try_child() {
+                    let text = child.try_alloc_str("borrowed").map(|text| text.len());
+                    assert!(text.is_err() || text.is_ok_and(|len| len == 8));
+                    _ = child.try_alloc_with(move || known);
+                    if one % 2 == 0 {
+                        // What is in it is dropped with its parent, or never.
+                        mem::forget(child);
+                    }
+                }
+            }
+            9 => {
+                if let Ok(cleanup) = pool.try_cleanup(move || drop(known)) {
+                    if one % 2 == 0 { cleanup.run() } else { cleanup.cancel() }
+                }
+            }
+            10 => {
+                let mut numbers = allocator_api2::vec::Vec::new_in(&pool);
+                for number in 0..usize::from(one) {
+                    if numbers.try_reserve(1).is_err() {
+                        break;
+                    }
+                    numbers.push(number);
+                }
+                assert!(numbers.iter().enumerate().all(|(place, number)| place == *number));
+            }
+            _ => {
+                _ = pool.try_set_data(known);
+                assert!(pool.data::<Option<Known>>().is_none_or(|data| data.as_ref().is_none_or(|known| {
+                    known.check();
+                    true
+                })));
+            }
+        });
+        aside(|| lock(&world.pools).push(pool));
+    }
+
+    /// A thread that ends in a scope and in a span.
+    fn end_a_thread_within(&mut self, one: u8, other: u8) {
+        let (known, span) = (aside(|| self.world.pick(one)), self.span(other));
+        self.world.is_calm.store(false, SeqCst);
+        if let Some((_, names, _)) = &span {
+            aside(|| lock(&self.world.forgotten).extend(lock(names).iter().cloned()));
+        }
+        let work = || {
+            let _scope = known.as_ref().map(|known| known.service.enter());
+            let entered = span.as_ref().map(|(span, ..)| span.enter());
+            drop(black_box(vec![0_u8; 100]));
+            if one % 2 == 0 {
+                mem::forget(entered);
+            }
+            mem::forget(NOBODY.enter());
+        };
+        aside(|| {
+            thread::scope(|threads| {
+                let ended = threads.spawn(|| caught(work)).join();
+                assert!(ended.is_ok());
+            });
+        });
+        caught(|| drop(span));
+    }
+
+    /// Leaves all that it is in.
+    fn end(mut self) {
+        let world = self.world;
+        while let Some((entered, names)) = self.entered.pop() {
+            caught(|| drop(entered.exit()));
+            aside(|| drop(names));
+        }
+        while let Some(scope) = self.scopes.pop() {
+            drop(scope);
+        }
+        if world.is_in_turn {
+            self.check();
+        }
+        // New layers, which tell the thread of a span: then it is where it began, whatever has
+        // become of the former ones.
+        aside(|| {
+            drop(lock(&world.away).take());
+            world.handles.iter().for_each(|handle| _ = handle.reload(new_layer()));
+        });
+        for subscriber in &world.subscribers {
+            caught(|| with_default(subscriber, || info_span!("the last one").in_scope(|| ())));
+        }
+        if world.is_in_turn && self.is_orderly {
+            let current = Service::current();
+            aside(|| assert_eq!(current, Service::unattributed(), "the thread is out of everything"));
+        }
+        aside(|| drop((mem::take(&mut self.scopes), mem::take(&mut self.entered))));
+    }
+}
+
+/// Not at once.
+struct Yield(bool);
+
+impl Future for Yield {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        if mem::replace(&mut self.0, true) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+fn use_region(one: u8, other: u8) {
+    let mut numbers = allocator_api2::vec::Vec::new_in(&*REGION);
+    for number in 0..usize::from(one) * usize::from(other % 16) {
+        if numbers.try_reserve(1).is_err() {
+            break;
+        }
+        numbers.push(number);
+    }
+    assert!(numbers.iter().enumerate().all(|(place, number)| place == *number));
+    numbers.truncate(usize::from(other));
+    numbers.shrink_to_fit();
+    assert!(numbers.iter().enumerate().all(|(place, number)| place == *number));
+}
