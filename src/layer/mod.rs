@@ -388,8 +388,7 @@ where
 {
     fn token(&self, span: u64) -> Option<Token> {
         let span = self.context.span(&Id::from_u64(span))?;
-        let token = span.extensions().get::<Attribution>().map(|attribution| attribution.token);
-        token
+        span.extensions().get::<Attribution>().map(|attribution| attribution.token)
     }
 
     fn current(&self) -> Current {
@@ -498,8 +497,7 @@ impl ServiceLayer {
             return remembered;
         }
         let parent = span.parent()?;
-        let inherited = parent.extensions().get::<Attribution>()?.inherit();
-        inherited
+        parent.extensions().get::<Attribution>()?.inherit()
     }
 
     /// The service that the rule chooses.
