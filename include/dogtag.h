@@ -38,7 +38,7 @@ void *dogtag_malloc(size_t size);
 void *dogtag_calloc(size_t count, size_t size);
 
 /* Changes a block's size, and makes it the current service's. Null, with errno ENOMEM,
- * leaves it as it was. `dogtag_realloc(block, 0)` frees it and returns null, as glibc does;
+ * leaves it as it was; what does not grow is never refused. `dogtag_realloc(block, 0)` frees it and returns null, as glibc does;
  * of null it is dogtag_malloc. */
 void *dogtag_realloc(void *block, size_t size);
 

@@ -22,7 +22,8 @@ pub(crate) type DefaultBackend = std::alloc::System;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct JemallocStats {
-    /// In live blocks, rounded up to size classes; cookies are part of it.
+    /// In live blocks, rounded up to size classes; cookies are part of it. (Where jemalloc's
+    /// profiling is on, without the small blocks that it has sampled.)
     pub allocated: u64,
     /// In pages that hold live blocks.
     pub active: u64,
@@ -54,6 +55,9 @@ pub(crate) struct Heap {
     pub(crate) dirty: u64,
     /// In pages of jemalloc's bookkeeping.
     pub(crate) metadata: u64,
+    /// Whether jemalloc takes samples of allocations. It leaves those of small blocks out of what
+    /// it says is in blocks, so that this cannot be told from other room in active pages.
+    pub(crate) is_profiled: bool,
 }
 
 impl Heap {
@@ -74,8 +78,9 @@ impl Heap {
                 active,
                 dirty: dirty + page * mallctl::read(c"stats.arenas.4096.pmuzzy")?,
                 metadata: mallctl::read(c"stats.resident")?.saturating_sub(active + dirty),
+                is_profiled: mallctl::is_profiled(),
             };
-            Some(heap).filter(|heap| heap.blocks > 0)
+            Some(heap).filter(|heap| heap.blocks > 0 || heap.is_profiled)
         }
         #[cfg(not(feature = "jemalloc-stats"))]
         None
@@ -98,7 +103,7 @@ impl JemallocStats {
                 retained: mallctl::read(c"stats.retained")?,
                 metadata: mallctl::read(c"stats.metadata")?,
             };
-            Some(stats).filter(|stats| stats.allocated > 0)
+            Some(stats).filter(|stats| stats.allocated > 0 || mallctl::is_profiled())
         }
         #[cfg(not(feature = "jemalloc-stats"))]
         None
@@ -120,6 +125,43 @@ pub(crate) fn give_back() {
             0,
         )
     };
+}
+
+/// Tells addresses that are surely jemalloc's.
+pub(crate) struct Extents {
+    #[cfg(feature = "jemalloc-stats")]
+    lookup: [usize; 2],
+    /// Bytes of address space that are jemalloc's: all that it has mapped and not unmapped.
+    pub(crate) mapped: u64,
+}
+
+impl Extents {
+    /// `None` where jemalloc does not tell.
+    pub(crate) fn new() -> Option<Self> {
+        #[cfg(feature = "jemalloc-stats")]
+        {
+            let _one_reader = statistics();
+            mallctl::refresh();
+            let mapped = mallctl::read(c"stats.mapped")? + mallctl::read(c"stats.retained")?;
+            Some(Self { lookup: mallctl::translated(c"arenas.lookup")?, mapped })
+        }
+        #[cfg(not(feature = "jemalloc-stats"))]
+        None
+    }
+
+    /// Whether jemalloc knows the page of an address: the first and the last of each extent, and
+    /// all of those in which there are small blocks. Not what is between, nor its bookkeeping.
+    pub(crate) fn knows(&self, address: usize) -> bool {
+        #[cfg(feature = "jemalloc-stats")]
+        {
+            mallctl::finds(&self.lookup, address)
+        }
+        #[cfg(not(feature = "jemalloc-stats"))]
+        {
+            let _ = address;
+            false
+        }
+    }
 }
 
 /// Held while jemalloc's figures are read, so that all are of the same refresh.
@@ -294,7 +336,7 @@ mod jemalloc {
 
 #[cfg(feature = "jemalloc-stats")]
 mod mallctl {
-    use std::ffi::CStr;
+    use std::ffi::{CStr, c_void};
     use std::ptr;
     use tikv_jemalloc_sys as jemalloc;
 
@@ -311,6 +353,36 @@ mod mallctl {
                 size_of::<u64>(),
             )
         };
+    }
+
+    /// Whether profiling was compiled in and switched on.
+    pub(super) fn is_profiled() -> bool {
+        let mut value = false;
+        let mut size = size_of::<bool>();
+        // SAFETY: jemalloc checks that `size` is what the option needs.
+        let error = unsafe {
+            jemalloc::mallctl(c"opt.prof".as_ptr(), (&raw mut value).cast(), &mut size, ptr::null_mut(), 0)
+        };
+        error == 0 && value
+    }
+
+    /// What `arenas.lookup` says of an address, which may be any.
+    pub(super) fn finds(lookup: &[usize; 2], address: usize) -> bool {
+        let mut pointer: *mut c_void = ptr::without_provenance_mut(address);
+        let (mut arena, mut size) = (0_u32, size_of::<u32>());
+        // SAFETY: a place for an `unsigned`, and the pointer that is asked about.
+        unsafe {
+            let (old, new) = ((&raw mut arena).cast(), (&raw mut pointer).cast());
+            jemalloc::mallctlbymib(lookup.as_ptr(), 2, old, &mut size, new, size_of::<*mut c_void>()) == 0
+        }
+    }
+
+    /// A name as numbers, of which there must be so many.
+    pub(super) fn translated<const N: usize>(name: &CStr) -> Option<[usize; N]> {
+        let (mut numbers, mut len) = ([0; N], N);
+        // SAFETY: a place for so many.
+        let error = unsafe { jemalloc::mallctlnametomib(name.as_ptr(), numbers.as_mut_ptr(), &mut len) };
+        (error == 0 && len == N).then_some(numbers)
     }
 
     /// One figure of type `size_t`.

@@ -1,7 +1,9 @@
 //! The process's own books: what the services hold, what that costs beyond, and what
 //! is not heap at all, up to what the operating system says that the process has.
 
-use crate::backend::Heap;
+mod others;
+
+use crate::backend::{Extents, Heap};
 use crate::ledger::{self, slots};
 use crate::service::Scope;
 use crate::sys::smaps::Resident;
@@ -44,18 +46,23 @@ pub fn balance() -> Balance {
     });
     let quarantine = quarantined();
     let (in_regions, regions) = regions();
-    // What is in regions is not in the heap.
-    let counted = (totals.bytes() + quarantine).saturating_sub(in_regions);
+    // What is in regions is not in the heap, nor are the cookies there.
+    let counted = totals.bytes() + quarantine;
+    let in_blocks = |heap: &Heap| if heap.is_profiled { heap.active } else { heap.blocks };
     // jemalloc may be there without being the backend; others free meanwhile.
-    let heap = Heap::read().filter(|heap| heap.blocks > (counted + cookies) / 2);
+    let is_backend = |heap: &Heap| in_blocks(heap) > (counted + cookies).saturating_sub(in_regions) / 2;
+    let heap = Heap::read().filter(is_backend);
     if let Some(heap) = heap {
         // There are fewer where many blocks are large, and C's fill their size classes.
-        let others = counted + heap.thread_caches + heap.internal;
-        cookies = cookies.min(heap.blocks.saturating_sub(others));
+        let others = counted.saturating_sub(in_regions) + heap.thread_caches + heap.internal;
+        cookies = cookies.min((in_blocks(&heap) + in_regions).saturating_sub(others));
     }
-    let blocks = counted + cookies;
+    let blocks = (counted + cookies).saturating_sub(in_regions);
     let stacks: Vec<usize> = ledger::stacks().collect();
-    let resident = Resident::read(&stacks, &regions).ok().filter(|resident| resident.sum() > 0);
+    let mut mappings = Vec::with_capacity(256);
+    let like_jemallocs = |mapping, resident| mappings.push((mapping, resident));
+    let resident =
+        Resident::read(&stacks, &regions, like_jemallocs).ok().filter(|resident| resident.sum() > 0);
 
     let mut balance = Balance {
         services: totals.bytes() - unattributed,
@@ -66,13 +73,20 @@ pub fn balance() -> Balance {
         ..Balance::default()
     };
     if let Some(heap) = heap {
-        balance.rounding = heap.blocks.saturating_sub(blocks + heap.thread_caches + heap.internal);
+        let in_use = blocks + heap.thread_caches + heap.internal;
+        let in_blocks = if heap.is_profiled { in_use.min(heap.active) } else { heap.blocks };
+        balance.rounding = in_blocks.saturating_sub(in_use);
         balance.thread_caches = heap.thread_caches;
-        balance.free_slots = heap.active.saturating_sub(heap.blocks);
+        balance.free_slots = heap.active.saturating_sub(in_blocks);
+        balance.is_profiled = heap.is_profiled;
         balance.dirty_pages = heap.dirty;
         balance.metadata = heap.metadata + heap.internal;
     }
     if let Some(Resident { files, stacks, not_reserved, regions, ledger, other }) = resident {
+        let jemallocs = heap.map_or(0, |heap| heap.active + heap.dirty + heap.metadata);
+        let own = heap.and_then(|_| Extents::new());
+        balance.other_allocators = own.map_or(0, |own| others::in_memory(&own, &mappings, jemallocs));
+        let not_reserved = not_reserved.saturating_sub(balance.other_allocators);
         let held = heap.map_or(blocks, |heap| heap.active + heap.dirty + heap.metadata);
         // jemalloc reserves nothing, unless the system is set to count every byte that
         // is mapped. Then, and for other backends, its pages are among the others.
@@ -109,15 +123,18 @@ pub struct Balance {
     pub rounding: u64,
     /// Freed blocks that jemalloc keeps for each thread.
     pub thread_caches: u64,
-    /// Room for blocks in pages that hold others.
+    /// Room for blocks in pages that hold others. With [`is_profiled`](Self::is_profiled) also what
+    /// would be rounding.
     pub free_slots: u64,
     /// Pages without blocks that jemalloc has not given back yet; it does so within
     /// some ten seconds.
     pub dirty_pages: u64,
     /// jemalloc's bookkeeping.
     pub metadata: u64,
-    /// Pages of mapped regions (feature `mapped`), beyond their live blocks (which are taken
-    /// for counted, in whatever way they were allocated).
+    /// Pages of mapped regions (feature `mapped`), beyond their live blocks, if these are some
+    /// service's. (Those of a region that is used without a [`Dogtag`](crate::Dogtag) are nobody's,
+    /// and so are those of a `Dogtag` whose backend is a type without fields that goes on to a
+    /// region.)
     #[cfg_attr(feature = "serde", serde(default))]
     pub regions: u64,
     /// This crate's: counters, services, owners of large blocks, and what
@@ -131,6 +148,16 @@ pub struct Balance {
     /// library's `malloc`, what the program has mapped. Without jemalloc's figures
     /// (feature `jemalloc-stats`), also what the backend needs for itself.
     pub other_mappings: u64,
+    /// Memory that was mapped like jemalloc's, but not by it: of other allocators, other copies of
+    /// jemalloc among them, of glibc's `malloc` in threads, of garbage collectors. Told from
+    /// jemalloc's own by its addresses, mostly to within the size of its bookkeeping.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub other_allocators: u64,
+    /// Whether jemalloc's profiling is on (`prof:true`), with which it does not tell what size
+    /// classes round up: then [`rounding`](Self::rounding) is 0, and part of
+    /// [`free_slots`](Self::free_slots).
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub is_profiled: bool,
     /// What is part of the lines above and yet not in physical memory: pages of
     /// blocks that nobody has written to, or that were swapped out. The only part
     /// that counts negative.
@@ -153,8 +180,7 @@ pub struct BalanceLine {
 }
 
 impl Balance {
-    /// What no part explains: memory that was mapped like jemalloc's, but not by it (as
-    /// glibc's `malloc` does for threads), or that huge pages round up; negative for
+    /// What no part explains: what huge pages round up, and what changed meanwhile; negative for
     /// what was counted twice.
     ///
     /// 0 where the system does not tell what the process has.
@@ -177,7 +203,7 @@ impl Balance {
         lines
     }
 
-    fn parts(&self) -> [BalanceLine; 15] {
+    fn parts(&self) -> [BalanceLine; 16] {
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let line = |part, bytes, meaning| BalanceLine { part, bytes: signed(bytes), meaning };
         let absent = BalanceLine {
@@ -185,14 +211,19 @@ impl Balance {
             bytes: -signed(self.not_in_memory),
             meaning: "of the above: never written to, or swapped out",
         };
+        let (rounding, free_slots) = if self.is_profiled {
+            ("not told from free slots while jemalloc profiles", "rounding, and room between live blocks")
+        } else {
+            ("what fills blocks up to a size class", "room between live blocks")
+        };
         [
             line("services", self.services, "requested by services, and live"),
             line("unattributed", self.unattributed, "requested outside of services, and live"),
             line("cookies", self.cookies, "owners (or guards) around live blocks"),
             line("quarantine", self.quarantine, "freed blocks that memory-check keeps back"),
-            line("rounding", self.rounding, "what fills blocks up to a size class"),
+            line("rounding", self.rounding, rounding),
             line("thread caches", self.thread_caches, "freed blocks, kept for each thread"),
-            line("free slots", self.free_slots, "room between live blocks"),
+            line("free slots", self.free_slots, free_slots),
             line("dirty pages", self.dirty_pages, "freed pages, soon given back"),
             line("metadata", self.metadata, "jemalloc's bookkeeping"),
             line("regions", self.regions, "mapped regions, beyond live blocks"),
@@ -200,6 +231,7 @@ impl Balance {
             line("files", self.files, "the program, its libraries, mapped files"),
             line("stacks", self.stacks, "of threads"),
             line("other mappings", self.other_mappings, "statics, the C library's malloc, and more"),
+            line("other allocators", self.other_allocators, "mapped by others as jemalloc does"),
             absent,
         ]
     }
@@ -208,15 +240,15 @@ impl Balance {
 impl fmt::Display for Balance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whole = self.resident.unwrap_or(0);
-        writeln!(f, "{:<14}  {:>11}  {:>7}", "balance", "bytes", "share")?;
-        let rule = "─".repeat(78);
+        writeln!(f, "{:<16}  {:>11}  {:>7}", "balance", "bytes", "share")?;
+        let rule = "─".repeat(80);
         writeln!(f, "{rule}")?;
         let sign = |bytes: i64| if bytes < 0 { "-" } else { "" };
         for BalanceLine { part, bytes, meaning } in self.lines() {
             let size = bytes.unsigned_abs();
             writeln!(
                 f,
-                "{part:<14}  {:>11}  {:>7}  {meaning}",
+                "{part:<16}  {:>11}  {:>7}  {meaning}",
                 format!("{}{}", sign(bytes), Bytes(size)),
                 format!("{}{}", sign(bytes), Share { part: size, whole }),
             )?;
@@ -225,23 +257,24 @@ impl fmt::Display for Balance {
         match self.resident {
             Some(resident) => writeln!(
                 f,
-                "{:<14}  {:>11}  {:>7}  what the process has in memory",
+                "{:<16}  {:>11}  {:>7}  what the process has in memory",
                 "RSS",
                 Bytes(resident).to_string(),
                 "100.0 %",
             ),
-            None => writeln!(f, "{:<14}  {:>11}           the system does not tell", "RSS", "unknown"),
+            None => writeln!(f, "{:<16}  {:>11}           the system does not tell", "RSS", "unknown"),
         }
     }
 }
 
-/// Bytes of blocks in mapped regions, and where these are.
+/// Bytes of blocks in mapped regions that are counted, with what stands around them, and where the
+/// regions are.
 fn regions() -> (u64, Vec<Range<usize>>) {
     #[cfg(feature = "mapped")]
     {
         let regions = crate::mapped::all();
-        let bytes = regions.iter().map(|(region, _)| region.stats.used as u64).sum();
-        (bytes, regions.into_iter().map(|(_, addresses)| addresses).collect())
+        let bytes = regions.iter().map(|(_, placed)| placed.counted as u64).sum();
+        (bytes, regions.into_iter().map(|(_, placed)| placed.addresses).collect())
     }
     #[cfg(not(feature = "mapped"))]
     (0, Vec::new())

@@ -31,6 +31,82 @@ fn assert_near(more: f64, expected: f64, balance: &Balance) {
     assert!((more - expected).abs() < 1.5, "{more:.1} MiB instead of {expected} MiB\n{balance}");
 }
 
+/// Memory of another allocator, as it were, which is written to.
+fn map_like_jemalloc(len: usize) -> *mut libc::c_void {
+    let (read_write, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    // SAFETY: a fresh mapping.
+    unsafe {
+        let mapped = libc::mmap(std::ptr::null_mut(), len, read_write, flags, -1, 0);
+        assert_ne!(mapped, libc::MAP_FAILED);
+        mapped.cast::<u8>().write_bytes(1, len);
+        mapped
+    }
+}
+
+/// What is in regions is a service's, or the region's own, in whatever way it was allocated.
+#[cfg(feature = "mapped")]
+fn regions() {
+    use allocator_api2::alloc::Allocator;
+    use dogtag::mapped::{Fallback, MappedRegion};
+    use std::alloc::{GlobalAlloc, Layout, System};
+
+    let mib = |mib: usize| Layout::from_size_align(mib << 20, 16).unwrap();
+    let service = Service::register("in regions").unwrap();
+    let start = checked();
+    // The heap's own is more than what is in regions, so that rounding has room for mistakes.
+    let heap = service.run(|| vec![1_u8; 64 << 20]);
+    let region = MappedRegion::anonymous(64 << 20).unwrap();
+    let unused = MappedRegion::deferred(1 << 20);
+    let before = checked();
+    let same = |balance: &Balance, regions: f64, services: f64| {
+        assert_near(more(before.regions, balance.regions), regions, balance);
+        assert_near(more(before.services, balance.services), services, balance);
+        assert_near(more(before.rounding, balance.rounding), 0.0, balance);
+        assert_near(more(before.not_in_memory, balance.not_in_memory), 0.0, balance);
+        assert_near(more(before.cookies, balance.cookies), 0.0, balance);
+    };
+
+    // SAFETY: blocks are live until they are freed, and of the layouts that are said.
+    unsafe {
+        let uncounted = region.alloc(mib(32));
+        uncounted.write_bytes(1, 32 << 20);
+        same(&checked(), 32.0, 0.0);
+        let counted = service.run(|| (&region).allocate(mib(8)).unwrap().cast::<u8>());
+        counted.write_bytes(1, 8 << 20);
+        same(&checked(), 32.0, 8.0);
+        let uncounted = region.realloc(uncounted, mib(32), 16 << 20);
+        assert!(region.trim() >= 15 << 20);
+        same(&checked(), 16.0, 8.0);
+        let counted = service.run(|| (&region).shrink(counted, mib(8), mib(4)).unwrap().cast::<u8>());
+        region.trim();
+        if !cfg!(feature = "memory-check") {
+            // There what is freed is kept back.
+            same(&checked(), 16.0, 4.0);
+        }
+        (&region).deallocate(counted, mib(4));
+        region.dealloc(uncounted, mib(16));
+
+        // Two instances, of which one has another allocator behind its region, and one the region
+        // without either.
+        let beside = Dogtag::with_backend(Fallback::new(MappedRegion::anonymous(16 << 20).unwrap(), System));
+        let first = service.run(|| beside.alloc(mib(12)));
+        first.write_bytes(1, 12 << 20);
+        let uncounted = beside.backend().primary().alloc(mib(2));
+        uncounted.write_bytes(1, 2 << 20);
+        drop(region);
+        if !cfg!(feature = "memory-check") {
+            same(&checked(), 2.0, 12.0);
+        }
+        beside.backend().primary().dealloc(uncounted, mib(2));
+        beside.dealloc(first, mib(12));
+    }
+    drop((unused, heap));
+    let end = checked();
+    assert_near(more(start.services, end.services), 0.0, &end);
+    assert_near(more(start.regions, end.regions), 0.0, &end);
+}
+
 /// One after the other, so that nobody else allocates.
 #[test]
 fn every_part_is_where_it_belongs() {
@@ -105,6 +181,20 @@ fn every_part_is_where_it_belongs() {
     assert_near(more(before.other_mappings, foreign.other_mappings), 8.0, &foreign);
     // SAFETY: mapped above.
     unsafe { libc::munmap(mapped, 8 << 20) };
+
+    // Nor is what is mapped as jemalloc does it; the system joins what is beside each other.
+    if cfg!(feature = "jemalloc-stats") {
+        let before = checked();
+        let mapped: Vec<_> = (0..4).map(|_| map_like_jemalloc(6 << 20)).collect();
+        let foreign = checked();
+        assert_near(more(before.other_allocators, foreign.other_allocators), 24.0, &foreign);
+        assert_near(more(before.not_in_memory, foreign.not_in_memory), 0.0, &foreign);
+        // SAFETY: mapped above.
+        mapped.into_iter().for_each(|mapped| _ = unsafe { libc::munmap(mapped, 6 << 20) });
+    }
+
+    #[cfg(feature = "mapped")]
+    regions();
 
     // The ledger: a cell for each of many services, and a shard.
     let before = checked();

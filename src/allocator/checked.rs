@@ -1,7 +1,7 @@
 //! The same with memory-check: the room [`check`](crate::check) says what
 //! stands around a block and looks at it; here memory is fetched and counted.
 
-use super::Dogtag;
+use super::{Counted, Dogtag};
 use crate::check::{self, Claim, FRESH, Family, Operation, Particulars, Returned, Settings, Whole};
 use crate::ledger::door::{self, Admitted, Replaced};
 use crate::ledger::slots::{self, UNATTRIBUTED};
@@ -169,7 +169,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[inline]
     fn fresh(&self, layout: Layout, family: Family, replaced: Option<Replaced>) -> Option<Uncounted> {
         // SAFETY: the layout is not empty.
-        let new = self.obtain(layout, family, replaced, |outer| unsafe { self.backend.alloc(outer) })?;
+        let new = self.obtain(layout, family, replaced, |outer| unsafe { self.counted().alloc(outer) })?;
         if Settings::get().fill {
             // A program may well reserve more than it will ever touch.
             let filled = layout.size().min(MOST_FILLED);
@@ -182,7 +182,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[inline]
     fn zeroed(&self, layout: Layout) -> Option<Uncounted> {
         // SAFETY: the layout is not empty.
-        self.obtain(layout, Family::Malloc, None, |outer| unsafe { self.backend.alloc_zeroed(outer) })
+        self.obtain(layout, Family::Malloc, None, |outer| unsafe { self.counted().alloc_zeroed(outer) })
     }
 
     /// A block in memory that `allocate` gives.
@@ -245,7 +245,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         // SAFETY: the memory is ours, and of that layout.
         let Some(block) = (unsafe { self.custody.hand_out(base, layout, family) }) else {
             // SAFETY: as above, and nobody has seen it.
-            unsafe { self.backend.dealloc(base.as_ptr(), outer) };
+            unsafe { self.counted().dealloc(base.as_ptr(), outer) };
             return None;
         };
         Some(block)
@@ -332,7 +332,7 @@ unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, particulars: 
     // requested with.
     unsafe {
         if let Some(outer) = particulars.outer_layout(block) {
-            backend.dealloc(block.sub(offset).as_ptr(), outer);
+            Counted(backend).dealloc(block.sub(offset).as_ptr(), outer);
         }
     }
 }

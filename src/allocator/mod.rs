@@ -14,7 +14,8 @@ use crate::backend::DefaultBackend;
 #[cfg(feature = "memory-check")]
 use crate::check::Custody;
 #[cfg(doc)]
-use std::alloc::{GlobalAlloc, System};
+use std::alloc::System;
+use std::alloc::{GlobalAlloc, Layout};
 
 /// A global allocator that charges every block to the service that asked for it.
 ///
@@ -92,5 +93,53 @@ impl<B> Dogtag<B> {
     /// The backend.
     pub const fn backend(&self) -> &B {
         &self.backend
+    }
+
+    /// The backend, to ask it for what is counted.
+    #[inline(always)]
+    const fn counted(&self) -> Counted<'_, B> {
+        Counted(&self.backend)
+    }
+}
+
+/// An instance's backend, to whom what is asked for is counted.
+///
+/// A region may be asked by anybody, and has to tell the one from the other: so a thread says when
+/// it counts. A backend without fields is asked as it is, since none is a region.
+struct Counted<'a, B>(&'a B);
+
+impl<B> Counted<'_, B> {
+    #[inline(always)]
+    fn with<R>(&self, ask: impl FnOnce(&B) -> R) -> R {
+        #[cfg(feature = "mapped")]
+        let _counts = (size_of::<B>() > 0).then(crate::ledger::thread::Counts::begin);
+        ask(self.0)
+    }
+}
+
+// SAFETY: the backend's own.
+unsafe impl<B: GlobalAlloc> GlobalAlloc for Counted<'_, B> {
+    #[inline(always)]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        self.with(|backend| unsafe { backend.alloc(layout) })
+    }
+
+    #[inline(always)]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        self.with(|backend| unsafe { backend.alloc_zeroed(layout) })
+    }
+
+    #[inline(always)]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        self.with(|backend| unsafe { backend.dealloc(block, layout) });
+    }
+
+    #[inline(always)]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        self.with(|backend| unsafe { backend.realloc(block, layout, new_size) })
     }
 }

@@ -42,7 +42,7 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
             return unsafe { self.alloc_zeroed_behind_the_door(layout) };
         }
         // SAFETY: the door stops sizes whose layout would need a check.
-        let block = unsafe { self.backend.alloc_zeroed(Self::GEOMETRY.short_layout(layout)) };
+        let block = unsafe { self.counted().alloc_zeroed(Self::GEOMETRY.short_layout(layout)) };
         if !block.is_null() {
             // SAFETY: it was allocated with that layout.
             unsafe { Self::charge_current(block, layout.size()) };
@@ -78,7 +78,7 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
         let block = unsafe {
             let outer = Self::GEOMETRY.short_layout(layout);
             let new_layout = Layout::from_size_align_unchecked(new_size, layout.align());
-            self.backend.realloc(block, outer, Self::GEOMETRY.short_layout(new_layout).size())
+            self.counted().realloc(block, outer, Self::GEOMETRY.short_layout(new_layout).size())
         };
         if !block.is_null() {
             old.refund(layout.size());
@@ -102,7 +102,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             return unsafe { self.alloc_behind_the_door(layout) };
         }
         // SAFETY: the door stops sizes whose layout would need a check.
-        let block = unsafe { self.backend.alloc(Self::GEOMETRY.short_layout(layout)) };
+        let block = unsafe { self.counted().alloc(Self::GEOMETRY.short_layout(layout)) };
         if !block.is_null() {
             // SAFETY: it was allocated with that layout.
             unsafe { Self::charge_current(block, layout.size()) };
@@ -210,7 +210,7 @@ unsafe fn freed<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: L
     cell.refund(layout.size());
     // SAFETY: only blocks of short slots have a mark that a cell has too, and this
     // is the layout they were requested with.
-    unsafe { allocator.backend.dealloc(block, Dogtag::<B>::GEOMETRY.short_layout(layout)) };
+    unsafe { allocator.counted().dealloc(block, Dogtag::<B>::GEOMETRY.short_layout(layout)) };
 }
 
 /// The rare cases, each a whole job: a thread's first allocation or its last,
@@ -227,7 +227,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             // SAFETY: a valid layout that is not empty, as the caller promised, and
             // what this slot's block needs.
             return unsafe {
-                let block = self.backend.alloc(outer);
+                let block = self.counted().alloc(outer);
                 if block.is_null() {
                     return block;
                 }
@@ -240,14 +240,14 @@ impl<B: GlobalAlloc> Dogtag<B> {
             };
         }
         // SAFETY: a valid layout that is not empty, as the caller promised.
-        unsafe { charged(Self::GEOMETRY, layout, None, |outer| self.backend.alloc(outer)) }
+        unsafe { charged(Self::GEOMETRY, layout, None, |outer| self.counted().alloc(outer)) }
     }
 
     #[cold]
     #[inline]
     unsafe fn alloc_zeroed_behind_the_door(&self, layout: Layout) -> *mut u8 {
         // SAFETY: a valid layout that is not empty, as the caller promised.
-        unsafe { charged(Self::GEOMETRY, layout, None, |outer| self.backend.alloc_zeroed(outer)) }
+        unsafe { charged(Self::GEOMETRY, layout, None, |outer| self.counted().alloc_zeroed(outer)) }
     }
 
     /// The allocator comes last, so that the others stay where they are.
@@ -263,14 +263,14 @@ impl<B: GlobalAlloc> Dogtag<B> {
         {
             cell.refund(layout.size());
             // SAFETY: the layout that the block was requested with.
-            return unsafe { allocator.backend.dealloc(block, outer) };
+            return unsafe { allocator.counted().dealloc(block, outer) };
         }
         // SAFETY: the block is live and came from here.
         let owner = unsafe { Owner::of(Self::GEOMETRY, block, layout) };
         owner.refund(layout.size());
         if let Some(outer) = owner.outer {
             // SAFETY: the layout that the block was requested with.
-            unsafe { allocator.backend.dealloc(block, outer) };
+            unsafe { allocator.counted().dealloc(block, outer) };
         }
     }
 
@@ -302,16 +302,16 @@ impl<B: GlobalAlloc> Dogtag<B> {
             unsafe {
                 match owner.outer {
                     Some(outer) if outer.align() == new_outer.align() => {
-                        let moved = self.backend.realloc(block, outer, new_outer.size());
+                        let moved = self.counted().realloc(block, outer, new_outer.size());
                         // What is the same to the backend may stay.
                         if moved.is_null() && outer == new_outer { block } else { moved }
                     }
                     outer => {
-                        let new = self.backend.alloc(new_outer);
+                        let new = self.counted().alloc(new_outer);
                         if !new.is_null() {
                             ptr::copy_nonoverlapping(block, new, layout.size().min(new_layout.size()));
                             if let Some(outer) = outer {
-                                self.backend.dealloc(block, outer);
+                                self.counted().dealloc(block, outer);
                             }
                         }
                         new

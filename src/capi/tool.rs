@@ -7,8 +7,10 @@ use crate::ledger::door;
 use crate::ledger::family::Tree;
 use crate::ledger::{slots, thread};
 use crate::service::Service;
+use crate::snapshot::Snapshot;
 use crate::sync::{AtomicBool, Ordering};
 use crate::sys::{self, stderr};
+use crate::table::Bytes;
 use std::ffi::{OsStr, OsString, c_int};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -119,7 +121,9 @@ fn report(when: &str) {
         let pid = std::process::id();
         let snapshot = crate::snapshot().with_balance();
         let program = program.to_string_lossy();
-        let text = format!("dogtag: {} (pid {pid}) {when}\n\n{snapshot}\n", program.escape_debug());
+        let uncounted = uncounted(&snapshot);
+        let program = program.escape_debug();
+        let text = format!("dogtag: {program} (pid {pid}) {when}\n\n{snapshot}\n{uncounted}");
         let Some(file) = &reports.file else {
             if let Some(descriptor) = reports.stderr.as_ref().and_then(KeptStderr::get) {
                 stderr::print_to(descriptor, format_args!("{text}"));
@@ -137,6 +141,24 @@ fn report(when: &str) {
         }
     });
 }
+
+/// What is said where much of the memory is not from here.
+fn uncounted(snapshot: &Snapshot) -> String {
+    let Some(balance) = &snapshot.balance else { return String::new() };
+    let elsewhere = balance.other_allocators + balance.other_mappings;
+    if elsewhere < MUCH {
+        return String::new();
+    }
+    let own = if elsewhere > snapshot.totals.bytes() {
+        ": the program has an allocator of its own, or maps memory itself"
+    } else {
+        ""
+    };
+    format!("{} are in mappings of other allocators, and not counted{own}\n", Bytes(elsewhere))
+}
+
+/// Statics and the C library's own are less, mostly.
+const MUCH: u64 = 4 << 20;
 
 /// Standard error as it is in the beginning: many programs close theirs before they end.
 #[derive(Debug)]

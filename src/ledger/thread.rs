@@ -241,6 +241,33 @@ pub(crate) fn own_usage() -> Usage {
     })
 }
 
+/// That what the calling thread asks a backend for is counted, until this is dropped.
+#[cfg(feature = "mapped")]
+pub(crate) struct Counts(bool);
+
+#[cfg(feature = "mapped")]
+impl Counts {
+    #[inline]
+    pub(crate) fn begin() -> Self {
+        with(|thread| Self(thread.counts.replace(true)))
+    }
+}
+
+#[cfg(feature = "mapped")]
+impl Drop for Counts {
+    #[inline]
+    fn drop(&mut self) {
+        with(|thread| thread.counts.set(self.0));
+    }
+}
+
+/// Whether what the calling thread asks for is counted by whoever passes that on.
+#[cfg(feature = "mapped")]
+#[inline]
+pub(crate) fn counts() -> bool {
+    with(|thread| thread.counts.get())
+}
+
 #[repr(C)]
 struct Thread {
     // The first two are read by the hot path, by their offset.
@@ -252,6 +279,9 @@ struct Thread {
     detached: Variable<bool>,
     /// Whether it was counted among those that the system refuses memory for cells.
     shares: Variable<bool>,
+    /// Set while the thread is in [`Counts`].
+    #[cfg(feature = "mapped")]
+    counts: Variable<bool>,
     /// Scopes that the thread is in, and others for whose sake it is not settled elsewhere.
     #[cfg(any(feature = "interpose", feature = "skynet"))]
     stays: Variable<u64>,
@@ -442,6 +472,8 @@ impl Thread {
             shard: Variable::new(None),
             detached: Variable::new(false),
             shares: Variable::new(false),
+            #[cfg(feature = "mapped")]
+            counts: Variable::new(false),
             #[cfg(any(feature = "interpose", feature = "skynet"))]
             stays: Variable::new(0),
             #[cfg(any(feature = "interpose", feature = "skynet"))]

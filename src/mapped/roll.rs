@@ -92,8 +92,15 @@ pub(super) unsafe fn take_out(window: NonNull<Window>) {
     }
 }
 
+/// Where a region is, and the bytes of blocks in it that somebody counts, with what stands around
+/// them.
+pub(crate) struct Placed {
+    pub(crate) addresses: Range<usize>,
+    pub(crate) counted: usize,
+}
+
 /// All regions and where they are, the youngest first.
-pub(crate) fn all() -> Vec<(Region, Range<usize>)> {
+pub(crate) fn all() -> Vec<(Region, Placed)> {
     // Nothing may be allocated under the lock: it might be one of these that is asked.
     let mut found = Vec::new();
     loop {
@@ -101,13 +108,15 @@ pub(crate) fn all() -> Vec<(Region, Range<usize>)> {
         found.reserve(len);
         let roll = roll();
         if roll.len <= found.capacity() {
-            found
-                .extend(roll.windows().map(|window| (window.entry.name, window.stats(), window.addresses())));
+            found.extend(roll.windows().map(|window| {
+                let placed = Placed { addresses: window.addresses(), counted: window.counted() };
+                (window.entry.name, window.stats(), placed)
+            }));
             break;
         }
     }
     let text = |Name { bytes, len }| String::from_utf8_lossy(&bytes[..len]).into_owned();
-    let region = |(name, stats, addresses)| (Region { name: text(name), stats }, addresses);
+    let region = |(name, stats, placed)| (Region { name: text(name), stats }, placed);
     found.into_iter().map(region).collect()
 }
 

@@ -8,6 +8,7 @@ use super::placement::{Placement, bin_of};
 use super::recent::Recent;
 use super::roll::Entry;
 use super::{MapError, RegionStats};
+use crate::ledger::thread;
 use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
 use std::alloc::Layout;
 use std::cell::UnsafeCell;
@@ -41,6 +42,9 @@ struct State {
     /// Bytes, rounded up to granules.
     used: usize,
     peak: usize,
+    /// Bytes that were asked for of blocks that somebody counts, what stands around them among
+    /// that.
+    counted: usize,
 }
 
 impl Window {
@@ -86,7 +90,14 @@ impl Window {
                 first_empty: AtomicU32::new(placement.last()),
                 refused: AtomicU64::new(0),
                 dirty,
-                state: Mutex::new(State { placement, recent: Recent::new(), blocks: 0, used: 0, peak: 0 }),
+                state: Mutex::new(State {
+                    placement,
+                    recent: Recent::new(),
+                    blocks: 0,
+                    used: 0,
+                    peak: 0,
+                    counted: 0,
+                }),
                 held: UnsafeCell::new(None),
                 mapping,
                 tables,
@@ -133,6 +144,7 @@ impl Window {
             return self.refuse();
         };
         state.count(1, (len as usize) << self.shift, 0);
+        state.note_counted(layout.size(), 0);
         drop(state);
         // What follows is about pages of which this block has a part, so nobody gives them back.
         let offset = (start as usize) << self.shift;
@@ -156,6 +168,7 @@ impl Window {
         }
         state.blocks -= 1;
         state.used -= (len as usize) << self.shift;
+        state.note_counted(0, layout.size());
         self.note_bins(&state);
     }
 
@@ -167,11 +180,12 @@ impl Window {
     pub(super) unsafe fn resize(&self, block: NonNull<u8>, layout: Layout, new_size: usize) -> bool {
         let new = Layout::from_size_align(new_size, layout.align()).ok().and_then(|new| self.granules(new));
         let (Some((old, _)), Some((new, _))) = (self.granules(layout), new) else { return false };
-        if new == old {
-            return true;
-        }
         let start = self.granule(block);
         let mut state = self.state();
+        if new == old {
+            state.note_counted(new_size, layout.size());
+            return true;
+        }
         if new > old {
             let extends = state.placement.extend(start, old, new)
                 || state.settle() && state.placement.extend(start, old, new);
@@ -184,6 +198,7 @@ impl Window {
             self.note_bins(&state);
         }
         state.count(0, (new as usize) << self.shift, (old as usize) << self.shift);
+        state.note_counted(new_size, layout.size());
         drop(state);
         self.dirty.mark((start as usize) << self.shift, (new as usize) << self.shift);
         true
@@ -227,6 +242,11 @@ impl Window {
             peak: state.peak,
             refused: self.refused.load(Ordering::Relaxed),
         }
+    }
+
+    /// Bytes of blocks that somebody counts, with what stands around them.
+    pub(super) fn counted(&self) -> usize {
+        self.state().counted
     }
 
     /// Takes the lock, until it is [let go](Self::let_go).
@@ -313,6 +333,13 @@ impl State {
         self.blocks += blocks;
         self.used = self.used + more - less;
         self.peak = self.peak.max(self.used);
+    }
+
+    /// Notes what was asked for and given back, if whoever does it counts that.
+    fn note_counted(&mut self, more: usize, less: usize) {
+        if thread::counts() {
+            self.counted = (self.counted + more).saturating_sub(less);
+        }
     }
 }
 

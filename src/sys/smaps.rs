@@ -29,13 +29,23 @@ impl Resident {
     }
 
     /// Reads it, given an address in each thread's stack, and those of regions. The kernel goes through
-    /// the process's pages, which takes a few milliseconds for each GiB.
-    pub(crate) fn read(stacks: &[usize], regions: &[Range<usize>]) -> io::Result<Self> {
+    /// the process's pages, which takes a few milliseconds for each GiB. `like_jemallocs` is told
+    /// of mappings that are not reserved, and what of each is in memory.
+    pub(crate) fn read(
+        stacks: &[usize],
+        regions: &[Range<usize>],
+        like_jemallocs: impl FnMut(Range<usize>, u64),
+    ) -> io::Result<Self> {
         let file = File::open("/proc/self/smaps")?;
-        Self::parse(BufReader::with_capacity(1 << 16, file), stacks, regions)
+        Self::parse(BufReader::with_capacity(1 << 16, file), stacks, regions, like_jemallocs)
     }
 
-    fn parse(mut text: impl BufRead, stacks: &[usize], regions: &[Range<usize>]) -> io::Result<Self> {
+    fn parse(
+        mut text: impl BufRead,
+        stacks: &[usize],
+        regions: &[Range<usize>],
+        mut like_jemallocs: impl FnMut(Range<usize>, u64),
+    ) -> io::Result<Self> {
         let mut sum = Self::default();
         let mut mapping = Mapping::default();
         // A path need not be UTF-8.
@@ -54,16 +64,38 @@ impl Resident {
                 }
                 Some(_) => {}
                 None => {
-                    mapping.add_to(&mut sum, stacks, regions);
+                    mapping.add_to(&mut sum, stacks, regions, &mut like_jemallocs);
                     mapping = Mapping::of(key, rest);
                 }
             }
             line.clear();
         }
-        mapping.add_to(&mut sum, stacks, regions);
+        mapping.add_to(&mut sum, stacks, regions, &mut like_jemallocs);
         Ok(sum)
     }
 }
+
+/// Bytes of whole pages that are in physical memory.
+pub(crate) fn in_memory(pages: &Range<usize>) -> u64 {
+    const MOST: usize = 1 << 14;
+
+    let mut found = vec![0_u8; MOST];
+    let mut bytes = 0;
+    for start in pages.clone().step_by(MOST * PAGE) {
+        let end = pages.end.min(start + MOST * PAGE);
+        let found = &mut found[..(end - start).div_ceil(PAGE)];
+        // SAFETY: a place for a byte for each page. If they are not mapped any more, it says so.
+        let error = unsafe {
+            libc::mincore(std::ptr::without_provenance_mut(start), end - start, found.as_mut_ptr().cast())
+        };
+        if error == 0 {
+            bytes += found.iter().filter(|page| **page & 1 != 0).count() as u64 * PAGE as u64;
+        }
+    }
+    bytes
+}
+
+const PAGE: usize = 4096;
 
 /// KiB that no machine has.
 const MOST: u64 = 1 << 40;
@@ -98,12 +130,21 @@ impl Mapping {
         }
     }
 
-    fn add_to(&self, sum: &mut Resident, stacks: &[usize], regions: &[Range<usize>]) {
+    fn add_to(
+        &self,
+        sum: &mut Resident,
+        stacks: &[usize],
+        regions: &[Range<usize>],
+        like_jemallocs: &mut impl FnMut(Range<usize>, u64),
+    ) {
+        let in_regions = self.part_in(regions);
+        if self.is_not_reserved && !self.is_file && !self.is_ledger {
+            like_jemallocs(self.start..self.end, self.resident - in_regions);
+        }
         if self.resident == 0 {
             return;
         }
         let is_stack = || stacks.iter().any(|address| (self.start..self.end).contains(address));
-        let in_regions = self.part_in(regions);
         sum.regions += in_regions;
         let part = if self.is_file {
             &mut sum.files
@@ -149,7 +190,10 @@ Size:                 64 kB\nRss:                  12 kB\nRssAnon:  99 kB\nVmFla
 7fe0-7ff0 rw-s 00000000 00:01 1030                       /memfd:region (deleted)\nRss: 128 kB\nVmFlags: rd wr sh\n\
 7ff0-7fff rw-p 00000000 00:00 0                          [stack]\nRss: 20 kB\nVmFlags: rd gd ac\n";
         let regions = [0x7e00..0x7f00, 0x7f2c..0x7f30, 0x7fe0..0x7ff0];
-        let resident = Resident::parse(text.as_bytes(), &[0x7f15, 0x1234], &regions).unwrap();
+        let mut seen = Vec::new();
+        let see = |mapping, resident| seen.push((mapping, resident));
+        let resident = Resident::parse(text.as_bytes(), &[0x7f15, 0x1234], &regions, see).unwrap();
+        assert_eq!(seen, [(0x7f00..0x7f10, 100 << 10)]);
         let kib = |kib: u64| kib << 10;
         assert_eq!(
             resident,
@@ -163,8 +207,9 @@ Size:                 64 kB\nRss:                  12 kB\nRssAnon:  99 kB\nVmFla
             },
         );
         assert_eq!(resident.sum(), kib(384));
-        assert_eq!(Resident::parse(&b""[..], &[], &[]).unwrap(), Resident::default());
-        assert_eq!(Resident::parse(&b"\xff\xfe\nRss:\nno such line"[..], &[], &[]).unwrap().sum(), 0);
+        let none = |_: Range<usize>, _| ();
+        assert_eq!(Resident::parse(&b""[..], &[], &[], none).unwrap(), Resident::default());
+        assert_eq!(Resident::parse(&b"\xff\xfe\nRss:\nno such line"[..], &[], &[], none).unwrap().sum(), 0);
     }
     /// As the kernel writes it, but for what is in it.
     fn mapping() -> impl Strategy<Value = (String, u64)> {
@@ -200,7 +245,7 @@ Size:                 64 kB\nRss:                  12 kB\nRssAnon:  99 kB\nVmFla
             (stacks, regions) in parts(),
         ) {
             let text: String = mappings.iter().map(|(text, _)| text.as_str()).collect();
-            let resident = Resident::parse(text.as_bytes(), &stacks, &regions).unwrap();
+            let resident = Resident::parse(text.as_bytes(), &stacks, &regions, |_, _| ()).unwrap();
             prop_assert_eq!(resident.sum(), mappings.iter().map(|(_, bytes)| bytes).sum::<u64>());
         }
 
@@ -212,7 +257,8 @@ Size:                 64 kB\nRss:                  12 kB\nRssAnon:  99 kB\nVmFla
             ),
             (stacks, regions) in parts(),
         ) {
-            let resident = Resident::parse(lines.join("\n").as_bytes(), &stacks, &regions).unwrap();
+            let lines = lines.join("\n");
+            let resident = Resident::parse(lines.as_bytes(), &stacks, &regions, |_, _| ()).unwrap();
             prop_assert!(resident.sum() < 20 * MOST * 1024);
         }
     }

@@ -869,6 +869,43 @@ static void texts(void)
 	dogtag_service_release(service);
 }
 
+/* What does not grow stays its owner's, where others have no room. */
+static void shrinking(void)
+{
+	static const size_t SIZES[][2] = {
+		{ 100, 50 }, { 100, 100 }, { 3000, 1 }, { 4096, 4000 }, { 8192, 4096 }, { 9000, 10 },
+		{ 100000, 100000 }, { MIB, 70000 },
+	};
+	dogtag_service *owner = registered("owner");
+	dogtag_service *full = registered("full");
+	dogtag_scope scope;
+
+	dogtag_service_set_hard_limit(full, 0);
+	for (size_t i = 0; i < COUNT(SIZES); i++) {
+		size_t from = SIZES[i][0], to = SIZES[i][1];
+		unsigned char *block;
+
+		scope = dogtag_enter(owner);
+		block = i % 2 ? dogtag_malloc(from) : dogtag_aligned_alloc(64, from);
+		memset(block, 's', from);
+		dogtag_leave(scope);
+		scope = dogtag_enter(full);
+		block = dogtag_realloc(block, to);
+		CHECK(block != NULL);
+		CHECK(is_filled(block, 's', to));
+		CHECK_LIVE(owner, dogtag_usable_size(block), 1);
+		CHECK(dogtag_usable_size(block) >= to);
+		CHECK_USAGE(full, 0, 0, 0, 0);
+		CHECK_REFUSED(dogtag_realloc(block, 2 * MIB), ENOMEM);
+		CHECK_EQUAL(dogtag_usage(full).denied, i + 1);
+		dogtag_leave(scope);
+		dogtag_free(block);
+		CHECK_LIVE(owner, 0, 0);
+	}
+	dogtag_service_release(owner);
+	dogtag_service_release(full);
+}
+
 /* Last, since limits may start a thread of the library's own. */
 static void limits(void)
 {
@@ -991,6 +1028,7 @@ int main(void)
 	blocks_keep_their_service();
 	texts();
 	limits();
+	shrinking();
 	no_crimes();
 	puts("ok");
 	return 0;

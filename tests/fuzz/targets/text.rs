@@ -138,6 +138,7 @@ fn figures(figures: &Figures<'_>) {
             it.files,
             it.stacks,
             it.other_mappings,
+            it.other_allocators,
             it.not_in_memory,
         ] = parts;
         it.resident = figures.resident;
