@@ -5,7 +5,7 @@
 
 mod child;
 
-use dogtag::{Dogtag, Service, Snapshot};
+use dogtag::{Dogtag, Service};
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
@@ -135,6 +135,8 @@ fn a_scrape() {
 /// Parents that are nobody, or a row's own descendants, and names and figures of any kind.
 #[cfg(feature = "serde")]
 fn from_elsewhere() {
+    use dogtag::Snapshot;
+
     let row = serde_json::to_value(dogtag::Row::default()).unwrap();
     let snapshot = |parent: fn(usize) -> Option<usize>| -> Snapshot {
         let rows: Vec<_> = (0..DEEP)

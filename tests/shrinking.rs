@@ -281,6 +281,7 @@ fn threads_shrink_each_others_blocks_under_a_limit() {
                         continue;
                     }
                     let mut block = Block(block, size);
+                    // SAFETY: the block is that large.
                     (0..size).for_each(|at| unsafe { block.0.add(at).write(at as u8 ^ 0x5A) });
                     for step in 1..4 {
                         let size = block.1 - block.1 / 5 * (step % 2);

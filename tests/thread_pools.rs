@@ -49,7 +49,7 @@ fn a_job_that_enters_its_own_is_charged_to_that() {
 #[test]
 fn jobs_that_enter_are_told_apart_however_they_are_stolen() {
     const JOBS: usize = 500;
-    let services: Vec<_> = (0..4).map(|i| Service::register(&format!("jobs {i}")).unwrap()).collect();
+    let services: Vec<_> = (0..4).map(|i| Service::register(format!("jobs {i}")).unwrap()).collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     let made: Vec<Vec<_>> = pool.install(|| {
         services

@@ -63,7 +63,7 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     }
 
     /// The block goes to the current service: whoever grows it owns it, as in skynet. What does
-    /// not grow is never denied: see [`relayout`](Self::relayout).
+    /// not grow is never denied.
     #[inline(never)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the block is live and came from here, by the caller's promise.

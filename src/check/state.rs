@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_pin_of_another_process_is_void() {
         // Where no program has blocks.
-        let entry = state_table::entry_or_map(5 << 32).expect("memory");
+        let entry = state_table::occupy(5 << 32).expect("memory");
         for _ in 0..2 {
             let pinned = State::Live as u8 | GENERATION.load(Ordering::Relaxed) << STATE_BITS;
             entry.0.store(pinned, Ordering::Relaxed);
@@ -281,7 +281,7 @@ mod tests {
             }
             assert!(entry.seize_any_live() == Ok(State::Live));
         }
-        entry.set(State::None);
+        state_table::vacate(5 << 32, entry);
     }
 }
 

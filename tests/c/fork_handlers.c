@@ -58,6 +58,8 @@ static void fork_once(void)
 		CHECK(module(module_forks, 0));
 }
 
+enum { NOISY = 2 };
+
 static atomic_int is_quiet;
 
 static void *make_noise(void *number)
@@ -77,15 +79,15 @@ static void *make_noise(void *number)
 
 static void fork_amid_noise(void)
 {
-	pthread_t threads[3];
+	pthread_t threads[NOISY];
 
 	atomic_store(&is_quiet, 0);
-	for (uintptr_t i = 0; i < 3; i++)
+	for (uintptr_t i = 0; i < NOISY; i++)
 		CHECK_EQUAL(pthread_create(&threads[i], NULL, make_noise, (void *)i), 0);
-	for (int i = 0; i < 10; i++)
+	for (int i = 0; i < 5; i++)
 		fork_once();
 	atomic_store(&is_quiet, 1);
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < NOISY; i++)
 		CHECK_EQUAL(pthread_join(threads[i], NULL), 0);
 }
 

@@ -701,7 +701,7 @@ impl<'a> Actor<'a> {
             if let Some(known) = &known {
                 builder = builder.service(&known.service);
             }
-            if one % 4 == 0 {
+            if one.is_multiple_of(4) {
                 builder = builder.limit(4096 + usize::from(other) * 64);
             }
             let former = builder.build().ok().and_then(|pool| {
@@ -753,7 +753,7 @@ impl<'a> Actor<'a> {
                     let text = child.try_alloc_str("borrowed").map(|text| text.len());
                     assert!(text.is_err() || text.is_ok_and(|len| len == 8));
                     _ = child.try_alloc_with(move || known);
-                    if one % 2 == 0 {
+                    if one.is_multiple_of(2) {
                         // What is in it is dropped with its parent, or never.
                         mem::forget(child);
                     }
@@ -761,7 +761,7 @@ impl<'a> Actor<'a> {
             }
             9 => {
                 if let Ok(cleanup) = pool.try_cleanup(move || drop(known)) {
-                    if one % 2 == 0 { cleanup.run() } else { cleanup.cancel() }
+                    if one.is_multiple_of(2) { cleanup.run() } else { cleanup.cancel() }
                 }
             }
             10 => {
@@ -796,7 +796,7 @@ impl<'a> Actor<'a> {
             let _scope = known.as_ref().map(|known| known.service.enter());
             let entered = span.as_ref().map(|(span, ..)| span.enter());
             drop(black_box(vec![0_u8; 100]));
-            if one % 2 == 0 {
+            if one.is_multiple_of(2) {
                 mem::forget(entered);
             }
             mem::forget(NOBODY.enter());

@@ -6,8 +6,8 @@
 use arbitrary::Arbitrary;
 use dogtag::mapped::MappedRegion;
 use dogtag::{
-    Balance, Dogtag, JemallocStats, Lost, Quarantine, RegisterError, Row, Service, ServiceCollector, Snapshot,
-    Usage,
+    Balance, Dogtag, JemallocStats, Lost, Quarantine, RegisterError, Row, Service, ServiceCollector,
+    Snapshot, Usage,
 };
 use libfuzzer_sys::fuzz_target;
 use prometheus_client::encoding::text::encode;
