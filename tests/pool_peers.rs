@@ -19,6 +19,7 @@ use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
@@ -129,9 +130,12 @@ fn pattern(id: u32) -> u8 {
 
 impl Ours {
     fn run(peer: Peer, script: &Script) -> Vec<String> {
+        // Tests run at once.
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let ours = Self {
             peer,
-            service: Service::register("pool peers").unwrap(),
+            service: Service::register(format!("script {number}")).unwrap(),
             pools: RefCell::default(),
             blocks: RefCell::default(),
             cleanups: RefCell::default(),
@@ -616,8 +620,13 @@ fn compare(
 ) {
     let seed = random::seed();
     let same_of = |theirs: &[String], ours: &[String]| {
-        let [theirs, ours] = [theirs, ours].map(|log| log.iter().filter(|line| wanted(line)));
-        theirs.eq(ours)
+        let [theirs, ours] =
+            [theirs, ours].map(|log| log.iter().filter(|line| wanted(line)).collect::<Vec<_>>());
+        // Ours may do with less.
+        let agree = |(theirs, ours): (&&String, &&String)| {
+            theirs == ours || *theirs == "asked for more" && *ours == "asked for nothing"
+        };
+        theirs.len() == ours.len() && theirs.iter().zip(&ours).all(agree)
     };
     for batch in 0..count / 100 {
         let bodies: Vec<Script> =
@@ -691,7 +700,7 @@ fn rounds_ask_for_no_more_than_aprs() {
         let others = vec![round("clear 0, asked, mark"); 4].concat();
         complete(Peer::Apr, &[lines(root), first, others].concat())
     };
-    compare(Peer::Apr, 2000, make, |body| rounds(body, "root 0 unlimited", 1), asked);
+    compare(Peer::Apr, 2000, make, |body| rounds(body, "root 0 unlimited", 2), asked);
     // With blocks of any size, small pools may have to be given large ones first.
     compare(Peer::Apr, 1000, make, |body| rounds(body, "root 0", 8), asked);
 }
