@@ -103,11 +103,15 @@ fn a_name_is_not_empty_and_not_longer_than_its_bound() {
     let service = Service::register(&longest).unwrap();
     assert_eq!((service.name(), Service::by_name(&longest)), (&*longest, Some(service.clone())));
     for name in [longest.clone() + "y", "é".repeat(128), "名".repeat(1 << 20)] {
-        let before = dogtag::Service::unattributed().usage();
-        for error in [
-            Service::register(&name).unwrap_err(),
-            Service::builder(&name).parent(&service).register().unwrap_err(),
-        ] {
+        let refused = || {
+            [
+                Service::register(&name).unwrap_err(),
+                Service::builder(&name).parent(&service).register().unwrap_err(),
+            ]
+        };
+        let (errors, usage) = dogtag::measure(refused);
+        assert!(usage.allocated_bytes < 100_000, "{usage:?} for a name that is none");
+        for error in errors {
             let RegisterError::NameTooLong { beginning, len } = &error else { panic!("{error:?}") };
             assert!(*len == name.len() && name.starts_with(beginning) && beginning.len() > 50);
             let text = error.to_string();
@@ -117,8 +121,6 @@ fn a_name_is_not_empty_and_not_longer_than_its_bound() {
             );
         }
         assert_eq!(Service::by_name(&name), None);
-        let allocated = (dogtag::Service::unattributed().usage() - before).allocated_bytes;
-        assert!(allocated < 100_000, "{allocated} bytes for a name that is none");
     }
     let text = RegisterError::NoName.to_string();
     assert!(text.contains("name"), "{text}");
