@@ -158,6 +158,29 @@ fn a_layer_that_is_taken_away_takes_the_thread_out() {
     });
 }
 
+/// Nor does a scope bring it back there that was entered by hand, and in which the layer was
+/// taken away.
+#[test]
+fn a_scope_within_a_span_does_not_keep_the_thread_there() {
+    let (subscriber, handle) = reloadable(Some(ServiceLayer::new()));
+    let by_hand = Service::register("by hand in the span").unwrap();
+    with_default(&subscriber, || {
+        let span = info_span!("a", service = "around a scope");
+        span.in_scope(|| {
+            by_hand.run(|| {
+                handle.reload(None).unwrap();
+                assert_eq!(current(), "by hand in the span");
+            });
+        });
+        drop(span);
+        assert_eq!(current(), "unattributed");
+        handle.reload(ServiceLayer::new()).unwrap();
+        let span = info_span!("a", service = "around a scope");
+        span.in_scope(|| by_hand.run(|| handle.reload(ServiceLayer::new()).unwrap()));
+        assert_eq!(current(), "unattributed");
+    });
+}
+
 /// A layer that is in nobody's hands while a span is left, and comes back.
 #[test]
 fn what_a_layer_was_not_told_it_asks_for() {

@@ -22,6 +22,7 @@ use crate::service::{Scope, Service};
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
+use std::ptr;
 
 /// A span, by its number in its subscriber, and the layer that is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +151,7 @@ pub(super) fn close(token: Token) {
 #[inline]
 pub(super) fn leave_if_nobody_tells() {
     SPANS.with(|spans| {
-        if spans.entered.borrow().is_empty() || is_any_layer() {
+        if spans.entered.borrow().is_empty() || is_any_layer() || !spans.decide() {
             return;
         }
         while spans.remove_last() {}
@@ -410,7 +411,7 @@ impl Spans {
     #[cold]
     fn look_after(&self, here: &impl Here) {
         let now = epoch();
-        if self.epoch.get() == now {
+        if self.epoch.get() == now || !self.decide() {
             return;
         }
         let entry = |place: usize| self.entered.borrow().get(place).copied();
@@ -451,6 +452,14 @@ impl Spans {
         if is_certain {
             self.epoch.set(now);
         }
+    }
+
+    /// Whether the thread is where the spans have taken it, and not in a scope that was entered by
+    /// hand since: that would take it back to what it has been in.
+    fn decide(&self) -> bool {
+        let current = self.apart_from.get().unwrap_or_else(thread::current_record);
+        let innermost = self.entered.borrow().iter().rfind(|entry| entry.previous.is_some()).copied();
+        innermost.and_then(|entry| entry.service).is_none_or(|(record, _)| ptr::eq(record, current))
     }
 
     fn remove_where_at(&self, place: usize, token: Token) {

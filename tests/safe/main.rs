@@ -2,7 +2,8 @@
 //! sees that (run this with the feature) and valgrind (`.ci/sanitize memcheck safe`); the
 //! same programs are fuzzed by `.ci/fuzz 60 safe`.
 //!
-//! `DOGTAG_MODEL_SECONDS` sets for how long (5 by default), `DOGTAG_SEED` which programs.
+//! `DOGTAG_MODEL_SECONDS` sets for how long (5 by default), `DOGTAG_SEED` which programs;
+//! `DOGTAG_PROGRAM` has the one run that a failure has shown.
 #![cfg(all(feature = "mapped", feature = "pool", feature = "tracing-layer"))]
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,14 @@ static ALLOC: Dogtag = Dogtag::new();
 
 #[test]
 fn safe_programs_stay_within_their_memory() {
+    if let Ok(program) = std::env::var("DOGTAG_PROGRAM") {
+        program::heed_panics();
+        let bytes = program.as_bytes().chunks(2).map(|byte| {
+            let byte = std::str::from_utf8(byte).expect("text");
+            u8::from_str_radix(byte, 16).expect("two digits for a byte")
+        });
+        return program::run(&bytes.collect::<Vec<_>>());
+    }
     let seconds =
         std::env::var("DOGTAG_MODEL_SECONDS").map_or(5, |seconds| seconds.parse().expect("seconds"));
     let end = Instant::now() + Duration::from_secs(seconds);
