@@ -280,9 +280,9 @@ fn threads_shrink_each_others_blocks_under_a_limit() {
                     if block.is_null() {
                         continue;
                     }
+                    // SAFETY: it is as large.
+                    (0..size).for_each(|at| unsafe { block.add(at).write(at as u8 ^ 0x5A) });
                     let mut block = Block(block, size);
-                    // SAFETY: the block is that large.
-                    (0..size).for_each(|at| unsafe { block.0.add(at).write(at as u8 ^ 0x5A) });
                     for step in 1..4 {
                         let size = block.1 - block.1 / 5 * (step % 2);
                         assert!(block.resize(at(step), size));
@@ -372,7 +372,6 @@ fn a_backend_without_memory_denies_no_more_than_it_must() {
                     }
                 }
                 assert_holds(&owner, 0, 0);
-                drop(backend);
             }
         }
     }

@@ -146,10 +146,11 @@ fn report(when: &str) {
 fn uncounted(snapshot: &Snapshot) -> String {
     let Some(balance) = &snapshot.balance else { return String::new() };
     let elsewhere = balance.other_allocators + balance.other_mappings;
-    if elsewhere < MUCH {
+    let totals = &snapshot.totals;
+    if elsewhere < MUCH && totals.allocated_blocks > 0 {
         return String::new();
     }
-    let own = if elsewhere > snapshot.totals.bytes() {
+    let own = if elsewhere > totals.allocated_bytes {
         ": the program has an allocator of its own, or maps memory itself"
     } else {
         ""
