@@ -733,3 +733,23 @@ fn memory_is_the_service_s_that_the_pool_was_made_in() {
     std::thread::spawn(move || drop(pool)).join().unwrap();
     assert!(Service::by_handle(handle).is_none());
 }
+
+/// Blocks that suit stand behind many that do not, in each round.
+#[test]
+fn a_loop_does_not_keep_more_each_time() {
+    let service = Service::register("a loop").unwrap();
+    let mut pool = Pool::builder().service(&service).build().unwrap();
+    let mut before = 0;
+    for round in 0..200 {
+        let small = || Pool::builder().block_size(1024).child_of(&pool).unwrap();
+        drop((0..20).map(|_| small()).collect::<Vec<_>>());
+        for _ in 0..2 {
+            pool.alloc_bytes(4000);
+        }
+        pool.reset();
+        if round == 10 {
+            before = service.usage().bytes();
+        }
+    }
+    assert!(service.usage().bytes() <= before, "{} bytes, and {before} before", service.usage().bytes());
+}

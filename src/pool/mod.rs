@@ -382,7 +382,8 @@ impl<'env> Pool<'env> {
 
     /// The same, but all blocks are kept for reuse, whatever
     /// [`max_free`](PoolBuilder::max_free) says: for loops that will need as much again
-    /// (nginx: `ngx_reset_pool`, which runs no cleanups).
+    /// (nginx: `ngx_reset_pool`, which runs no cleanups). Of those that turn out not to suit, as much
+    /// is given back as is asked for instead.
     ///
     /// # Panics
     ///

@@ -57,7 +57,11 @@ impl Store {
             });
         }
         let Some((block, size)) = best else {
-            return self.new_block(wanted.min(most));
+            let size = wanted.min(most);
+            // As much as is asked for goes back of what does not suit, so that a loop that puts what
+            // suits behind it does not have more each time.
+            self.trim(self.spare_bytes().saturating_sub(size));
+            return self.new_block(size);
         };
         // SAFETY: as above.
         unsafe {
