@@ -300,9 +300,13 @@ fn little_memory() {
         blocks.push(memory.realloc(last, KIB, KIB.size()));
         blocks.push(memory.alloc(KIB));
         assert!(blocks.iter().all(|block| !block.is_null()));
-        // And null is null.
-        let none = [memory.alloc(KIB), memory.alloc_zeroed(KIB), memory.realloc(blocks[0], KIB, 100)];
+        // And null is null; but what does not grow stays where it is.
+        let none =
+            [memory.alloc(KIB), memory.alloc_zeroed(KIB), memory.realloc(blocks[0], KIB, 2 * KIB.size())];
         assert_eq!(none, [ptr::null_mut(); 3]);
+        let first = blocks.swap_remove(0);
+        assert_eq!(memory.realloc(first, KIB, 100), first);
+        memory.dealloc(first, Layout::from_size_align(100, KIB.align()).unwrap());
         blocks.into_iter().for_each(|block| memory.dealloc(block, KIB));
     }
     assert_eq!(met(), []);
