@@ -343,9 +343,6 @@ impl<S> Layer<S> for Shared
 where
     S: Subscriber + for<'span> tracing_subscriber::registry::LookupSpan<'span>,
 {
-    fn on_register_dispatch(&self, dispatch: &Dispatch) {
-        <ServiceLayer as Layer<S>>::on_register_dispatch(&self.0, dispatch);
-    }
     fn on_new_span(
         &self,
         attributes: &tracing::span::Attributes<'_>,

@@ -13,7 +13,6 @@ pub use unattributed::{Unattributed, UnattributedExt};
 use crate::announce;
 use crate::contained::drop_contained;
 use crate::service::{Service, check_name, gate, name_too_long};
-use crate::sync::{AtomicU8, Ordering};
 use crate::table::beginning;
 use attribution::{Attribution, LayerId, Token, version_of};
 use dashmap::DashMap;
@@ -116,10 +115,10 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 #[derive(Debug)]
 pub struct ServiceLayer {
     id: LayerId,
-    /// How many subscribers have said that this is a part of them: 2 for more. One that was put
-    /// into a subscriber later, or is shared by some, cannot tell by a span's number which span
-    /// that is, and looks it up.
-    subscribers: AtomicU8,
+    /// How many subscribers were built with it: 2 for more. One that was put into a subscriber
+    /// later, or is shared by some, cannot tell by a span's number which span that is, and looks
+    /// it up.
+    subscribers: u8,
     field: &'static str,
     rule: Rule,
     keeps_services: bool,
@@ -212,7 +211,7 @@ impl ServiceLayer {
         let _apart = Apart::enter();
         Self {
             id: LayerId::begin(),
-            subscribers: AtomicU8::new(0),
+            subscribers: 0,
             field: "service",
             rule,
             keeps_services: true,
@@ -241,9 +240,8 @@ impl<S> Layer<S> for ServiceLayer
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
-    fn on_register_dispatch(&self, _: &Dispatch) {
-        let count = |subscribers: u8| Some(subscribers.saturating_add(1).min(2));
-        let _ = self.subscribers.fetch_update(Ordering::AcqRel, Ordering::Acquire, count);
+    fn on_layer(&mut self, _: &mut S) {
+        self.subscribers = self.subscribers.saturating_add(1).min(2);
         attribution::begin_epoch();
     }
 
@@ -409,11 +407,11 @@ impl ServiceLayer {
         Key { layer: self.id, span: id.into_u64() }
     }
 
-    /// Whether there is one subscriber that this layer is a part of; but for an exchange, which
-    /// begins another epoch.
+    /// Whether there is one subscriber that this layer is a part of. An exchange begins another
+    /// epoch.
     #[inline]
     fn is_settled(&self) -> bool {
-        self.subscribers.load(Ordering::Acquire) == 1
+        self.subscribers == 1
     }
 
     #[cold]
