@@ -18,7 +18,8 @@ fn main() {
         // service is full; a block handed to it by another service is shrunk in it
         "foreign" => {
             let other = Service::register("other").unwrap();
-            let hold: Vec<u8> = s.run(|| Vec::with_capacity((1 << 20) - 100));
+            // Or the compiler leaves it out.
+            let hold: Vec<u8> = std::hint::black_box(s.run(|| Vec::with_capacity((1 << 20) - 100)));
             let mut v: Vec<u8> = other.run(|| Vec::with_capacity(100_000));
             v.extend_from_slice(&[1; 50_000]);
             println!("before svc {} other {}", s.usage().bytes(), other.usage().bytes());
