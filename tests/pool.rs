@@ -415,8 +415,7 @@ fn what_stayed_is_freed_as_it_was_allocated() {
         let large = pool.allocate(layout(60_000, 4096)).unwrap().cast();
         service.set_hard_limit(Some(1));
         let stays = pool.shrink(large, layout(60_000, 4096), layout(50_000, 8)).unwrap().cast();
-        // Memory-check moves what it can.
-        assert!(cfg!(feature = "memory-check") || stays == large);
+        // Moved or not: what does not grow is never denied.
         holds();
         service.set_hard_limit(None);
         let grown = pool.grow(stays, layout(50_000, 8), layout(70_000, 8)).unwrap().cast();
