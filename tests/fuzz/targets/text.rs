@@ -34,7 +34,7 @@ struct Figures<'a> {
     lost: [u64; 2],
     quarantine: Option<[u64; 2]>,
     jemalloc: Option<[u64; 6]>,
-    balance: Option<[u64; 15]>,
+    balance: Option<[u64; 16]>,
     resident: Option<u64>,
     precision: u8,
 }
