@@ -140,6 +140,9 @@ impl Extents {
     pub(crate) fn new() -> Option<Self> {
         #[cfg(feature = "jemalloc-stats")]
         {
+            if !mallctl::finds_any() {
+                return None;
+            }
             let _one_reader = statistics();
             mallctl::refresh();
             let mapped = mallctl::read(c"stats.mapped")? + mallctl::read(c"stats.retained")?;
@@ -364,6 +367,26 @@ mod mallctl {
             jemalloc::mallctl(c"opt.prof".as_ptr(), (&raw mut value).cast(), &mut size, ptr::null_mut(), 0)
         };
         error == 0 && value
+    }
+
+    /// Whether `arenas.lookup` may be asked about any address: it may since 5.3.1. Before, one that
+    /// is far from all of jemalloc's ends the process.
+    pub(super) fn finds_any() -> bool {
+        let mut version: *const std::ffi::c_char = ptr::null();
+        let mut size = size_of::<*const std::ffi::c_char>();
+        // SAFETY: jemalloc checks that `size` is a pointer's.
+        let error = unsafe {
+            let old = (&raw mut version).cast();
+            jemalloc::mallctl(c"version".as_ptr(), old, &mut size, ptr::null_mut(), 0)
+        };
+        if error != 0 || version.is_null() {
+            return false;
+        }
+        // SAFETY: a string that is part of jemalloc.
+        let version = unsafe { CStr::from_ptr(version) }.to_bytes();
+        let mut parts = version.split(|byte| !byte.is_ascii_digit());
+        let mut part = || parts.next().and_then(|part| str::from_utf8(part).ok()?.parse::<u32>().ok());
+        (part(), part(), part()) >= (Some(5), Some(3), Some(1))
     }
 
     /// What `arenas.lookup` says of an address, which may be any.

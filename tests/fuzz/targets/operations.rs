@@ -221,6 +221,10 @@ impl Machine {
                 let Some(place) = pick(block, self.blocks.len()) else { return };
                 let Owned { block, owner, is_beside } = self.blocks[place];
                 let size = size.bytes().max(1);
+                // What does not grow may stay where it is.
+                if size <= block.layout.size() {
+                    return;
+                }
                 let may_have = self.may_have(size, Some((owner, block.layout.size())));
                 let allocator = allocator(is_beside);
                 // SAFETY: the model knows that it is live, and of which layout.
@@ -279,26 +283,33 @@ impl Machine {
             block.check();
             allocator(is_beside).realloc(block.start.as_ptr(), old, size)
         };
-        self.count_denial(may_have);
+        // What does not grow is never denied: it stays its former owner's.
+        let stays = !may_have && size <= old.size();
+        self.count_denial(may_have || stays);
         let start = NonNull::new(start);
-        assert_eq!(start.is_some(), may_have, "{old:?} to {size}");
+        assert_eq!(start.is_some(), may_have || stays, "{old:?} to {size}");
         let Some(start) = start else { return };
         // SAFETY: both are as long.
         unsafe { block.check_first(start, old.size().min(size)) };
         self.forget(place);
-        self.add(is_beside, start, new.expect("a small layout"));
+        let owner = if stays { owner } else { self.current };
+        self.add_for(owner, is_beside, start, new.expect("a small layout"));
     }
 
     /// A block of the current service's.
     fn add(&mut self, is_beside: bool, start: NonNull<u8>, layout: Layout) {
+        self.add_for(self.current, is_beside, start, layout);
+    }
+
+    fn add_for(&mut self, owner: usize, is_beside: bool, start: NonNull<u8>, layout: Layout) {
         self.addresses.take(start, layout.size());
-        let member = &mut self.members[self.current];
+        let member = &mut self.members[owner];
         member.figures.allocated_bytes += layout.size() as u64;
         member.figures.allocated_blocks += 1;
         member.most = member.most.max(member.figures.bytes());
         // SAFETY: it is live, and of that layout.
         let block = unsafe { Block::fill(start, layout, self.blocks.len() as u8 ^ 0xa5) };
-        self.blocks.push(Owned { block, owner: self.current, is_beside });
+        self.blocks.push(Owned { block, owner, is_beside });
     }
 
     /// A block that is to be freed.
