@@ -184,13 +184,13 @@ fn show(snapshot: &Snapshot, precision: u8) {
 
 fn show_balance(balance: &Balance) {
     let lines = balance.lines();
-    assert_eq!((lines.len(), lines[15].bytes), (16, balance.unexplained()));
+    assert_eq!((lines.len(), lines[16].bytes), (17, balance.unexplained()));
     let sum: i128 = lines.iter().map(|line| i128::from(line.bytes)).sum();
     let is_usual = lines.iter().all(|line| line.bytes.unsigned_abs() < 1 << 59);
     if let Some(resident) = balance.resident.filter(|resident| is_usual && *resident < 1 << 59) {
         assert_eq!(sum, resident.into());
     }
-    assert_eq!(balance.to_string().lines().count(), 20, "{balance}");
+    assert_eq!(balance.to_string().lines().count(), 21, "{balance}");
 }
 
 fn names(names: &Names<'_>) {
