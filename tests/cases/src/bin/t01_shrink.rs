@@ -62,7 +62,7 @@ fn main() {
         }
         // over the limit, format! of nothing big but String -> Box<str> by child
         "unattributed_to_full" => {
-            let hold: Vec<u8> = s.run(|| Vec::with_capacity((1 << 20) - 8));
+            let hold: Vec<u8> = std::hint::black_box(s.run(|| Vec::with_capacity((1 << 20) - 8)));
             let mut st = String::with_capacity(200);
             st.push_str("0123456789abcdef0123");
             let b = s.run(|| st.into_boxed_str());
