@@ -150,7 +150,8 @@ pub struct Balance {
     pub other_mappings: u64,
     /// Memory that was mapped like jemalloc's, but not by it: of other allocators, other copies of
     /// jemalloc among them, of glibc's `malloc` in threads, of garbage collectors. Told from
-    /// jemalloc's own by its addresses, mostly to within the size of its bookkeeping.
+    /// jemalloc's own by its addresses, mostly to within the size of its bookkeeping. 0 with a
+    /// jemalloc before 5.3.1, which cannot be asked; then it is part of what is unexplained.
     #[cfg_attr(feature = "serde", serde(default))]
     pub other_allocators: u64,
     /// Whether jemalloc's profiling is on (`prof:true`), with which it does not tell what size
