@@ -63,8 +63,9 @@ impl Quarantine {
         let before = self.bytes();
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.empty(magazines, displaced, &mut release);
+        // Others, whose limit may be higher by now, go on to put some in: those are not waited for.
         while self.bytes() > limit
-            && let Some(oldest) = self.leave(places)
+            && let Some(oldest) = self.leave(places, turn + 1)
         {
             self.empty(magazines, oldest, &mut release);
         }
@@ -106,9 +107,9 @@ impl Quarantine {
         magazines: &Magazines<'_>,
         mut release: impl FnMut(usize),
     ) {
-        // Others may put some in meanwhile, and for ever.
-        for _ in places {
-            let Some(oldest) = self.leave(places) else { return };
+        // Not of those that others put in meanwhile, and perhaps for ever.
+        let end = self.entered.load(Ordering::Relaxed);
+        while let Some(oldest) = self.leave(places, end) {
             self.empty(magazines, oldest, &mut release);
         }
     }
@@ -124,13 +125,13 @@ impl Quarantine {
         (self.bytes.load(Ordering::Relaxed) as i64).max(0) as u64
     }
 
-    /// Takes the oldest magazine out; `None` when there is none.
-    fn leave(&self, places: &[AtomicU32]) -> Option<u32> {
+    /// Takes the oldest magazine out whose turn was before `end`; `None` when there is none.
+    fn leave(&self, places: &[AtomicU32], end: u64) -> Option<u32> {
         loop {
             let oldest = self.oldest.load(Ordering::Relaxed);
             let entered = self.entered.load(Ordering::Relaxed);
             let turn = oldest.max(entered.saturating_sub(places.len() as u64));
-            if turn >= entered {
+            if turn >= end {
                 return None;
             }
             let next = self.oldest.compare_exchange(oldest, turn + 1, Ordering::Relaxed, Ordering::Relaxed);
@@ -346,6 +347,40 @@ mod tests {
         assert_eq!(quarantine.limit(LIMIT, 0, forks), LEAST);
         assert_eq!(quarantine.heavy(LIMIT), LEAST / 64);
         assert_eq!(quarantine.limit(1000, 0, forks), 1000);
+    }
+
+    /// Whoever has to make room does not make it for all who come after.
+    #[test]
+    fn nobody_waits_for_others_to_put_in_less() {
+        const BLOCK: usize = 1000;
+
+        let ring: Vec<_> = (0..64).map(|_| AtomicU32::new(NONE)).collect();
+        let all: Vec<_> = (0..200).map(|_| magazine()).collect();
+        let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
+        let quarantine = Quarantine::new();
+        let put_in = |limit, release: &mut dyn FnMut(usize)| {
+            let magazine = pool.take(identity(1)).expect("most are free");
+            magazine.push(16, BLOCK, u64::MAX);
+            quarantine.enter(&ring, &pool, magazine, limit, 0, release);
+        };
+        const BEFORE: usize = 10;
+        (0..BEFORE).for_each(|_| put_in(u64::MAX, &mut |_| unreachable!()));
+        // For each block that is released another thread puts one in, which finds that more may be.
+        let mut released = 0;
+        let mut meanwhile = |_| {
+            released += 1;
+            assert!(released <= BEFORE + 1, "it goes on for ever");
+            put_in(u64::MAX, &mut |_| unreachable!());
+        };
+        put_in(BLOCK as u64, &mut meanwhile);
+        assert_eq!(released, BEFORE + 1);
+        let mut released = 0;
+        quarantine.clear(&ring, &pool, |_| {
+            released += 1;
+            assert!(released <= BEFORE + 1, "it goes on for ever");
+            put_in(u64::MAX, &mut |_| unreachable!());
+        });
+        assert_eq!((released, quarantine.bytes()), (BEFORE + 1, (BLOCK * (BEFORE + 1)) as u64));
     }
 
     #[test]
