@@ -4,10 +4,10 @@
 mod others;
 
 use crate::backend::{Extents, Heap};
+use crate::format::{Bytes, Share};
 use crate::ledger::{self, slots};
 use crate::service::Scope;
 use crate::sys::smaps::Resident;
-use crate::table::{Bytes, Share};
 use std::fmt;
 use std::ops::Range;
 

@@ -71,7 +71,7 @@
 //! # How it works
 //!
 //! ```text
-//! Box::new ─▶ the current cell: is the door open?   two loads, one compare
+//! Box::new ─▶ the current cell: is the threshold open?   two loads, one compare
 //!             the backend allocates size + 2    (from 4 KiB on: size)
 //!             the cell's counters                   two additions
 //!             the cookie is written                 one store
@@ -86,8 +86,8 @@
 //! table beside the heap.
 //! Each thread counts in *cells* of its own, one for each service it has
 //! touched, so that counting needs no atomic read-modify-write; a reader adds
-//! the cells up. Each cell has a *door*, a number of bytes at which the hot path
-//! is left: a thread that has no cells yet points at one whose door is shut, so
+//! the cells up. Each cell has a *threshold*, a number of bytes at which the hot path
+//! is left: a thread that has no cells yet points at one whose threshold is shut, so
 //! nothing rare is asked about on the way. Limits and peaks stand behind it too: a
 //! thread asks there once for each 256 KiB that it allocates for a service, or for
 //! each 64 KiB where there is a limit. `IMPLEMENTATION.md` in the repository has the
@@ -157,8 +157,6 @@
 
 #[cfg(not(dogtag_loom))]
 mod allocator;
-#[cfg(not(dogtag_loom))]
-mod announce;
 mod backend;
 #[cfg(not(dogtag_loom))]
 mod balance;
@@ -168,8 +166,10 @@ pub mod capi;
 pub mod check;
 #[cfg(not(dogtag_loom))]
 mod contained;
-#[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check keeps owners elsewhere"))]
-mod cookie;
+#[cfg(not(dogtag_loom))]
+mod events;
+#[cfg(not(dogtag_loom))]
+mod format;
 #[cfg(all(any(doc, doctest), not(dogtag_loom)))]
 pub mod guide;
 #[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]
@@ -179,6 +179,8 @@ mod ledger;
 pub mod mapped;
 #[cfg(not(dogtag_loom))]
 mod measure;
+#[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check keeps owners elsewhere"))]
+mod owner;
 #[cfg(all(feature = "pool", not(dogtag_loom)))]
 pub mod pool;
 #[cfg(all(feature = "prometheus", not(dogtag_loom)))]
@@ -189,8 +191,6 @@ mod service;
 mod snapshot;
 mod sync;
 mod sys;
-#[cfg(not(dogtag_loom))]
-mod table;
 mod usage;
 
 #[cfg(feature = "jemalloc")]

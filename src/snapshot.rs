@@ -1,13 +1,13 @@
 //! All services at one glance, as data and as a table.
 
-use crate::announce;
 use crate::backend::JemallocStats;
 use crate::balance::{Balance, balance};
-use crate::ledger::{self, mishap};
+use crate::events;
+use crate::format::{Bytes, Grouped, Share, printable};
+use crate::ledger::{self, anomalies};
 #[cfg(feature = "mapped")]
 use crate::mapped::{Region, Regions};
 use crate::service;
-use crate::table::{Bytes, Grouped, Share, printable};
 use crate::usage::Usage;
 use std::collections::HashMap;
 use std::fmt;
@@ -59,7 +59,7 @@ pub fn totals() -> Usage {
 /// ```
 #[must_use]
 pub fn snapshot() -> Snapshot {
-    announce::deliver();
+    events::deliver();
     service::end_retired();
     let mut found = Vec::new();
     let totals = ledger::usages(|record, usage| {
@@ -67,7 +67,7 @@ pub fn snapshot() -> Snapshot {
         let row = Row {
             name: record.name().to_owned(),
             handle: record.handle(),
-            is_retired: record.life().is_retired(),
+            is_retired: record.lifecycle().is_retired(),
             usage,
             parent: None,
             usage_with_children: usage.and(record.family().past()),
@@ -78,7 +78,7 @@ pub fn snapshot() -> Snapshot {
     });
     let rows = arrange(found);
     let rows_in_sum = rows.iter().map(|row| row.usage).fold(Usage::default(), Usage::and);
-    let (lost_blocks, lost_bytes) = mishap::LOST.so_far();
+    let (lost_blocks, lost_bytes) = anomalies::LOST.so_far();
     Snapshot {
         ended: Usage { peak_bytes: 0, ..totals - rows_in_sum },
         rows,

@@ -7,9 +7,9 @@
 #[cfg(not(all(unix, target_pointer_width = "64")))]
 compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Linux is what it is tested on");
 
-mod bell;
 #[cfg(not(dogtag_loom))]
-mod own_thread;
+mod detached_thread;
+mod parker;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod smaps;
 // musl's loader unmaps nothing, and a static program has no loader.
@@ -20,11 +20,11 @@ pub(crate) mod stderr;
 #[cfg(all(feature = "interpose", not(dogtag_loom)))]
 mod thread_name;
 
-pub(crate) use bell::Bell;
 #[cfg(not(dogtag_loom))]
-pub(crate) use own_thread::spawn;
+pub(crate) use detached_thread::spawn;
+pub(crate) use parker::Parker;
 #[cfg(all(feature = "interpose", not(dogtag_loom)))]
-pub(crate) use {own_thread::try_box, thread_name::ThreadName};
+pub(crate) use {detached_thread::try_box, thread_name::ThreadName};
 
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, shared};
 use std::ffi::c_void;

@@ -5,7 +5,7 @@
 mod child;
 
 use child::{dealloc, watch};
-use dogtag::check::{self, Crime, Reaction, Violation};
+use dogtag::check::{self, Reaction, Violation, ViolationKind};
 use dogtag::{Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout, alloc, realloc};
 use std::hint::black_box;
@@ -163,15 +163,15 @@ fn twice(block: *mut u8) {
 }
 
 /// What a handler has met.
-static MET: Mutex<Vec<(Crime, usize)>> = Mutex::new(Vec::new());
+static MET: Mutex<Vec<(ViolationKind, usize)>> = Mutex::new(Vec::new());
 
 fn note(violation: &Violation) -> Reaction {
     // The service that met it may have no room.
-    Service::unattributed().run(|| MET.lock().unwrap().push((violation.crime(), violation.address())));
+    Service::unattributed().run(|| MET.lock().unwrap().push((violation.kind(), violation.address())));
     Reaction::Leak
 }
 
-fn met() -> Vec<(Crime, usize)> {
+fn met() -> Vec<(ViolationKind, usize)> {
     std::mem::take(&mut *MET.lock().unwrap())
 }
 
@@ -184,7 +184,7 @@ fn leak_goes_on() {
         let block = culprit();
         block.add(24).write(0);
         dealloc(block, LAYOUT);
-        leaked.push((Crime::Overrun, block as usize));
+        leaked.push((ViolationKind::Overrun, block as usize));
 
         // What is left of the block moves along.
         let block = culprit();
@@ -193,25 +193,25 @@ fn leak_goes_on() {
         let moved = victim.run(|| realloc(block, LAYOUT, 48));
         assert_eq!(std::slice::from_raw_parts(moved, 24), [7; 24]);
         dealloc(moved, Layout::new::<[u64; 6]>());
-        leaked.push((Crime::Underrun, block as usize));
+        leaked.push((ViolationKind::Underrun, block as usize));
 
         let block = culprit();
         dealloc(block, Layout::new::<[u64; 4]>());
-        leaked.push((Crime::LayoutMismatch, block as usize));
+        leaked.push((ViolationKind::LayoutMismatch, block as usize));
 
         let block = culprit();
         twice(block);
-        leaked.push((Crime::DoubleFree, block as usize));
+        leaked.push((ViolationKind::DoubleFree, block as usize));
 
         // Not a block at all: nothing to resize.
         assert!(realloc(block.add(1), LAYOUT, 100).is_null());
-        leaked.push((Crime::InvalidFree, block as usize + 1));
+        leaked.push((ViolationKind::InvalidFree, block as usize + 1));
 
         let block = culprit();
         dealloc(block, LAYOUT);
         block.write(0);
         assert_eq!(check::verify().violations, 1);
-        leaked.push((Crime::WriteAfterFree, block as usize));
+        leaked.push((ViolationKind::WriteAfterFree, block as usize));
     }
     assert_eq!(met(), leaked);
     assert_eq!((victim.usage().bytes(), victim.usage().blocks()), (0, 0));
@@ -220,7 +220,9 @@ fn leak_goes_on() {
     for _ in 0..300_000 {
         let block = culprit();
         assert!(
-            !leaked.iter().any(|(crime, address)| *crime != Crime::DoubleFree && *address == block as usize)
+            !leaked
+                .iter()
+                .any(|(crime, address)| *crime != ViolationKind::DoubleFree && *address == block as usize)
         );
         // SAFETY: the block is live.
         unsafe { dealloc(block, LAYOUT) };
@@ -248,7 +250,7 @@ fn told_once() {
         assert_eq!((met(), victim.usage().blocks()), (vec![], 0));
         // But it is freed now.
         dealloc(freed, LAYOUT);
-        assert_eq!(met(), [(Crime::DoubleFree, freed as usize)]);
+        assert_eq!(met(), [(ViolationKind::DoubleFree, freed as usize)]);
     }
 }
 
@@ -263,9 +265,9 @@ fn shrinks_all_the_same() {
         told.add(24).write(0);
         lost.sub(32).write_bytes(0, 32);
         for (block, layout, crime) in [
-            (told, LAYOUT, Crime::Overrun),
-            (lost, LAYOUT, Crime::Underrun),
-            (mismatched, Layout::from_size_align(20, 8).unwrap(), Crime::LayoutMismatch),
+            (told, LAYOUT, ViolationKind::Overrun),
+            (lost, LAYOUT, ViolationKind::Underrun),
+            (mismatched, Layout::from_size_align(20, 8).unwrap(), ViolationKind::LayoutMismatch),
         ] {
             let shrunk = full.run(|| realloc(block, layout, 10));
             assert!(!shrunk.is_null() && shrunk != block);
@@ -284,19 +286,19 @@ fn freed_by_another() {
     let block = culprit();
     // SAFETY: none; the block is the global allocator's.
     unsafe { OTHER.dealloc(block, LAYOUT) };
-    assert_eq!(met(), [(Crime::InvalidFree, block as usize)]);
+    assert_eq!(met(), [(ViolationKind::InvalidFree, block as usize)]);
     // For the program it is freed, and once only.
     assert_eq!(victim().usage().blocks(), 0);
     // SAFETY: none.
     unsafe { dealloc(block, LAYOUT) };
-    assert_eq!(met(), [(Crime::DoubleFree, block as usize)]);
+    assert_eq!(met(), [(ViolationKind::DoubleFree, block as usize)]);
 }
 
 fn race_to_free() {
     static DOUBLE: AtomicUsize = AtomicUsize::new(0);
 
     fn count(violation: &Violation) -> Reaction {
-        assert_eq!(violation.crime(), Crime::DoubleFree);
+        assert_eq!(violation.kind(), ViolationKind::DoubleFree);
         assert!(violation.freed().is_some_and(|deed| deed.service() == "victim"));
         DOUBLE.fetch_add(1, Ordering::Relaxed);
         Reaction::Leak
@@ -348,7 +350,7 @@ fn no_patterns() {
         block.add(24).write(0);
         assert_eq!(check::verify().violations, 1);
     }
-    assert_eq!(met(), [(Crime::WriteAfterFree, block as usize)]);
+    assert_eq!(met(), [(ViolationKind::WriteAfterFree, block as usize)]);
 }
 
 fn quarantine() -> (u64, u64) {
@@ -395,7 +397,10 @@ fn no_quarantine() {
         dealloc(block, LAYOUT);
         twice(other);
     }
-    assert_eq!(met(), [(Crime::Overrun, block as usize), (Crime::InvalidFree, other as usize)]);
+    assert_eq!(
+        met(),
+        [(ViolationKind::Overrun, block as usize), (ViolationKind::InvalidFree, other as usize)]
+    );
 }
 
 fn live_blocks() {
@@ -454,7 +459,7 @@ fn crime_in_handler() {
     });
     let block = culprit();
     twice(block);
-    assert_eq!(met(), [(Crime::DoubleFree, block as usize)]);
+    assert_eq!(met(), [(ViolationKind::DoubleFree, block as usize)]);
 }
 
 /// Prints events; commits a crime in one if it is told to, with a lock held.

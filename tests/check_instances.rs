@@ -4,7 +4,7 @@
 
 mod child;
 
-use dogtag::check::{self, Crime, Operation, Reaction, Violation};
+use dogtag::check::{self, Operation, Reaction, Violation, ViolationKind};
 use dogtag::{Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
@@ -51,14 +51,14 @@ const LAYOUT: Layout = Layout::new::<[u64; 3]>();
 const KIB: Layout = Layout::new::<[u64; 128]>();
 
 /// What the handler has met.
-static MET: Mutex<Vec<(Crime, Operation, usize)>> = Mutex::new(Vec::new());
+static MET: Mutex<Vec<(ViolationKind, Operation, usize)>> = Mutex::new(Vec::new());
 
 fn note(violation: &Violation) -> Reaction {
-    MET.lock().unwrap().push((violation.crime(), violation.operation(), violation.address()));
+    MET.lock().unwrap().push((violation.kind(), violation.operation(), violation.address()));
     Reaction::Leak
 }
 
-fn met() -> Vec<(Crime, Operation, usize)> {
+fn met() -> Vec<(ViolationKind, Operation, usize)> {
     std::mem::take(&mut *MET.lock().unwrap())
 }
 
@@ -123,8 +123,8 @@ fn has_quarantine(memory: &Dogtag<impl GlobalAlloc>) -> bool {
         block as usize
     };
     match *met() {
-        [(Crime::DoubleFree, Operation::Dealloc, address)] => address == block,
-        [(Crime::InvalidFree, Operation::Dealloc, address)] if address == block => false,
+        [(ViolationKind::DoubleFree, Operation::Dealloc, address)] => address == block,
+        [(ViolationKind::InvalidFree, Operation::Dealloc, address)] if address == block => false,
         ref other => panic!("{other:?}"),
     }
 }
@@ -141,7 +141,7 @@ fn in_a_row() {
             let block = memory.alloc(LAYOUT);
             block.add(24).write(0);
             memory.dealloc(block, LAYOUT);
-            assert_eq!(met(), [(Crime::Overrun, Operation::Dealloc, block as usize)]);
+            assert_eq!(met(), [(ViolationKind::Overrun, Operation::Dealloc, block as usize)]);
             // Now and then as many as do not stay with the thread.
             for _ in 0..if instance % 1000 == 0 { 100 } else { 0 } {
                 let block = memory.alloc(LAYOUT);
@@ -176,7 +176,7 @@ fn at_once() {
             let block = memory.alloc(LAYOUT);
             block.sub(1).write(0);
             memory.dealloc(block, LAYOUT);
-            assert_eq!(met(), [(Crime::Underrun, Operation::Dealloc, block as usize)]);
+            assert_eq!(met(), [(ViolationKind::Underrun, Operation::Dealloc, block as usize)]);
         }
         for (memory, block) in memories.iter().zip(blocks) {
             memory.dealloc(block, LAYOUT);
@@ -262,11 +262,11 @@ fn left_behind() {
         for (block, layout) in staying {
             stays.dealloc(block, layout);
             stays.dealloc(block, layout);
-            assert_eq!(met(), [(Crime::DoubleFree, Operation::Dealloc, block as usize)]);
+            assert_eq!(met(), [(ViolationKind::DoubleFree, Operation::Dealloc, block as usize)]);
         }
         for (block, layout) in forgotten {
             stays.dealloc(block, layout);
-            assert_eq!(met(), [(Crime::InvalidFree, Operation::Dealloc, block as usize)]);
+            assert_eq!(met(), [(ViolationKind::InvalidFree, Operation::Dealloc, block as usize)]);
         }
     }
     assert_eq!(check::verify().violations, 0);
@@ -356,7 +356,7 @@ fn crime_in_little_memory() {
         block.add(1000).write(0);
         // No more than fits in, and is not there already.
         let blocks: Vec<_> = (0..PIECES).map(|_| memory.alloc(KIB)).collect();
-        assert_eq!(met(), [(Crime::WriteAfterFree, Operation::Reuse, block as usize)]);
+        assert_eq!(met(), [(ViolationKind::WriteAfterFree, Operation::Reuse, block as usize)]);
         let (last, others) = blocks.split_last().unwrap();
         assert!(last.is_null() && !others.iter().any(|other| other.is_null() || *other == block));
         others.iter().for_each(|other| memory.dealloc(*other, KIB));

@@ -19,7 +19,7 @@ const SIZES: [usize; 11] = [1, 7, 8, 16, 24, 64, 100, 1000, 4096, 65536, 4 << 20
 const ALIGNS: [usize; 4] = [1, 8, 64, 4096];
 
 /// What is done, and what the report must say.
-struct Crime {
+struct ViolationKind {
     name: &'static str,
     /// Commits it to a block of that layout.
     commit: unsafe fn(*mut u8, Layout),
@@ -54,8 +54,8 @@ fn past_the_end(layout: Layout, offset: usize) -> Option<isize> {
 
 const MAIN: (&str, &str) = ("culprit", "criminal");
 
-const CRIMES: [Crime; 20] = [
-    Crime {
+const CRIMES: [ViolationKind; 20] = [
+    ViolationKind {
         name: "a bit of the first byte past the end",
         commit: |block, layout| unsafe {
             *block.add(layout.size()) ^= 1;
@@ -63,7 +63,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |layout| Says { wrong: past_the_end(layout, 0), marked: 1, ..says("overrun", "dealloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a bit of the sixteenth byte past the end",
         commit: |block, layout| unsafe {
             *block.add(layout.size() + 15) ^= 0x80;
@@ -71,7 +71,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |layout| Says { wrong: past_the_end(layout, 15), marked: 1, ..says("overrun", "dealloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a loop that goes on to the sixteenth byte",
         commit: |block, layout| unsafe {
             block.write_bytes(0, layout.size() + 16);
@@ -79,7 +79,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |layout| Says { wrong: past_the_end(layout, 0), marked: 16, ..says("overrun", "realloc") },
     },
-    Crime {
+    ViolationKind {
         name: "text past the end, noticed by verify",
         commit: |block, layout| unsafe {
             block.add(layout.size() + 2).copy_from_nonoverlapping(b"text".as_ptr(), 4);
@@ -87,7 +87,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |layout| Says { wrong: past_the_end(layout, 2), marked: 4, ..says("overrun", "verify") },
     },
-    Crime {
+    ViolationKind {
         name: "a bit of the byte in front",
         commit: |block, layout| unsafe {
             *block.sub(1) ^= 4;
@@ -95,7 +95,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |_| Says { wrong: Some(-1), marked: 1, ..says("underrun", "dealloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a bit of the sixteenth byte in front",
         commit: |block, layout| unsafe {
             *block.sub(16) ^= 0x20;
@@ -103,7 +103,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |_| Says { wrong: Some(-16), marked: 1, ..says("underrun", "dealloc") },
     },
-    Crime {
+    ViolationKind {
         name: "sixteen bytes in front, noticed by realloc",
         commit: |block, layout| unsafe {
             block.sub(16).write_bytes(0xff, 16);
@@ -111,7 +111,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |_| Says { wrong: Some(-1), marked: 16, ..says("underrun", "realloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a double free at once",
         commit: |block, layout| unsafe {
             dealloc(block, layout);
@@ -119,7 +119,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |_| Says { freed: Some(MAIN), ..says("double free", "dealloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a double free after others",
         commit: |block, layout| unsafe {
             dealloc(block, layout);
@@ -128,7 +128,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |_| Says { freed: Some(MAIN), ..says("double free", "dealloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a double free after another thread's",
         commit: |block, layout| unsafe {
             on_another_thread(block, layout);
@@ -136,7 +136,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |_| Says { freed: Some(("janitor", "janitor")), ..says("double free", "dealloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a realloc after a free",
         commit: |block, layout| unsafe {
             dealloc(block, layout);
@@ -144,7 +144,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |_| Says { freed: Some(MAIN), ..says("double free", "realloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a write to the first byte after a free",
         commit: |block, layout| unsafe {
             dealloc(block, layout);
@@ -153,7 +153,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |_| Says { freed: Some(MAIN), wrong: Some(0), marked: 1, ..says("write after free", "verify") },
     },
-    Crime {
+    ViolationKind {
         name: "a write to the last byte, when the block leaves the quarantine",
         commit: |block, layout| unsafe {
             on_another_thread(block, layout);
@@ -167,7 +167,7 @@ const CRIMES: [Crime; 20] = [
             ..says("write after free", "leaving the quarantine")
         },
     },
-    Crime {
+    ViolationKind {
         name: "another size",
         commit: |block, layout| unsafe {
             dealloc(block, Layout::from_size_align(layout.size() + 1, layout.align()).unwrap());
@@ -177,7 +177,7 @@ const CRIMES: [Crime; 20] = [
             ..says("layout mismatch", "dealloc")
         },
     },
-    Crime {
+    ViolationKind {
         name: "another alignment",
         commit: |block, layout| unsafe {
             let other = Layout::from_size_align(layout.size(), layout.align() * 2).unwrap();
@@ -188,7 +188,7 @@ const CRIMES: [Crime; 20] = [
             ..says("layout mismatch", "realloc")
         },
     },
-    Crime {
+    ViolationKind {
         name: "a free of the stack",
         commit: |_, layout| unsafe {
             let mut array = [0_u128; 4];
@@ -196,7 +196,7 @@ const CRIMES: [Crime; 20] = [
         },
         says: |_| Says { no_block: true, ..says("invalid free", "dealloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a free of a static",
         commit: |_, layout| unsafe {
             static ARRAY: [u128; 4] = [0; 4];
@@ -204,21 +204,21 @@ const CRIMES: [Crime; 20] = [
         },
         says: |_| Says { no_block: true, ..says("invalid free", "dealloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a free of malloc's",
         commit: |_, layout| unsafe {
             dealloc(libc::malloc(layout.size()).cast(), layout);
         },
         says: |_| Says { no_block: true, ..says("invalid free", "dealloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a free of a pointer that never was, in pages that are not there",
         commit: |_, layout| unsafe {
             let _ = black_box(realloc(std::ptr::without_provenance_mut(0xdead_bee0), layout, 8));
         },
         says: |_| Says { no_block: true, ..says("invalid free", "realloc") },
     },
-    Crime {
+    ViolationKind {
         name: "a free of the interior, aligned or not",
         commit: |block, layout| unsafe {
             dealloc(block.add(layout.size() / 2), layout);
@@ -256,7 +256,7 @@ fn push_out(layout: Layout) {
 
 #[test]
 fn every_crime_is_caught() {
-    let cases: Vec<(&Crime, Layout)> = CRIMES
+    let cases: Vec<(&ViolationKind, Layout)> = CRIMES
         .iter()
         .flat_map(|crime| {
             SIZES.iter().flat_map(move |&size| ALIGNS.iter().map(move |&align| (crime, size, align)))
@@ -286,7 +286,7 @@ fn every_crime_is_caught() {
 }
 
 /// Has the crime committed, and reads the report.
-fn investigate(crime: &Crime, layout: Layout) -> Result<(), String> {
+fn investigate(crime: &ViolationKind, layout: Layout) -> Result<(), String> {
     let output = child::run(&format!("{}\n{}\n{}", crime.name, layout.size(), layout.align()), "");
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
     let problem = |what: String| Err(format!("{what} in\n{report}"));

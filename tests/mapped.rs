@@ -436,11 +436,11 @@ impl Drop for Over<'_> {
 #[cfg(feature = "memory-check")]
 #[test]
 fn a_region_with_live_blocks_is_not_unmapped() {
-    use dogtag::check::{self, Crime, Operation, Reaction, Violation};
+    use dogtag::check::{self, Operation, Reaction, Violation, ViolationKind};
 
-    static MET: std::sync::Mutex<Vec<(Crime, Operation, usize)>> = std::sync::Mutex::new(Vec::new());
+    static MET: std::sync::Mutex<Vec<(ViolationKind, Operation, usize)>> = std::sync::Mutex::new(Vec::new());
     fn note(violation: &Violation) -> Reaction {
-        MET.lock().unwrap().push((violation.crime(), violation.operation(), violation.address()));
+        MET.lock().unwrap().push((violation.kind(), violation.operation(), violation.address()));
         Reaction::Leak
     }
 
@@ -464,7 +464,7 @@ fn a_region_with_live_blocks_is_not_unmapped() {
         drop(region);
         block.write_bytes(1, 100);
     }
-    assert_eq!(*MET.lock().unwrap(), [(Crime::RegionInUse, Operation::Unmap, start.addr().get())]);
+    assert_eq!(*MET.lock().unwrap(), [(ViolationKind::RegionInUse, Operation::Unmap, start.addr().get())]);
 }
 
 /// Bytes of this process's addresses.

@@ -2,10 +2,10 @@
 //! stands around a block and looks at it; here memory is fetched and counted.
 
 use super::{Counted, Dogtag};
-use crate::check::{self, Claim, FRESH, Family, Operation, Particulars, Returned, Settings, Whole};
-use crate::ledger::door::{self, Admitted, Replaced};
+use crate::check::{self, BlockHeader, Claim, FRESH, Family, Operation, Returned, Settings, Whole};
 use crate::ledger::slots::{self, UNATTRIBUTED};
-use crate::ledger::{mishap, thread};
+use crate::ledger::threshold::{self, Admitted, Replaced};
+use crate::ledger::{anomalies, thread};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
 
@@ -47,7 +47,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// The block must be live, and be that.
     #[inline]
     pub(crate) unsafe fn free(&self, block: *mut u8, claim: Claim) {
-        match self.custody.take_whole(block, claim) {
+        match self.checker.take_whole(block, claim) {
             // SAFETY: the block came from here.
             Some(whole) => unsafe { self.retire(whole) },
             // SAFETY: as above.
@@ -65,21 +65,21 @@ impl<B: GlobalAlloc> Dogtag<B> {
     ///
     /// As for [`free`](Self::free).
     pub(crate) unsafe fn resize(&self, block: *mut u8, claim: Claim, new_layout: Option<Layout>) -> *mut u8 {
-        let returned = match self.custody.take_whole(block, claim) {
+        let returned = match self.checker.take_whole(block, claim) {
             Some(whole) => Returned::Whole(whole),
-            None => self.custody.take_back(block, claim, Operation::Realloc),
+            None => self.checker.take_back(block, claim, Operation::Realloc),
         };
         // What is left of the block that can be copied, if that is known, and whether
         // its service gets it back.
         let (old_size, owner) = match &returned {
-            Returned::Whole(Whole { particulars, .. }) | Returned::Leaked(Some(particulars)) => {
-                (Some(particulars.layout().size()), particulars.owner())
+            Returned::Whole(Whole { header, .. }) | Returned::Leaked(Some(header)) => {
+                (Some(header.layout().size()), header.owner())
             }
             Returned::Leaked(None) => (claim.size, None),
             Returned::Refused => return ptr::null_mut(),
         };
         let (Some(old_size), Some(new_layout)) = (old_size, new_layout) else {
-            self.custody.keep(block, &returned);
+            self.checker.keep(block, &returned);
             return ptr::null_mut();
         };
         let (new_size, is_growth) = (new_layout.size(), new_layout.size() > old_size);
@@ -98,7 +98,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             return move_to(new, returned);
         }
         if is_growth {
-            self.custody.keep(block, &returned);
+            self.checker.keep(block, &returned);
             return ptr::null_mut();
         }
         let is_denied = ask(new_size, replaced).is_none();
@@ -111,7 +111,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             (None, Returned::Whole(whole)) => unsafe { self.shrink(whole, claim, new_layout, replaced) },
             // Whatever is given back as this one will not be looked at again.
             (None, returned) => {
-                self.custody.keep(block, &returned);
+                self.checker.keep(block, &returned);
                 block
             }
         };
@@ -132,9 +132,9 @@ impl<B: GlobalAlloc> Dogtag<B> {
         replaced: Option<Replaced>,
     ) -> *mut u8 {
         let admitted = ask(new_layout.size(), replaced);
-        let former = whole.particulars;
+        let former = whole.header;
         // SAFETY: the caller's promise.
-        match (admitted, unsafe { self.custody.shrink(whole, claim, new_layout) }) {
+        match (admitted, unsafe { self.checker.shrink(whole, claim, new_layout) }) {
             (Some(admitted), Some(block)) => {
                 refund(Some(&former), None);
                 counted(Some((block, admitted)), new_layout.size())
@@ -157,7 +157,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// The size that a live block was requested with; `None` of what is none, which is told.
     #[cfg(feature = "capi")]
     pub(crate) fn size(&self, block: *mut u8) -> Option<usize> {
-        self.custody.size(block)
+        self.checker.size(block)
     }
 }
 
@@ -221,7 +221,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
 
         for _ in 0..TRIES {
             // SAFETY: that is what blocks are retired with.
-            if !unsafe { self.custody.flush(&self.backend, release::<B>) } {
+            if !unsafe { self.checker.flush(&self.backend, release::<B>) } {
                 break;
             }
             // Anew: a handler may have allocated, which was told of a crime.
@@ -243,7 +243,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     ) -> Option<NonNull<u8>> {
         let base = NonNull::new(allocate(outer))?;
         // SAFETY: the memory is ours, and of that layout.
-        let Some(block) = (unsafe { self.custody.hand_out(base, layout, family) }) else {
+        let Some(block) = (unsafe { self.checker.hand_out(base, layout, family) }) else {
             // SAFETY: as above, and nobody has seen it.
             unsafe { self.counted().dealloc(base.as_ptr(), outer) };
             return None;
@@ -258,9 +258,9 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// The block must have been given back to this allocator.
     #[inline(always)]
     unsafe fn retire(&self, whole: Whole) {
-        refund(Some(&whole.particulars), None);
+        refund(Some(&whole.header), None);
         // SAFETY: the caller's promise.
-        unsafe { self.custody.retire(whole, &self.backend, release::<B>) };
+        unsafe { self.checker.retire(whole, &self.backend, release::<B>) };
     }
 
     /// For what is not simply a live block.
@@ -271,7 +271,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[cold]
     #[inline(never)]
     unsafe fn free_slowly(&self, block: *mut u8, claim: Claim) {
-        let returned = self.custody.take_back(block, claim, Operation::Dealloc);
+        let returned = self.checker.take_back(block, claim, Operation::Dealloc);
         // SAFETY: the caller's promise.
         unsafe { self.finish(returned, claim) };
     }
@@ -291,7 +291,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
 
 impl<B> Drop for Dogtag<B> {
     fn drop(&mut self) {
-        self.custody.end(&self.backend);
+        self.checker.end(&self.backend);
     }
 }
 
@@ -299,11 +299,11 @@ impl<B> Drop for Dogtag<B> {
 /// not, and nothing within if the hot path would not have asked.
 #[inline]
 fn ask(size: usize, replaced: Option<Replaced>) -> Option<Option<Admitted>> {
-    if !thread::current().stops(size) {
+    if !thread::current().needs_slow_path(size) {
         return Some(None);
     }
     let (account, record) = thread::current_account();
-    door::ask(account, record, size, replaced).map(Some)
+    threshold::ask(account, record, size, replaced).map(Some)
 }
 
 /// A new block, and what was asked for it, if anything was.
@@ -326,12 +326,12 @@ fn counted(new: Option<Uncounted>, size: usize) -> *mut u8 {
 ///
 /// The block must have come from that backend, and be nobody's any more.
 #[inline]
-unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, particulars: Particulars) {
-    let offset = check::offset(particulars.layout().align());
+unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, header: BlockHeader) {
+    let offset = check::offset(header.layout().align());
     // SAFETY: where the block's memory begins, and the layout that it was
     // requested with.
     unsafe {
-        if let Some(outer) = particulars.outer_layout(block) {
+        if let Some(outer) = header.outer_layout(block) {
             Counted(backend).dealloc(block.sub(offset).as_ptr(), outer);
         }
     }
@@ -340,13 +340,13 @@ unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, particulars: 
 /// Counts a block as freed by its owner, or as lost if something has
 /// overwritten who that is.
 #[inline(always)]
-fn refund(known: Option<&Particulars>, claimed: Option<usize>) {
+fn refund(known: Option<&BlockHeader>, claimed: Option<usize>) {
     let is_refunded = known.is_some_and(|known| match known.owner() {
         Some(owner) => thread::refund(owner, known.layout().size()),
         None => false,
     });
     if !is_refunded {
         let size = known.map(|known| known.layout().size()).or(claimed);
-        mishap::LOST.add(size.unwrap_or(0));
+        anomalies::LOST.add(size.unwrap_or(0));
     }
 }

@@ -12,7 +12,7 @@ mod plain;
 
 use crate::backend::DefaultBackend;
 #[cfg(feature = "memory-check")]
-use crate::check::Custody;
+use crate::check::Checker;
 #[cfg(doc)]
 use std::alloc::System;
 use std::alloc::{GlobalAlloc, Layout};
@@ -55,7 +55,7 @@ use std::alloc::{GlobalAlloc, Layout};
 pub struct Dogtag<B = DefaultBackend> {
     backend: B,
     #[cfg(feature = "memory-check")]
-    custody: Custody,
+    checker: Checker,
 }
 
 impl Dogtag {
@@ -86,7 +86,7 @@ impl<B> Dogtag<B> {
         Self {
             backend,
             #[cfg(feature = "memory-check")]
-            custody: Custody::new(),
+            checker: Checker::new(),
         }
     }
 

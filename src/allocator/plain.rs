@@ -11,22 +11,22 @@
 //! there, and rustc 1.95 crashes.
 
 use super::Dogtag;
-use crate::cookie::Geometry;
-use crate::ledger::door::{self, Replaced};
 use crate::ledger::slots::{self, Record, UNATTRIBUTED};
-use crate::ledger::{mishap, thread};
+use crate::ledger::threshold::{self, Replaced};
+use crate::ledger::{anomalies, thread};
+use crate::owner::Placement;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
 
 // SAFETY: a block is the first `layout.size()` bytes of one that the backend
 // gave for a layout of the same alignment and no smaller, and each block is given
-// back or resized with the very layout it was requested with: `Geometry::layout`
+// back or resized with the very layout it was requested with: `Placement::layout`
 // of its own layout and owner. Nothing unwinds.
 unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if Self::GEOMETRY.is_large(layout.size()) {
+        if Self::PLACEMENT.is_large(layout.size()) {
             cold_path();
             // SAFETY: the caller's promise.
             return unsafe { self.alloc_large(layout) };
@@ -37,12 +37,12 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if thread::current().stops(layout.size()) {
+        if thread::current().needs_slow_path(layout.size()) {
             // SAFETY: the caller's promise.
-            return unsafe { self.alloc_zeroed_behind_the_door(layout) };
+            return unsafe { self.alloc_zeroed_slow(layout) };
         }
-        // SAFETY: the door stops sizes whose layout would need a check.
-        let block = unsafe { self.counted().alloc_zeroed(Self::GEOMETRY.short_layout(layout)) };
+        // SAFETY: the threshold stops sizes whose layout would need a check.
+        let block = unsafe { self.counted().alloc_zeroed(Self::PLACEMENT.short_layout(layout)) };
         if !block.is_null() {
             // SAFETY: it was allocated with that layout.
             unsafe { Self::charge_current(block, layout.size()) };
@@ -67,18 +67,18 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     #[inline(never)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the block is live and came from here, by the caller's promise.
-        let mark = unsafe { Self::GEOMETRY.read_mark(block, layout.size()) };
+        let mark = unsafe { Self::PLACEMENT.read_mark(block, layout.size()) };
         let old = thread::cell(mark);
-        if old.mark() != mark || thread::current().stops(new_size) {
+        if old.mark() != mark || thread::current().needs_slow_path(new_size) {
             // SAFETY: the caller's promise.
-            return unsafe { self.realloc_behind_the_door(block, layout, new_size) };
+            return unsafe { self.realloc_slow(block, layout, new_size) };
         }
-        // SAFETY: as in `dealloc` for the old layout; the door stopped sizes
+        // SAFETY: as in `dealloc` for the old layout; the threshold stopped sizes
         // that would need a check for the new one, which has the same alignment.
         let block = unsafe {
-            let outer = Self::GEOMETRY.short_layout(layout);
+            let outer = Self::PLACEMENT.short_layout(layout);
             let new_layout = Layout::from_size_align_unchecked(new_size, layout.align());
-            self.counted().realloc(block, outer, Self::GEOMETRY.short_layout(new_layout).size())
+            self.counted().realloc(block, outer, Self::PLACEMENT.short_layout(new_layout).size())
         };
         if !block.is_null() {
             old.refund(layout.size());
@@ -90,19 +90,19 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
 }
 
 impl<B: GlobalAlloc> Dogtag<B> {
-    const GEOMETRY: Geometry = Geometry::of::<B>();
+    const PLACEMENT: Placement = Placement::of::<B>();
 
     /// # Safety
     ///
     /// As for [`GlobalAlloc::alloc`].
     #[inline(always)]
     unsafe fn allocated(&self, layout: Layout) -> *mut u8 {
-        if thread::current().stops(layout.size()) {
+        if thread::current().needs_slow_path(layout.size()) {
             // SAFETY: the caller's promise.
-            return unsafe { self.alloc_behind_the_door(layout) };
+            return unsafe { self.alloc_slow(layout) };
         }
-        // SAFETY: the door stops sizes whose layout would need a check.
-        let block = unsafe { self.counted().alloc(Self::GEOMETRY.short_layout(layout)) };
+        // SAFETY: the threshold stops sizes whose layout would need a check.
+        let block = unsafe { self.counted().alloc(Self::PLACEMENT.short_layout(layout)) };
         if !block.is_null() {
             // SAFETY: it was allocated with that layout.
             unsafe { Self::charge_current(block, layout.size()) };
@@ -110,7 +110,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         block
     }
 
-    /// Charges a new block to the current cell, which the door has let through.
+    /// Charges a new block to the current cell, which the threshold has let through.
     ///
     /// Asks the thread for its cell again, rather than to keep it over the
     /// backend's call: two loads are cheaper than a saved register.
@@ -118,15 +118,15 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// # Safety
     ///
     /// `block` must have been allocated with the layout that
-    /// [`Geometry::short_layout`] says.
+    /// [`Placement::short_layout`] says.
     #[inline(always)]
     unsafe fn charge_current(block: *mut u8, size: usize) {
         let cell = thread::current();
         // SAFETY: the caller's promise.
-        if unsafe { Self::GEOMETRY.write_short(block, size, cell.mark()) } {
+        if unsafe { Self::PLACEMENT.write_short(block, size, cell.mark()) } {
             cell.charge(size);
         } else {
-            mishap::charge_ownerless(size);
+            anomalies::charge_ownerless(size);
         }
     }
 
@@ -186,7 +186,7 @@ unsafe fn dealloc_of<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layo
 unsafe fn small_or_large<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
     // SAFETY: the caller's promise.
     unsafe {
-        if Dogtag::<B>::GEOMETRY.is_large(layout.size()) {
+        if Dogtag::<B>::PLACEMENT.is_large(layout.size()) {
             cold_path();
             Dogtag::dealloc_large(block, layout, allocator);
         } else {
@@ -201,16 +201,16 @@ unsafe fn small_or_large<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, 
 #[inline(always)]
 unsafe fn freed<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
     // SAFETY: the block is live and came from here, by the caller's promise.
-    let mark = unsafe { Dogtag::<B>::GEOMETRY.read_mark(block, layout.size()) };
+    let mark = unsafe { Dogtag::<B>::PLACEMENT.read_mark(block, layout.size()) };
     let cell = thread::cell(mark);
     if cell.mark() != mark {
         // SAFETY: the caller's promise.
-        return unsafe { Dogtag::dealloc_behind_the_door(block, layout, allocator) };
+        return unsafe { Dogtag::dealloc_slow(block, layout, allocator) };
     }
     cell.refund(layout.size());
     // SAFETY: only blocks of short slots have a mark that a cell has too, and this
     // is the layout they were requested with.
-    unsafe { allocator.counted().dealloc(block, Dogtag::<B>::GEOMETRY.short_layout(layout)) };
+    unsafe { allocator.counted().dealloc(block, Dogtag::<B>::PLACEMENT.short_layout(layout)) };
 }
 
 /// The rare cases, each a whole job: a thread's first allocation or its last,
@@ -219,10 +219,10 @@ unsafe fn freed<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: L
 impl<B: GlobalAlloc> Dogtag<B> {
     #[cold]
     #[inline(never)]
-    unsafe fn alloc_behind_the_door(&self, layout: Layout) -> *mut u8 {
+    unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
         // The long slots' shorter way: their doors are always shut.
         if let Some((cell, slot)) = thread::current_long(layout.size())
-            && let Some(outer) = Self::GEOMETRY.layout(layout, slot)
+            && let Some(outer) = Self::PLACEMENT.layout(layout, slot)
         {
             // SAFETY: a valid layout that is not empty, as the caller promised, and
             // what this slot's block needs.
@@ -231,42 +231,42 @@ impl<B: GlobalAlloc> Dogtag<B> {
                 if block.is_null() {
                     return block;
                 }
-                if Self::GEOMETRY.write(block, layout.size(), slot) {
+                if Self::PLACEMENT.write(block, layout.size(), slot) {
                     cell.charge(layout.size());
                 } else {
-                    mishap::charge_ownerless(layout.size());
+                    anomalies::charge_ownerless(layout.size());
                 }
                 block
             };
         }
         // SAFETY: a valid layout that is not empty, as the caller promised.
-        unsafe { charged(Self::GEOMETRY, layout, None, |outer| self.counted().alloc(outer)) }
+        unsafe { charged(Self::PLACEMENT, layout, None, |outer| self.counted().alloc(outer)) }
     }
 
     #[cold]
     #[inline]
-    unsafe fn alloc_zeroed_behind_the_door(&self, layout: Layout) -> *mut u8 {
+    unsafe fn alloc_zeroed_slow(&self, layout: Layout) -> *mut u8 {
         // SAFETY: a valid layout that is not empty, as the caller promised.
-        unsafe { charged(Self::GEOMETRY, layout, None, |outer| self.counted().alloc_zeroed(outer)) }
+        unsafe { charged(Self::PLACEMENT, layout, None, |outer| self.counted().alloc_zeroed(outer)) }
     }
 
     /// The allocator comes last, so that the others stay where they are.
     #[cold]
     #[inline(never)]
-    unsafe fn dealloc_behind_the_door(block: *mut u8, layout: Layout, allocator: &Self) {
+    unsafe fn dealloc_slow(block: *mut u8, layout: Layout, allocator: &Self) {
         // The long slots' shorter way.
         // SAFETY: the block is live and came from here.
-        let slot = unsafe { Self::GEOMETRY.read(block, layout.size()) };
+        let slot = unsafe { Self::PLACEMENT.read(block, layout.size()) };
         if let Some(slot) = slot.filter(|slot| !slot.is_short())
             && let Some(cell) = thread::long_cell(slot)
-            && let Some(outer) = Self::GEOMETRY.layout(layout, slot)
+            && let Some(outer) = Self::PLACEMENT.layout(layout, slot)
         {
             cell.refund(layout.size());
             // SAFETY: the layout that the block was requested with.
             return unsafe { allocator.counted().dealloc(block, outer) };
         }
         // SAFETY: the block is live and came from here.
-        let owner = unsafe { Owner::of(Self::GEOMETRY, block, layout) };
+        let owner = unsafe { Owner::of(Self::PLACEMENT, block, layout) };
         owner.refund(layout.size());
         if let Some(outer) = owner.outer {
             // SAFETY: the layout that the block was requested with.
@@ -276,7 +276,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
 
     #[cold]
     #[inline(never)]
-    unsafe fn realloc_behind_the_door(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+    unsafe fn realloc_slow(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         match Layout::from_size_align(new_size, layout.align()) {
             // SAFETY: the caller's promise.
             Ok(new_layout) => unsafe { self.relayout(block, layout, new_layout) },
@@ -293,7 +293,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[cold]
     pub(super) unsafe fn relayout(&self, block: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
         // SAFETY: the block is live and came from here.
-        let owner = unsafe { Owner::of(Self::GEOMETRY, block, layout) };
+        let owner = unsafe { Owner::of(Self::PLACEMENT, block, layout) };
         let asked_for = Cell::new(None);
         let place = |new_outer: Layout| {
             asked_for.set(Some(new_outer));
@@ -323,7 +323,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         let resized = || {
             let replaces = Some((owner, layout.size(), !is_growth));
             // SAFETY: what `place` returns is as large as it is told.
-            unsafe { charged(Self::GEOMETRY, new_layout, replaces, place) }
+            unsafe { charged(Self::PLACEMENT, new_layout, replaces, place) }
         };
         let moved = resized();
         if !moved.is_null() || is_growth {
@@ -332,7 +332,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         let record = owner.record.unwrap_or(&UNATTRIBUTED);
         if asked_for
             .get()
-            .is_some_and(|asked| Self::GEOMETRY.layout(new_layout, record.slot()) == Some(asked))
+            .is_some_and(|asked| Self::PLACEMENT.layout(new_layout, record.slot()) == Some(asked))
         {
             // It was not denied, and the backend has nothing else to say.
             return moved;
@@ -354,7 +354,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
 /// What `allocate` returns, if not null, must be valid for writes of the layout
 /// that it is given.
 unsafe fn charged(
-    geometry: Geometry,
+    placement: Placement,
     layout: Layout,
     replaces: Option<(Owner, usize, bool)>,
     allocate: impl FnOnce(Layout) -> *mut u8,
@@ -365,10 +365,10 @@ unsafe fn charged(
         // Of what is lost, somebody has to be the owner from now on.
         Replaced { owner: owner.record.unwrap_or(&UNATTRIBUTED), size, stays }
     });
-    let Some(outer) = geometry.layout(layout, slot) else {
+    let Some(outer) = placement.layout(layout, slot) else {
         return ptr::null_mut();
     };
-    let Some(admitted) = door::ask(account, record, layout.size(), replaced) else {
+    let Some(admitted) = threshold::ask(account, record, layout.size(), replaced) else {
         return ptr::null_mut();
     };
     let block = allocate(outer);
@@ -378,11 +378,11 @@ unsafe fn charged(
             owner.refund(size);
         }
         // SAFETY: `outer` is what this slot's block needs.
-        if unsafe { geometry.write(block, layout.size(), slot) } {
+        if unsafe { placement.write(block, layout.size(), slot) } {
             admitted.charge(layout.size());
         } else {
             drop(admitted);
-            mishap::charge_ownerless(layout.size());
+            anomalies::charge_ownerless(layout.size());
         }
     }
     block
@@ -402,19 +402,19 @@ impl Owner {
     /// # Safety
     ///
     /// `block` must be a live block of that layout.
-    unsafe fn of(geometry: Geometry, block: *mut u8, layout: Layout) -> Self {
+    unsafe fn of(placement: Placement, block: *mut u8, layout: Layout) -> Self {
         // SAFETY: the caller's promise.
-        let slot = unsafe { geometry.read(block, layout.size()) };
+        let slot = unsafe { placement.read(block, layout.size()) };
         match slot.and_then(slots::record) {
-            Some(record) => Self { record: Some(record), outer: geometry.layout(layout, record.slot()) },
-            None => Self { record: None, outer: geometry.layout_without_cookie(layout) },
+            Some(record) => Self { record: Some(record), outer: placement.layout(layout, record.slot()) },
+            None => Self { record: None, outer: placement.layout_without_cookie(layout) },
         }
     }
 
     fn refund(&self, size: usize) {
         match self.record {
             Some(record) => thread::account(record).refund(size),
-            None => mishap::LOST.add(size),
+            None => anomalies::LOST.add(size),
         }
     }
 }

@@ -37,7 +37,7 @@ extern "C" fn dogtag_verify() -> u64 {
 #[cfg(feature = "memory-check")]
 mod checked {
     use super::{Handler, Told};
-    use crate::check::{self, Crime, Reaction, Violation};
+    use crate::check::{self, Reaction, Violation, ViolationKind};
     use crate::sync::{AtomicPtr, Ordering};
     use std::fmt::Write;
     use std::ptr;
@@ -63,7 +63,7 @@ mod checked {
         let _ = service.write_str(owner.map_or("", |deed| deed.service()));
         let _ = write!(report, "{violation}");
         let told = Told {
-            crime: number(violation.crime()),
+            crime: number(violation.kind()),
             address: ptr::with_exposed_provenance(violation.address()),
             block: ptr::with_exposed_provenance(violation.block().unwrap_or(0)),
             size: violation.layout().map_or(0, |layout| layout.size()),
@@ -81,17 +81,17 @@ mod checked {
     }
 
     /// As in the header.
-    fn number(crime: Crime) -> i32 {
+    fn number(crime: ViolationKind) -> i32 {
         match crime {
-            Crime::Overrun => 1,
-            Crime::Underrun => 2,
-            Crime::DoubleFree => 3,
-            Crime::WriteAfterFree => 4,
-            Crime::LayoutMismatch => 5,
-            Crime::InvalidFree => 6,
-            Crime::RegionInUse => 7,
-            Crime::AllocDeallocMismatch => 8,
-            Crime::BadUsableSize => 9,
+            ViolationKind::Overrun => 1,
+            ViolationKind::Underrun => 2,
+            ViolationKind::DoubleFree => 3,
+            ViolationKind::WriteAfterFree => 4,
+            ViolationKind::LayoutMismatch => 5,
+            ViolationKind::InvalidFree => 6,
+            ViolationKind::RegionInUse => 7,
+            ViolationKind::AllocDeallocMismatch => 8,
+            ViolationKind::BadUsableSize => 9,
         }
     }
 

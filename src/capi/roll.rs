@@ -28,7 +28,7 @@ pub(super) fn settle(
     let record = service.record();
     thread::settle(record, known_as);
     drop(service);
-    if record.life().is_retired() {
+    if record.lifecycle().is_retired() {
         // It was let go meanwhile. The next allocation finds the one that takes its place.
         thread::settle(record, 0);
     }

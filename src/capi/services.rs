@@ -1,8 +1,8 @@
 //! Services and figures for C. A `dogtag_service *` is a [`Service`], which is one pointer.
 
 use super::{functions, identity};
-use crate::cookie::Slot;
 use crate::ledger::slots::{self, Record};
+use crate::owner::Slot;
 use crate::service::{RegisterError, Scope, Service};
 use crate::usage::Usage;
 use std::ffi::{CStr, c_char, c_int};

@@ -3,14 +3,14 @@
 
 use super::services::in_no_service;
 use super::{functions, names, roll};
-use crate::ledger::door;
+use crate::format::Bytes;
 use crate::ledger::family::Tree;
+use crate::ledger::threshold;
 use crate::ledger::{slots, thread};
 use crate::service::Service;
 use crate::snapshot::Snapshot;
 use crate::sync::{AtomicBool, Ordering};
 use crate::sys::{self, stderr};
-use crate::table::Bytes;
 use std::ffi::{OsStr, OsString, c_int};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -318,7 +318,7 @@ fn known_as(name: &[u8]) -> u64 {
 pub(super) fn have_names_refreshed() {
     let tree = Tree::lock();
     for record in slots::all() {
-        record.life().pinned(|| door::shut(&tree, record));
+        record.lifecycle().pinned(|| threshold::shut(&tree, record));
     }
 }
 

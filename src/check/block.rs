@@ -1,7 +1,7 @@
 //! What stands around a checked block. No other room knows.
 //!
 //! ```text
-//!           | padding | particulars | head guard | the block      | tail guard |
+//!           | padding | header | head guard | the block      | tail guard |
 //!            for large    48 bytes     16 bytes   layout.size()      16 bytes
 //!            alignments
 //! ```
@@ -11,7 +11,7 @@
 //! neither in text (no UTF-8 has them) nor zeros, ones, or the fill patterns: so
 //! what an overrun is likely to write is never what stands there already.
 
-use crate::cookie::Slot;
+use crate::owner::Slot;
 use std::alloc::Layout;
 use std::ptr::{self, NonNull};
 
@@ -80,7 +80,7 @@ impl Family {
 pub(crate) struct Stamp {
     /// The service: its slot, and which of those that have had it.
     pub(crate) slot: u32,
-    pub(crate) incarnation: u16,
+    pub(crate) generation: u16,
     /// The thread's number: [`threads`](super::threads). Those from 2^24 - 1 on
     /// are not told apart.
     pub(crate) thread: u32,
@@ -92,8 +92,8 @@ pub(crate) struct Stamp {
 /// all of them are read and written on every allocation and free.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Particulars {
-    /// Who freed the block: slot (24 bits), incarnation (16), thread (24); of a
+pub(crate) struct BlockHeader {
+    /// Who freed the block: slot (24 bits), generation (16), thread (24); of a
     /// live one, zeros.
     freed: u64,
     /// The call stacks: of the allocation, and of the free.
@@ -110,7 +110,7 @@ pub(crate) struct Particulars {
     packed: u64,
 }
 
-const PARTICULARS: usize = size_of::<Particulars>();
+const PARTICULARS: usize = size_of::<BlockHeader>();
 const HEAD: usize = PARTICULARS + GUARD;
 /// What a block needs beside itself, unless its alignment is large.
 pub(crate) const AROUND: usize = HEAD + GUARD;
@@ -147,15 +147,15 @@ impl Stamp {
     #[inline]
     fn who(&self) -> u64 {
         let thread = self.thread.min(THREADS);
-        u64::from(self.slot) | u64::from(self.incarnation) << 24 | u64::from(thread) << 40
+        u64::from(self.slot) | u64::from(self.generation) << 24 | u64::from(thread) << 40
     }
 
     fn new(who: u64, trace: u32) -> Self {
-        Self { slot: who as u32 & SLOTS, incarnation: (who >> 24) as u16, thread: (who >> 40) as u32, trace }
+        Self { slot: who as u32 & SLOTS, generation: (who >> 24) as u16, thread: (who >> 40) as u32, trace }
     }
 }
 
-impl Particulars {
+impl BlockHeader {
     #[inline]
     pub(crate) fn new(layout: Layout, family: Family, instance: u16, born: u64, allocated: Stamp) -> Self {
         let shift = u64::from(layout.align().trailing_zeros());
@@ -170,7 +170,7 @@ impl Particulars {
         }
     }
 
-    /// Notes who freed a block, of which these are the particulars.
+    /// Notes who freed a block, of which these are the header.
     ///
     /// # Safety
     ///
@@ -251,7 +251,7 @@ impl Particulars {
     ///
     /// # Safety
     ///
-    /// These must be the particulars of the block, it must be live and the caller's alone, and no
+    /// These must be the header of the block, it must be live and the caller's alone, and no
     /// smaller.
     pub(crate) unsafe fn shrink(mut self, block: NonNull<u8>, size: usize, align: usize) -> bool {
         let former = self.layout().align();
@@ -274,7 +274,7 @@ impl Particulars {
         true
     }
 
-    /// Writes the particulars of a block.
+    /// Writes the header of a block.
     ///
     /// # Safety
     ///
@@ -284,7 +284,7 @@ impl Particulars {
     pub(crate) unsafe fn write(mut self, block: NonNull<u8>, tag: Tag) {
         self.sealed = self.seal(block, tag);
         // SAFETY: the memory begins at least `HEAD` bytes before the block,
-        // which is aligned to 16 like the particulars.
+        // which is aligned to 16 like the header.
         unsafe { block.sub(HEAD).cast::<Self>().write(self) };
     }
 
@@ -356,7 +356,7 @@ fn unpair(word: u64) -> (u32, u32) {
 ///
 /// # Safety
 ///
-/// As for [`Particulars::write`], for a block of `size` bytes.
+/// As for [`BlockHeader::write`], for a block of `size` bytes.
 #[inline]
 pub(crate) unsafe fn write_guards(block: NonNull<u8>, size: usize) {
     let guard = guard(block);
@@ -371,7 +371,7 @@ pub(crate) unsafe fn write_guards(block: NonNull<u8>, size: usize) {
 ///
 /// # Safety
 ///
-/// As for [`Particulars::read`], for a block of `size` bytes.
+/// As for [`BlockHeader::read`], for a block of `size` bytes.
 #[inline]
 pub(crate) unsafe fn has_guards(block: NonNull<u8>, size: usize) -> bool {
     let guard = guard(block);
@@ -387,7 +387,7 @@ pub(crate) unsafe fn has_guards(block: NonNull<u8>, size: usize) -> bool {
 ///
 /// # Safety
 ///
-/// As for [`Particulars::read`], for a block of `size` bytes.
+/// As for [`BlockHeader::read`], for a block of `size` bytes.
 pub(crate) unsafe fn wrong_guard(block: NonNull<u8>, size: usize) -> Option<isize> {
     let guard = guard(block);
     // SAFETY: the guard was written when the block was handed out.
@@ -403,7 +403,7 @@ pub(crate) unsafe fn wrong_guard(block: NonNull<u8>, size: usize) -> Option<isiz
 ///
 /// # Safety
 ///
-/// As for [`Particulars::read`].
+/// As for [`BlockHeader::read`].
 pub(crate) unsafe fn wrong_head(block: NonNull<u8>) -> Option<isize> {
     let guard = guard(block);
     // SAFETY: the guard was written when the block was handed out.
@@ -433,7 +433,7 @@ pub(crate) fn meant(block: NonNull<u8>, size: usize, filled: bool, offset: isize
 ///
 /// # Safety
 ///
-/// As for [`Particulars::read`], for a block of `size` bytes that was filled.
+/// As for [`BlockHeader::read`], for a block of `size` bytes that was filled.
 #[inline]
 pub(crate) unsafe fn wrong_fill(block: NonNull<u8>, size: usize) -> Option<isize> {
     // SAFETY: the block is `size` bytes of the backend's memory that nobody
@@ -472,7 +472,7 @@ mod tests {
     struct Memory([u8; HEAD + 40 + GUARD]);
 
     fn stamp() -> Stamp {
-        Stamp { slot: 7, incarnation: 6, thread: 8, trace: 9 }
+        Stamp { slot: 7, generation: 6, thread: 8, trace: 9 }
     }
 
     fn written() -> (Box<Memory>, NonNull<u8>) {
@@ -481,7 +481,7 @@ mod tests {
         let layout = Layout::from_size_align(40, 8).unwrap();
         // SAFETY: the memory has the room and is ours.
         unsafe {
-            Particulars::new(layout, Family::NewArray, 3, 123_456_789_012, stamp()).write(block, Tag::Live);
+            BlockHeader::new(layout, Family::NewArray, 3, 123_456_789_012, stamp()).write(block, Tag::Live);
             write_guards(block, 40);
         }
         (memory, block)
@@ -491,14 +491,14 @@ mod tests {
     fn particulars_read_back() {
         let (_memory, block) = written();
         // SAFETY: written above.
-        let read = unsafe { Particulars::read(block, Tag::Live) }.expect("whole");
+        let read = unsafe { BlockHeader::read(block, Tag::Live) }.expect("whole");
         assert_eq!((read.layout().size(), read.layout().align()), (40, 8));
         assert_eq!((read.instance(), read.born(), read.family()), (3, 123_456_789_012, Family::NewArray));
         assert_eq!(read.allocated(), stamp());
         assert_eq!(read.owner(), Slot::new(7));
         // SAFETY: written above.
         unsafe {
-            assert!(Particulars::read(block, Tag::Freed).is_none(), "a live block is not a freed one");
+            assert!(BlockHeader::read(block, Tag::Freed).is_none(), "a live block is not a freed one");
             assert!(has_guards(block, 40) && wrong_guard(block, 40).is_none());
         }
     }
@@ -506,13 +506,13 @@ mod tests {
     #[test]
     fn who_freed_a_block_is_noted_beside_who_allocated_it() {
         let (_memory, block) = written();
-        let other = Stamp { slot: SLOTS, incarnation: u16::MAX, thread: THREADS, trace: u32::MAX };
+        let other = Stamp { slot: SLOTS, generation: u16::MAX, thread: THREADS, trace: u32::MAX };
         // SAFETY: written above.
         let read = unsafe {
-            let mut read = Particulars::read(block, Tag::Live).expect("whole");
+            let mut read = BlockHeader::read(block, Tag::Live).expect("whole");
             read.set_freed(block, other);
-            assert!(Particulars::read(block, Tag::Live).is_none(), "a freed block is not a live one");
-            Particulars::read(block, Tag::Freed).expect("whole")
+            assert!(BlockHeader::read(block, Tag::Live).is_none(), "a freed block is not a live one");
+            BlockHeader::read(block, Tag::Freed).expect("whole")
         };
         assert_eq!((read.allocated(), read.freed()), (stamp(), other));
     }
@@ -525,7 +525,7 @@ mod tests {
                 memory.0[byte] ^= 1 << bit;
                 // SAFETY: written above.
                 let (whole, wrong) =
-                    unsafe { (Particulars::read(block, Tag::Live).is_some(), wrong_guard(block, 40)) };
+                    unsafe { (BlockHeader::read(block, Tag::Live).is_some(), wrong_guard(block, 40)) };
                 // SAFETY: written above.
                 assert_eq!(unsafe { has_guards(block, 40) }, wrong.is_none());
                 memory.0[byte] ^= 1 << bit;
@@ -549,7 +549,7 @@ mod tests {
         assert_ne!(other, block);
         // SAFETY: the copy has everything that the original has.
         unsafe {
-            assert!(Particulars::read(other, Tag::Live).is_none());
+            assert!(BlockHeader::read(other, Tag::Live).is_none());
             assert!(wrong_guard(other, 40).is_some());
         }
     }

@@ -1,8 +1,8 @@
 //! What a program takes a block for that it gives back, and whether it is that.
 
-use super::block::{Family, Particulars};
+use super::block::{BlockHeader, Family};
 use super::settings::{Settings, Told};
-use super::violation::Crime;
+use super::violation::ViolationKind;
 use std::alloc::Layout;
 
 /// As far as the program says.
@@ -39,7 +39,7 @@ impl Claim {
 
     /// What is wrong about it; `None` if the block is that, or the settings let it pass.
     #[inline(always)]
-    pub(super) fn mismatch(&self, known: &Particulars) -> Option<Crime> {
+    pub(super) fn mismatch(&self, known: &BlockHeader) -> Option<ViolationKind> {
         let is_right = self.size.is_none_or(|size| size == known.layout().size())
             && self.alignment.is_none_or(|alignment| alignment == known.layout().align())
             && self.family.is_none_or(|family| family == known.family());
@@ -47,12 +47,12 @@ impl Claim {
     }
 
     #[cold]
-    fn mismatch_told(&self, known: &Particulars) -> Option<Crime> {
+    fn mismatch_told(&self, known: &BlockHeader) -> Option<ViolationKind> {
         let (settings, allocated) = (Settings::get(), known.family());
         match self.family.unwrap_or(allocated) {
             family if family == allocated => {
                 let is_told = family == Family::Malloc || settings.new_delete_type;
-                is_told.then_some(Crime::LayoutMismatch)
+                is_told.then_some(ViolationKind::LayoutMismatch)
             }
             family => {
                 let is_told = match settings.alloc_dealloc {
@@ -61,7 +61,7 @@ impl Claim {
                     Told::All => true,
                 };
                 // If it is not, the sizes are none of its business: C++ runtimes round theirs up.
-                is_told.then_some(Crime::AllocDeallocMismatch)
+                is_told.then_some(ViolationKind::AllocDeallocMismatch)
             }
         }
     }

@@ -1,11 +1,11 @@
 //! What is wrong with a block, and whose it is.
 
-use super::block::{self, Particulars, Tag};
+use super::block::{self, BlockHeader, Tag};
+use super::block_state::State;
 use super::claim::Claim;
 use super::settings::Settings;
-use super::state::State;
-use super::state_table;
-use super::violation::{Crime, Operation, Violation};
+use super::shadow;
+use super::violation::{Operation, Violation, ViolationKind};
 use crate::sync::{AtomicBool, Ordering};
 use std::ptr::{self, NonNull};
 
@@ -14,21 +14,26 @@ pub(super) fn pointer(address: usize) -> Option<NonNull<u8>> {
     NonNull::new(ptr::with_exposed_provenance_mut(address))
 }
 
-pub(super) fn violation(crime: Crime, operation: Operation, address: *mut u8, claim: Claim) -> Violation {
+pub(super) fn violation(
+    crime: ViolationKind,
+    operation: Operation,
+    address: *mut u8,
+    claim: Claim,
+) -> Violation {
     Violation::new(crime, operation, address.addr()).claimed(claim)
 }
 
-/// The particulars of a live block with which all is well.
+/// The header of a live block with which all is well.
 ///
 /// # Safety
 ///
 /// The block must have been live, and have been seized or be pinned.
 #[inline]
-pub(super) unsafe fn whole_and_live(block: NonNull<u8>) -> Option<Particulars> {
+pub(super) unsafe fn whole_and_live(block: NonNull<u8>) -> Option<BlockHeader> {
     // SAFETY: the caller's promise.
     unsafe {
-        let particulars = Particulars::read(block, Tag::Live)?;
-        block::has_guards(block, particulars.layout().size()).then_some(particulars)
+        let header = BlockHeader::read(block, Tag::Live)?;
+        block::has_guards(block, header.layout().size()).then_some(header)
     }
 }
 
@@ -38,13 +43,13 @@ pub(super) unsafe fn whole_and_live(block: NonNull<u8>) -> Option<Particulars> {
 ///
 /// The block must have been in quarantine, and have been seized or be pinned.
 #[inline]
-pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) -> Option<Particulars> {
+pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) -> Option<BlockHeader> {
     // SAFETY: the caller's promise.
     unsafe {
-        let particulars = Particulars::read(block, Tag::Freed)?;
-        let size = particulars.layout().size();
+        let header = BlockHeader::read(block, Tag::Freed)?;
+        let size = header.layout().size();
         let is_filled = || !settings.fill || block::wrong_fill(block, size).is_none();
-        (block::has_guards(block, size) && is_filled()).then_some(particulars)
+        (block::has_guards(block, size) && is_filled()).then_some(header)
     }
 }
 
@@ -55,24 +60,24 @@ pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) ->
 /// As for [`whole_and_live`].
 #[cold]
 pub(super) unsafe fn wrong_with_live(
-    violation: impl Fn(Crime) -> Violation,
+    violation: impl Fn(ViolationKind) -> Violation,
     block: NonNull<u8>,
-    otherwise: Crime,
+    otherwise: ViolationKind,
 ) -> Violation {
     // SAFETY: the caller's promise.
     unsafe {
-        let particulars = Particulars::read(block, Tag::Live);
-        let wrong = match &particulars {
+        let header = BlockHeader::read(block, Tag::Live);
+        let wrong = match &header {
             Some(known) => block::wrong_guard(block, known.layout().size()),
             None => block::wrong_head(block),
         };
         let crime = match wrong {
-            Some(0..) => Crime::Overrun,
-            Some(_) => Crime::Underrun,
-            None if particulars.is_none() => Crime::Underrun,
+            Some(0..) => ViolationKind::Overrun,
+            Some(_) => ViolationKind::Underrun,
+            None if header.is_none() => ViolationKind::Underrun,
             None => otherwise,
         };
-        violation(crime).about(block, particulars.as_ref(), Tag::Live, wrong)
+        violation(crime).about(block, header.as_ref(), Tag::Live, wrong)
     }
 }
 
@@ -89,8 +94,8 @@ pub(super) unsafe fn wrong_with_freed(
 ) -> Violation {
     // SAFETY: the caller's promise.
     unsafe {
-        let particulars = Particulars::read(block, Tag::Freed);
-        let wrong = match &particulars {
+        let header = BlockHeader::read(block, Tag::Freed);
+        let wrong = match &header {
             Some(known) => {
                 let size = known.layout().size();
                 block::wrong_fill(block, size)
@@ -99,9 +104,9 @@ pub(super) unsafe fn wrong_with_freed(
             }
             None => block::wrong_head(block),
         };
-        violation(Crime::WriteAfterFree, operation, block.as_ptr(), Claim::default()).about(
+        violation(ViolationKind::WriteAfterFree, operation, block.as_ptr(), Claim::default()).about(
             block,
-            particulars.as_ref(),
+            header.as_ref(),
             Tag::Freed,
             wrong,
         )
@@ -110,7 +115,7 @@ pub(super) unsafe fn wrong_with_freed(
 
 /// Adds what is known of a block that a pointer points into.
 pub(super) fn inside_another(violation: Violation) -> Violation {
-    let found = state_table::below(violation.address()).and_then(|(address, entry)| {
+    let found = shadow::below(violation.address()).and_then(|(address, entry)| {
         let block = pointer(address)?;
         // SAFETY: the block is pinned.
         entry.pinned(|state| (state, unsafe { about_any(violation, block, state) }))
@@ -133,10 +138,10 @@ pub(super) unsafe fn about_any(violation: Violation, block: NonNull<u8>, state: 
     }
     // SAFETY: the caller's promise.
     unsafe {
-        match Particulars::read(block, Tag::Freed) {
+        match BlockHeader::read(block, Tag::Freed) {
             Some(freed) => violation.about(block, Some(&freed), Tag::Freed, None),
             None => {
-                let live = Particulars::read(block, Tag::Live);
+                let live = BlockHeader::read(block, Tag::Live);
                 violation.about(block, live.as_ref(), Tag::Live, None)
             }
         }

@@ -1,11 +1,11 @@
 //! What a service holds, block by block.
 
-use super::block::{Particulars, Tag};
+use super::block::{BlockHeader, Tag};
+use super::block_state::State;
 use super::inspect::may_be_gone;
-use super::state::State;
-use super::state_table;
+use super::shadow;
+use super::stack_depot::Backtrace;
 use super::threads;
-use super::traces::Backtrace;
 use crate::service::Service;
 use crate::sys;
 use std::alloc::Layout;
@@ -44,12 +44,12 @@ pub fn live_blocks(service: &Service) -> LiveBlocks {
     let now = sys::milliseconds();
     Service::unattributed().run(|| {
         let mut blocks = Vec::new();
-        state_table::for_each(|address, entry| {
+        shadow::for_each(|address, entry| {
             let Some(block) = NonNull::new(ptr::with_exposed_provenance_mut(address)) else { return };
             let known = entry.pinned(|state| {
                 let is_live = matches!(state, State::Live | State::Condemned) && !may_be_gone(state);
                 // SAFETY: the block is pinned.
-                (state, if is_live { unsafe { Particulars::read(block, Tag::Live) } } else { None })
+                (state, if is_live { unsafe { BlockHeader::read(block, Tag::Live) } } else { None })
             });
             if let Some(Some(known)) = known
                 && known.owner() == Some(slot)

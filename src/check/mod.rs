@@ -7,15 +7,15 @@
 //!
 //! | crime | how sure |
 //! | --- | --- |
-//! | [`Overrun`](Crime::Overrun): a write past the requested size, if only of a bit | certain for the first 16 bytes |
-//! | [`Underrun`](Crime::Underrun): a write in front of the block | certain for the first 16 bytes |
-//! | [`DoubleFree`](Crime::DoubleFree): at once, later, from another thread | certain while the block is in quarantine |
-//! | [`WriteAfterFree`](Crime::WriteAfterFree) | certain while the block is in quarantine |
-//! | [`LayoutMismatch`](Crime::LayoutMismatch): freed or resized with another size or alignment | certain |
-//! | [`InvalidFree`](Crime::InvalidFree): of what was never handed out, such as a pointer to the stack, into a block, or from another allocator | certain; the pointer is not followed |
-//! | [`RegionInUse`](Crime::RegionInUse): a mapped region that is dropped before its blocks | certain |
-//! | [`AllocDeallocMismatch`](Crime::AllocDeallocMismatch): C++'s `delete` of `new[]` or `malloc`, `free` of `new`, and all other such pairs | certain |
-//! | [`BadUsableSize`](Crime::BadUsableSize): C's `malloc_usable_size` of what is no live block | certain |
+//! | [`Overrun`](ViolationKind::Overrun): a write past the requested size, if only of a bit | certain for the first 16 bytes |
+//! | [`Underrun`](ViolationKind::Underrun): a write in front of the block | certain for the first 16 bytes |
+//! | [`DoubleFree`](ViolationKind::DoubleFree): at once, later, from another thread | certain while the block is in quarantine |
+//! | [`WriteAfterFree`](ViolationKind::WriteAfterFree) | certain while the block is in quarantine |
+//! | [`LayoutMismatch`](ViolationKind::LayoutMismatch): freed or resized with another size or alignment | certain |
+//! | [`InvalidFree`](ViolationKind::InvalidFree): of what was never handed out, such as a pointer to the stack, into a block, or from another allocator | certain; the pointer is not followed |
+//! | [`RegionInUse`](ViolationKind::RegionInUse): a mapped region that is dropped before its blocks | certain |
+//! | [`AllocDeallocMismatch`](ViolationKind::AllocDeallocMismatch): C++'s `delete` of `new[]` or `malloc`, `free` of `new`, and all other such pairs | certain |
+//! | [`BadUsableSize`](ViolationKind::BadUsableSize): C's `malloc_usable_size` of what is no live block | certain |
 //!
 //! Each is found by the free or the reallocation that meets it (a write after
 //! free when the block leaves the quarantine), and by [`verify`] on demand. A
@@ -90,20 +90,22 @@
 //! [`Snapshot::lost`]: crate::Snapshot::lost
 //! [`Snapshot::quarantine`]: crate::Snapshot::quarantine
 
-mod kept;
-mod numbers;
+mod block_state;
+mod instance_id;
+mod magazine;
 mod quarantine;
-mod state;
 
+#[cfg(not(dogtag_loom))]
+mod address_ranges;
 mod block;
+#[cfg(not(dogtag_loom))]
+mod checker;
 #[cfg(not(dogtag_loom))]
 mod claim;
 #[cfg(not(dogtag_loom))]
-mod courier;
+mod depot;
 #[cfg(not(dogtag_loom))]
-mod custody;
-#[cfg(not(dogtag_loom))]
-mod evidence;
+mod hexdump;
 #[cfg(not(dogtag_loom))]
 mod inspect;
 #[cfg(not(dogtag_loom))]
@@ -111,26 +113,24 @@ mod live;
 #[cfg(not(dogtag_loom))]
 mod reaction;
 #[cfg(not(dogtag_loom))]
+mod report_thread;
+#[cfg(not(dogtag_loom))]
 mod settings;
 #[cfg(not(dogtag_loom))]
-mod span;
+mod shadow;
 #[cfg(not(dogtag_loom))]
-mod state_table;
-#[cfg(not(dogtag_loom))]
-mod stock;
+mod stack_depot;
 #[cfg(not(dogtag_loom))]
 mod text;
 #[cfg(not(dogtag_loom))]
 mod threads;
-#[cfg(not(dogtag_loom))]
-mod traces;
 #[cfg(not(dogtag_loom))]
 mod verify;
 #[cfg(not(dogtag_loom))]
 mod violation;
 
 #[cfg(not(dogtag_loom))]
-pub(crate) use state::heed_forks;
+pub(crate) use block_state::heed_forks;
 #[cfg(all(feature = "interpose", not(dogtag_loom)))]
 pub(crate) use threads::renamed as thread_was_renamed;
 
@@ -138,32 +138,32 @@ pub(crate) use threads::renamed as thread_was_renamed;
 /// not to grow with what was ever allocated.
 #[cfg(not(dogtag_loom))]
 pub(crate) fn about_to_fork() {
-    state::count_fork();
-    state_table::give_back();
+    block_state::count_fork();
+    shadow::give_back();
 }
 
 #[cfg(all(feature = "interpose", not(dogtag_loom)))]
 pub(crate) use verify::verify_at_exit;
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
-    block::{AROUND, FRESH, Family, Particulars, layout, offset},
+    block::{AROUND, BlockHeader, FRESH, Family, layout, offset},
+    checker::{Checker, Returned, Whole},
     claim::Claim,
-    custody::{Custody, Returned, Whole},
+    depot::quarantined,
     settings::Settings,
-    stock::quarantined,
 };
 #[cfg(not(dogtag_loom))]
 pub use {
     live::{LiveBlock, LiveBlocks, assert_no_leaks, live_blocks},
     reaction::{Reaction, report, set_handler},
-    traces::Backtrace,
+    stack_depot::Backtrace,
     verify::{Verified, verify},
-    violation::{Crime, Deed, Operation, Violation},
+    violation::{AccessContext, Operation, Violation, ViolationKind},
 };
 
 /// Tells of a region that is dropped while blocks in it are live. Returns if the process is to
 /// go on.
 #[cfg(all(feature = "mapped", not(dogtag_loom)))]
 pub(crate) fn region_in_use(start: usize) {
-    reaction::react(&Violation::new(Crime::RegionInUse, Operation::Unmap, start));
+    reaction::react(&Violation::new(ViolationKind::RegionInUse, Operation::Unmap, start));
 }

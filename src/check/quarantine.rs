@@ -9,7 +9,7 @@
 //! alone. First in, first out, by the magazine.
 
 use super::block::prefetch;
-use super::numbers::Identity;
+use super::instance_id::Identity;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, const_unless_loom};
 
 /// A queue of magazines, bounded by the number of its places, which callers

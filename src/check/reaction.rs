@@ -1,6 +1,6 @@
 //! What happens when a crime is found.
 
-use super::courier::{self, Backtraces};
+use super::report_thread::{self, Backtraces};
 use super::settings::Settings;
 use super::violation::Violation;
 use crate::contained::call;
@@ -34,7 +34,7 @@ pub enum Reaction {
 /// use dogtag::check::{self, Reaction, Violation};
 ///
 /// fn count(violation: &Violation) -> Reaction {
-///     eprintln!("{}", violation.crime());
+///     eprintln!("{}", violation.kind());
 ///     Reaction::Leak
 /// }
 /// check::set_handler(count);
@@ -54,7 +54,7 @@ pub fn set_handler(handler: fn(&Violation) -> Reaction) {
 /// the middle of can make it hang.
 pub fn report(violation: &Violation) -> Reaction {
     stderr::print(format_args!("{violation}"));
-    if !courier::deliver(violation) && violation.has_backtraces() {
+    if !report_thread::deliver(violation) && violation.has_backtraces() {
         stderr::print(format_args!("{}", Backtraces { violation, names: false }));
     }
     if Settings::get().leak { Reaction::Leak } else { Reaction::Abort }
@@ -70,7 +70,7 @@ pub(super) fn react(violation: &Violation) {
     let Some(_inside) = Inside::enter() else {
         stderr::print(format_args!(
             "dogtag: {} of {:#x} was met while another crime was being told\n",
-            violation.crime(),
+            violation.kind(),
             violation.address(),
         ));
         return;

@@ -1,16 +1,16 @@
 //! Looking at all blocks, on demand.
 
+#[cfg(feature = "interpose")]
+use super::block_state;
+use super::block_state::State;
 use super::claim::Claim;
 use super::inspect::{
     pointer, violation, whole_and_freed, whole_and_live, wrong_with_freed, wrong_with_live,
 };
 use super::reaction::react;
 use super::settings::Settings;
-#[cfg(feature = "interpose")]
-use super::state;
-use super::state::State;
-use super::state_table;
-use super::violation::{Crime, Operation};
+use super::shadow;
+use super::violation::{Operation, ViolationKind};
 
 /// Looks at every block there is, live or in quarantine, and has each crime
 /// that was done to one told, as on a free.
@@ -34,7 +34,7 @@ use super::violation::{Crime, Operation};
 pub fn verify() -> Verified {
     let settings = Settings::get();
     let mut verified = Verified::default();
-    state_table::for_each(|address, entry| {
+    shadow::for_each(|address, entry| {
         let Some(block) = pointer(address) else { return };
         let violation = |crime| violation(crime, Operation::Verify, block.as_ptr(), Claim::default());
         let found = entry.pinned(|state| {
@@ -42,7 +42,7 @@ pub fn verify() -> Verified {
             let found = unsafe {
                 match state {
                     State::Live if whole_and_live(block).is_none() => {
-                        Some(wrong_with_live(violation, block, Crime::Overrun))
+                        Some(wrong_with_live(violation, block, ViolationKind::Overrun))
                     }
                     State::Quarantined if whole_and_freed(block, settings).is_none() => {
                         Some(wrong_with_freed(block, Operation::Verify, settings))
@@ -76,8 +76,8 @@ pub fn verify() -> Verified {
 /// take longer than all that the child has done.
 #[cfg(feature = "interpose")]
 pub(crate) fn verify_at_exit() {
-    let has_done_enough = |magazines| magazines >= 2 * state_table::leaves() as u64;
-    if Settings::get().quarantine == 0 || state::magazines_as_child().is_none_or(has_done_enough) {
+    let has_done_enough = |magazines| magazines >= 2 * shadow::leaves() as u64;
+    if Settings::get().quarantine == 0 || block_state::magazines_as_child().is_none_or(has_done_enough) {
         verify();
     }
 }

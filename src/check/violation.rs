@@ -1,14 +1,14 @@
 //! What was done to a block, as data and as a report.
 
-use super::block::{self, Family, Particulars, Stamp, Tag};
+use super::block::{self, BlockHeader, Family, Stamp, Tag};
 use super::claim::Claim;
-use super::evidence::Evidence;
+use super::hexdump::Hexdump;
 use super::settings::Settings;
+use super::stack_depot::Backtrace;
 use super::text::Text;
-use super::traces::Backtrace;
-use super::{threads, traces};
-use crate::cookie::Slot;
+use super::{stack_depot, threads};
 use crate::ledger::{slots, thread};
+use crate::owner::Slot;
 use std::alloc::Layout;
 use std::fmt;
 use std::ptr::NonNull;
@@ -16,7 +16,7 @@ use std::ptr::NonNull;
 /// What memory-check finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Crime {
+pub enum ViolationKind {
     /// Something was written past the end of a live block.
     Overrun,
     /// Something was written in front of a live block.
@@ -40,7 +40,7 @@ pub enum Crime {
     BadUsableSize,
 }
 
-impl fmt::Display for Crime {
+impl fmt::Display for ViolationKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Overrun => "overrun",
@@ -89,7 +89,7 @@ impl fmt::Display for Operation {
 
 /// Who did something, and where.
 #[derive(Clone, Copy, Debug)]
-pub struct Deed {
+pub struct AccessContext {
     name: Text,
     handle: u32,
     thread: u32,
@@ -97,7 +97,7 @@ pub struct Deed {
     backtrace: Option<Backtrace>,
 }
 
-impl Deed {
+impl AccessContext {
     /// The name of the service on whose behalf it was done; no more than 64
     /// bytes of it. `(ended)` if the service has ended, and a thousand others
     /// since.
@@ -134,8 +134,8 @@ impl Deed {
     pub(crate) fn of(stamp: Stamp) -> Self {
         // `None` if another service has the slot by now.
         let service = Slot::new(stamp.slot).and_then(slots::any_record).and_then(|record| {
-            let is_it = || record.incarnation() as u16 == stamp.incarnation;
-            record.life().pinned(|| is_it().then(|| (record.name().into(), record.handle())))?
+            let is_it = || record.generation() as u16 == stamp.generation;
+            record.lifecycle().pinned(|| is_it().then(|| (record.name().into(), record.handle())))?
         });
         let (name, handle) = service.unwrap_or_else(|| ("(ended)".into(), 0));
         Self {
@@ -159,9 +159,9 @@ pub(crate) fn stamp(backtrace: bool) -> Stamp {
     let service = thread::current_record();
     Stamp {
         slot: service.index(),
-        incarnation: service.incarnation() as u16,
+        generation: service.generation() as u16,
         thread: threads::number(),
-        trace: if backtrace { traces::take() } else { 0 },
+        trace: if backtrace { stack_depot::take() } else { 0 },
     }
 }
 
@@ -173,7 +173,7 @@ pub(crate) fn stamp(backtrace: bool) -> Stamp {
 /// which allocates and takes locks; the plain one does neither.
 #[derive(Clone, Copy, Debug)]
 pub struct Violation {
-    crime: Crime,
+    crime: ViolationKind,
     operation: Operation,
     address: usize,
     block: Option<usize>,
@@ -181,17 +181,17 @@ pub struct Violation {
     claim: Claim,
     given: Option<Layout>,
     family: Option<Family>,
-    allocated: Option<Deed>,
-    freed: Option<Deed>,
-    met: Deed,
+    allocated: Option<AccessContext>,
+    freed: Option<AccessContext>,
+    met: AccessContext,
     first_wrong: Option<isize>,
-    evidence: Evidence,
+    evidence: Hexdump,
 }
 
 impl Violation {
     /// What was done.
     #[must_use]
-    pub const fn crime(&self) -> Crime {
+    pub const fn kind(&self) -> ViolationKind {
         self.crime
     }
 
@@ -202,8 +202,8 @@ impl Violation {
     }
 
     /// The pointer that it is about: the block's, but for an
-    /// [`InvalidFree`](Crime::InvalidFree) the one that was to be freed, and for a
-    /// [`RegionInUse`](Crime::RegionInUse) where the region begins.
+    /// [`InvalidFree`](ViolationKind::InvalidFree) the one that was to be freed, and for a
+    /// [`RegionInUse`](ViolationKind::RegionInUse) where the region begins.
     #[must_use]
     pub const fn address(&self) -> usize {
         self.address
@@ -232,24 +232,24 @@ impl Violation {
 
     /// Who allocated the block, and so owns it.
     #[must_use]
-    pub const fn allocated(&self) -> Option<&Deed> {
+    pub const fn allocated(&self) -> Option<&AccessContext> {
         self.allocated.as_ref()
     }
 
     /// Who freed the block, if it is freed.
     #[must_use]
-    pub const fn freed(&self) -> Option<&Deed> {
+    pub const fn freed(&self) -> Option<&AccessContext> {
         self.freed.as_ref()
     }
 
     /// Who met the crime.
     #[must_use]
-    pub const fn met(&self) -> &Deed {
+    pub const fn met(&self) -> &AccessContext {
         &self.met
     }
 
     /// The wrong byte nearest to the block, in bytes from its beginning; in the
-    /// block of a [`WriteAfterFree`](Crime::WriteAfterFree), the first one.
+    /// block of a [`WriteAfterFree`](ViolationKind::WriteAfterFree), the first one.
     #[must_use]
     pub const fn first_wrong(&self) -> Option<isize> {
         self.first_wrong
@@ -257,7 +257,7 @@ impl Violation {
 
     /// Without the call stack of whoever met it, for which the unwinder takes the loader's lock: a
     /// thread that has it may be waiting for the block, which may be pinned.
-    pub(super) fn new(crime: Crime, operation: Operation, address: usize) -> Self {
+    pub(super) fn new(crime: ViolationKind, operation: Operation, address: usize) -> Self {
         Self {
             crime,
             operation,
@@ -269,15 +269,15 @@ impl Violation {
             family: None,
             allocated: None,
             freed: None,
-            met: Deed::now(false),
+            met: AccessContext::now(false),
             first_wrong: None,
-            evidence: Evidence::NONE,
+            evidence: Hexdump::NONE,
         }
     }
 
     /// Adds that call stack, where nothing is pinned.
     pub(super) fn with_backtrace(mut self) -> Self {
-        self.met = Deed::now(true);
+        self.met = AccessContext::now(true);
         self
     }
 
@@ -291,26 +291,26 @@ impl Violation {
     ///
     /// # Safety
     ///
-    /// As for [`Particulars::read`].
+    /// As for [`BlockHeader::read`].
     pub(super) unsafe fn about(
         mut self,
         block: NonNull<u8>,
-        particulars: Option<&Particulars>,
+        header: Option<&BlockHeader>,
         tag: Tag,
         first_wrong: Option<isize>,
     ) -> Self {
         self.block = Some(block.addr().get());
         self.first_wrong = first_wrong;
-        if let Some(particulars) = particulars {
-            self.layout = Some(particulars.layout());
+        if let Some(header) = header {
+            self.layout = Some(header.layout());
             self.given = self.claim.given(self.layout);
-            self.family = Some(particulars.family());
-            self.allocated = Some(Deed::of(particulars.allocated()));
+            self.family = Some(header.family());
+            self.allocated = Some(AccessContext::of(header.allocated()));
             if tag == Tag::Freed {
-                self.freed = Some(Deed::of(particulars.freed()));
+                self.freed = Some(AccessContext::of(header.freed()));
             }
         }
-        let around = match (first_wrong, particulars) {
+        let around = match (first_wrong, header) {
             (Some(offset), _) => Some(offset),
             // Not a guard, then: what stands before it.
             (None, None) => Some(-(block::offset(1) as isize)),
@@ -319,7 +319,7 @@ impl Violation {
         if let Some(around) = around {
             let filled = tag == Tag::Freed && Settings::get().fill;
             // SAFETY: the caller's promise.
-            self.evidence = unsafe { Evidence::around(around, block, self.layout, filled) };
+            self.evidence = unsafe { Hexdump::around(around, block, self.layout, filled) };
         }
         self
     }
@@ -329,31 +329,37 @@ impl Violation {
         write!(f, "dogtag: {}: ", self.crime)?;
         let size = self.layout.map(|layout| Amount(layout.size()));
         match (self.crime, size) {
-            (Crime::Overrun, Some(size)) => writeln!(f, "something wrote past the end of a block of {size}")?,
-            (Crime::Overrun, None) => writeln!(f, "something wrote past the end of a block")?,
-            (Crime::Underrun, Some(size)) => writeln!(f, "something wrote in front of a block of {size}")?,
-            (Crime::Underrun, None) => {
+            (ViolationKind::Overrun, Some(size)) => {
+                writeln!(f, "something wrote past the end of a block of {size}")?
+            }
+            (ViolationKind::Overrun, None) => writeln!(f, "something wrote past the end of a block")?,
+            (ViolationKind::Underrun, Some(size)) => {
+                writeln!(f, "something wrote in front of a block of {size}")?
+            }
+            (ViolationKind::Underrun, None) => {
                 writeln!(f, "something wrote in front of a block, and over what is known of it")?;
             }
-            (Crime::DoubleFree, _) => writeln!(f, "a block that is freed already is freed again")?,
-            (Crime::WriteAfterFree, Some(size)) => {
+            (ViolationKind::DoubleFree, _) => writeln!(f, "a block that is freed already is freed again")?,
+            (ViolationKind::WriteAfterFree, Some(size)) => {
                 writeln!(f, "something wrote to a block of {size} after it was freed")?;
             }
-            (Crime::WriteAfterFree, None) => {
+            (ViolationKind::WriteAfterFree, None) => {
                 writeln!(f, "something wrote to a block after it was freed, and over what is known of it")?
             }
-            (Crime::LayoutMismatch, _) => {
+            (ViolationKind::LayoutMismatch, _) => {
                 writeln!(f, "a block is given back with another layout than it has")?;
             }
-            (Crime::InvalidFree, Some(_)) if self.block == Some(self.address) => {
+            (ViolationKind::InvalidFree, Some(_)) if self.block == Some(self.address) => {
                 writeln!(f, "a block is freed through another allocator than it came from")?;
             }
-            (Crime::InvalidFree, Some(_)) => writeln!(f, "a pointer into the middle of a block is freed")?,
-            (Crime::InvalidFree, None) => writeln!(
+            (ViolationKind::InvalidFree, Some(_)) => {
+                writeln!(f, "a pointer into the middle of a block is freed")?
+            }
+            (ViolationKind::InvalidFree, None) => writeln!(
                 f,
                 "a pointer is freed that was never handed out, or whose block was freed long ago"
             )?,
-            (Crime::AllocDeallocMismatch, _) => {
+            (ViolationKind::AllocDeallocMismatch, _) => {
                 let allocates = self.family.map_or("another function", Family::allocates);
                 let frees = match (self.claim.family, self.operation) {
                     (Some(Family::Malloc), Operation::Realloc) => "realloc",
@@ -361,21 +367,23 @@ impl Violation {
                 };
                 writeln!(f, "a block of {allocates} is given back by {frees}")?;
             }
-            (Crime::BadUsableSize, _) if self.freed.is_some() => {
+            (ViolationKind::BadUsableSize, _) if self.freed.is_some() => {
                 writeln!(f, "the size of a block is asked for that is freed already")?;
             }
-            (Crime::BadUsableSize, Some(_)) if self.block == Some(self.address) => {
+            (ViolationKind::BadUsableSize, Some(_)) if self.block == Some(self.address) => {
                 writeln!(f, "the size of a block is asked for that is another allocator's")?;
             }
-            (Crime::BadUsableSize, Some(_)) => {
+            (ViolationKind::BadUsableSize, Some(_)) => {
                 writeln!(f, "the size of a block is asked for by a pointer into the middle of it")?;
             }
-            (Crime::BadUsableSize, None) => writeln!(
+            (ViolationKind::BadUsableSize, None) => writeln!(
                 f,
                 "the size of a block is asked for by a pointer that was never handed out, or whose block \
                  was freed long ago"
             )?,
-            (Crime::RegionInUse, _) => writeln!(f, "a mapped region is dropped while blocks in it are live")?,
+            (ViolationKind::RegionInUse, _) => {
+                writeln!(f, "a mapped region is dropped while blocks in it are live")?
+            }
         }
         if self.block != Some(self.address) {
             write!(f, "  pointer    {:#x}", self.address)?;
@@ -396,8 +404,9 @@ impl Violation {
         {
             writeln!(f, "  taken for  {}", Layouted(given))?;
         }
-        let deed =
-            |f: &mut fmt::Formatter<'_>, what: &str, deed: &Deed| writeln!(f, "  {what:<10} by {deed}");
+        let deed = |f: &mut fmt::Formatter<'_>, what: &str, deed: &AccessContext| {
+            writeln!(f, "  {what:<10} by {deed}")
+        };
         if let Some(allocated) = &self.allocated {
             deed(f, "allocated", allocated)?;
         }
@@ -420,7 +429,7 @@ impl Violation {
             ("met", Some(&self.met)),
         ];
         for (what, deed) in deeds {
-            let Some(backtrace) = deed.and_then(Deed::backtrace) else { continue };
+            let Some(backtrace) = deed.and_then(AccessContext::backtrace) else { continue };
             writeln!(f, "  {what} at")?;
             if names {
                 write!(f, "{backtrace}")?;
@@ -443,7 +452,7 @@ impl fmt::Display for Violation {
     }
 }
 
-impl fmt::Display for Deed {
+impl fmt::Display for AccessContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { handle, thread, .. } = self;
         write!(f, "{} ({handle:#010x}), on thread {thread}", self.service().escape_debug())?;

@@ -5,7 +5,7 @@
 //! span is not true any more.
 
 use super::spans;
-use crate::ledger::recall::Version;
+use crate::ledger::recall::Generation;
 use crate::ledger::slots::Record;
 use crate::service::{Service, gate};
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
@@ -13,19 +13,19 @@ use std::ptr;
 use std::sync::PoisonError;
 
 /// A span, as no other one of this process is named, in whichever subscriber: by its number, and
-/// the version that the number's place had when this was made.
+/// the generation that the number's place had when this was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token {
     span: u64,
-    version: u64,
+    generation: u64,
 }
 
 impl Token {
-    pub(super) const NONE: Self = Self { span: 0, version: 0 };
+    pub(super) const NONE: Self = Self { span: 0, generation: 0 };
 
-    /// The version with which a span's service may be remembered that has just got this.
-    pub(super) fn version(self) -> u64 {
-        self.version
+    /// The generation with which a span's service may be remembered that has just got this.
+    pub(super) fn generation(self) -> u64 {
+        self.generation
     }
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Attribution {
 impl Attribution {
     /// Of a new span, or one that is not known yet: with what it has from its parent.
     pub(super) fn new(span: u64, inherited: Option<(Service, Token)>) -> Self {
-        let token = Token { span, version: version_of(span).change() };
+        let token = Token { span, generation: generation_of(span).change() };
         let (service, origin) = inherited.unzip();
         Self { token, service, origin: origin.unwrap_or(token), layer: None }
     }
@@ -76,7 +76,7 @@ impl Attribution {
     pub(super) fn choose(&mut self, service: Service, layer: LayerId) -> Option<Service> {
         (self.origin, self.layer) = (self.token, Some(layer));
         let former = self.service.replace(service);
-        version_of(self.token.span).change();
+        generation_of(self.token.span).change();
         former
     }
 }
@@ -84,15 +84,15 @@ impl Attribution {
 impl Drop for Attribution {
     /// The span is closed.
     fn drop(&mut self) {
-        version_of(self.token.span).change();
+        generation_of(self.token.span).change();
         spans::close(self.token);
     }
 }
 
 /// Changes with all that becomes of the service of a span that has a place here.
-pub(super) fn version_of(span: u64) -> &'static Version {
+pub(super) fn generation_of(span: u64) -> &'static Generation {
     const VERSIONS: usize = 1024;
-    static PLACES: [Version; VERSIONS] = [const { Version::new() }; VERSIONS];
+    static PLACES: [Generation; VERSIONS] = [const { Generation::new() }; VERSIONS];
 
     &PLACES[span as usize % VERSIONS]
 }

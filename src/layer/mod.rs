@@ -10,11 +10,11 @@ mod unattributed;
 
 pub use unattributed::{Unattributed, UnattributedExt};
 
-use crate::announce;
 use crate::contained::drop_contained;
+use crate::events;
+use crate::format::beginning;
 use crate::service::{Service, check_name, gate, name_too_long};
-use crate::table::beginning;
-use attribution::{Attribution, LayerId, Token, version_of};
+use attribution::{Attribution, LayerId, Token, generation_of};
 use dashmap::DashMap;
 use spans::{Apart, Current, Here, Key};
 use std::fmt::{self, Write as _};
@@ -280,7 +280,7 @@ where
         let (token, service) = (attribution.token, attribution.origin());
         extensions.insert(attribution);
         if self.is_settled() {
-            spans::remember(self.key(id), token.version(), token, service);
+            spans::remember(self.key(id), token.generation(), token, service);
         }
     }
 
@@ -296,10 +296,10 @@ where
 
     #[inline]
     fn on_enter(&self, id: &Id, context: Context<'_, S>) {
-        let (key, place) = (self.key(id), version_of(id.into_u64()));
-        let version = place.get();
-        if !(self.is_settled() && spans::enter_remembered(key, place, version)) {
-            self.look_up_and_enter(key, version, &context);
+        let (key, place) = (self.key(id), generation_of(id.into_u64()));
+        let generation = place.get();
+        if !(self.is_settled() && spans::enter_remembered(key, place, generation)) {
+            self.look_up_and_enter(key, generation, &context);
         }
     }
 
@@ -416,7 +416,7 @@ impl ServiceLayer {
 
     #[cold]
     #[inline(never)]
-    fn look_up_and_enter<S>(&self, key: Key, version: u64, context: &Context<'_, S>)
+    fn look_up_and_enter<S>(&self, key: Key, generation: u64, context: &Context<'_, S>)
     where
         S: Subscriber + for<'span> LookupSpan<'span>,
     {
@@ -429,7 +429,7 @@ impl ServiceLayer {
             let (token, service) = (attribution.token, attribution.origin());
             spans::enter(key, token, service);
             if self.is_settled() {
-                spans::remember(key, version, token, service);
+                spans::remember(key, generation, token, service);
             }
             return;
         }
@@ -490,7 +490,7 @@ impl ServiceLayer {
         let parent = if attributes.is_contextual() { current.id() } else { attributes.parent() };
         let parent = parent?;
         if self.is_settled()
-            && let Some(remembered) = spans::remembered(self.key(parent), version_of(parent.into_u64()))
+            && let Some(remembered) = spans::remembered(self.key(parent), generation_of(parent.into_u64()))
         {
             return remembered;
         }
@@ -510,7 +510,7 @@ impl ServiceLayer {
 
     fn service(&self, name: &str) -> Option<Service> {
         if let Err(error) = check_name(name) {
-            announce::span_without_service(name, error);
+            events::span_without_service(name, error);
             return None;
         }
         if let Some(known) = self.kept(name) {
@@ -519,7 +519,7 @@ impl ServiceLayer {
         let service = match Service::register(name) {
             Ok(service) => service,
             Err(error) => {
-                announce::span_without_service(name, error);
+                events::span_without_service(name, error);
                 return None;
             }
         };
@@ -534,7 +534,7 @@ impl ServiceLayer {
     /// Of a name that may be too long.
     fn service_of(&self, name: &Formatted) -> Option<Service> {
         if name.len > name.text.len() {
-            announce::span_without_service(&name.text, name_too_long(&name.text, name.len));
+            events::span_without_service(&name.text, name_too_long(&name.text, name.len));
             return None;
         }
         self.service(&name.text)

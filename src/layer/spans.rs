@@ -14,8 +14,8 @@
 //! service; spans that are entered or left meanwhile change where it goes back to.
 
 use super::attribution::{LayerId, Origin, Token, epoch, is_any_layer, is_same};
-use crate::ledger::mishap;
-use crate::ledger::recall::Version;
+use crate::ledger::anomalies;
+use crate::ledger::recall::Generation;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
 use crate::ledger::thread;
 use crate::service::{Scope, Service};
@@ -54,17 +54,17 @@ pub(super) fn enter(key: Key, token: Token, service: Origin) {
     SPANS.with(|spans| _ = spans.enter(key, token, service));
 }
 
-/// The same, if the calling thread remembers the service for that version, which the span's
+/// The same, if the calling thread remembers the service for that generation, which the span's
 /// place has.
 #[inline]
-pub(super) fn enter_remembered(key: Key, place: &Version, version: u64) -> bool {
+pub(super) fn enter_remembered(key: Key, place: &Generation, generation: u64) -> bool {
     SPANS.with(|spans| {
         let memory = spans.memory(key.span).get();
-        if !memory.is_of(key, version) {
+        if !memory.is_of(key, generation) {
             return false;
         }
         let is_entered = spans.enter(key, memory.token, memory.service);
-        if !is_entered || memory.service.is_none() || place.is_still(version) {
+        if !is_entered || memory.service.is_none() || place.is_still(generation) {
             return true;
         }
         spans.remove_last();
@@ -72,24 +72,24 @@ pub(super) fn enter_remembered(key: Key, place: &Version, version: u64) -> bool 
     })
 }
 
-/// What the calling thread remembers for that version of a span, which its place has: a clone of
+/// What the calling thread remembers for that generation of a span, which its place has: a clone of
 /// the service, if it has one.
-pub(super) fn remembered(key: Key, place: &Version) -> Option<Option<(Service, Token)>> {
-    let version = place.get();
+pub(super) fn remembered(key: Key, place: &Generation) -> Option<Option<(Service, Token)>> {
+    let generation = place.get();
     let memory = SPANS.with(|spans| spans.memory(key.span).get());
-    if !memory.is_of(key, version) {
+    if !memory.is_of(key, generation) {
         return None;
     }
     let Some((record, origin)) = memory.service else { return Some(None) };
     let service = Service::try_of(record)?;
     // Otherwise it may be any service's clone by now.
-    place.is_still(version).then_some(Some((service, origin)))
+    place.is_still(generation).then_some(Some((service, origin)))
 }
 
-/// Has the calling thread remember what a span is, for that version of its place.
-pub(super) fn remember(key: Key, version: u64, token: Token, service: Origin) {
+/// Has the calling thread remember what a span is, for that generation of its place.
+pub(super) fn remember(key: Key, generation: u64, token: Token, service: Origin) {
     let memory =
-        Memory { layer: key.layer.number(), span: key.span, epoch: epoch(), version, token, service };
+        Memory { layer: key.layer.number(), span: key.span, epoch: epoch(), generation, token, service };
     SPANS.with(|spans| spans.memory(key.span).set(memory));
 }
 
@@ -177,19 +177,19 @@ pub(super) fn change(token: Token, record: &'static Record) {
             {
                 Some(above) => {
                     let stayed = above.stays_in();
-                    thread::hold(record);
+                    thread::retain(record);
                     let replaced = above.previous.replace(record);
-                    stayed.into_iter().for_each(thread::let_go);
+                    stayed.into_iter().for_each(thread::release);
                     replaced
                 }
                 None => Some(spans.go_to(record)),
             };
             let former = former.map(|(record, _)| record);
             match (entry.previous, replaced) {
-                (Some(_), Some(replaced)) => thread::let_go(replaced),
+                (Some(_), Some(replaced)) => thread::release(replaced),
                 (None, Some(replaced)) => {
                     entry.previous = Some(replaced);
-                    former.into_iter().for_each(thread::let_go);
+                    former.into_iter().for_each(thread::release);
                 }
                 // The child has taken over what stood in for it.
                 (Some(_), None) => {}
@@ -265,18 +265,19 @@ struct Memory {
     layer: u64,
     span: u64,
     epoch: u64,
-    version: u64,
+    generation: u64,
     token: Token,
     service: Origin,
 }
 
 impl Memory {
     // No layer has the number 0.
-    const NONE: Self = Self { layer: 0, span: 0, epoch: 0, version: 0, token: Token::NONE, service: None };
+    const NONE: Self = Self { layer: 0, span: 0, epoch: 0, generation: 0, token: Token::NONE, service: None };
 
     #[inline]
-    fn is_of(&self, key: Key, version: u64) -> bool {
-        (self.layer, self.span, self.version, self.epoch) == (key.layer.number(), key.span, version, epoch())
+    fn is_of(&self, key: Key, generation: u64) -> bool {
+        (self.layer, self.span, self.generation, self.epoch)
+            == (key.layer.number(), key.span, generation, epoch())
     }
 }
 
@@ -361,7 +362,7 @@ impl Spans {
                 && (entered.iter().rev().find(|entry| entry.previous.is_some()))
                     .is_some_and(|innermost| is_same(innermost.service, service));
             if is_there {
-                thread::hold(record);
+                thread::retain(record);
                 return None;
             }
             Some(self.go_to(record))
@@ -389,7 +390,7 @@ impl Spans {
         }
         let entry = entered.remove(place);
         match entry.previous.zip(entered[place..].iter_mut().find_map(|above| above.previous.as_mut())) {
-            Some((previous, above)) => thread::let_go(mem::replace(above, previous)),
+            Some((previous, above)) => thread::release(mem::replace(above, previous)),
             None => self.leave(entry),
         }
         true
@@ -400,7 +401,7 @@ impl Spans {
     fn leave(&self, entry: Entered) {
         match entry.previous {
             Some(previous) => self.go_back_to(previous),
-            None => entry.stays_in().into_iter().for_each(thread::let_go),
+            None => entry.stays_in().into_iter().for_each(thread::release),
         }
     }
 
@@ -473,7 +474,7 @@ impl Spans {
     fn go_to(&self, record: &'static Record) -> &'static Record {
         match self.apart_from.get() {
             Some(former) => {
-                thread::hold(record);
+                thread::retain(record);
                 self.apart_from.set(Some(record));
                 former
             }
@@ -486,7 +487,7 @@ impl Spans {
         match self.apart_from.get() {
             Some(left) => {
                 self.apart_from.set(Some(former));
-                thread::let_go(left);
+                thread::release(left);
             }
             None => thread::leave_for(former),
         }
@@ -505,7 +506,7 @@ impl Spans {
         }
         let has_room = entered.try_reserve(8).is_ok();
         if !has_room {
-            mishap::UNENTERED.add(0);
+            anomalies::UNENTERED.add(0);
         }
         has_room
     }

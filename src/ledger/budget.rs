@@ -414,9 +414,9 @@ mod tests {
 #[cfg(all(test, dogtag_loom))]
 mod model {
     use super::*;
-    use crate::cookie::Slot;
     use crate::ledger::cell::Cell;
-    use crate::ledger::shard::Roster;
+    use crate::ledger::shard::ShardList;
+    use crate::owner::Slot;
     use crate::sync::model;
     use loom::sync::Arc;
     use loom::thread;
@@ -427,14 +427,14 @@ mod model {
 
     struct House {
         budget: Budget,
-        roster: Roster,
+        roster: ShardList,
         shared: Cell,
     }
 
     impl House {
         fn new() -> Arc<Self> {
             let house =
-                Self { budget: Budget::new(), roster: Roster::new(), shared: Cell::shared(SLOT.mark()) };
+                Self { budget: Budget::new(), roster: ShardList::new(), shared: Cell::shared(SLOT.mark()) };
             house.budget.set(LIMIT, NONE);
             Arc::new(house)
         }

@@ -1,17 +1,17 @@
 //! One service's counters in one place: the unit the ledger is made of.
 
-use crate::cookie::{Mark, UNCHECKED_SIZES};
+use crate::owner::{Mark, UNCHECKED_SIZES};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom};
 use crate::usage::Usage;
 
-/// Counters that only grow, and the door. One cache line, so that no two
+/// Counters that only grow, and the threshold. One cache line, so that no two
 /// services share one.
 ///
-/// All zeros is a valid cell that nobody has claimed: it has no mark, its door
+/// All zeros is a valid cell that nobody has claimed: it has no mark, its threshold
 /// is shut, and adding it to a sum changes nothing.
 ///
 /// A cell in a shard has a single writer, the thread that has the shard, which
-/// therefore needs no read-modify-write (but others may shut its door). The
+/// therefore needs no read-modify-write (but others may shut its threshold). The
 /// *shared* cell of a service, in its record, is for threads that have no shard,
 /// and takes atomic additions.
 #[repr(C, align(64))]
@@ -21,9 +21,9 @@ pub(crate) struct Cell {
     freed_bytes: AtomicU64,
     freed_blocks: AtomicU64,
     /// An allocation that would take `allocated_bytes` to this leaves the hot path.
-    door: AtomicU64,
+    threshold: AtomicU64,
     /// One that would take it to this has to ask whether it may be made. The
-    /// same as the door, but where that is always shut.
+    /// same as the threshold, but where that is always shut.
     grant_end: AtomicU64,
     /// What a block of this service is marked with; 0 while unclaimed.
     mark: AtomicU32,
@@ -38,12 +38,12 @@ pub(crate) struct Cell {
 
 const _: () = assert!(cfg!(dogtag_loom) || size_of::<Cell>() == 64);
 
-/// A door that every allocation reaches.
+/// A threshold that every allocation reaches.
 const SHUT: u64 = 0;
 
 impl Cell {
     const_unless_loom! {
-        /// A service's shared cell: its door is shut, because who counts there
+        /// A service's shared cell: its threshold is shut, because who counts there
         /// needs atomic additions.
         pub(crate) fn shared(mark: Mark) -> Self {
             Self {
@@ -51,7 +51,7 @@ impl Cell {
                 allocated_blocks: AtomicU64::new(0),
                 freed_bytes: AtomicU64::new(0),
                 freed_blocks: AtomicU64::new(0),
-                door: AtomicU64::new(SHUT),
+                threshold: AtomicU64::new(SHUT),
                 grant_end: AtomicU64::new(SHUT),
                 mark: AtomicU32::new(mark.bits()),
                 looked_at: AtomicU32::new(0),
@@ -60,7 +60,7 @@ impl Cell {
         }
     }
 
-    /// Makes an unclaimed cell that mark's. Its door stays shut until the
+    /// Makes an unclaimed cell that mark's. Its threshold stays shut until the
     /// thread has asked.
     pub(super) fn claim(&self, mark: Mark) {
         self.mark.store(mark.bits(), Ordering::Relaxed);
@@ -80,7 +80,7 @@ impl Cell {
     }
 
     /// Has the thread that has this cell ask again when it has allocated `size`
-    /// and then more than `grant` bytes. A long mark's cell keeps its door shut
+    /// and then more than `grant` bytes. A long mark's cell keeps its threshold shut
     /// in any case: the hot path writes short cookies only.
     pub(super) fn open(&self, size: u64, grant: u64) {
         let allocated = self.allocated_bytes.load(Ordering::Relaxed);
@@ -88,10 +88,10 @@ impl Cell {
         // The hot path takes no sizes whose layout needs checking, and none that takes the
         // counter past its end: once it has come that far, whoever allocates asks each time.
         let end = if allocated < UNCHECKED_SIZES { end.min(UNCHECKED_SIZES) } else { SHUT };
-        // The door first, and the other way round in `shut`: so it is never the
-        // door alone that stays open.
+        // The threshold first, and the other way round in `shut`: so it is never the
+        // threshold alone that stays open.
         if self.mark() != Mark::LONG {
-            self.door.store(end, Ordering::Relaxed);
+            self.threshold.store(end, Ordering::Relaxed);
         }
         self.grant_end.store(end, Ordering::Release);
     }
@@ -107,7 +107,7 @@ impl Cell {
     /// the thread that has the cell sees it.
     pub(super) fn shut(&self) {
         self.grant_end.store(SHUT, Ordering::Relaxed);
-        self.door.store(SHUT, Ordering::Release);
+        self.threshold.store(SHUT, Ordering::Release);
     }
 
     /// Whether what is live here has grown by `bytes` since this was last so, or
@@ -141,13 +141,13 @@ impl Cell {
         self.freed_bytes.load(Ordering::Acquire)
     }
 
-    /// Whether an allocation of `size` bytes has to go through the door.
+    /// Whether an allocation of `size` bytes has to go through the threshold.
     #[inline(always)]
-    pub(crate) fn stops(&self, size: usize) -> bool {
-        // Where it wraps around, the counter has passed 2^61: then the door is shut, which
+    pub(crate) fn needs_slow_path(&self, size: usize) -> bool {
+        // Where it wraps around, the counter has passed 2^61: then the threshold is shut, which
         // stops everything, more slowly and as exactly.
         self.allocated_bytes.load(Ordering::Relaxed).wrapping_add(size as u64)
-            >= self.door.load(Ordering::Relaxed)
+            >= self.threshold.load(Ordering::Relaxed)
     }
 
     #[inline(always)]
@@ -254,7 +254,7 @@ fn add_to(sum: &mut u64, counter: &AtomicU64) {
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
     use super::*;
-    use crate::cookie::Slot;
+    use crate::owner::Slot;
 
     fn cell(counted: u64) -> Cell {
         let cell = Cell::shared(Slot::UNATTRIBUTED.mark());
@@ -282,29 +282,36 @@ mod tests {
         assert!(!cell.has_grown(10, 1 << 20));
     }
 
-    /// And so not where the counter begins again either, far below a door.
+    /// And so not where the counter begins again either, far below a threshold.
     #[test]
     fn the_door_is_shut_once_a_counter_has_come_far() {
         for counted in [UNCHECKED_SIZES, UNCHECKED_SIZES + 5, u64::MAX - 50, u64::MAX] {
             let cell = cell(counted);
             for size in [1, 100, isize::MAX as usize] {
                 cell.open(size as u64, 1 << 20);
-                assert!(cell.stops(1) && cell.stops(size) && cell.must_ask(1) && cell.must_ask(size));
+                assert!(
+                    cell.needs_slow_path(1)
+                        && cell.needs_slow_path(size)
+                        && cell.must_ask(1)
+                        && cell.must_ask(size)
+                );
                 cell.open_shared(1 << 20);
                 assert!(cell.must_ask(1) && cell.must_ask(size));
                 assert_eq!(cell.granted(), 0);
             }
             cell.open(100, 1 << 20);
             cell.charge(100);
-            assert!(cell.stops(1) && cell.must_ask(1));
+            assert!(cell.needs_slow_path(1) && cell.must_ask(1));
         }
         let cell = cell(UNCHECKED_SIZES - 10);
         cell.open(1, 1 << 20);
-        assert!(!cell.stops(9) && cell.stops(10) && cell.stops(isize::MAX as usize));
+        assert!(
+            !cell.needs_slow_path(9) && cell.needs_slow_path(10) && cell.needs_slow_path(isize::MAX as usize)
+        );
         // It has begun again.
         let cell = self::cell(7);
         cell.open(1, 1 << 20);
-        assert!(!cell.stops(100) && !cell.must_ask(100) && cell.stops(2 << 20));
+        assert!(!cell.needs_slow_path(100) && !cell.must_ask(100) && cell.needs_slow_path(2 << 20));
     }
 
     #[test]

@@ -2,17 +2,17 @@
 //!
 //! A child holds its parent from its beginning to its end, so chains of parents
 //! can be walked by whoever holds the child. The list of a parent's children
-//! changes under a lock, which nothing inside an allocation takes. The door reads
+//! changes under a lock, which nothing inside an allocation takes. The threshold reads
 //! it without: each link says which service of its slot is meant, and
 //! who finds another one there begins again.
 //!
 //! Families may be as deep as there are services. So each knows the nearest limit above it, and
 //! nothing walks all the way up.
 
-use crate::cookie::Slot;
 use crate::ledger::budget::{self, Budget};
-use crate::ledger::due::Due;
+use crate::ledger::pending_events::Due;
 use crate::ledger::slots::{self, Record};
+use crate::owner::Slot;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, const_unless_loom, shared};
 use crate::usage::Usage;
 use std::iter;
@@ -30,12 +30,12 @@ pub(crate) struct Family {
     /// none. Changed under the lock.
     limited: AtomicU32,
     /// What only parents and limited services have.
-    household: AtomicPtr<Household>,
+    limit_group: AtomicPtr<LimitGroup>,
 }
 
 /// What a service's descendants share with it.
 #[derive(Debug)]
-pub(crate) struct Household {
+pub(crate) struct LimitGroup {
     pub(crate) budget: Budget,
     first_child: AtomicLink,
     /// What descendants had that have ended.
@@ -53,7 +53,7 @@ impl Family {
                 next: AtomicLink(AtomicU64::new(0)),
                 previous: AtomicU32::new(0),
                 limited: AtomicU32::new(0),
-                household: AtomicPtr::new(ptr::null_mut()),
+                limit_group: AtomicPtr::new(ptr::null_mut()),
             }
         }
     }
@@ -66,8 +66,8 @@ impl Family {
     /// Who the parent is, by its [identity](Record::identity). By whoever has the
     /// child pinned.
     pub(crate) fn parent_identity(&self) -> Option<(u32, u64)> {
-        let Link { record, incarnation } = self.parent.load()?;
-        Some((record.index(), incarnation))
+        let Link { record, generation } = self.parent.load()?;
+        Some((record.index(), generation))
     }
 
     /// The nearest service that has a limit: this one, or one above it. By whoever holds this one.
@@ -77,7 +77,7 @@ impl Family {
 
     /// Notes whether this service has a limit, which is that record's, when all above have.
     fn note_limited(&self, record: &'static Record) {
-        let is_limited = self.household().is_some_and(|household| household.budget.is_limited());
+        let is_limited = self.limit_group().is_some_and(|limit_group| limit_group.budget.is_limited());
         let limited = match self.parent() {
             _ if is_limited => record.index() + 1,
             Some(parent) => parent.family().limited.load(Ordering::Relaxed),
@@ -87,22 +87,22 @@ impl Family {
     }
 
     #[inline]
-    pub(crate) fn household(&self) -> Option<&'static Household> {
+    pub(crate) fn limit_group(&self) -> Option<&'static LimitGroup> {
         // SAFETY: households are never freed: they stay with their slot.
-        unsafe { self.household.load(Ordering::Acquire).as_ref() }
+        unsafe { self.limit_group.load(Ordering::Acquire).as_ref() }
     }
 
     /// What descendants have allocated and freed that have ended.
     pub(crate) fn past(&self) -> Usage {
-        self.household().map(Household::past).unwrap_or_default()
+        self.limit_group().map(LimitGroup::past).unwrap_or_default()
     }
 
     /// Allocates, the first time that this slot needs one.
-    pub(crate) fn household_or_new(&self) -> &'static Household {
-        if let Some(known) = self.household() {
+    pub(crate) fn limit_group_or_new(&self) -> &'static LimitGroup {
+        if let Some(known) = self.limit_group() {
             return known;
         }
-        let new = Box::into_raw(Box::new(Household {
+        let new = Box::into_raw(Box::new(LimitGroup {
             budget: Budget::new(),
             first_child: AtomicLink(AtomicU64::new(0)),
             past_bytes: AtomicU64::new(0),
@@ -111,7 +111,7 @@ impl Family {
             due: Due::new(),
         }));
         let first = ptr::null_mut();
-        match self.household.compare_exchange(first, new, Ordering::AcqRel, Ordering::Acquire) {
+        match self.limit_group.compare_exchange(first, new, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: it stays for ever.
             Ok(_) => unsafe { &*new },
             // SAFETY: nobody has seen the new one; the first one stays.
@@ -126,7 +126,7 @@ impl Family {
     pub(crate) fn begin(&self) {
         self.parent.store(None);
         self.limited.store(0, Ordering::Relaxed);
-        if let Some(Household { budget, past_bytes, past_blocks, past_denied, .. }) = self.household() {
+        if let Some(LimitGroup { budget, past_bytes, past_blocks, past_denied, .. }) = self.limit_group() {
             budget.set(budget::NONE, budget::NONE);
             for past in [past_bytes, past_blocks, past_denied] {
                 past.store(0, Ordering::Relaxed);
@@ -135,7 +135,7 @@ impl Family {
     }
 }
 
-impl Household {
+impl LimitGroup {
     fn past(&self) -> Usage {
         let bytes = self.past_bytes.load(Ordering::Relaxed);
         let blocks = self.past_blocks.load(Ordering::Relaxed);
@@ -157,12 +157,12 @@ impl Household {
 }
 
 /// A service and those above it, from below. By whoever holds the service.
-pub(crate) fn chain(record: &'static Record) -> impl Iterator<Item = &'static Record> {
+pub(crate) fn ancestors(record: &'static Record) -> impl Iterator<Item = &'static Record> {
     iter::successors(Some(record), |record| record.family().parent())
 }
 
 /// Those of them that have limits, in as many steps as there are.
-pub(crate) fn limited_chain(record: &'static Record) -> impl Iterator<Item = &'static Record> {
+pub(crate) fn limited_ancestors(record: &'static Record) -> impl Iterator<Item = &'static Record> {
     iter::successors(record.family().limited(), |limited| limited.family().parent()?.family().limited())
 }
 
@@ -183,7 +183,7 @@ impl Tree {
     /// Makes a new service a child of `parent`, which it holds from now on by
     /// the clone that the caller gives away.
     pub(crate) fn adopt(&self, parent: &'static Record, child: &'static Record) {
-        let first = &parent.family().household_or_new().first_child;
+        let first = &parent.family().limit_group_or_new().first_child;
         let next = first.load();
         let family = child.family();
         family.parent.store(Some(Link::to(parent)));
@@ -198,7 +198,7 @@ impl Tree {
 
     /// A service has got a limit, or has none any more: tells all below.
     pub(crate) fn note_limits(&self, record: &'static Record) {
-        members(record, Some(self), |member| member.family().note_limited(member));
+        descendants(record, Some(self), |member| member.family().note_limited(member));
     }
 
     /// Takes a service that has ended out of its family. Returns its parent,
@@ -211,15 +211,15 @@ impl Tree {
             let previous = family.previous.load(Ordering::Relaxed);
             next.record.family().previous.store(previous, Ordering::Relaxed);
         }
-        let household = parent.family().household_or_new();
+        let limit_group = parent.family().limit_group_or_new();
         let previous =
             Slot::new(family.previous.load(Ordering::Relaxed)).filter(|slot| *slot != Slot::UNATTRIBUTED);
         match previous.and_then(slots::any_record) {
             Some(previous) => previous.family().next.store(next),
-            None => household.first_child.store(next),
+            None => limit_group.first_child.store(next),
         }
-        household.add_past(child.last_usage());
-        household.add_past(family.past());
+        limit_group.add_past(child.last_usage());
+        limit_group.add_past(family.past());
         Some(parent)
     }
 }
@@ -230,12 +230,12 @@ impl Tree {
 ///
 /// Goes from link to link, depth first. Each record is pinned before the one that
 /// led to it is let go, so it is the one that was meant, or the way ends.
-pub(crate) fn members(
+pub(crate) fn descendants(
     root: &'static Record,
     tree: Option<&Tree>,
     mut each: impl FnMut(&'static Record),
 ) -> bool {
-    let first_child = |record: &'static Record| record.family().household()?.first_child.load();
+    let first_child = |record: &'static Record| record.family().limit_group()?.first_child.load();
     each(root);
     let mut next = first_child(root);
     let mut at = None;
@@ -256,7 +256,7 @@ pub(crate) fn members(
         }
         let parent = Pinned::new(parent);
         // Then it has held its parent until now.
-        if tree.is_none() && !done.0.life().is_in_use() {
+        if tree.is_none() && !done.0.lifecycle().is_in_use() {
             return false;
         }
         let Some(parent) = parent else { return false };
@@ -271,13 +271,13 @@ struct Pinned(&'static Record);
 impl Pinned {
     fn new(record: &'static Record) -> Option<Self> {
         // Not `then_some`: what is made in vain would unpin.
-        record.life().pin().then(|| Self(record))
+        record.lifecycle().pin().then(|| Self(record))
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.0.life().unpin();
+        self.0.lifecycle().unpin();
     }
 }
 
@@ -285,21 +285,21 @@ impl Drop for Pinned {
 #[derive(Clone, Copy)]
 struct Link {
     record: &'static Record,
-    incarnation: u64,
+    generation: u64,
 }
 
 impl Link {
     fn to(record: &'static Record) -> Self {
-        Self { record, incarnation: record.incarnation() }
+        Self { record, generation: record.generation() }
     }
 
     fn follow(self) -> Option<Pinned> {
         let pinned = Pinned::new(self.record)?;
-        (self.record.incarnation() == self.incarnation).then_some(pinned)
+        (self.record.generation() == self.generation).then_some(pinned)
     }
 }
 
-/// A link: the slot, and above it the incarnation, which is never 0. Or 0 for none.
+/// A link: the slot, and above it the generation, which is never 0. Or 0 for none.
 #[derive(Debug)]
 struct AtomicLink(AtomicU64);
 
@@ -312,12 +312,12 @@ impl AtomicLink {
             return None;
         }
         let slot = Slot::new(bits as u32 & (Slot::COUNT - 1))?;
-        Some(Link { record: slots::any_record(slot)?, incarnation: bits >> SLOT_BITS })
+        Some(Link { record: slots::any_record(slot)?, generation: bits >> SLOT_BITS })
     }
 
     fn store(&self, link: Option<Link>) {
-        let bits = link
-            .map_or(0, |Link { record, incarnation }| incarnation << SLOT_BITS | u64::from(record.index()));
+        let bits =
+            link.map_or(0, |Link { record, generation }| generation << SLOT_BITS | u64::from(record.index()));
         self.0.store(bits, Ordering::Release);
     }
 }
@@ -335,9 +335,9 @@ mod tests {
         link.store(Some(Link::to(record)));
         let follow = || link.load().and_then(Link::follow).map(|pinned| pinned.0.name().to_owned());
         assert_eq!(follow().as_deref(), Some("first"));
-        assert!(record.life().let_go());
+        assert!(record.lifecycle().release());
         assert!(record.end());
-        assert!(record.life().claim());
+        assert!(record.lifecycle().claim());
         assert_eq!(follow(), None);
         record.begin("second".into(), 2);
         assert_eq!(follow(), None);
@@ -351,9 +351,9 @@ mod tests {
         record.preset_incarnation(slots::LAST_INCARNATION - (1 << 32));
         assert_eq!(follow(), None);
         // Another test may look at free slots.
-        assert!(record.life().let_go());
+        assert!(record.lifecycle().release());
         assert!(record.end());
-        assert!(record.life().claim());
+        assert!(record.lifecycle().claim());
     }
 }
 
@@ -370,14 +370,14 @@ mod model {
     }
 
     fn adopt(parent: &'static Record, child: &'static Record) {
-        parent.life().hold();
+        parent.lifecycle().retain();
         Tree::lock().adopt(parent, child);
     }
 
     fn leave(child: &'static Record) {
-        assert!(child.life().let_go());
+        assert!(child.lifecycle().release());
         assert!(child.end());
-        assert!(Tree::lock().part(child).is_some_and(|parent| !parent.life().let_go()));
+        assert!(Tree::lock().part(child).is_some_and(|parent| !parent.lifecycle().release()));
     }
 
     /// One child ends, and a stranger gets its slot, while somebody goes through the family
@@ -390,20 +390,20 @@ mod model {
             let family = [root, stays, goes].map(Record::identity);
             let other = thread::spawn(move || {
                 leave(goes);
-                if goes.life().claim() {
+                if goes.lifecycle().claim() {
                     goes.begin("stranger".into(), 0);
                 }
             });
             // Else loom, who keeps one access in mind, would not try what comes before.
             thread::yield_now();
             let mut seen = Vec::new();
-            let is_whole = members(root, None, |member| seen.push(member.identity()));
+            let is_whole = descendants(root, None, |member| seen.push(member.identity()));
             assert!(seen.iter().all(|member| family.contains(member)), "a stranger");
             assert!(!is_whole || seen.contains(&stays.identity()), "one was passed over");
             other.join().unwrap();
             // Nobody changes it any more.
             let mut seen = Vec::new();
-            assert!(members(root, None, |member| seen.push(member.identity())));
+            assert!(descendants(root, None, |member| seen.push(member.identity())));
             assert_eq!(seen, [root, stays].map(Record::identity));
         });
     }
@@ -431,14 +431,14 @@ mod model {
             let other = thread::spawn(move || {
                 leave(grandchild);
                 leave(child);
-                if child.life().claim() {
+                if child.lifecycle().claim() {
                     child.begin("theirs, too".into(), 0);
                     adopt(stranger, child);
                 }
             });
             thread::yield_now();
             let mut seen = Vec::new();
-            members(root, None, |member| seen.push(member.identity()));
+            descendants(root, None, |member| seen.push(member.identity()));
             assert!(seen.iter().all(|member| family.contains(member)), "a stranger");
             other.join().unwrap();
         });

@@ -7,20 +7,20 @@
 //! slot, by whichever thread frees it; and no sum is ever negative.
 
 pub(crate) mod account;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod anomalies;
 pub(crate) mod budget;
 pub(crate) mod cell;
-pub(crate) mod door;
-pub(crate) mod due;
 pub(crate) mod family;
-pub(crate) mod life;
-#[cfg(not(dogtag_loom))]
-pub(crate) mod mishap;
+pub(crate) mod lifecycle;
+pub(crate) mod pending_events;
 #[cfg(any(feature = "tracing-layer", all(test, dogtag_loom)))]
 pub(crate) mod recall;
 pub(crate) mod shard;
 pub(crate) mod slots;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod thread;
+pub(crate) mod threshold;
 
-mod sums;
-pub(crate) use sums::{stacks, usage, usages};
+mod aggregate;
+pub(crate) use aggregate::{stacks, usage, usages};

@@ -2,8 +2,8 @@
 //! still true.
 //!
 //! Somebody else holds the service that is remembered, and says so before it lets go of it
-//! ([`Version::change`]). A thread that goes to a service by memory counts itself in first, and
-//! then asks whether anything was said since ([`Version::is_still`]). Each puts a fence between
+//! ([`Generation::change`]). A thread that goes to a service by memory counts itself in first, and
+//! then asks whether anything was said since ([`Generation::is_still`]). Each puts a fence between
 //! the two, so at least one of them sees the other: the thread sees that its memory is
 //! too old, and goes back; or whoever looks after the service's end sees the thread.
 
@@ -11,9 +11,9 @@ use crate::sync::{AtomicU64, Ordering, const_unless_loom, fence};
 
 /// How often something has changed. It would take centuries to count to its end.
 #[derive(Debug)]
-pub(crate) struct Version(AtomicU64);
+pub(crate) struct Generation(AtomicU64);
 
-impl Version {
+impl Generation {
     const_unless_loom! {
         pub(crate) fn new() -> Self {
             Self(AtomicU64::new(0))
@@ -27,29 +27,29 @@ impl Version {
     }
 
     /// Says that what is remembered is not true any more; before it is let go of. Returns the
-    /// new version, which nobody else gets.
+    /// new generation, which nobody else gets.
     pub(crate) fn change(&self) -> u64 {
-        let version = self.0.fetch_add(1, Ordering::AcqRel) + 1;
+        let generation = self.0.fetch_add(1, Ordering::AcqRel) + 1;
         fence(Ordering::SeqCst);
-        version
+        generation
     }
 
-    /// Whether what was remembered with that version is still true; by a thread that has counted
+    /// Whether what was remembered with that generation is still true; by a thread that has counted
     /// itself in.
     #[inline]
-    pub(crate) fn is_still(&self, version: u64) -> bool {
+    pub(crate) fn is_still(&self, generation: u64) -> bool {
         fence(Ordering::SeqCst);
-        self.0.load(Ordering::Relaxed) == version
+        self.0.load(Ordering::Relaxed) == generation
     }
 }
 
 #[cfg(all(test, dogtag_loom))]
 mod model {
     use super::*;
-    use crate::cookie::Slot;
     use crate::ledger::cell::Cell;
-    use crate::ledger::life::Life;
-    use crate::ledger::shard::Roster;
+    use crate::ledger::lifecycle::Lifecycle;
+    use crate::ledger::shard::ShardList;
+    use crate::owner::Slot;
     use crate::sync::model;
     use loom::sync::Arc;
     use loom::thread;
@@ -61,25 +61,25 @@ mod model {
     #[test]
     fn who_goes_by_memory_is_where_somebody_holds_it() {
         model(|| {
-            let roster = Arc::new(Roster::new());
+            let roster = Arc::new(ShardList::new());
             let shared = Arc::new(Cell::shared(SLOT.mark()));
-            let (life, version) = (Arc::new(Life::default()), Arc::new(Version::new()));
+            let (life, generation) = (Arc::new(Lifecycle::default()), Arc::new(Generation::new()));
             assert!(life.claim());
             life.begin();
-            let remembered = version.get();
+            let remembered = generation.get();
             let other = thread::spawn({
                 let (roster, shared) = (Arc::clone(&roster), Arc::clone(&shared));
-                let (life, version) = (Arc::clone(&life), Arc::clone(&version));
+                let (life, generation) = (Arc::clone(&life), Arc::clone(&generation));
                 move || {
-                    version.change();
-                    assert!(life.let_go());
+                    generation.change();
+                    assert!(life.release());
                     let ended = life.end(|| roster.sum(SLOT, &shared).is_quiet().then_some(()));
                     ended.is_some()
                 }
             });
             let cell = roster.acquire().unwrap().claim(SLOT).unwrap();
             cell.enter();
-            let is_in = version.is_still(remembered);
+            let is_in = generation.is_still(remembered);
             if !is_in {
                 cell.leave();
             }
@@ -92,19 +92,19 @@ mod model {
     #[test]
     fn who_takes_a_clone_by_memory_has_one() {
         model(|| {
-            let (life, version) = (Arc::new(Life::default()), Arc::new(Version::new()));
+            let (life, generation) = (Arc::new(Lifecycle::default()), Arc::new(Generation::new()));
             assert!(life.claim());
             life.begin();
-            let remembered = version.get();
+            let remembered = generation.get();
             let other = thread::spawn({
-                let (life, version) = (Arc::clone(&life), Arc::clone(&version));
+                let (life, generation) = (Arc::clone(&life), Arc::clone(&generation));
                 move || {
-                    version.change();
-                    life.let_go() && life.end(|| Some(())).is_some()
+                    generation.change();
+                    life.release() && life.end(|| Some(())).is_some()
                 }
             });
             let has_clone = life.try_hold();
-            let is_in = has_clone && version.is_still(remembered);
+            let is_in = has_clone && generation.is_still(remembered);
             let has_ended = other.join().unwrap();
             assert!(!(is_in && has_ended), "the service ended though there is a clone");
         });

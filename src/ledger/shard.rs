@@ -6,16 +6,16 @@
 //! added up or moved when a thread ends.
 //!
 //! ```text
-//! shard   directory: 256 chunks ──▶ chunk: 256 cells ──▶ cell: 4 counters, door, mark
+//! shard   directory: 256 chunks ──▶ chunk: 256 cells ──▶ cell: 4 counters, threshold, mark
 //!         long:   65,536 chunks ──▶ (the same, for slots from 65,536 on)
 //! ```
 //!
 //! Shards and chunks are pages from the operating system, touched when they
 //! are first used: a thread with a handful of services has two pages.
 
-use crate::cookie::{Mark, Slot};
 use crate::ledger::budget::Live;
 use crate::ledger::cell::Cell;
+use crate::owner::{Mark, Slot};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, const_unless_loom};
 use crate::sys;
 use crate::usage::Usage;
@@ -205,14 +205,14 @@ impl Shard {
 /// no thread has.
 ///
 /// Both are lock-free, so that a fork at any moment leaves them whole.
-pub(crate) struct Roster {
+pub(crate) struct ShardList {
     newest: AtomicPtr<Shard>,
     /// The top of the stack, with a tag in the bits that a page's address
     /// leaves over, against the ABA problem: see [`Top`].
     free: AtomicU64,
 }
 
-impl Roster {
+impl ShardList {
     const_unless_loom! {
         pub(crate) fn new() -> Self {
             Self { newest: AtomicPtr::new(ptr::null_mut()), free: AtomicU64::new(0) }
@@ -382,7 +382,7 @@ mod tests {
     /// A thread looks at the top, and changes it when the counter has come round.
     #[test]
     fn a_shard_has_one_owner_though_the_counter_comes_round() {
-        let roster = Roster::new();
+        let roster = ShardList::new();
         let [first, second, third] = [(); 3].map(|()| roster.acquire().unwrap());
         roster.release(second);
         roster.release(first);

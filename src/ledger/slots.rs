@@ -3,13 +3,13 @@
 //! Read without a lock, from inside an allocation too; that is why a service's
 //! name is kept here and not only in the registry, which may allocate.
 
-#[cfg(dogtag_loom)]
-use crate::cookie::Mark;
-use crate::cookie::Slot;
+use crate::ledger::aggregate::SHARDS;
 use crate::ledger::cell::Cell;
 use crate::ledger::family::Family;
-use crate::ledger::life::Life;
-use crate::ledger::sums::ROSTER;
+use crate::ledger::lifecycle::Lifecycle;
+#[cfg(dogtag_loom)]
+use crate::owner::Mark;
+use crate::owner::Slot;
 use crate::sync::{
     AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, const_unless_loom, nulls, shared, spin,
 };
@@ -20,7 +20,7 @@ use std::ptr::{self, NonNull};
 
 /// A slot, and the service that has it, as the ledger knows it.
 ///
-/// Who the service is changes only while the slot is claimed ([`Life`]): whoever
+/// Who the service is changes only while the slot is claimed ([`Lifecycle`]): whoever
 /// holds it, or has it pinned, can rely on that.
 #[repr(C)]
 pub(crate) struct Record {
@@ -31,8 +31,8 @@ pub(crate) struct Record {
     name: AtomicPtr<u8>,
     name_length: AtomicUsize,
     /// Tells the services apart that have had this slot.
-    incarnation: AtomicU64,
-    life: Life,
+    generation: AtomicU64,
+    life: Lifecycle,
     /// What earlier services of this slot have allocated, and freed.
     earlier: Past,
     /// The same with what the service had that ended last.
@@ -75,8 +75,8 @@ impl Record {
                 handle: AtomicU32::new(0),
                 name: AtomicPtr::new(name.as_ptr().cast_mut()),
                 name_length: AtomicUsize::new(name.len()),
-                incarnation: AtomicU64::new(1),
-                life: Life::endless(),
+                generation: AtomicU64::new(1),
+                life: Lifecycle::endless(),
                 earlier: Past::none(),
                 past: Past::none(),
                 family: Family::none(),
@@ -99,24 +99,24 @@ impl Record {
 
     /// A number that the next service of this slot does not have.
     #[inline]
-    pub(crate) fn incarnation(&self) -> u64 {
-        self.incarnation.load(Ordering::Relaxed)
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// The service, as a number that no other one has.
     pub(crate) fn identity(&self) -> (u32, u64) {
-        (self.index(), self.incarnation())
+        (self.index(), self.generation())
     }
 
     /// As if the slot had had many services before this one.
     #[cfg(all(test, not(dogtag_loom)))]
-    pub(crate) fn preset_incarnation(&self, incarnation: u64) {
-        self.incarnation.store(incarnation, Ordering::Relaxed);
+    pub(crate) fn preset_incarnation(&self, generation: u64) {
+        self.generation.store(generation, Ordering::Relaxed);
     }
 
     /// Whether the slot has had as many services as can be told apart: then no other gets it.
     pub(crate) fn is_used_up(&self) -> bool {
-        self.incarnation() >= LAST_INCARNATION
+        self.generation() >= LAST_INCARNATION
     }
 
     pub(crate) fn handle(&self) -> u32 {
@@ -144,7 +144,7 @@ impl Record {
         &self.shared
     }
 
-    pub(crate) const fn life(&self) -> &Life {
+    pub(crate) const fn lifecycle(&self) -> &Lifecycle {
         &self.life
     }
 
@@ -207,7 +207,7 @@ impl Record {
         self.handle.store(handle, Ordering::Relaxed);
         self.name_length.store(name.len(), Ordering::Relaxed);
         self.name.store(Box::into_raw(name).cast(), Ordering::Relaxed);
-        self.incarnation.fetch_add(1, Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::Relaxed);
         self.family.begin();
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.denied.store(0, Ordering::Relaxed);
@@ -219,13 +219,13 @@ impl Record {
     /// Ends the service if nobody holds it. Only by whoever looks after its end.
     pub(crate) fn end(&self) -> bool {
         let end = self.life.end(|| {
-            let sum = ROSTER.sum(self.slot(), &self.shared);
+            let sum = SHARDS.sum(self.slot(), &self.shared);
             sum.is_quiet().then_some(sum.usage)
         });
         let Some(usage) = end else { return false };
         // Or a cookie that something wrote would be believed on the hot path, and the next
         // service of this slot have a free that is not its own.
-        ROSTER.cells(self.slot(), &self.shared).for_each(Cell::abandon);
+        SHARDS.cells(self.slot(), &self.shared).for_each(Cell::abandon);
         self.past.bytes.store(usage.freed_bytes, Ordering::Relaxed);
         self.past.blocks.store(usage.freed_blocks, Ordering::Relaxed);
         true
@@ -234,7 +234,7 @@ impl Record {
     /// Whether the service has no blocks, and no thread is in it.
     #[cfg(any(feature = "interpose", feature = "skynet"))]
     pub(crate) fn is_idle(&self) -> bool {
-        ROSTER.sum(self.slot(), &self.shared).is_quiet()
+        SHARDS.sum(self.slot(), &self.shared).is_quiet()
     }
 
     /// Frees the name of the service that had the slot, which must be claimed.
@@ -367,7 +367,7 @@ fn page(slot: Slot) -> Option<&'static Record> {
 impl Default for Page {
     fn default() -> Self {
         let unused =
-            || Record { shared: Cell::shared(Mark::NONE), life: Life::default(), ..Record::endless("") };
+            || Record { shared: Cell::shared(Mark::NONE), life: Lifecycle::default(), ..Record::endless("") };
         Self(std::array::from_fn(|_| unused()))
     }
 }
@@ -392,7 +392,7 @@ mod model {
             // Else loom, who keeps one access in mind, would not try what comes before.
             thread::yield_now();
             for record in all() {
-                record.life().pinned(|| {
+                record.lifecycle().pinned(|| {
                     let known = [("unattributed", 0), ("one", 3), ("another", 7)];
                     assert!(known.contains(&(record.name(), record.handle())), "{:?}", record.name());
                 });

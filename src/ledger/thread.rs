@@ -10,23 +10,23 @@
 //! `malloc`. That is another allocator, or dogtag as the program itself has it, which
 //! needs no such call.
 //!
-//! A thread begins at the unattributed service's shared cell, whose door is
+//! A thread begins at the unattributed service's shared cell, whose threshold is
 //! shut. So its first allocation leaves the hot path, gets a shard and comes
 //! back; no flag is asked on the way. When the thread ends it is put back to a
 //! shared cell, and what late destructors do is counted there, atomically. The
 //! same happens when the system refuses memory for a shard.
 
-use crate::cookie::{Mark, Slot};
 use crate::ledger::account::Account;
+use crate::ledger::aggregate::SHARDS;
+use crate::ledger::anomalies;
 use crate::ledger::cell::Cell;
-use crate::ledger::mishap;
 #[cfg(feature = "memory-check")]
 pub(crate) use crate::ledger::shard::KEEPSAKES;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
 #[cfg(feature = "memory-check")]
 use crate::ledger::slots;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
-use crate::ledger::sums::ROSTER;
+use crate::owner::{Mark, Slot};
 #[cfg(feature = "memory-check")]
 use crate::sync::AtomicPtr;
 use crate::sync::Ordering;
@@ -55,7 +55,7 @@ pub(crate) fn cell(mark: Mark) -> &'static Cell {
 }
 
 /// Where the calling thread counts for a service, whatever state it is in.
-/// Behind the door: maps memory if need be.
+/// Behind the threshold: maps memory if need be.
 pub(crate) fn account(record: &'static Record) -> Account {
     with(|thread| thread.account(record))
 }
@@ -145,7 +145,7 @@ pub(crate) fn leave_for(former: &'static Record) {
 /// back to it later. By whoever holds it.
 #[cfg(feature = "tracing-layer")]
 #[inline]
-pub(crate) fn hold(record: &'static Record) {
+pub(crate) fn retain(record: &'static Record) {
     with(|thread| {
         thread.stay();
         match thread.own_or_shared(record) {
@@ -155,10 +155,10 @@ pub(crate) fn hold(record: &'static Record) {
     });
 }
 
-/// Takes a [`hold`] back, or the count of a service that [`enter`] returned.
+/// Takes a [`retain`] back, or the count of a service that [`enter`] returned.
 #[cfg(feature = "tracing-layer")]
 #[inline]
-pub(crate) fn let_go(record: &'static Record) {
+pub(crate) fn release(record: &'static Record) {
     with(|thread| {
         thread.stay_no_more();
         thread.count_out(record);
@@ -332,7 +332,7 @@ pub(crate) fn keepsake(number: usize) -> Option<&'static AtomicPtr<()>> {
 /// That place of every shard there is, whether a thread has it or not.
 #[cfg(feature = "memory-check")]
 pub(crate) fn keepsakes(number: usize) -> impl Iterator<Item = &'static AtomicPtr<()>> {
-    ROSTER.shards().map(move |shard| shard.keepsake(number))
+    SHARDS.shards().map(move |shard| shard.keepsake(number))
 }
 
 /// The calling thread's number, 0 until it is set.
@@ -388,7 +388,7 @@ impl Thread {
     }
 
     /// Has the thread charge to that service, and says where. A thread that does
-    /// not have the cell yet, or never will, gets it from the door on the way to
+    /// not have the cell yet, or never will, gets it from the threshold on the way to
     /// its next allocation.
     #[inline]
     fn find(&self, record: &'static Record) -> Account {
@@ -420,7 +420,7 @@ impl Thread {
     #[cold]
     fn note_sharing(&self) {
         if !self.detached.get() && !self.shares.replace(true) {
-            mishap::SHARING.add(0);
+            anomalies::SHARING.add(0);
         }
     }
 
@@ -428,7 +428,7 @@ impl Thread {
         if self.detached.get() {
             return None;
         }
-        let shard = ROSTER.acquire()?;
+        let shard = SHARDS.acquire()?;
         // Complete before the system is asked to remember the hook: it may
         // allocate for that, from us where `malloc` is ours too.
         self.shard.set(Some(shard));
@@ -453,7 +453,7 @@ impl Thread {
         self.cell.set(self.record.get().shared());
         self.directory.set(&EMPTY_DIRECTORY);
         if let Some(shard) = self.shard.take() {
-            ROSTER.release(shard);
+            SHARDS.release(shard);
         }
     }
 }

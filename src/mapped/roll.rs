@@ -2,9 +2,9 @@
 
 use super::window::Window;
 use super::{MapError, Region};
+use crate::format::beginning;
 use crate::service;
 use crate::sync::{AtomicPtr, Mutex, MutexGuard, Ordering};
-use crate::table::beginning;
 use std::cell::Cell;
 use std::ops::Range;
 use std::ptr::NonNull;

@@ -1,6 +1,6 @@
 //! What is said of regions.
 
-use crate::table::{Bytes, Grouped, printable};
+use crate::format::{Bytes, Grouped, printable};
 use std::fmt;
 
 /// A region in a [`Snapshot`](crate::Snapshot).

@@ -20,7 +20,7 @@ impl Service {
     pub fn parent(&self) -> Option<Self> {
         let record = self.record.family().parent()?;
         // The child holds it.
-        record.life().revive().then(|| Self { record })
+        record.lifecycle().revive().then(|| Self { record })
     }
 
     /// What this service and all below it have allocated and freed, those that
@@ -52,7 +52,7 @@ impl Service {
         fork::prepare();
         let tree = Tree::lock();
         let mut sum = Usage::default();
-        family::members(self.record, Some(&tree), |member| {
+        family::descendants(self.record, Some(&tree), |member| {
             sum = sum.and(ledger::usage(member)).and(member.family().past());
         });
         sum
@@ -79,7 +79,7 @@ mod tests {
         // A sibling for whoever gets the branch's slot.
         let mut others = vec![child("other", &other)];
         let mut met = Vec::new();
-        let is_whole = family::members(root.record, None, |member| {
+        let is_whole = family::descendants(root.record, None, |member| {
             met.push(member.index());
             if met.len() == 3 {
                 branch.take();

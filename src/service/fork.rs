@@ -6,7 +6,7 @@ use super::retirement::{self, SpareGuard};
 use crate::backend;
 use crate::ledger::family::Tree;
 use crate::ledger::thread::Stay;
-use crate::ledger::{due, slots};
+use crate::ledger::{pending_events, slots};
 #[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
 use crate::sync::AtomicBool;
 use crate::sync::{AtomicUsize, Ordering};
@@ -149,10 +149,10 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     // Those who would have are not there.
-    due::none_announces();
+    pending_events::none_announces();
     slots::all()
-        .filter_map(|record| record.family().household())
-        .for_each(|household| household.budget.land_all());
+        .filter_map(|record| record.family().limit_group())
+        .for_each(|limit_group| limit_group.budget.land_all());
     // SAFETY: as above; a child is as if its thread had taken the locks.
     drop(unsafe { (*HELD.0.get()).take() });
 }

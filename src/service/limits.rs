@@ -2,13 +2,13 @@
 
 use super::scope::Scope;
 use super::{Service, fork};
-use crate::announce;
 use crate::contained::{contain, drop_contained};
+use crate::events;
 use crate::ledger::budget::{Grants, NONE};
-use crate::ledger::door;
-use crate::ledger::due::{self, News};
 use crate::ledger::family::{self, Tree};
+use crate::ledger::pending_events::{self, EventFlags};
 use crate::ledger::slots::{self, Record};
+use crate::ledger::threshold;
 use crate::sync::Ordering;
 use crate::sys;
 use dashmap::DashMap;
@@ -72,7 +72,7 @@ impl Service {
     /// Whether it is under a limit, its own or of one above it.
     #[cfg(feature = "pool")]
     pub(crate) fn is_limited(&self) -> bool {
-        door::is_limited(self.record)
+        threshold::is_limited(self.record)
     }
 
     /// The bytes from which on it is announced that this service and its children
@@ -102,11 +102,11 @@ impl Service {
     pub fn headroom(&self) -> Option<u64> {
         fork::prepare();
         let tree = Tree::lock();
-        family::limited_chain(self.record)
+        family::limited_ancestors(self.record)
             .filter_map(|record| {
                 let hard = limits(record).0?;
                 // Locked, it does not change.
-                let live = door::live(record, Some(&tree), Grants::TakeBack)?;
+                let live = threshold::live(record, Some(&tree), Grants::TakeBack)?;
                 Some(hard.saturating_sub(live.at_most))
             })
             .min()
@@ -141,7 +141,7 @@ impl Limits {
         let _scope = Scope::enter(&slots::UNATTRIBUTED);
         if let Some(on_soft) = &self.on_soft {
             // Who has none has no callback either.
-            record.family().household_or_new();
+            record.family().limit_group_or_new();
             let former = {
                 let _gate = fork::gate();
                 ON_SOFT_LIMIT.get_or_init(DashMap::new).insert(record.index(), Arc::clone(on_soft))
@@ -158,16 +158,15 @@ impl Limits {
 /// Hard and soft.
 pub(crate) fn limits(record: &Record) -> (Option<u64>, Option<u64>) {
     let limit = |bytes| (bytes != NONE).then_some(bytes);
-    record
-        .family()
-        .household()
-        .map_or((None, None), |household| (limit(household.budget.hard()), limit(household.budget.soft())))
+    record.family().limit_group().map_or((None, None), |limit_group| {
+        (limit(limit_group.budget.hard()), limit(limit_group.budget.soft()))
+    })
 }
 
 /// For a service that has ended. Does not allocate: there may be no memory where something is
 /// dropped.
 pub(super) fn forget(record: &'static Record) {
-    if record.family().household().is_some()
+    if record.family().limit_group().is_some()
         && let Some(on_soft_limit) = ON_SOFT_LIMIT.get()
     {
         let forgotten = {
@@ -185,12 +184,12 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
     fork::prepare();
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
     let tree = Tree::lock();
-    let household = record.family().household_or_new();
+    let limit_group = record.family().limit_group_or_new();
     let (hard, soft) = limits(record);
     let (hard, soft) = change(hard, soft);
-    household.budget.set(hard.unwrap_or(NONE), soft.unwrap_or(NONE));
+    limit_group.budget.set(hard.unwrap_or(NONE), soft.unwrap_or(NONE));
     tree.note_limits(record);
-    door::shut(&tree, record);
+    threshold::shut(&tree, record);
     drop(tree);
     if hard.is_some() || soft.is_some() {
         start_announcer();
@@ -203,31 +202,31 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
 ///
 /// If there is no thread to be had, whoever ends a scope later tries again.
 pub(crate) fn start_announcer() {
-    if due::is_off() || due::HAS_ANNOUNCER.swap(true, Ordering::SeqCst) {
+    if pending_events::is_off() || pending_events::HAS_ANNOUNCER.swap(true, Ordering::SeqCst) {
         return;
     }
     let announce = || {
         loop {
             // A service's beginning before what it meets.
-            announce::tell();
-            due::take(|record, news| announce(Service { record }, news));
-            due::BELL.wait();
+            events::tell();
+            pending_events::take(|record, news| announce(Service { record }, news));
+            pending_events::PARKER.park();
         }
     };
     if !sys::spawn(announce) {
-        due::HAS_ANNOUNCER.store(false, Ordering::SeqCst);
-        due::ask_for_attention();
+        pending_events::HAS_ANNOUNCER.store(false, Ordering::SeqCst);
+        pending_events::ask_for_attention();
     }
 }
 
-fn announce(service: Service, news: News) {
+fn announce(service: Service, news: EventFlags) {
     // A panic of a subscriber or a callback must not end the announcements, nor a scope that one of
     // them forgets keep this thread.
     let in_no_service = |work: &dyn Fn()| {
         let _scope = Scope::enter(&slots::UNATTRIBUTED);
         contain(work);
     };
-    if news.has(News::DENIED) {
+    if news.has(EventFlags::DENIED) {
         in_no_service(&|| {
             let usage = service.usage_with_children();
             tracing::warn!(
@@ -241,7 +240,7 @@ fn announce(service: Service, news: News) {
             );
         });
     }
-    if !news.has(News::CROSSED) {
+    if !news.has(EventFlags::CROSSED) {
         return;
     }
     in_no_service(&|| {

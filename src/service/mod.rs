@@ -135,7 +135,7 @@ impl Service {
     pub fn current() -> Self {
         let record = thread::current_record();
         // That the thread is in it keeps it.
-        if record.life().revive() { Self { record } } else { Self::unattributed() }
+        if record.lifecycle().revive() { Self { record } } else { Self::unattributed() }
     }
 
     /// The service of what nobody claims, named `unattributed`, with handle 0.
@@ -145,7 +145,7 @@ impl Service {
     /// assert_eq!(dogtag::Service::unattributed().name(), "unattributed");
     /// ```
     pub fn unattributed() -> Self {
-        slots::UNATTRIBUTED.life().hold();
+        slots::UNATTRIBUTED.lifecycle().retain();
         Self { record: &slots::UNATTRIBUTED }
     }
 
@@ -262,14 +262,14 @@ impl Service {
     /// Another clone of a service that somebody holds.
     #[cfg(feature = "tracing-layer")]
     pub(crate) fn of_held(record: &'static slots::Record) -> Self {
-        record.life().hold();
+        record.lifecycle().retain();
         Self { record }
     }
 
     /// Another clone of whatever service has that record, if it has a clone.
     #[cfg(feature = "tracing-layer")]
     pub(crate) fn try_of(record: &'static slots::Record) -> Option<Self> {
-        record.life().try_hold().then(|| Self { record })
+        record.lifecycle().try_hold().then(|| Self { record })
     }
 
     /// A clone that C has.
@@ -306,7 +306,7 @@ impl Clone for Service {
     /// Another owner of the service: an atomic addition.
     #[inline]
     fn clone(&self) -> Self {
-        self.record.life().hold();
+        self.record.lifecycle().retain();
         Self { record: self.record }
     }
 }
@@ -316,7 +316,7 @@ impl Drop for Service {
     /// each thread.
     #[inline]
     fn drop(&mut self) {
-        if self.record.life().let_go() {
+        if self.record.lifecycle().release() {
             retirement::retire(self.record);
         }
     }
@@ -461,7 +461,7 @@ mod tests {
         let slot = service.record.slot();
         assert!(slots::record(slot).is_some());
         drop(service);
-        // So behind the door a cookie with that slot is not believed.
+        // So behind the threshold a cookie with that slot is not believed.
         assert!(slots::record(slot).is_none());
     }
 
@@ -499,6 +499,6 @@ mod tests {
         let service = Service::register("over in a moment").unwrap();
         let record = service.record;
         drop(service);
-        assert!(!record.life().is_in_use() && !record.life().revive());
+        assert!(!record.lifecycle().is_in_use() && !record.lifecycle().revive());
     }
 }

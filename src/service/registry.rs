@@ -9,14 +9,14 @@
 //! one may take its place. No clone is dropped here while a map is locked, since
 //! it might be the last.
 
-use crate::announce;
-use crate::ledger::door;
+use crate::events;
+use crate::format::beginning;
 use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
+use crate::ledger::threshold;
 use crate::service::scope::Scope;
 use crate::service::{Plan, Service, fork, retirement};
 use crate::sync::{AtomicU32, Ordering};
-use crate::table::beginning;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::borrow::Borrow;
@@ -146,9 +146,9 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
     if let Some(parent) = plan.parent.clone() {
         let tree = Tree::lock();
         tree.adopt(ManuallyDrop::new(parent).record, record);
-        if door::is_limited(record) {
+        if threshold::is_limited(record) {
             // Threads may have cells of the slot, opened for another service.
-            door::shut(&tree, record);
+            threshold::shut(&tree, record);
         }
     }
     plan.limits.set(record);
@@ -156,7 +156,7 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
     loop {
         return match publish(record) {
             Ok(()) => {
-                announce::registered(&new);
+                events::registered(&new);
                 Ok(new)
             }
             Err(Conflict::Name(living)) => as_planned(living, plan),
@@ -233,7 +233,7 @@ impl Eq for ByName {}
 /// A clone of a service that is in a map which the caller has locked.
 fn living(record: &'static Record) -> Option<Service> {
     // Not `then_some`: what is made in vain would let go of a clone that there is not.
-    record.life().try_hold().then(|| Service { record })
+    record.lifecycle().try_hold().then(|| Service { record })
 }
 
 /// The name is taken; is it by whom the caller means?
@@ -327,11 +327,11 @@ mod tests {
     #[test]
     fn a_service_without_clones_is_not_found_and_stays_as_it_is() {
         let record = ManuallyDrop::new(Service::register("about to be removed").unwrap()).record;
-        assert!(record.life().let_go());
+        assert!(record.lifecycle().release());
         assert_eq!(by_name("about to be removed"), None);
         assert_eq!(by_handle(record.handle()), None);
-        assert!(record.life().is_in_use() && record.life().is_retired());
+        assert!(record.lifecycle().is_in_use() && record.lifecycle().is_retired());
         retirement::retire(record);
-        assert!(!record.life().is_in_use());
+        assert!(!record.lifecycle().is_in_use());
     }
 }

@@ -6,10 +6,10 @@
 //! dropped, and there are never many more slots than services that live, or
 //! have lived and left blocks behind.
 
-use crate::announce;
-use crate::cookie::Slot;
+use crate::events;
 use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
+use crate::owner::Slot;
 use crate::service::scope::Scope;
 use crate::service::{fork, limits, registry};
 use crate::sync::{Mutex, MutexGuard};
@@ -25,7 +25,7 @@ pub(super) fn retire(record: &'static Record) {
     // Its end may be that of its parent, and so on.
     while let Some(record) = retired {
         registry::remove(record);
-        announce::retired(record.name(), record.handle());
+        events::retired(record.name(), record.handle());
         retired = match end(record) {
             Ok(parent) => parent,
             Err(Lives) => {
@@ -128,9 +128,9 @@ fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
         return Err(Lives);
     }
     let parent = record.family().parent().and_then(|_| Tree::lock().part(record));
-    if KEPT == 0 && record.life().claim() {
+    if KEPT == 0 && record.lifecycle().claim() {
         record.forget_name();
-        record.life().abandon();
+        record.lifecycle().abandon();
     }
     limits::forget(record);
     if !record.is_used_up() {
@@ -138,7 +138,7 @@ fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
         let free = if record.slot().is_short() { &mut spare.short } else { &mut spare.long };
         free.push_back(record);
     }
-    Ok(parent.filter(|parent| parent.life().let_go()))
+    Ok(parent.filter(|parent| parent.lifecycle().release()))
 }
 
 /// A slot that was never used, claimed, for which there is room in the queues.
@@ -155,8 +155,8 @@ fn claim_free() -> Option<&'static Record> {
     [short, long].into_iter().filter(|free| free.len() > KEPT).find_map(|free| {
         // One that a reader still looks at is passed over.
         let index = match KEPT {
-            0 => free.iter().rposition(|record| record.life().claim()),
-            _ => free.iter().position(|record| record.life().claim()),
+            0 => free.iter().rposition(|record| record.lifecycle().claim()),
+            _ => free.iter().position(|record| record.lifecycle().claim()),
         }?;
         free.remove(index)
     })
@@ -173,7 +173,7 @@ mod tests {
         let record = service.record;
         record.preset_incarnation(slots::LAST_INCARNATION);
         drop(service);
-        assert!(!record.life().is_in_use());
+        assert!(!record.lifecycle().is_in_use());
         // With memory-check a slot waits until there are many others.
         for _ in 0..2 {
             let others: Vec<Service> =

@@ -1,6 +1,6 @@
 //! The stretch of code that runs on behalf of a service.
 
-use crate::announce;
+use crate::events;
 use crate::ledger::slots::Record;
 use crate::ledger::thread;
 use std::marker::PhantomData;
@@ -57,6 +57,6 @@ impl Drop for Scope<'_> {
     #[inline]
     fn drop(&mut self) {
         thread::leave_for(self.previous);
-        announce::deliver();
+        events::deliver();
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::field::{Backend, Field, Image, PLOT, PLOTS, wild_write};
 use crate::random::{Random, seed};
-use dogtag::check::{self, Crime, Reaction, Violation};
+use dogtag::check::{self, Reaction, Violation, ViolationKind};
 use dogtag::{Dogtag, Service, Usage};
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::HashMap;
@@ -23,12 +23,12 @@ const GUARD: usize = 16;
 /// Of the particulars, who freed a block that is live: reports need it, and nothing else does.
 const UNUSED: [Range<usize>; 2] = [0..8, 12..16];
 
-static TOLD: Mutex<Vec<(Crime, usize)>> = Mutex::new(Vec::new());
+static TOLD: Mutex<Vec<(ViolationKind, usize)>> = Mutex::new(Vec::new());
 
 fn tell(violation: &Violation) -> Reaction {
     // As reports do.
     let _ = violation.to_string();
-    TOLD.lock().unwrap().push((violation.crime(), violation.address()));
+    TOLD.lock().unwrap().push((violation.kind(), violation.address()));
     Reaction::Leak
 }
 
@@ -228,7 +228,7 @@ impl World {
 
     /// What memory-check will find about a live block: whether its particulars are whole, and
     /// a crime, if there is one.
-    fn found(&self, block: &Block) -> (bool, Option<Crime>) {
+    fn found(&self, block: &Block) -> (bool, Option<ViolationKind>) {
         let start = self.field.offset_of(block.address.addr());
         let end = start + block.layout.size();
         let head = self.field.bytes(start - HEAD..start);
@@ -236,9 +236,9 @@ impl World {
         let is_used = |place: &usize| !UNUSED.iter().any(|unused| unused.contains(place));
         let is_known = !(0..HEAD - GUARD).filter(is_used).any(|place| differs(&place));
         let crime = match is_known {
-            false => Some(Crime::Underrun),
-            true if self.field.bytes(end..end + GUARD) != block.tail => Some(Crime::Overrun),
-            true if (HEAD - GUARD..HEAD).any(|place| differs(&place)) => Some(Crime::Underrun),
+            false => Some(ViolationKind::Underrun),
+            true if self.field.bytes(end..end + GUARD) != block.tail => Some(ViolationKind::Overrun),
+            true if (HEAD - GUARD..HEAD).any(|place| differs(&place)) => Some(ViolationKind::Underrun),
             true => None,
         };
         (is_known, crime)
@@ -271,7 +271,7 @@ impl World {
     }
 
     /// A block was freed of which that was found.
-    fn gone(&mut self, block: Block, (is_known, crime): (bool, Option<Crime>)) {
+    fn gone(&mut self, block: Block, (is_known, crime): (bool, Option<ViolationKind>)) {
         self.tally.freed += 1;
         let refunded = if is_known { &mut self.figures[block.owner].freed } else { &mut self.lost };
         add(refunded, block.layout.size());
@@ -282,7 +282,7 @@ impl World {
             Some(crime) => {
                 self.take_told(crime, address);
                 match crime {
-                    Crime::Overrun => self.tally.overruns += 1,
+                    ViolationKind::Overrun => self.tally.overruns += 1,
                     _ => self.tally.underruns += 1,
                 }
                 self.image.assert_whole(self.image.around(address));
@@ -301,7 +301,7 @@ impl World {
         self.assert_figures();
     }
 
-    fn take_told(&mut self, crime: Crime, address: usize) {
+    fn take_told(&mut self, crime: ViolationKind, address: usize) {
         let mut told = TOLD.lock().unwrap();
         let place = told.iter().position(|told| *told == (crime, address));
         assert!(place.is_some(), "{crime} of {address:#x} is not told of: {told:?}");
@@ -327,7 +327,7 @@ impl World {
         }
         let told = std::mem::take(&mut *TOLD.lock().unwrap());
         for (crime, address) in told {
-            assert_eq!(crime, Crime::WriteAfterFree, "{address:#x}");
+            assert_eq!(crime, ViolationKind::WriteAfterFree, "{address:#x}");
             let freed = self.freed.remove(&address).expect("a block that was in quarantine");
             assert!(!is_whole(self.field, &freed), "{address:#x} was not written to");
             self.tally.writes_after_free += 1;

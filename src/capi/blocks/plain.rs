@@ -6,11 +6,11 @@
 
 use super::ALIGN;
 use crate::capi::identity;
-use crate::cookie::tail::{self, Beside};
-use crate::cookie::{LARGE, Slot};
-use crate::ledger::door::{self, Replaced};
 use crate::ledger::slots::{self, Record, UNATTRIBUTED};
-use crate::ledger::{mishap, thread};
+use crate::ledger::threshold::{self, Replaced};
+use crate::ledger::{anomalies, thread};
+use crate::owner::unsized_free::{self, Beside};
+use crate::owner::{LARGE, Slot};
 use crate::sync::{AtomicU16, Ordering};
 use std::ffi::c_int;
 use std::ptr;
@@ -24,9 +24,9 @@ pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
     if usable == 0 {
         return allocate_large::<ZEROED>(size);
     }
-    let size_of_block = tail::short_size(usable);
-    if thread::current().stops(size_of_block) {
-        return allocate_behind_the_door::<ZEROED>(size);
+    let size_of_block = unsized_free::short_size(usable);
+    if thread::current().needs_slow_path(size_of_block) {
+        return allocate_slow::<ZEROED>(size);
     }
     // SAFETY: the size is not 0.
     let block: *mut u8 = unsafe { jemalloc::malloc(usable) }.cast();
@@ -37,7 +37,7 @@ pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
             if ZEROED {
                 block.write_bytes(0, size_of_block);
             }
-            tail::write_short(block, usable, cell.mark());
+            unsized_free::write_short(block, usable, cell.mark());
         }
         cell.charge(size_of_block);
     }
@@ -62,15 +62,15 @@ pub(crate) unsafe fn free(block: *mut u8) {
     let usable = Beside::of(block).small_usable();
     // SAFETY: the block is live, by the caller's promise.
     unsafe {
-        if tail::is_large(usable) {
+        if unsized_free::is_large(usable) {
             return free_large(block);
         }
-        let mark = tail::read_mark(block, usable);
+        let mark = unsized_free::read_mark(block, usable);
         let cell = thread::cell(mark);
         if cell.mark() != mark {
-            return free_behind_the_door(block, usable);
+            return free_slow(block, usable);
         }
-        cell.refund(tail::short_size(usable));
+        cell.refund(unsized_free::short_size(usable));
         jemalloc::sdallocx(block.cast(), usable, 0);
     }
 }
@@ -124,28 +124,28 @@ pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
     unsafe {
         let usable = usable_of(block);
         let new_usable = small_usable(size);
-        let mark = tail::read_mark(block, usable);
+        let mark = unsized_free::read_mark(block, usable);
         let owner = thread::cell(mark);
         if new_usable == 0
-            || tail::is_large(usable)
+            || unsized_free::is_large(usable)
             || owner.mark() != mark
-            || thread::current().stops(tail::short_size(new_usable))
+            || thread::current().needs_slow_path(unsized_free::short_size(new_usable))
         {
-            return resize_behind_the_door(block, usable, size);
+            return resize_slow(block, usable, size);
         }
-        let (old_size, new_size) = (tail::short_size(usable), tail::short_size(new_usable));
+        let (old_size, new_size) = (unsized_free::short_size(usable), unsized_free::short_size(new_usable));
         let mut moved = block;
         if new_usable != usable {
             moved = jemalloc::malloc(new_usable).cast();
             if moved.is_null() {
-                return resize_behind_the_door(block, usable, size);
+                return resize_slow(block, usable, size);
             }
             ptr::copy_nonoverlapping(block, moved, old_size.min(new_size));
             jemalloc::sdallocx(block.cast(), usable, 0);
         }
         owner.refund(old_size);
         let cell = thread::current();
-        tail::write_short(moved, new_usable, cell.mark());
+        unsized_free::write_short(moved, new_usable, cell.mark());
         cell.charge(new_size);
         moved
     }
@@ -160,7 +160,7 @@ pub(crate) unsafe fn size(block: *mut u8) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
         let usable = usable_of(block);
-        tail::size(usable, tail::read(block, usable).unwrap_or(Slot::UNATTRIBUTED))
+        unsized_free::size(usable, unsized_free::read(block, usable).unwrap_or(Slot::UNATTRIBUTED))
     }
 }
 
@@ -171,16 +171,16 @@ fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
         Some(usable) if size >= LARGE => usable.load(Ordering::Relaxed).into(),
         _ => usable_for(size, Slot::UNATTRIBUTED, 0),
     };
-    if !tail::is_large(usable) || thread::current().stops(usable) {
-        return allocate_behind_the_door::<ZEROED>(size);
+    if !unsized_free::is_large(usable) || thread::current().needs_slow_path(usable) {
+        return allocate_slow::<ZEROED>(size);
     }
     let block = from_jemalloc::<ZEROED>(usable);
     if !block.is_null() {
         let cell = thread::current();
-        if tail::write_large(block, usable, cell.mark()) {
+        if unsized_free::write_large(block, usable, cell.mark()) {
             cell.charge(usable);
         } else {
-            mishap::charge_ownerless(usable);
+            anomalies::charge_ownerless(usable);
         }
     }
     block
@@ -188,7 +188,7 @@ fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
 
 #[cold]
 #[inline(never)]
-fn allocate_behind_the_door<const ZEROED: bool>(size: usize) -> *mut u8 {
+fn allocate_slow<const ZEROED: bool>(size: usize) -> *mut u8 {
     learn_sizes();
     placed(size, 0, None, from_jemalloc::<ZEROED>)
 }
@@ -201,12 +201,12 @@ unsafe fn free_large(block: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe {
         let usable = usable_of(block);
-        let mark = tail::read_mark(block, usable);
+        let mark = unsized_free::read_mark(block, usable);
         let cell = thread::cell(mark);
         if cell.mark() != mark {
-            return free_behind_the_door(block, usable);
+            return free_slow(block, usable);
         }
-        cell.refund(tail::size(usable, Slot::UNATTRIBUTED));
+        cell.refund(unsized_free::size(usable, Slot::UNATTRIBUTED));
         // With the size it would be no faster for these.
         jemalloc::free(block.cast());
     }
@@ -217,7 +217,7 @@ unsafe fn free_large(block: *mut u8) {
 /// As for [`free`], and it has so many usable bytes.
 #[cold]
 #[inline(never)]
-unsafe fn free_behind_the_door(block: *mut u8, usable: usize) {
+unsafe fn free_slow(block: *mut u8, usable: usize) {
     // SAFETY: the caller's promise.
     unsafe {
         Old::of(block, usable).refund();
@@ -227,10 +227,10 @@ unsafe fn free_behind_the_door(block: *mut u8, usable: usize) {
 
 /// # Safety
 ///
-/// As for [`free_behind_the_door`].
+/// As for [`free_slow`].
 #[cold]
 #[inline(never)]
-unsafe fn resize_behind_the_door(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
+unsafe fn resize_slow(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
     // SAFETY: the caller's promise.
     let old = unsafe { Old::of(block, usable) };
     let is_growth = size > old.size;
@@ -267,12 +267,12 @@ fn placed(
     if usable == 0 {
         return ptr::null_mut();
     }
-    let size = tail::size(usable, slot);
+    let size = unsized_free::size(usable, slot);
     let replaced = old.map(|(old, stays)| {
         // Of what is lost, somebody has to be the owner from now on.
         Replaced { owner: old.owner.unwrap_or(&UNATTRIBUTED), size: old.size, stays }
     });
-    let Some(admitted) = door::ask(account, record, size, replaced) else {
+    let Some(admitted) = threshold::ask(account, record, size, replaced) else {
         return ptr::null_mut();
     };
     let block = place(usable);
@@ -282,11 +282,11 @@ fn placed(
             old.refund();
         }
         // SAFETY: so many bytes were allocated just now.
-        if unsafe { tail::write(block, usable, slot) } {
+        if unsafe { unsized_free::write(block, usable, slot) } {
             admitted.charge(size);
         } else {
             drop(admitted);
-            mishap::charge_ownerless(size);
+            anomalies::charge_ownerless(size);
         }
     }
     block
@@ -303,17 +303,17 @@ struct Old {
 impl Old {
     /// # Safety
     ///
-    /// As for [`free_behind_the_door`].
+    /// As for [`free_slow`].
     unsafe fn of(block: *mut u8, usable: usize) -> Self {
         // SAFETY: the caller's promise.
-        let owner = unsafe { tail::read(block, usable) }.and_then(slots::record);
-        Self { owner, size: tail::size(usable, owner.map_or(Slot::UNATTRIBUTED, Record::slot)) }
+        let owner = unsafe { unsized_free::read(block, usable) }.and_then(slots::record);
+        Self { owner, size: unsized_free::size(usable, owner.map_or(Slot::UNATTRIBUTED, Record::slot)) }
     }
 
     fn refund(&self) {
         match self.owner {
             Some(owner) => thread::account(owner).refund(self.size),
-            None => mishap::LOST.add(self.size),
+            None => anomalies::LOST.add(self.size),
         }
     }
 }
@@ -339,7 +339,7 @@ unsafe fn usable_of(block: *mut u8) -> usize {
 /// that is more than there can be.
 fn usable_for(size: usize, slot: Slot, flags: c_int) -> usize {
     // C's pointers have to be subtracted.
-    match tail::request(size, slot).filter(|&request| request <= isize::MAX as usize) {
+    match unsized_free::request(size, slot).filter(|&request| request <= isize::MAX as usize) {
         // SAFETY: asks for a size class, changes nothing.
         Some(request) => unsafe { jemalloc::nallocx(request.max(ALIGN), flags) },
         None => 0,
@@ -358,7 +358,7 @@ fn small_usable(size: usize) -> usize {
     if size > MOST_SMALL {
         return 0;
     }
-    SMALL[(tail::short_request(size) - 1) / GRANULE].load(Ordering::Relaxed).into()
+    SMALL[(unsized_free::short_request(size) - 1) / GRANULE].load(Ordering::Relaxed).into()
 }
 
 /// Usable bytes by the granule that a request ends in.
@@ -368,7 +368,7 @@ static SMALL: [AtomicU16; GRANULES] = [const { AtomicU16::new(0) }; GRANULES];
 const GRANULE: usize = 8;
 const GRANULES: usize = LARGE / GRANULE;
 /// Those of the last granule may be large.
-const MOST_SMALL: usize = tail::short_size(LARGE);
+const MOST_SMALL: usize = unsized_free::short_size(LARGE);
 
 /// The same for large blocks of up to 16 KiB, by the KiB that they end in; 0 up to 4 KiB.
 static MEDIUM: [AtomicU16; 16] = [const { AtomicU16::new(0) }; 16];
@@ -387,7 +387,7 @@ fn learn_sizes() {
     for (granule, usable) in SMALL.iter().enumerate().rev() {
         // SAFETY: asks for a size class, changes nothing.
         let found = unsafe { jemalloc::nallocx(((granule + 1) * GRANULE).max(ALIGN), 0) };
-        if !tail::is_large(found) {
+        if !unsized_free::is_large(found) {
             usable.store(found as u16, Ordering::Relaxed);
         }
     }

@@ -51,15 +51,15 @@ mod tests {
 
     const SLOT: Slot = Slot::UNATTRIBUTED;
 
-    fn new_roster() -> (Arc<Roster>, Arc<Cell>) {
-        (Arc::new(Roster::new()), Arc::new(Cell::shared(SLOT.mark())))
+    fn new_roster() -> (Arc<ShardList>, Arc<Cell>) {
+        (Arc::new(ShardList::new()), Arc::new(Cell::shared(SLOT.mark())))
     }
 
     #[test]
     fn nothing_is_lost_when_shards_change_hands() {
         model(|| {
             let (roster, shared) = new_roster();
-            let work = |roster: &Roster, size| {
+            let work = |roster: &ShardList, size| {
                 let shard = roster.acquire().unwrap();
                 shard.claim(SLOT).unwrap().charge(size);
                 roster.release(shard);
@@ -99,7 +99,7 @@ mod tests {
             };
             roster.release(a);
             roster.release(b);
-            let take = move |roster: &Roster, owned: &[AtomicBool; 3]| {
+            let take = move |roster: &ShardList, owned: &[AtomicBool; 3]| {
                 let shard = roster.acquire().unwrap();
                 // A third shard can only be one's own.
                 let flag = (index(shard) < 2).then(|| &owned[index(shard)]);
@@ -109,7 +109,7 @@ mod tests {
                 (shard, flag.is_some())
             };
             let put =
-                move |roster: &Roster, owned: &[AtomicBool; 3], (shard, known): (&'static Shard, bool)| {
+                move |roster: &ShardList, owned: &[AtomicBool; 3], (shard, known): (&'static Shard, bool)| {
                     if known {
                         owned[index(shard)].store(false, Ordering::Release);
                     }

@@ -4,8 +4,8 @@
 //! waits for the courier, but not for ever.
 
 use super::violation::Violation;
-use crate::announce;
 use crate::contained::{contain, drop_contained};
+use crate::events;
 use crate::ledger::thread::Inside;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys;
@@ -17,7 +17,7 @@ use std::time::Duration;
 /// not yet: there is no thread for it, or what it needs is locked.
 pub(crate) fn deliver(violation: &Violation) -> bool {
     let receipt = Receipt::new();
-    let subscriber = announce::subscriber();
+    let subscriber = events::subscriber();
     let work = {
         let violation = *violation;
         move || {
@@ -81,7 +81,7 @@ fn emit(violation: &Violation) {
     let freed = violation.freed();
     tracing::error!(
         target: "dogtag",
-        crime = %violation.crime(),
+        crime = %violation.kind(),
         operation = %violation.operation(),
         address = format_args!("{:#x}", violation.address()),
         size = violation.layout().map(|layout| layout.size()),

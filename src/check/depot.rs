@@ -1,7 +1,7 @@
 //! All magazines of the process: in rings, kept by threads, and free ones.
 
-use super::kept::{Kept, Place, put};
-use super::numbers::{Identity, NUMBERS};
+use super::instance_id::{Identity, NUMBERS};
+use super::magazine::{Kept, Place, put};
 use super::quarantine::{MAGAZINE, Magazine, Magazines};
 use super::settings::Settings;
 use crate::ledger::thread;

@@ -1,4 +1,4 @@
-//! Behind the door: what an allocation asks for that the hot path does not let
+//! Behind the threshold: what an allocation asks for that the hot path does not let
 //! through.
 //!
 //! May this allocation be made, under the limits of its service and of those
@@ -7,12 +7,12 @@
 //! latter only.
 
 use crate::ledger::account::Account;
+use crate::ledger::aggregate::SHARDS;
 use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST, Live};
 use crate::ledger::cell::Cell;
-use crate::ledger::due::{self, News};
 use crate::ledger::family::{self, Tree};
+use crate::ledger::pending_events::{self, EventFlags};
 use crate::ledger::slots::Record;
-use crate::ledger::sums::ROSTER;
 use crate::sync::{AtomicU64, Ordering, fence, shared};
 use std::iter;
 use std::ptr;
@@ -94,7 +94,7 @@ impl Admitted {
                 let Some(granted) = budget.draw(more, announced, |grants| live(record, None, grants)) else {
                     if !self.replaced.is_some_and(|old| old.stays) {
                         self.record.deny();
-                        due::push_denial(record);
+                        pending_events::push_denial(record);
                     }
                     return None;
                 };
@@ -124,7 +124,7 @@ impl Admitted {
         match self.replaced {
             Some(old)
                 if ptr::eq(old.owner, self.record)
-                    || family::limited_chain(old.owner).any(|above| ptr::eq(above, limited)) =>
+                    || family::limited_ancestors(old.owner).any(|above| ptr::eq(above, limited)) =>
             {
                 self.size.saturating_sub(old.size as u64)
             }
@@ -139,12 +139,12 @@ impl Admitted {
     /// Calls `each` for some of the services from the current one upwards.
     #[cold]
     fn each(&self, some: u64, mut each: impl FnMut(&'static Record, &'static Budget)) {
-        for (step, record) in (0..NEAR).zip(family::chain(self.record)) {
-            // Nobody loses a household.
-            if let Some(household) = record.family().household()
+        for (step, record) in (0..NEAR).zip(family::ancestors(self.record)) {
+            // Nobody loses a limit_group.
+            if let Some(limit_group) = record.family().limit_group()
                 && some & bit(step, true) != 0
             {
-                each(record, &household.budget);
+                each(record, &limit_group.budget);
             }
         }
     }
@@ -155,7 +155,7 @@ impl Admitted {
         self.account.charge(size);
         self.has_asked = false;
         if self.crossed != 0 {
-            self.each(self.crossed, |record, _| due::push(record, News::CROSSED));
+            self.each(self.crossed, |record, _| pending_events::push(record, EventFlags::CROSSED));
             self.crossed = 0;
         }
         if self.account.cell().has_grown(size, PEAK_GROWTH) {
@@ -200,12 +200,12 @@ pub(crate) fn live(record: &'static Record, tree: Option<&Tree>, grants: Grants)
     }
     let mut sum = Live { at_least: 0, at_most: 0, granted: 0 };
     // Who joins meanwhile has been granted nothing; who has ended holds nothing.
-    let is_whole = family::members(record, tree, |member| {
+    let is_whole = family::descendants(record, tree, |member| {
         let live = live_alone(member);
         sum.at_least += live.at_least;
         sum.at_most += live.at_most;
         if grants == Grants::Count {
-            sum.granted += ROSTER.cells(member.slot(), member.shared()).map(Cell::granted).sum::<u64>();
+            sum.granted += SHARDS.cells(member.slot(), member.shared()).map(Cell::granted).sum::<u64>();
         }
     });
     is_whole.then_some(sum)
@@ -221,8 +221,8 @@ pub(crate) fn shut(tree: &Tree, record: &'static Record) {
 
 /// `false` if the family changed meanwhile.
 fn shut_all(record: &'static Record, tree: Option<&Tree>) -> bool {
-    family::members(record, tree, |member| {
-        ROSTER.cells(member.slot(), member.shared()).for_each(Cell::shut);
+    family::descendants(record, tree, |member| {
+        SHARDS.cells(member.slot(), member.shared()).for_each(Cell::shut);
     })
 }
 
@@ -246,7 +246,7 @@ fn limited(record: &'static Record) -> impl Iterator<Item = (u32, &'static Recor
         Some(if step + 1 < NEAR { (step + 1, above) } else { (NEAR, nearest) })
     };
     iter::successors(start, above).filter_map(|(step, record)| {
-        let budget = &record.family().household()?.budget;
+        let budget = &record.family().limit_group()?.budget;
         budget.is_limited().then_some((step, record, budget))
     })
 }
@@ -255,7 +255,7 @@ fn limited(record: &'static Record) -> impl Iterator<Item = (u32, &'static Recor
 const NEAR: u32 = u64::BITS;
 
 fn live_alone(record: &'static Record) -> Live {
-    ROSTER.live(record.slot(), record.shared())
+    SHARDS.live(record.slot(), record.shared())
 }
 
 #[cfg(all(test, dogtag_loom))]
@@ -271,15 +271,15 @@ mod model {
         model(|| {
             let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
             record.begin("limited".into(), 0);
-            let household = record.family().household_or_new();
+            let limit_group = record.family().limit_group_or_new();
             let other = thread::spawn(move || {
-                let cell = ROSTER.acquire().unwrap().claim(record.slot()).unwrap();
+                let cell = SHARDS.acquire().unwrap().claim(record.slot()).unwrap();
                 if let Some(admitted) = ask(Account::Own(cell), record, 16, None) {
                     admitted.charge(16);
                 }
                 cell
             });
-            household.budget.set(10, budget::NONE);
+            limit_group.budget.set(10, budget::NONE);
             let tree = Tree::lock();
             tree.note_limits(record);
             shut(&tree, record);

@@ -21,7 +21,7 @@ use crate::sync::{AtomicU64, Ordering, const_unless_loom};
 
 /// Zeroed memory is a slot that was never used.
 #[derive(Debug)]
-pub(crate) struct Life {
+pub(crate) struct Lifecycle {
     /// From the lowest bit: 60 bits of clones, one that says whether the last clone was
     /// dropped once, and somebody looks after the end, one while he looks whether that has
     /// come, 2 of the state.
@@ -40,7 +40,7 @@ const IN_USE: u64 = 1 << 62;
 const ENDED: u64 = 2 << 62;
 const CLAIMED: u64 = 3 << 62;
 
-impl Life {
+impl Lifecycle {
     const_unless_loom! {
         /// That of a service which never ends.
         pub(crate) fn endless() -> Self {
@@ -82,7 +82,7 @@ impl Life {
 
     /// Another clone, by whoever has one.
     #[inline]
-    pub(crate) fn hold(&self) {
+    pub(crate) fn retain(&self) {
         self.word.fetch_add(CLONE, Ordering::Relaxed);
     }
 
@@ -104,7 +104,7 @@ impl Life {
     /// Drops a clone. `true` for the last one, the first time that there is
     /// none: then the caller looks after the service's end.
     #[inline]
-    pub(crate) fn let_go(&self) -> bool {
+    pub(crate) fn release(&self) -> bool {
         let before = self.word.fetch_sub(CLONE, Ordering::AcqRel);
         debug_assert_ne!(before & CLONES, 0, "a clone was dropped that there was not");
         if before & (RETIRED | CLONES) != CLONE {
@@ -166,7 +166,7 @@ impl Life {
 }
 
 #[cfg(dogtag_loom)]
-impl Default for Life {
+impl Default for Lifecycle {
     fn default() -> Self {
         Self { word: AtomicU64::new(NEVER), pins: AtomicU64::new(0) }
     }
@@ -176,8 +176,8 @@ impl Default for Life {
 mod tests {
     use super::*;
 
-    fn never() -> Life {
-        let life = Life::endless();
+    fn never() -> Lifecycle {
+        let life = Lifecycle::endless();
         life.word.store(NEVER, Ordering::Relaxed);
         life
     }
@@ -198,20 +198,20 @@ mod tests {
         let life = never();
         assert!(life.claim());
         life.begin();
-        life.hold();
+        life.retain();
         assert!(life.try_hold());
-        assert!(!life.let_go() && !life.let_go() && life.end(|| Some(())).is_none());
-        assert!(life.let_go() && life.is_retired() && !life.try_hold());
+        assert!(!life.release() && !life.release() && life.end(|| Some(())).is_none());
+        assert!(life.release() && life.is_retired() && !life.try_hold());
         assert!(life.end(|| None::<()>).is_none() && life.is_in_use());
         // Out of a scope comes another clone, which is no reason to retire twice.
         assert!(life.revive());
-        assert!(life.end(|| Some(())).is_none() && !life.let_go());
+        assert!(life.end(|| Some(())).is_none() && !life.release());
         // So it does while the cells are read, however often.
         for times in 1..4 {
             let revived = life.end(|| {
                 for _ in 0..times {
                     assert!(life.revive());
-                    life.let_go();
+                    life.release();
                 }
                 Some(())
             });
@@ -229,7 +229,7 @@ mod tests {
         assert!(!life.revive() && !life.try_hold());
         assert!(life.claim() && !life.revive());
         life.begin();
-        assert!(life.let_go());
+        assert!(life.release());
         assert_eq!(life.end(|| Some(())), Some(()));
         assert!(!life.revive() && !life.try_hold() && life.claim() && !life.revive());
         assert_eq!(life.word.load(Ordering::Relaxed), CLAIMED);
@@ -245,11 +245,11 @@ mod tests {
             // One less, so that the steps below go over it.
             life.word.fetch_add(forgotten - 2, Ordering::Relaxed);
             for _ in 0..2 {
-                life.hold();
+                life.retain();
                 assert!(life.try_hold() && life.revive() && life.is_in_use() && !life.is_retired());
-                assert!(!life.let_go() && !life.let_go());
+                assert!(!life.release() && !life.release());
             }
-            assert!(!life.let_go() && life.is_in_use() && !life.claim());
+            assert!(!life.release() && life.is_in_use() && !life.claim());
             assert!(life.end(|| Some(())).is_none());
             assert_eq!(life.word.load(Ordering::Relaxed) & CLONES, forgotten);
         }
@@ -260,7 +260,7 @@ mod tests {
         let life = never();
         assert!(life.claim());
         life.begin();
-        assert!(life.let_go());
+        assert!(life.release());
         assert_eq!(life.end(|| Some(())), Some(()));
         assert_eq!(life.pinned(|| life.claim()), Some(false));
         assert!(life.claim());
@@ -270,9 +270,9 @@ mod tests {
 #[cfg(all(test, dogtag_loom))]
 mod model {
     use super::*;
-    use crate::cookie::Slot;
     use crate::ledger::cell::Cell;
-    use crate::ledger::shard::Roster;
+    use crate::ledger::shard::ShardList;
+    use crate::owner::Slot;
     use crate::sync::{AtomicBool, AtomicU32, model};
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
@@ -281,9 +281,9 @@ mod model {
     const SLOT: Slot = Slot::UNATTRIBUTED;
 
     struct House {
-        roster: Roster,
+        roster: ShardList,
         shared: Cell,
-        life: Life,
+        life: Lifecycle,
         handed_over: AtomicBool,
         ended: AtomicU32,
     }
@@ -291,9 +291,9 @@ mod model {
     impl House {
         fn new() -> Arc<Self> {
             let house = Self {
-                roster: Roster::new(),
+                roster: ShardList::new(),
                 shared: Cell::shared(SLOT.mark()),
-                life: Life::default(),
+                life: Lifecycle::default(),
                 handed_over: AtomicBool::new(false),
                 ended: AtomicU32::new(0),
             };
@@ -333,7 +333,7 @@ mod model {
             cell.charge(100);
             house.handed_over.store(true, Ordering::Release);
             cell.leave();
-            let is_last = house.life.let_go();
+            let is_last = house.life.release();
             assert!(is_last);
             house.look_after();
             other.join().unwrap();
@@ -354,7 +354,7 @@ mod model {
             let house = House::new();
             let cell = house.roster.acquire().unwrap().claim(SLOT).unwrap();
             cell.enter();
-            assert!(house.life.let_go());
+            assert!(house.life.release());
             let other = thread::spawn({
                 let house = Arc::clone(&house);
                 move || house.look_after()
@@ -364,7 +364,7 @@ mod model {
             cell.enter();
             cell.charge(100);
             cell.leave();
-            house.life.let_go();
+            house.life.release();
             cell.refund(100);
             other.join().unwrap();
             house.look_after();
@@ -379,7 +379,7 @@ mod model {
             let house = House::new();
             let cell = house.roster.acquire().unwrap().claim(SLOT).unwrap();
             cell.enter();
-            assert!(house.life.let_go());
+            assert!(house.life.release());
             let other = thread::spawn({
                 let house = Arc::clone(&house);
                 move || house.look_after()
@@ -401,7 +401,7 @@ mod model {
             let house = House::new();
             let cell = house.roster.acquire().unwrap().claim(SLOT).unwrap();
             house.shared.enter_shared();
-            assert!(house.life.let_go());
+            assert!(house.life.release());
             let other = thread::spawn({
                 let house = Arc::clone(&house);
                 move || house.look_after()
@@ -422,7 +422,7 @@ mod model {
     #[test]
     fn a_service_is_retired_once_and_its_successor_is_not() {
         model(|| {
-            let life = Arc::new(Life::default());
+            let life = Arc::new(Lifecycle::default());
             assert!(life.claim());
             life.begin();
             let other = thread::spawn({
@@ -430,14 +430,14 @@ mod model {
                 move || {
                     // Out of a scope.
                     assert!(life.revive());
-                    let is_last = life.let_go();
+                    let is_last = life.release();
                     if is_last && life.end(|| Some(())).is_some() && life.claim() {
                         life.begin();
                     }
                     is_last
                 }
             });
-            let is_last = life.let_go();
+            let is_last = life.release();
             assert!(is_last != other.join().unwrap(), "retired twice, or never");
             let has_successor = life.try_hold();
             assert!(!has_successor || !life.is_retired());
@@ -448,7 +448,7 @@ mod model {
     #[test]
     fn a_reader_sees_one_service() {
         model(|| {
-            let life = Arc::new(Life::default());
+            let life = Arc::new(Lifecycle::default());
             let name = Arc::new(UnsafeCell::new(1));
             assert!(life.claim());
             life.begin();
@@ -464,7 +464,7 @@ mod model {
                     });
                 }
             });
-            assert!(life.let_go());
+            assert!(life.release());
             assert!(life.end(|| Some(())).is_some());
             if life.claim() {
                 // SAFETY: as above.

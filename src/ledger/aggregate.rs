@@ -4,21 +4,21 @@
 //! happened after its block's allocation, so that allocation is seen too, and
 //! a live figure is never negative, however many threads go on meanwhile.
 
-use crate::cookie::Slot;
-use crate::ledger::shard::{CELLS, Place, Roster};
+use crate::ledger::shard::{CELLS, Place, ShardList};
 use crate::ledger::slots::{self, Record};
+use crate::owner::Slot;
 use crate::sync::{AtomicU64, Ordering, shared};
 use crate::usage::Usage;
 
 shared! {
     /// The shards of this process.
-    pub(super) static ROSTER: Roster = Roster::new();
+    pub(super) static SHARDS: ShardList = ShardList::new();
 }
 
 /// What one service holds, which the caller holds or has pinned: one cell read
 /// a shard, that is, for each thread that was alive at the busiest moment.
 pub(crate) fn usage(record: &Record) -> Usage {
-    record.share_of(ROSTER.sum(record.slot(), record.shared()).usage)
+    record.share_of(SHARDS.sum(record.slot(), record.shared()).usage)
 }
 
 /// What every service holds, in the order of their slots, and the sum of it and
@@ -36,12 +36,12 @@ pub(crate) fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
         };
         let Some((any, _)) = records().next() else { continue };
         let start = any.cell / RUN * RUN;
-        let cells = || ROSTER.shards().filter_map(|shard| Some(&shard.chunk(any)?.0[start..start + RUN]));
+        let cells = || SHARDS.shards().filter_map(|shard| Some(&shard.chunk(any)?.0[start..start + RUN]));
         // Who is pinned does not share its cells with the next one before they
         // are added up.
         let mut is_pinned = [false; RUN];
         for (place, record) in records() {
-            is_pinned[place.cell - start] = record.life().is_in_use() && record.life().pin();
+            is_pinned[place.cell - start] = record.lifecycle().is_in_use() && record.lifecycle().pin();
         }
         sums.fill(Usage::default());
         for (place, record) in records() {
@@ -59,10 +59,10 @@ pub(crate) fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
         for (place, record) in records() {
             let index = place.cell - start;
             if is_pinned[index] {
-                if record.life().is_in_use() {
+                if record.lifecycle().is_in_use() {
                     each(record, record.share_of(sums[index]));
                 }
-                record.life().unpin();
+                record.lifecycle().unpin();
             }
         }
         total = sums.into_iter().fold(total, Usage::and);
@@ -74,7 +74,7 @@ pub(crate) fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
 
 /// An address in the stack of each thread that counts in cells of its own.
 pub(crate) fn stacks() -> impl Iterator<Item = usize> {
-    ROSTER.shards().map(|shard| shard.stack.load(Ordering::Relaxed))
+    SHARDS.shards().map(|shard| shard.stack.load(Ordering::Relaxed))
 }
 
 shared! {
@@ -100,13 +100,13 @@ mod model {
         whole_model(|| {
             let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
             record.begin("first".into(), 0);
-            let shard = ROSTER.acquire().unwrap();
+            let shard = SHARDS.acquire().unwrap();
             let cell = shard.claim(record.slot()).unwrap();
             cell.charge(100);
             let other = thread::spawn(move || {
                 cell.refund(100);
-                record.life().let_go();
-                if record.end() && record.life().claim() {
+                record.lifecycle().release();
+                if record.end() && record.lifecycle().claim() {
                     record.begin("second".into(), 0);
                     cell.charge(7);
                 }

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 /// The bytes around the first wrong one.
 #[derive(Clone, Copy)]
-pub(super) struct Evidence {
+pub(super) struct Hexdump {
     /// Where they begin, from the block's beginning.
     start: isize,
     length: usize,
@@ -19,12 +19,12 @@ pub(super) struct Evidence {
 const ROW: isize = 16;
 const WINDOW: usize = 64;
 
-impl Evidence {
+impl Hexdump {
     pub(super) const NONE: Self = Self { start: 0, length: 0, bytes: [0; WINDOW], wrong: 0 };
 
     /// # Safety
     ///
-    /// As for [`Particulars::read`].
+    /// As for [`BlockHeader::read`].
     pub(super) unsafe fn around(
         offset: isize,
         block: NonNull<u8>,
@@ -54,13 +54,13 @@ impl Evidence {
     }
 }
 
-impl fmt::Debug for Evidence {
+impl fmt::Debug for Hexdump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:02x?} from byte {}", &self.bytes[..self.length], self.start)
     }
 }
 
-impl fmt::Display for Evidence {
+impl fmt::Display for Hexdump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let wrong = |index: usize| index < self.length && self.wrong >> index & 1 != 0;
         for row in (0..self.length).step_by(ROW as usize) {

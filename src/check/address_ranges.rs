@@ -1,8 +1,8 @@
 //! Where the blocks of an allocator are, or were: so that its end need not look
 //! through all blocks of the process.
 
-use super::state::Entry;
-use super::state_table;
+use super::block_state::Entry;
+use super::shadow;
 use crate::sync::{AtomicUsize, Ordering};
 use std::ops::RangeInclusive;
 
@@ -50,7 +50,7 @@ impl Spans {
 
     /// Calls `each` for every block there, of this allocator or another.
     pub(crate) fn for_each(&self, mut each: impl FnMut(usize, &'static Entry)) {
-        self.0.iter().for_each(|span| state_table::for_each_in(span.range(), &mut each));
+        self.0.iter().for_each(|span| shadow::for_each_in(span.range(), &mut each));
     }
 }
 

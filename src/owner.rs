@@ -3,7 +3,7 @@
 //!
 //! (With memory-check owners are kept elsewhere: `check::block`.)
 //!
-//! That of a [`large`] block stands in a table beside the heap, for most backends.
+//! That of a [large](page_map) block stands in a table beside the heap, for most backends.
 //! That of any other stands in a *cookie* right behind the block, at `ptr + layout.size()`,
 //! unaligned. So the block's own alignment is never disturbed, and the first byte
 //! past its end is ours: an overrun of a single byte changes the cookie before it
@@ -25,13 +25,13 @@
 //! block, and nobody else pays for them. Once there are so many, though, nearly
 //! every short mark is somebody's, and an overwritten cookie is believed.
 
-mod large;
+mod page_map;
 #[cfg(all(feature = "capi", not(feature = "memory-check")))]
-pub(crate) mod tail;
+pub(crate) mod unsized_free;
 
 use crate::sync::{AtomicBool, Ordering, shared};
 #[cfg(all(feature = "capi", not(feature = "memory-check")))]
-pub(crate) use large::LARGE;
+pub(crate) use page_map::LARGE;
 use std::alloc::Layout;
 
 /// The dense index behind a service's handle.
@@ -139,18 +139,18 @@ impl Mark {
 
 /// Which blocks of an allocator have their owner beside the heap.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Geometry {
+pub(crate) struct Placement {
     large: usize,
 }
 
-impl Geometry {
+impl Placement {
     /// That of blocks from a backend.
     ///
     /// Beside the heap there is one place for an address. A backend with fields may
     /// be an arena in a block of another instance, whose owner stands there already;
     /// so all of its blocks have cookies.
     pub(crate) const fn of<B>() -> Self {
-        Self { large: if size_of::<B>() == 0 { large::LARGE } else { usize::MAX } }
+        Self { large: if size_of::<B>() == 0 { page_map::LARGE } else { usize::MAX } }
     }
 
     /// Whether the owner of a block of that size stands beside the heap.
@@ -195,7 +195,7 @@ impl Geometry {
     #[must_use]
     pub(crate) unsafe fn write(self, ptr: *mut u8, size: usize, slot: Slot) -> bool {
         if self.is_large(size) {
-            return large::write(ptr, slot);
+            return page_map::write(ptr, slot);
         }
         // SAFETY: the mark is the first two bytes of a short and of a long cookie.
         unsafe { write_cookie(ptr, size, slot.mark()) };
@@ -219,7 +219,7 @@ impl Geometry {
     #[must_use]
     pub(crate) unsafe fn write_short(self, ptr: *mut u8, size: usize, mark: Mark) -> bool {
         if self.is_large(size) {
-            return large::write_short(ptr, mark);
+            return page_map::write_short(ptr, mark);
         }
         // SAFETY: the caller's promise.
         unsafe { write_cookie(ptr, size, mark) };
@@ -235,7 +235,7 @@ impl Geometry {
     #[inline(always)]
     pub(crate) unsafe fn read_mark(self, ptr: *const u8, size: usize) -> Mark {
         if self.is_large(size) {
-            return large::read_mark(ptr);
+            return page_map::read_mark(ptr);
         }
         // SAFETY: the caller's promise.
         unsafe { read_cookie(ptr, size) }
@@ -249,7 +249,7 @@ impl Geometry {
     /// `ptr` must be a live block of `size` bytes.
     pub(crate) unsafe fn read(self, ptr: *const u8, size: usize) -> Option<Slot> {
         if self.is_large(size) {
-            return large::read(ptr);
+            return page_map::read(ptr);
         }
         // SAFETY: the caller's promise.
         let mark = unsafe { read_cookie(ptr, size) };
@@ -332,7 +332,7 @@ mod tests {
     use super::*;
 
     /// Cookies behind every block.
-    const COOKIES: Geometry = Geometry { large: usize::MAX };
+    const COOKIES: Placement = Placement { large: usize::MAX };
 
     fn written(slot: Slot, size: usize) -> Vec<u8> {
         let mut memory = vec![0xAA; size + LONG];
@@ -421,10 +421,10 @@ mod tests {
 
     #[test]
     fn large_blocks_of_backends_without_fields_have_no_cookie() {
-        let block = Layout::from_size_align(large::LARGE, 1).unwrap();
+        let block = Layout::from_size_align(page_map::LARGE, 1).unwrap();
         for slot in [Slot::UNATTRIBUTED, Slot::new(70_000).unwrap()] {
-            assert_eq!(Geometry::of::<()>().layout(block, slot), Some(block));
-            assert_ne!(Geometry::of::<u8>().layout(block, slot), Some(block));
+            assert_eq!(Placement::of::<()>().layout(block, slot), Some(block));
+            assert_ne!(Placement::of::<u8>().layout(block, slot), Some(block));
         }
     }
 }

@@ -1,22 +1,22 @@
 //! A block's way through memory-check: handed out, looked at when it comes
 //! back, kept in quarantine, and released.
 
-use super::block::{self, FREED, Family, Particulars, Tag};
+use super::address_ranges::Spans;
+use super::block::{self, BlockHeader, FREED, Family, Tag};
+use super::block_state::{self, Entry, State};
 use super::claim::Claim;
+use super::depot::{Open, magazines, places_of, take_kept};
 use super::inspect::{
     SOME_HAVE_ENDED, about_any, inside_another, may_be_gone, pointer, violation, whole_and_freed,
     whole_and_live, wrong_with_freed, wrong_with_live,
 };
-use super::numbers::{Identity, NUMBERS};
+use super::instance_id::{Identity, NUMBERS};
 use super::quarantine::Quarantine;
 use super::reaction::react;
 use super::settings::Settings;
-use super::span::Spans;
-use super::state::{self, Entry, State};
-use super::state_table;
-use super::stock::{Open, magazines, places_of, take_kept};
+use super::shadow;
 use super::threads;
-use super::violation::{Crime, Operation, stamp};
+use super::violation::{Operation, ViolationKind, stamp};
 use crate::backend;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys;
@@ -25,7 +25,7 @@ use std::ptr::{self, NonNull};
 
 /// One allocator's part in it.
 #[derive(Debug)]
-pub(crate) struct Custody {
+pub(crate) struct Checker {
     /// The allocator's [`Identity`], 0 until it has handed out a block.
     identity: AtomicU64,
     /// Where its blocks are.
@@ -38,9 +38,9 @@ pub(crate) struct Custody {
 }
 
 /// Gives a block's memory back to the backend.
-pub(crate) type Release<B> = unsafe fn(&B, NonNull<u8>, Particulars);
+pub(crate) type Release<B> = unsafe fn(&B, NonNull<u8>, BlockHeader);
 
-impl Default for Custody {
+impl Default for Checker {
     fn default() -> Self {
         Self::new()
     }
@@ -49,11 +49,11 @@ impl Default for Custody {
 /// What is to be done with a block that was given back.
 pub(crate) enum Returned {
     /// All is well, and the block is the caller's alone until it is
-    /// [retired](Custody::retire) or [kept](Custody::keep).
+    /// [retired](Checker::retire) or [kept](Checker::keep).
     Whole(Whole),
     /// A crime was done to it. For the program it is freed; its memory stays
     /// as it is. `None` if what was known of it has been overwritten.
-    Leaked(Option<Particulars>),
+    Leaked(Option<BlockHeader>),
     /// It was not the program's to give.
     Refused,
 }
@@ -62,10 +62,10 @@ pub(crate) enum Returned {
 pub(crate) struct Whole {
     block: NonNull<u8>,
     entry: &'static Entry,
-    pub(crate) particulars: Particulars,
+    pub(crate) header: BlockHeader,
 }
 
-impl Custody {
+impl Checker {
     pub(crate) const fn new() -> Self {
         Self {
             identity: AtomicU64::new(0),
@@ -93,8 +93,8 @@ impl Custody {
         let settings = Settings::get();
         // SAFETY: the memory is larger than the offset.
         let block = unsafe { base.add(block::offset(layout.align())) };
-        let entry = state_table::occupy(block.addr().get())?;
-        let particulars = Particulars::new(
+        let entry = shadow::occupy(block.addr().get())?;
+        let header = BlockHeader::new(
             layout,
             family,
             self.identity().number(),
@@ -103,7 +103,7 @@ impl Custody {
         );
         // SAFETY: the caller's promise.
         unsafe {
-            particulars.write(block, Tag::Live);
+            header.write(block, Tag::Live);
             block::write_guards(block, layout.size());
         }
         self.spans.note(block.addr().get());
@@ -116,7 +116,7 @@ impl Custody {
     /// is called for. What the program takes it for may be left open, as C does.
     #[inline(always)]
     pub(crate) fn take_whole(&self, address: *mut u8, claim: Claim) -> Option<Whole> {
-        let entry = state_table::entry(address.addr())?;
+        let entry = shadow::entry(address.addr())?;
         let block = NonNull::new(address)?;
         if !entry.seize_live() {
             return None;
@@ -135,10 +135,9 @@ impl Custody {
     #[inline(always)]
     unsafe fn whole(&self, entry: &'static Entry, block: NonNull<u8>, claim: Claim) -> Option<Whole> {
         // SAFETY: the caller's promise.
-        let particulars = unsafe { whole_and_live(block) }?;
-        let is_meant =
-            claim.mismatch(&particulars).is_none() && particulars.instance() == self.identity().number();
-        is_meant.then_some(Whole { block, entry, particulars })
+        let header = unsafe { whole_and_live(block) }?;
+        let is_meant = claim.mismatch(&header).is_none() && header.instance() == self.identity().number();
+        is_meant.then_some(Whole { block, entry, header })
     }
 
     /// Takes a block that the program gives back, and tells of what was done to
@@ -146,8 +145,8 @@ impl Custody {
     #[cold]
     pub(crate) fn take_back(&self, address: *mut u8, claim: Claim, operation: Operation) -> Returned {
         let violation = |crime| violation(crime, operation, address, claim);
-        let (Some(entry), Some(block)) = (state_table::entry(address.addr()), NonNull::new(address)) else {
-            react(&inside_another(violation(Crime::InvalidFree)));
+        let (Some(entry), Some(block)) = (shadow::entry(address.addr()), NonNull::new(address)) else {
+            react(&inside_another(violation(ViolationKind::InvalidFree)));
             return Returned::Refused;
         };
         match entry.seize_any_live() {
@@ -161,14 +160,14 @@ impl Custody {
             Ok(_) => {
                 entry.set(State::Leaked);
                 // SAFETY: the block was the program's, and nobody else has it.
-                Returned::Leaked(unsafe { Particulars::read(block, Tag::Live) })
+                Returned::Leaked(unsafe { BlockHeader::read(block, Tag::Live) })
             }
             Err(State::None) => {
-                react(&inside_another(violation(Crime::InvalidFree)));
+                react(&inside_another(violation(ViolationKind::InvalidFree)));
                 Returned::Refused
             }
             Err(_) => {
-                let violation = violation(Crime::DoubleFree);
+                let violation = violation(ViolationKind::DoubleFree);
                 // SAFETY: the block is pinned.
                 let known = entry.pinned(|state| (state, unsafe { about_any(violation, block, state) }));
                 react(&known.unwrap_or(violation));
@@ -182,8 +181,8 @@ impl Custody {
     #[cfg(feature = "capi")]
     pub(crate) fn size(&self, address: *mut u8) -> Option<usize> {
         let violation = |crime| violation(crime, Operation::UsableSize, address, Claim::default());
-        let (Some(entry), Some(block)) = (state_table::entry(address.addr()), NonNull::new(address)) else {
-            react(&inside_another(violation(Crime::BadUsableSize)));
+        let (Some(entry), Some(block)) = (shadow::entry(address.addr()), NonNull::new(address)) else {
+            react(&inside_another(violation(ViolationKind::BadUsableSize)));
             return None;
         };
         let found = entry.pinned(|state| {
@@ -195,15 +194,17 @@ impl Custody {
                             (state, Ok(Some(known)))
                         }
                         Some(known) => {
-                            let violation = violation(Crime::BadUsableSize);
+                            let violation = violation(ViolationKind::BadUsableSize);
                             (state, Err(violation.about(block, Some(&known), Tag::Live, None)))
                         }
                         // Told now, and not again when it is freed.
-                        None => (State::Condemned, Err(wrong_with_live(violation, block, Crime::Overrun))),
+                        None => {
+                            (State::Condemned, Err(wrong_with_live(violation, block, ViolationKind::Overrun)))
+                        }
                     },
                     State::Condemned if may_be_gone(state) => (state, Ok(None)),
-                    State::Condemned => (state, Ok(Particulars::read(block, Tag::Live))),
-                    _ => (state, Err(about_any(violation(Crime::BadUsableSize), block, state))),
+                    State::Condemned => (state, Ok(BlockHeader::read(block, Tag::Live))),
+                    _ => (state, Err(about_any(violation(ViolationKind::BadUsableSize), block, state))),
                 }
             }
         });
@@ -216,7 +217,7 @@ impl Custody {
             // Of what another thread was in the midst of when the process was forked, nothing is said.
             None if entry.get() != State::None => None,
             None => {
-                react(&inside_another(violation(Crime::BadUsableSize)));
+                react(&inside_another(violation(ViolationKind::BadUsableSize)));
                 None
             }
         }
@@ -224,7 +225,7 @@ impl Custody {
 
     /// Leaves a block to the program, which was taken back in vain.
     pub(crate) fn keep(&self, block: *mut u8, returned: &Returned) {
-        let Some(entry) = state_table::entry(block.addr()) else { return };
+        let Some(entry) = shadow::entry(block.addr()) else { return };
         match returned {
             Returned::Whole(..) => entry.set(State::Live),
             Returned::Leaked(_) => {
@@ -242,11 +243,11 @@ impl Custody {
     /// The layout must be no larger than the block's.
     #[cold]
     pub(crate) unsafe fn shrink(&self, whole: Whole, claim: Claim, new: Layout) -> Option<NonNull<u8>> {
-        let Whole { block, entry, particulars } = whole;
+        let Whole { block, entry, header } = whole;
         // Who did not say what it is aligned to will not do so later.
-        let align = if claim.alignment.is_some() { new.align() } else { particulars.layout().align() };
+        let align = if claim.alignment.is_some() { new.align() } else { header.layout().align() };
         // SAFETY: the block is the caller's alone, and no smaller.
-        let is_done = unsafe { particulars.shrink(block, new.size(), align) };
+        let is_done = unsafe { header.shrink(block, new.size(), align) };
         entry.set(State::Live);
         is_done.then_some(block)
     }
@@ -256,21 +257,21 @@ impl Custody {
     ///
     /// # Safety
     ///
-    /// The block must be from the allocator of this custody and that backend.
+    /// The block must be from the allocator of this checker and that backend.
     #[inline(always)]
     pub(crate) unsafe fn retire<B>(&self, whole: Whole, backend: &B, release: Release<B>) {
-        let Whole { block, entry, mut particulars } = whole;
+        let Whole { block, entry, mut header } = whole;
         let settings = Settings::get();
         let identity = self.identity();
         // SAFETY: the block is the caller's alone.
-        let footprint = unsafe { particulars.outer_layout(block) }.map_or(0, |outer| outer.size());
+        let footprint = unsafe { header.outer_layout(block) }.map_or(0, |outer| outer.size());
         let is_kept_back = identity != Identity::UNNUMBERED
             && footprint as u64 <= settings.quarantine
             && has_quarantine(settings);
         if !is_kept_back {
-            state_table::vacate(block.addr().get(), entry);
+            shadow::vacate(block.addr().get(), entry);
             // SAFETY: the caller's promise.
-            return unsafe { release(backend, block, particulars) };
+            return unsafe { release(backend, block, header) };
         }
         if self.release.load(Ordering::Relaxed).is_null() {
             self.release.store(release as *mut (), Ordering::Relaxed);
@@ -279,17 +280,17 @@ impl Custody {
         // SAFETY: the block is the caller's alone.
         unsafe {
             if settings.fill {
-                block.write_bytes(FREED, particulars.layout().size());
+                block.write_bytes(FREED, header.layout().size());
             }
-            particulars.set_freed(block, stamp(settings.backtrace));
+            header.set_freed(block, stamp(settings.backtrace));
         }
         entry.set(State::Quarantined);
 
         let magazines = magazines(settings);
         // SAFETY: all that is in there was put in by this function, for that backend.
-        let let_go = |address| unsafe { let_go(address, settings, backend, release) };
+        let release_block = |address| unsafe { release_block(address, settings, backend, release) };
         let Some(open) = Open::new(&magazines, identity) else {
-            return let_go(block.addr().get());
+            return release_block(block.addr().get());
         };
         let is_full =
             open.magazine.push(block.addr().get(), footprint, self.quarantine.heavy(settings.quarantine));
@@ -299,18 +300,18 @@ impl Custody {
         match self.places_or_map(settings) {
             // Nothing is kept while blocks are released: that may come back here.
             Some(places) => {
-                state::count_magazine();
+                block_state::count_magazine();
                 let less = self.quarantine.enter(
                     places,
                     &magazines,
                     open.magazine,
                     settings.quarantine,
-                    state::forks(),
-                    let_go,
+                    block_state::forks(),
+                    release_block,
                 );
                 give_back_after_forks(less);
             }
-            None => magazines.empty(open.magazine, let_go),
+            None => magazines.empty(open.magazine, release_block),
         }
     }
 
@@ -330,15 +331,15 @@ impl Custody {
         };
         let magazines = magazines(settings);
         let mut were_any = false;
-        let mut let_go = |address| {
+        let mut release_block = |address| {
             were_any = true;
             // SAFETY: put in by `retire`, for that backend.
-            unsafe { let_go(address, settings, backend, release) };
+            unsafe { release_block(address, settings, backend, release) };
         };
         if let Some(places) = self.places(settings) {
-            self.quarantine.clear(places, &magazines, &mut let_go);
+            self.quarantine.clear(places, &magazines, &mut release_block);
         }
-        take_kept(&magazines, identity, |magazine| magazines.empty(magazine, &mut let_go));
+        take_kept(&magazines, identity, |magazine| magazines.empty(magazine, &mut release_block));
         were_any
     }
 
@@ -364,7 +365,7 @@ impl Custody {
                     && [Tag::Live, Tag::Freed]
                         .iter()
                         // SAFETY: the block is pinned.
-                        .filter_map(|tag| unsafe { Particulars::read(block, *tag) })
+                        .filter_map(|tag| unsafe { BlockHeader::read(block, *tag) })
                         .any(|known| known.instance() == identity.number());
                 match state {
                     State::Quarantined if is_own => (state, Found::KeptBack),
@@ -380,14 +381,14 @@ impl Custody {
                 }
             });
             if matches!(found, Some(Found::Forgotten)) {
-                state_table::vacated(address);
+                shadow::vacated(address);
             }
             if matches!(found, Some(Found::KeptBack)) && !release.is_null() {
                 // SAFETY: put in by `retire`, and only this allocator would take
                 // it out; only `retire` stores there, such a function.
                 unsafe {
                     let release = std::mem::transmute::<*mut (), Release<B>>(release);
-                    let_go(address, settings, backend, release);
+                    release_block(address, settings, backend, release);
                 }
             }
         });
@@ -442,7 +443,7 @@ fn give_back_after_forks(less: u64) {
 
     const MUCH: u64 = 4 << 20;
 
-    if less != 0 && LESS.fetch_add(less, Ordering::Relaxed) + less >= MUCH && state::forks() != 0 {
+    if less != 0 && LESS.fetch_add(less, Ordering::Relaxed) + less >= MUCH && block_state::forks() != 0 {
         LESS.store(0, Ordering::Relaxed);
         backend::give_back();
     }
@@ -463,12 +464,12 @@ fn leak(entry: &'static Entry, block: NonNull<u8>, claim: Claim, operation: Oper
         let violation = match whole_and_live(block) {
             Some(known) => {
                 // None, and so it is another allocator's.
-                let crime = claim.mismatch(&known).unwrap_or(Crime::InvalidFree);
+                let crime = claim.mismatch(&known).unwrap_or(ViolationKind::InvalidFree);
                 violation(crime).about(block, Some(&known), Tag::Live, None)
             }
-            None => wrong_with_live(violation, block, Crime::Overrun),
+            None => wrong_with_live(violation, block, ViolationKind::Overrun),
         };
-        (violation, Particulars::read(block, Tag::Live))
+        (violation, BlockHeader::read(block, Tag::Live))
     };
     entry.set(State::Leaked);
     react(&violation);
@@ -479,20 +480,20 @@ fn leak(entry: &'static Entry, block: NonNull<u8>, claim: Claim, operation: Oper
 ///
 /// # Safety
 ///
-/// [`Custody::retire`] must have put it in, for that backend.
+/// [`Checker::retire`] must have put it in, for that backend.
 #[inline]
-unsafe fn let_go<B>(address: usize, settings: &Settings, backend: &B, release: Release<B>) {
-    let (Some(entry), Some(block)) = (state_table::entry(address), pointer(address)) else { return };
+unsafe fn release_block<B>(address: usize, settings: &Settings, backend: &B, release: Release<B>) {
+    let (Some(entry), Some(block)) = (shadow::entry(address), pointer(address)) else { return };
     if !entry.seize_quarantined() {
         // `verify` has found a crime there.
         return;
     }
     // SAFETY: it was in quarantine and has been seized.
     match unsafe { whole_and_freed(block, settings) } {
-        Some(particulars) => {
-            state_table::vacate(address, entry);
+        Some(header) => {
+            shadow::vacate(address, entry);
             // SAFETY: the caller's promise.
-            unsafe { release(backend, block, particulars) };
+            unsafe { release(backend, block, header) };
         }
         None => {
             // SAFETY: as above.

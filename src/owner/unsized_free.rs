@@ -9,7 +9,7 @@
 //! long    | the block         | slot, tag | escape |  all others
 //! ```
 //!
-//! Those that are [`large`] by their usable bytes have their owner beside the heap. In the
+//! Those that are [large](page_map) by their usable bytes have their owner beside the heap. In the
 //! same place stands how many usable bytes a block has, so that a free need not ask the
 //! backend: its own, or for smaller ones that of all blocks in the page, which have the same.
 //!
@@ -18,7 +18,7 @@
 //!           bit 31    bits 16 to 30                     bits 0 to 15
 //! ```
 
-use super::large::{self, LARGE};
+use super::page_map::{self, LARGE};
 use super::{LONG, LONG_COOKIES_EXIST, Mark, SHORT, Slot, long_cookies_exist, read_cookie, write_cookie};
 use crate::sync::Ordering;
 
@@ -65,7 +65,7 @@ pub(crate) struct Beside(u32);
 impl Beside {
     #[inline(always)]
     pub(crate) fn of(block: *const u8) -> Self {
-        Self(large::get(block))
+        Self(page_map::get(block))
     }
 
     /// The usable bytes of a block that is not large; otherwise something larger.
@@ -104,7 +104,7 @@ const OWNER: u32 = (1 << KIB) - 1;
 /// So many KiB do not fit.
 const TOO_MANY: usize = 1 << (31 - KIB);
 
-/// Notes the owner of a block. `false` as for [`Geometry::write`](super::Geometry::write).
+/// Notes the owner of a block. `false` as for [`Placement::write`](super::Placement::write).
 ///
 /// # Safety
 ///
@@ -116,7 +116,7 @@ pub(crate) unsafe fn write(block: *mut u8, usable: usize, slot: Slot) -> bool {
         return if slot.is_short() {
             write_large(block, usable, slot.mark())
         } else {
-            large::write(block, slot)
+            page_map::write(block, slot)
         };
     }
     if !slot.is_short() {
@@ -141,7 +141,7 @@ pub(crate) unsafe fn write_short(block: *mut u8, usable: usize, mark: Mark) {
     let entry = USABLE | usable as u32;
     // Mostly it is there already. Pages of several threads have their entries in one
     // cache line, which stays everybody's if nobody writes.
-    if large::get(block) != entry {
+    if page_map::get(block) != entry {
         note_for_page(block, entry);
     }
     // SAFETY: the caller's promise.
@@ -152,22 +152,22 @@ pub(crate) unsafe fn write_short(block: *mut u8, usable: usize, mark: Mark) {
 #[cold]
 #[inline(never)]
 fn note_for_page(block: *mut u8, entry: u32) {
-    large::set(block, entry);
+    page_map::set(block, entry);
 }
 
 /// The same for a short slot, and large.
 #[inline]
 #[must_use]
 pub(crate) fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {
-    let (owner, kib) = (mark.bits() ^ large::UNATTRIBUTED, usable >> 10);
+    let (owner, kib) = (mark.bits() ^ page_map::UNATTRIBUTED, usable >> 10);
     // From 4 KiB on size classes are whole KiB.
     if kib >= TOO_MANY || !usable.is_multiple_of(1 << 10) {
-        return large::set(block, owner);
+        return page_map::set(block, owner);
     }
-    large::set(block, USABLE | (kib as u32) << KIB | owner)
+    page_map::set(block, USABLE | (kib as u32) << KIB | owner)
 }
 
-/// Reads the mark of a block, as [`Geometry::read_mark`](super::Geometry::read_mark).
+/// Reads the mark of a block, as [`Placement::read_mark`](super::Placement::read_mark).
 ///
 /// # Safety
 ///
@@ -175,20 +175,20 @@ pub(crate) fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {
 #[inline(always)]
 pub(crate) unsafe fn read_mark(block: *const u8, usable: usize) -> Mark {
     if is_large(usable) {
-        return Mark::from_bits(Beside::of(block).owner() ^ large::UNATTRIBUTED);
+        return Mark::from_bits(Beside::of(block).owner() ^ page_map::UNATTRIBUTED);
     }
     // SAFETY: the caller's promise.
     unsafe { read_cookie(block, usable - SHORT) }
 }
 
-/// Reads the owner of a block, as [`Geometry::read`](super::Geometry::read).
+/// Reads the owner of a block, as [`Placement::read`](super::Placement::read).
 ///
 /// # Safety
 ///
 /// As for [`read_mark`].
 pub(crate) unsafe fn read(block: *const u8, usable: usize) -> Option<Slot> {
     if is_large(usable) {
-        return large::owner(Beside::of(block).owner());
+        return page_map::owner(Beside::of(block).owner());
     }
     // SAFETY: the caller's promise.
     let mark = unsafe { read_mark(block, usable) };

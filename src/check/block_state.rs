@@ -237,7 +237,7 @@ const LAST_GENERATION: u8 = u8::MAX >> STATE_BITS;
 /// Takes away what has stayed of readers whom this process does not have.
 fn forget_pins() {
     #[cfg(not(dogtag_loom))]
-    super::state_table::for_each(|_, entry| {
+    super::shadow::for_each(|_, entry| {
         let bits = entry.0.load(Ordering::Relaxed);
         if bits >> STATE_BITS != 0 {
             entry.set(state(bits));
@@ -263,13 +263,13 @@ fn wait(waited: &mut u32) {
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
     use super::*;
-    use crate::check::state_table;
+    use crate::check::shadow;
 
     /// However often it is forked off again.
     #[test]
     fn a_pin_of_another_process_is_void() {
         // Where no program has blocks.
-        let entry = state_table::occupy(5 << 32).expect("memory");
+        let entry = shadow::occupy(5 << 32).expect("memory");
         for _ in 0..2 {
             let pinned = State::Live as u8 | GENERATION.load(Ordering::Relaxed) << STATE_BITS;
             entry.0.store(pinned, Ordering::Relaxed);
@@ -281,7 +281,7 @@ mod tests {
             }
             assert!(entry.seize_any_live() == Ok(State::Live));
         }
-        state_table::vacate(5 << 32, entry);
+        shadow::vacate(5 << 32, entry);
     }
 }
 

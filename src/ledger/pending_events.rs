@@ -4,11 +4,11 @@
 
 use crate::ledger::slots::Record;
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering, shared};
-use crate::sys::{self, Bell};
+use crate::sys::{self, Parker};
 use std::ptr;
 
 /// Wakes the thread that announces it.
-pub(crate) static BELL: Bell = Bell::new();
+pub(crate) static PARKER: Parker = Parker::new();
 
 shared! {
     /// Whether there is that thread, or will be in a moment.
@@ -57,9 +57,9 @@ shared! {
 
 /// What there is to tell of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct News(u8);
+pub(crate) struct EventFlags(u8);
 
-impl News {
+impl EventFlags {
     /// It got past its soft limit.
     pub(crate) const CROSSED: Self = Self(1);
     /// Its hard limit has denied an allocation.
@@ -89,30 +89,30 @@ impl Due {
 
 /// Has it announced that a service denies allocations, once a second at most.
 pub(super) fn push_denial(record: &'static Record) {
-    if let Some(household) = record.family().household()
-        && sys::is_time(&household.due.denied_at)
+    if let Some(limit_group) = record.family().limit_group()
+        && sys::is_time(&limit_group.due.denied_at)
     {
-        push(record, News::DENIED);
+        push(record, EventFlags::DENIED);
     }
 }
 
 /// Has it announced, which holds the service until then. By whoever holds it,
 /// inside an allocation.
-pub(super) fn push(record: &'static Record, news: News) {
-    let Some(household) = record.family().household() else { return };
+pub(super) fn push(record: &'static Record, news: EventFlags) {
+    let Some(limit_group) = record.family().limit_group() else { return };
     if is_off() {
         return;
     }
     // Either whoever takes it from the list sees this, or it is put there again.
-    household.due.news.fetch_or(news.0, Ordering::SeqCst);
+    limit_group.due.news.fetch_or(news.0, Ordering::SeqCst);
     let own = ptr::from_ref(record).cast_mut();
     // The last one's next is itself, so that null is who is not in the list.
-    let place = &household.due.next;
+    let place = &limit_group.due.next;
     if place.compare_exchange(ptr::null_mut(), own, Ordering::SeqCst, Ordering::SeqCst).is_err() {
         return;
     }
-    if !record.life().revive() {
-        household.due.news.store(0, Ordering::SeqCst);
+    if !record.lifecycle().revive() {
+        limit_group.due.news.store(0, Ordering::SeqCst);
         return place.store(ptr::null_mut(), Ordering::SeqCst);
     }
     let mut first = FIRST.load(Ordering::Relaxed);
@@ -123,7 +123,7 @@ pub(super) fn push(record: &'static Record, news: News) {
             Err(now) => first = now,
         }
     }
-    BELL.ring();
+    PARKER.unpark();
     if !HAS_ANNOUNCER.load(Ordering::SeqCst) {
         ask_for_attention();
     }
@@ -131,14 +131,14 @@ pub(super) fn push(record: &'static Record, news: News) {
 
 /// Calls `announce` for all that is due; the clone that held the service is its to
 /// let go.
-pub(crate) fn take(mut announce: impl FnMut(&'static Record, News)) {
+pub(crate) fn take(mut announce: impl FnMut(&'static Record, EventFlags)) {
     let mut next = FIRST.swap(ptr::null_mut(), Ordering::Acquire);
     // SAFETY: records are never unmapped.
     while let Some(record) = unsafe { next.as_ref() } {
-        let Some(household) = record.family().household() else { return };
+        let Some(limit_group) = record.family().limit_group() else { return };
         // From here on it may be put into the list again.
-        let after = household.due.next.swap(ptr::null_mut(), Ordering::SeqCst);
-        let news = News(household.due.news.swap(0, Ordering::SeqCst));
+        let after = limit_group.due.next.swap(ptr::null_mut(), Ordering::SeqCst);
+        let news = EventFlags(limit_group.due.news.swap(0, Ordering::SeqCst));
         next = if ptr::eq(after, record) { ptr::null_mut() } else { after };
         announce(record, news);
     }
@@ -154,7 +154,7 @@ mod model {
     fn limited(name: &str) -> &'static Record {
         let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
         record.begin(name.into(), 0);
-        record.family().household_or_new();
+        record.family().limit_group_or_new();
         record
     }
 
@@ -163,7 +163,7 @@ mod model {
         take(|record, news| {
             assert!(ptr::eq(record, one) || ptr::eq(record, other));
             taken[usize::from(ptr::eq(record, other))] |= news.0;
-            assert!(!record.life().let_go(), "the service was held");
+            assert!(!record.lifecycle().release(), "the service was held");
         });
     }
 
@@ -175,18 +175,18 @@ mod model {
             let services = [limited("one"), limited("other")];
             let [one, other] = services;
             let thread = thread::spawn(move || {
-                push(one, News::CROSSED);
-                push(other, News::CROSSED);
+                push(one, EventFlags::CROSSED);
+                push(other, EventFlags::CROSSED);
             });
             let mut taken = [0; 2];
-            push(one, News::DENIED);
+            push(one, EventFlags::DENIED);
             take_of(services, &mut taken);
             thread.join().unwrap();
             take_of(services, &mut taken);
-            assert_eq!(taken, [News::CROSSED.0 | News::DENIED.0, News::CROSSED.0]);
+            assert_eq!(taken, [EventFlags::CROSSED.0 | EventFlags::DENIED.0, EventFlags::CROSSED.0]);
             // Nothing has them listed, nor holds them, any more.
             take(|_, _| panic!("everything was told"));
-            assert!(services.iter().all(|record| record.life().let_go()));
+            assert!(services.iter().all(|record| record.lifecycle().release()));
         });
     }
 }

@@ -10,7 +10,7 @@
 //! for each page. Whoever counts a block in waits while its page is given back.
 
 use super::block::ALIGN;
-use super::state::{Entry, State};
+use super::block_state::{Entry, State};
 use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, yield_now};
 use crate::sys;
 use std::ops::RangeInclusive;

@@ -6,16 +6,16 @@
 //! no memory for it, or for what it is to tell, the program goes on without.
 
 use crate::contained::{contain, drop_contained};
-use crate::ledger::due;
-use crate::ledger::mishap;
+#[cfg(feature = "tracing-layer")]
+use crate::format::beginning;
+use crate::ledger::anomalies;
+use crate::ledger::pending_events;
 use crate::ledger::slots::UNATTRIBUTED;
 #[cfg(feature = "tracing-layer")]
 use crate::service::RegisterError;
 use crate::service::{Scope, Service, start_announcer};
 use crate::sync::{AtomicU64, Mutex, MutexGuard};
 use crate::sys;
-#[cfg(feature = "tracing-layer")]
-use crate::table::beginning;
 use std::collections::VecDeque;
 use std::sync::PoisonError;
 use tracing::Dispatch;
@@ -26,7 +26,7 @@ use tracing::subscriber::NoSubscriber;
 /// Has the `tracing` events emitted that are due.
 #[inline]
 pub(crate) fn deliver() {
-    if due::needs_attention() {
+    if pending_events::needs_attention() {
         attend();
     }
 }
@@ -40,12 +40,12 @@ fn attend() {
         return;
     }
     // First: what happens from here on is for the next time.
-    due::attend();
+    pending_events::attend();
     let _scope = Scope::enter(&UNATTRIBUTED);
-    if due::is_any() {
+    if pending_events::is_any() {
         start_announcer();
     }
-    tell_later(LevelFilter::ERROR, || Some(Event::Mishaps));
+    tell_later(LevelFilter::ERROR, || Some(Event::Anomalies));
 }
 
 /// A service has begun.
@@ -107,7 +107,7 @@ enum Event {
         error: RegisterError,
     },
     /// Whatever went wrong inside allocations and was not told yet.
-    Mishaps,
+    Anomalies,
 }
 
 impl Event {
@@ -128,14 +128,14 @@ impl Event {
                     "a span runs in no service: the one that it names cannot be registered",
                 );
             }
-            Self::Mishaps => tell_of_mishaps(),
+            Self::Anomalies => tell_of_mishaps(),
         }
     }
 }
 
 fn tell_of_mishaps() {
-    if let Some(blocks) = mishap::LOST.take_news() {
-        let (total_blocks, total_bytes) = mishap::LOST.so_far();
+    if let Some(blocks) = anomalies::LOST.take_news() {
+        let (total_blocks, total_bytes) = anomalies::LOST.so_far();
         tracing::error!(
             target: "dogtag",
             blocks,
@@ -144,8 +144,8 @@ fn tell_of_mishaps() {
             "blocks were freed whose owner had been overwritten: something writes outside of its memory",
         );
     }
-    if let Some(blocks) = mishap::OWNERLESS.take_news() {
-        let (total_blocks, total_bytes) = mishap::OWNERLESS.so_far();
+    if let Some(blocks) = anomalies::OWNERLESS.take_news() {
+        let (total_blocks, total_bytes) = anomalies::OWNERLESS.so_far();
         tracing::warn!(
             target: "dogtag",
             blocks,
@@ -154,8 +154,8 @@ fn tell_of_mishaps() {
             "blocks were charged to nobody: the system gave no memory to note their owner",
         );
     }
-    if let Some(threads) = mishap::SHARING.take_news() {
-        let (total_threads, _) = mishap::SHARING.so_far();
+    if let Some(threads) = anomalies::SHARING.take_news() {
+        let (total_threads, _) = anomalies::SHARING.so_far();
         tracing::warn!(
             target: "dogtag",
             threads,
@@ -164,8 +164,8 @@ fn tell_of_mishaps() {
         );
     }
     #[cfg(feature = "tracing-layer")]
-    if let Some(spans) = mishap::UNENTERED.take_news() {
-        let (total_spans, _) = mishap::UNENTERED.so_far();
+    if let Some(spans) = anomalies::UNENTERED.take_news() {
+        let (total_spans, _) = anomalies::UNENTERED.so_far();
         tracing::warn!(
             target: "dogtag",
             spans,
@@ -189,7 +189,7 @@ fn tell_later(level: LevelFilter, event: impl FnOnce() -> Option<Event>) {
     /// Where nobody listens fast enough, the rest is not told.
     const MOST: usize = 10_000;
 
-    if LevelFilter::current() < level || due::is_off() {
+    if LevelFilter::current() < level || pending_events::is_off() {
         return;
     }
     let is_told = event().is_some_and(|event| {
@@ -202,11 +202,11 @@ fn tell_later(level: LevelFilter, event: impl FnOnce() -> Option<Event>) {
         has_room
     });
     if !is_told {
-        // Mishaps can be told later.
-        due::ask_for_attention();
+        // Anomalies can be told later.
+        pending_events::ask_for_attention();
     }
     start_announcer();
-    due::BELL.ring();
+    pending_events::PARKER.unpark();
 }
 
 fn waiting() -> MutexGuard<'static, VecDeque<(Event, WeakDispatch)>> {

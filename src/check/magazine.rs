@@ -6,7 +6,7 @@
 //! while it works with it and puts it back, and nobody else puts anything there. But
 //! others take it out too, when an allocator has run out of memory.
 
-use super::numbers::Identity;
+use super::instance_id::Identity;
 use crate::sync::{AtomicPtr, Ordering};
 use std::ptr;
 

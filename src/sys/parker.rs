@@ -1,17 +1,17 @@
-//! A bell: wakes a thread that waits for it, from anywhere, inside an allocation too. So it
+//! A parker: wakes a thread that waits for it, from anywhere, inside an allocation too. So it
 //! neither locks nor allocates.
 
 // Not from `sync`: the kernel looks at the word, too.
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// For one thread that waits. Rung while nobody waits, it wakes the next who would.
-pub(crate) struct Bell {
+pub(crate) struct Parker {
     rung: AtomicU32,
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     waiter: std::sync::OnceLock<std::thread::Thread>,
 }
 
-impl Bell {
+impl Parker {
     pub(crate) const fn new() -> Self {
         Self {
             rung: AtomicU32::new(0),
@@ -21,14 +21,14 @@ impl Bell {
     }
 
     /// What was done before is seen by whoever is woken.
-    pub(crate) fn ring(&self) {
+    pub(crate) fn unpark(&self) {
         if self.rung.swap(1, Ordering::SeqCst) == 0 {
             self.wake();
         }
     }
 
     /// Waits until it has been rung since this was called last.
-    pub(crate) fn wait(&self) {
+    pub(crate) fn park(&self) {
         while self.rung.swap(0, Ordering::SeqCst) == 0 {
             self.sleep();
         }
@@ -36,7 +36,7 @@ impl Bell {
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-impl Bell {
+impl Parker {
     fn wake(&self) {
         const WAKE: libc::c_int = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
         // SAFETY: an address that is only waited for.
@@ -53,7 +53,7 @@ impl Bell {
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-impl Bell {
+impl Parker {
     fn wake(&self) {
         if let Some(waiter) = self.waiter.get() {
             waiter.unpark();
@@ -79,29 +79,29 @@ mod tests {
     #[test]
     fn whoever_rings_is_heard() {
         const ROUNDS: usize = 10_000;
-        static BELLS: [Bell; 2] = [Bell::new(), Bell::new()];
+        static PARKERS: [Parker; 2] = [Parker::new(), Parker::new()];
         static BALL: AtomicUsize = AtomicUsize::new(0);
 
         // Back and forth: who is not heard ends the game.
         std::thread::scope(|threads| {
             threads.spawn(|| {
                 for round in 0..ROUNDS {
-                    BELLS[0].wait();
+                    PARKERS[0].park();
                     assert_eq!(BALL.swap(2 * round + 2, Ordering::Relaxed), 2 * round + 1);
-                    BELLS[1].ring();
+                    PARKERS[1].unpark();
                 }
             });
             for round in 0..ROUNDS {
                 BALL.store(2 * round + 1, Ordering::Relaxed);
-                BELLS[0].ring();
-                BELLS[1].wait();
+                PARKERS[0].unpark();
+                PARKERS[1].park();
                 assert_eq!(BALL.load(Ordering::Relaxed), 2 * round + 2);
             }
         });
         // Rung twice, and heard once.
-        BELLS[0].ring();
-        BELLS[0].ring();
-        BELLS[0].wait();
-        assert_eq!(BELLS[0].rung.load(Ordering::Relaxed), 0);
+        PARKERS[0].unpark();
+        PARKERS[0].unpark();
+        PARKERS[0].park();
+        assert_eq!(PARKERS[0].rung.load(Ordering::Relaxed), 0);
     }
 }

@@ -2,24 +2,24 @@
 //! something has overwritten, and memory that the system refused the ledger, which got
 //! around it. Counted here, and told by `announce`.
 
-use crate::ledger::due;
+use crate::ledger::pending_events;
 #[cfg(not(feature = "memory-check"))]
 use crate::ledger::{slots::UNATTRIBUTED, thread};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Blocks that were freed after something had written past their end and into their cookie.
 /// They stay live in their services' figures.
-pub(crate) static LOST: Mishap = Mishap::new();
+pub(crate) static LOST: Anomaly = Anomaly::new();
 
 /// Blocks of the unattributed service, because there was no memory to note their owner.
-pub(crate) static OWNERLESS: Mishap = Mishap::new();
+pub(crate) static OWNERLESS: Anomaly = Anomaly::new();
 
 /// Threads that had to count in the cells that all such threads share.
-pub(crate) static SHARING: Mishap = Mishap::new();
+pub(crate) static SHARING: Anomaly = Anomaly::new();
 
 /// Spans that were entered without their service, because there was no memory to note that.
 #[cfg(feature = "tracing-layer")]
-pub(crate) static UNENTERED: Mishap = Mishap::new();
+pub(crate) static UNENTERED: Anomaly = Anomaly::new();
 
 /// Charges a block to the unattributed service, whose owner there was no memory to note.
 #[cfg(not(feature = "memory-check"))]
@@ -31,14 +31,14 @@ pub(crate) fn charge_ownerless(size: usize) {
 }
 
 /// One kind of them.
-pub(crate) struct Mishap {
+pub(crate) struct Anomaly {
     times: AtomicU64,
     bytes: AtomicU64,
     /// The times that were told of.
     told: AtomicU64,
 }
 
-impl Mishap {
+impl Anomaly {
     const fn new() -> Self {
         Self { times: AtomicU64::new(0), bytes: AtomicU64::new(0), told: AtomicU64::new(0) }
     }
@@ -48,7 +48,7 @@ impl Mishap {
     pub(crate) fn add(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.times.fetch_add(1, Ordering::Release);
-        due::ask_for_attention();
+        pending_events::ask_for_attention();
     }
 
     /// How often it has happened, and to how many bytes.
