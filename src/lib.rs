@@ -151,8 +151,8 @@
 //! its shortest.
 
 #![deny(missing_docs)]
-// The README's program is compiled and run like the other examples.
-#![cfg_attr(doctest, doc = include_str!("../README.md"))]
+// The README's programs are compiled and run like the other examples.
+#![cfg_attr(all(doctest, feature = "tracing-layer"), doc = include_str!("../README.md"))]
 #![cfg_attr(dogtag_loom, allow(dead_code, unused_imports))]
 
 #[cfg(not(dogtag_loom))]
