@@ -42,93 +42,91 @@
 //!
 //! # What the figures mean
 //!
-//! They are exact. Every block is charged to the service that is current where
-//! it is allocated, and refunded to the same service when it is freed, by
-//! whichever thread and in whichever service that happens, in thread-local
-//! destructors too. Nothing is sampled, batched or estimated, and nothing
-//! drifts. What nobody claims belongs to the service `unattributed`.
+//! They are exact. Every block is charged to the service that is current when it is allocated, and
+//! refunded to the same service when it is freed, by any thread, in any service, in thread-local
+//! destructors too. Nothing is sampled, batched or estimated, and nothing drifts. Memory that no
+//! service claims belongs to the service `unattributed`.
 //!
-//! Bytes are the bytes that the program asked for. What the backend rounds them
-//! up to, its bookkeeping and the cookies are not a service's: the [`Balance`] shows
-//! them for the whole process, and so it does with memory that foreign code allocates
-//! with `malloc`, thread stacks and mapped files, up to what the system says that
-//! the process has.
+//! Bytes are the bytes that the program asked for. Rounding by the backend, its bookkeeping and the
+//! cookies belong to no service: the [`Balance`] shows them for the whole process. It also shows memory
+//! that foreign code allocates with `malloc`, thread stacks and mapped files, up to the process's RSS.
 //!
 //! # Events
 //!
-//! Under the target `dogtag`, `tracing` events tell of services that are registered
-//! and retired (level trace); of soft limits that are crossed and hard limits that
-//! deny allocations (warn); of large blocks whose owner the system gave no memory to note, of
-//! threads that had to share their counters for the same reason, and of spans that could not be
-//! noted (warn); of blocks whose owner was overwritten, of spans that name a service that there
-//! cannot be, and of crimes that memory-check finds (error).
+//! dogtag emits `tracing` events under the target `dogtag`:
 //!
-//! None is emitted inside an allocation: a thread of dogtag's own does, and what went wrong in
-//! one is told of from the next end of a scope or the next snapshot on, at most once a second.
-//! Where there is no memory for that thread it is begun later, in the same way. A forked child
-//! emits none but for crimes.
+//! | level | event |
+//! | --- | --- |
+//! | trace | a service is registered, or retired |
+//! | warn | a soft limit is crossed, a hard limit denies an allocation |
+//! | warn | the system gave no memory for the owner of a large block, or for a thread's counters; a span could not be noted |
+//! | error | the owner of a block was overwritten; a span names a service that cannot exist; memory-check found a violation |
+//!
+//! No event is emitted inside an allocation. A thread of dogtag's own emits them. Trouble that an
+//! allocation met is reported at the next end of a scope or the next snapshot, at most once a second.
+//! Where there is no memory for that thread, it is begun later in the same way. A forked child emits
+//! events about violations only.
 //!
 //! # How it works
 //!
 //! ```text
-//! Box::new ─▶ the current cell: is the threshold open?   two loads, one compare
-//!             the backend allocates size + 2    (from 4 KiB on: size)
-//!             the cell's counters                   two additions
-//!             the cookie is written                 one store
-//! drop     ─▶ the cookie is read                    one load
-//!             this thread's cell for that mark      three loads, one compare
-//!             the cell's counters                   two additions
+//! Box::new ─▶ the current cell: below its threshold?   two loads, one compare
+//!             the backend allocates size + 2           (from 4 KiB on: size)
+//!             the cell's counters                      two additions
+//!             the cookie is written                    one store
+//! drop     ─▶ the cookie is read                       one load
+//!             this thread's cell for that mark         three loads, one compare
+//!             the cell's counters                      two additions
 //!             the backend frees
 //! ```
 //!
-//! Behind each block stands its owner's mark, the *cookie* that skynet appends; that
-//! of blocks of 4 KiB and more, which often fill a page or a size class, stands in a
-//! table beside the heap.
-//! Each thread counts in *cells* of its own, one for each service it has
-//! touched, so that counting needs no atomic read-modify-write; a reader adds
-//! the cells up. Each cell has a *threshold*, a number of bytes at which the hot path
-//! is left: a thread that has no cells yet points at one whose threshold is shut, so
-//! nothing rare is asked about on the way. Limits and peaks stand behind it too: a
-//! thread asks there once for each 256 KiB that it allocates for a service, or for
-//! each 64 KiB where there is a limit. `IMPLEMENTATION.md` in the repository has the
-//! machine code, the pictures, and what was tried.
+//! Its owner's mark stands behind each block, the *cookie* that skynet appends. The mark of a block of
+//! 4 KiB or more, which often fills a page or a size class, stands in a table beside the heap.
+//!
+//! Each thread counts in *cells* of its own, one for each service that it has touched. So counting needs
+//! no atomic read-modify-write; a reader adds the cells up.
+//!
+//! Each cell has a *threshold*: the number of allocated bytes at which an allocation takes the slow path.
+//! A thread that has no cells yet points at one whose threshold is 0. So the fast path does not ask about
+//! rare cases. The slow path looks after limits and peaks, too: a thread takes it once for each 256 KiB
+//! that it allocates for a service, or for each 64 KiB under a limit.
+//!
+//! `IMPLEMENTATION.md` in the repository has the layers, the pictures, the machine code, and what was
+//! tried.
 //!
 //! # Promises
 //!
-//! - An allocation that fails returns null; nothing on an allocation path
-//!   panics, unwinds, aborts, locks or logs. (With `memory-check` a crime is
-//!   reported, and then the process aborts.)
-//! - Where the operating system refuses memory for a thread's cells, the thread
-//!   counts in cells that all such threads share: slower, and as exact. A `tracing` event
-//!   (target `dogtag`, level warn) tells of it.
-//! - Where it refuses memory for the owner of a block of 4 KiB or more (which takes a
-//!   MiB for each GiB of addresses, once), the block is the service
-//!   `unattributed`'s, whatever its limit. Such an event tells of it, too.
-//! - To drop a service, to end a scope, to free, and to announce something need no
-//!   memory; what cannot be told for want of it is told later, or, of services' beginnings and
-//!   ends, not at all.
-//! - A cookie that something has overwritten is not followed: what cannot be a
-//!   service in use is counted in [`Snapshot::lost`], and no figure changes.
-//!   With up to 255 services a single byte that is written past the end of a
-//!   block never looks like another one's. (Blocks of 4 KiB and more have no cookie.) (With more than 65,533 services
-//!   nearly everything does; such a process has no tripwire.) What is another service's cookie
-//!   by chance is believed: that service has a free too many, and no other figure changes. A
-//!   `tracing` event (target `dogtag`, level error) tells of what was lost.
-//! - A forked child may allocate and free; its figures begin as its parent's,
-//!   but for an operation that another thread was in the middle of. It may register,
-//!   limit and drop services.
+//! - An allocation that fails returns null. Nothing on an allocation path panics, unwinds, aborts, locks
+//!   or logs. (With `memory-check` a violation is reported, and then the process aborts.)
+//! - A thread for whose cells the system has no memory counts in cells that all such threads share:
+//!   slower, and as exact. A `tracing` event (level warn) tells of it.
+//! - A block of 4 KiB or more for whose owner the system has no memory belongs to the service
+//!   `unattributed`, whatever its limit. (The table takes one MiB for each GiB of addresses, once.) A
+//!   `tracing` event (level warn) tells of it.
+//! - Dropping a service, ending a scope, freeing and queueing an event need no memory. Events that cannot
+//!   be delivered for want of memory are delivered later; those about registered and retired services are
+//!   dropped.
+//! - An overwritten cookie is not followed. If it cannot be the mark of a service in use, the block is
+//!   counted in [`Snapshot::lost`], no figure changes, and a `tracing` event (level error) tells of it. With
+//!   up to 255 services a single byte written past the end of a block never looks like another service's
+//!   mark; with more than 65,533 services nearly every byte does. A cookie that is another service's mark by
+//!   chance is believed: that service has one free too many, and no other figure changes. Blocks of 4 KiB
+//!   and more have no cookie.
+//! - A forked child may allocate and free, and register, limit and drop services. Its figures begin as its
+//!   parent's, but for an operation that another thread was in the middle of.
+//!
+//! `GUARANTEES.md` in the repository has the complete list, and the test for each promise.
 //!
 //! # Signals
 //!
-//! A signal handler may call [`totals`], [`Service::usage`], [`Service::name`],
-//! [`Service::handle`], [`Service::hard_limit`] and [`Service::soft_limit`], whatever it
-//! has interrupted, an allocation too: they neither lock nor allocate, wait for nobody,
-//! and make no system call. No figure is negative there, and no counter falls; of what was
-//! interrupted, a block's bytes may be counted already, and the block not yet.
+//! A signal handler may call [`totals`], [`Service::usage`], [`Service::name`], [`Service::handle`],
+//! [`Service::hard_limit`] and [`Service::soft_limit`], whatever it has interrupted, an allocation too.
+//! These functions neither lock nor allocate, wait for nobody, and make no system call. No figure is
+//! negative there, and no counter falls. Of an interrupted allocation the bytes may be counted already,
+//! and the block not yet.
 //!
-//! It may call nothing else. To allocate is not allowed there, as with other allocators;
-//! whoever leaves a scope or takes a snapshot may have to announce something, and the
-//! last clone of a service that is dropped takes a lock.
+//! A handler may call nothing else of dogtag. It may not allocate, as with other allocators. Leaving a
+//! scope or taking a snapshot may deliver an event, and dropping the last clone of a service takes a lock.
 //!
 //! # Features
 //!
