@@ -8,10 +8,61 @@ use crate::sync::{Mutex, MutexGuard, shared};
 use std::sync::PoisonError;
 
 #[cfg(feature = "jemalloc")]
-pub(crate) type DefaultBackend = Jemalloc;
-
+use Jemalloc as Inner;
 #[cfg(not(feature = "jemalloc"))]
-pub(crate) type DefaultBackend = std::alloc::System;
+use std::alloc::System as Inner;
+use std::alloc::{GlobalAlloc, Layout};
+
+/// The backend of a [`Dogtag`](crate::Dogtag) that names none: jemalloc, or the system's allocator
+/// where no crate of the program turns on the feature `jemalloc`.
+///
+/// It is one type whatever the features are. Features are united over a program, so that a crate
+/// cannot know which of the two it gets; its types stay the same. Whoever has to have one of them
+/// names it: `Dogtag<Jemalloc>`, or `Dogtag<System>`.
+///
+/// ```
+/// use dogtag::{DefaultBackend, Dogtag};
+///
+/// static ALLOC: Dogtag = Dogtag::new();
+/// let named: &Dogtag<DefaultBackend> = &ALLOC;
+/// let backend: &DefaultBackend = named.backend();
+/// assert_eq!(size_of_val(backend), 0);
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DefaultBackend(());
+
+impl DefaultBackend {
+    pub(crate) const fn new() -> Self {
+        Self(())
+    }
+}
+
+// SAFETY: each function is the inner allocator's own, so that all blocks are that one's.
+unsafe impl GlobalAlloc for DefaultBackend {
+    #[inline(always)]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout, which is not empty.
+        unsafe { Inner.alloc(layout) }
+    }
+
+    #[inline(always)]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout, which is not empty.
+        unsafe { Inner.alloc_zeroed(layout) }
+    }
+
+    #[inline(always)]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the block is a live one of this backend, so of the inner allocator, with that layout.
+        unsafe { Inner.dealloc(block, layout) };
+    }
+
+    #[inline(always)]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: as for `dealloc`; the new size is the caller's, not 0 and valid with that alignment.
+        unsafe { Inner.realloc(block, layout, new_size) }
+    }
+}
 
 /// jemalloc's own figures, in bytes, for the whole process.
 ///

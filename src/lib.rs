@@ -193,7 +193,7 @@ mod usage;
 
 #[cfg(feature = "jemalloc")]
 pub use backend::Jemalloc;
-pub use backend::JemallocStats;
+pub use backend::{DefaultBackend, JemallocStats};
 #[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]
 pub use layer::{ServiceLayer, Unattributed, UnattributedExt};
 #[cfg(all(feature = "prometheus", not(dogtag_loom)))]

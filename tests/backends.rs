@@ -3,7 +3,7 @@
 mod common;
 
 use common::{CHECKED, Counting, around};
-use dogtag::{Dogtag, Service};
+use dogtag::{DefaultBackend, Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -31,6 +31,25 @@ fn instances_share_one_ledger() {
     }
     assert_eq!((service.usage().bytes(), service.usage().blocks()), (0, 0));
     assert_eq!(COUNTING.backend().live_blocks(), u64::from(CHECKED), "kept back if checked");
+}
+
+/// Whatever features other crates turn on, which this is compiled with in turn.
+#[test]
+fn dogtag_is_one_type_with_all_features() {
+    use std::any::TypeId;
+    use std::panic::{RefUnwindSafe, UnwindSafe};
+
+    fn is_plain<T: Send + Sync + Unpin + UnwindSafe + RefUnwindSafe + std::fmt::Debug + 'static>() {}
+
+    assert_eq!(TypeId::of::<Dogtag>(), TypeId::of::<Dogtag<DefaultBackend>>());
+    // Impls for both do not collide, whichever it is inside.
+    assert_ne!(TypeId::of::<DefaultBackend>(), TypeId::of::<System>());
+    #[cfg(feature = "jemalloc")]
+    assert_ne!(TypeId::of::<DefaultBackend>(), TypeId::of::<dogtag::Jemalloc>());
+    is_plain::<Dogtag>();
+    is_plain::<DefaultBackend>();
+    // The way around cookies of blocks that are large is for those.
+    assert_eq!(size_of::<DefaultBackend>(), 0);
 }
 
 #[test]

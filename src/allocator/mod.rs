@@ -19,9 +19,10 @@ use std::alloc::{GlobalAlloc, Layout};
 
 /// A global allocator that charges every block to the service that asked for it.
 ///
-/// `B` is the backend, the allocator that really holds the memory: jemalloc by
-/// default, the system's without the feature `jemalloc`, or any other
-/// [`GlobalAlloc`]. Several instances may be in use, with different backends;
+/// `B` is the backend, the allocator that really holds the memory: any [`GlobalAlloc`], and
+/// [`DefaultBackend`] where none is named, which is jemalloc, or the system's allocator without the
+/// feature `jemalloc`. `Dogtag` is the same type in both cases: no feature that another crate turns
+/// on changes it. Several instances may be in use, with different backends;
 /// they share one ledger.
 ///
 /// An allocation and its free each cost a handful of plain loads and stores
@@ -30,8 +31,8 @@ use std::alloc::{GlobalAlloc, Layout};
 /// Behind each block stand 2 bytes that name its owner (6 for services beyond
 /// the first 65,533 of a process). Blocks of 4 KiB and more have their owner in a
 /// table beside the heap instead (4 bytes for each 4 KiB of addresses where there are
-/// such blocks), if the backend is a type without fields, as `Jemalloc` and
-/// [`System`] are. All this is otherwise with the feature
+/// such blocks), if the backend is a type without fields, as `Jemalloc`,
+/// [`System`] and the default are. All this is otherwise with the feature
 /// `memory-check`, which finds what is done to blocks that must not be.
 ///
 /// An allocator that is dropped gives back what its quarantine holds (with
@@ -62,7 +63,7 @@ impl Dogtag {
     /// An allocator on top of the default backend.
     #[must_use]
     pub const fn new() -> Self {
-        Self::with_backend(DefaultBackend {})
+        Self::with_backend(DefaultBackend::new())
     }
 }
 
