@@ -70,7 +70,7 @@ unsafe impl GlobalAlloc for DefaultBackend {
 /// what is kept for reuse, what the operating system sees. Read from jemalloc's
 /// `stats.*`, whose documentation has the fine print.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct JemallocStats {
     /// In live blocks, rounded up to size classes; cookies are part of it. (Where jemalloc's

@@ -104,7 +104,7 @@ pub fn balance() -> Balance {
 ///
 /// Its `Display` is a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Balance {
     /// Bytes that services requested and have not freed, without the unattributed
@@ -135,7 +135,6 @@ pub struct Balance {
     /// service's. (Those of a region that is used without a [`Dogtag`](crate::Dogtag) are nobody's,
     /// and so are those of a `Dogtag` whose backend is a type without fields that goes on to a
     /// region.)
-    #[cfg_attr(feature = "serde", serde(default))]
     pub regions: u64,
     /// This crate's: counters, services, owners of large blocks, and what
     /// memory-check knows of blocks.
@@ -152,12 +151,10 @@ pub struct Balance {
     /// jemalloc among them, of glibc's `malloc` in threads, of garbage collectors. Told from
     /// jemalloc's own by its addresses, mostly to within the size of its bookkeeping. 0 with a
     /// jemalloc before 5.3.1, which cannot be asked; then it is part of what is unexplained.
-    #[cfg_attr(feature = "serde", serde(default))]
     pub other_allocators: u64,
     /// Whether jemalloc's profiling is on (`prof:true`), with which it does not tell what size
     /// classes round up: then [`rounding`](Self::rounding) is 0, and part of
     /// [`free_slots`](Self::free_slots).
-    #[cfg_attr(feature = "serde", serde(default))]
     pub is_profiled: bool,
     /// What is part of the lines above and yet not in physical memory: pages of
     /// blocks that nobody has written to, or that were swapped out. The only part

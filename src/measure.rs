@@ -31,5 +31,5 @@ use crate::usage::Usage;
 pub fn measure<R>(work: impl FnOnce() -> R) -> (R, Usage) {
     let before = thread::own_usage();
     let result = work();
-    (result, thread::own_usage() - before)
+    (result, thread::own_usage().since(&before))
 }

@@ -25,7 +25,7 @@ use std::hash::Hash;
 /// # fn main() {
 /// let before = dogtag::totals();
 /// let block = vec![0_u8; 100];
-/// assert_eq!((dogtag::totals() - before).bytes(), 100);
+/// assert_eq!(dogtag::totals().since(&before).bytes(), 100);
 /// # drop(block);
 /// # }
 /// ```
@@ -80,7 +80,7 @@ pub fn snapshot() -> Snapshot {
     let rows_in_sum = rows.iter().map(|row| row.usage).fold(Usage::default(), Usage::and);
     let (lost_blocks, lost_bytes) = anomalies::LOST.so_far();
     Snapshot {
-        ended: Usage { peak_bytes: 0, ..totals - rows_in_sum },
+        ended: Usage { peak_bytes: 0, ..totals.since(&rows_in_sum) },
         rows,
         totals,
         lost: Lost { bytes: lost_bytes, blocks: lost_blocks },
@@ -126,7 +126,7 @@ fn arrange<Id: Eq + Hash>(mut found: Vec<(Row, Id, Option<Id>)>) -> Vec<Row> {
 /// together, peaks, limits, and what these have denied. (What is more than 16 steps below the
 /// head of its family is indented no more, and has the number of steps in front of its name.)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Snapshot {
     /// A row for each service, those with the most live bytes first.
@@ -147,7 +147,6 @@ pub struct Snapshot {
     pub jemalloc: Option<JemallocStats>,
     /// Mapped regions (feature `mapped`), the youngest first.
     #[cfg(feature = "mapped")]
-    #[cfg_attr(feature = "serde", serde(default))]
     pub regions: Vec<Region>,
     /// The process's books, if they were [asked for](Self::with_balance).
     pub balance: Option<Balance>,
@@ -155,7 +154,7 @@ pub struct Snapshot {
 
 /// One service in a [`Snapshot`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Row {
     /// The service's name.
@@ -193,7 +192,7 @@ impl Row {
 /// other than 0 is worth an alarm; a `tracing` event (target `dogtag`, level
 /// error) raises it. The feature `memory-check` says who did it, and where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Lost {
     /// Their requested bytes.
@@ -205,7 +204,7 @@ pub struct Lost {
 /// Freed blocks whose memory is not used again yet, so that a second free and
 /// late writes are found out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Quarantine {
     /// The bytes that they hold, with what surrounds them.

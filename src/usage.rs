@@ -1,28 +1,33 @@
 //! Plain numbers: what a reader of the ledger gets.
 
-use std::ops::{Add, AddAssign, Sub};
+use std::ops::{Add, AddAssign};
 
 /// How much memory was allocated and freed, and so how much is live.
 ///
 /// Sizes are the bytes the program asked for (`Layout::size`), not what the
-/// backend rounds them up to. All but the peak only ever grow, so a later
-/// reading less an earlier one tells what happened in between (not the other way
-/// round), with the later one's peak. They are sums
+/// backend rounds them up to. All but the peak are counters that only grow: [`since`](Self::since)
+/// tells what happened between two readings. They are sums
 /// over all threads: the allocation is counted where it was made and the free
-/// where it was freed. (A program that allocates and frees 16 EiB takes a counter past its
-/// end. Then it begins again at 0, and what is live stays right.)
+/// where it was freed. (A counter that gets past 16 EiB begins again at 0. What is live, and
+/// what happened since an earlier reading, stay right.)
+///
+/// New fields may be added. Figures that were not read, in a test of a dashboard say, begin with
+/// [`Usage::default`].
 ///
 /// ```
 /// use dogtag::Usage;
 ///
-/// let before = Usage { allocated_bytes: 300, allocated_blocks: 3, ..Usage::default() };
-/// let after = Usage { allocated_bytes: 364, allocated_blocks: 4, freed_bytes: 100, ..before };
+/// let mut before = Usage::default();
+/// (before.allocated_bytes, before.allocated_blocks) = (300, 3);
+/// let mut after = before;
+/// (after.allocated_bytes, after.allocated_blocks, after.freed_bytes) = (364, 4, 100);
 /// assert_eq!(after.bytes(), 264);
 /// assert_eq!(after.blocks(), 4);
-/// assert_eq!((after - before).allocated_bytes, 64);
+/// assert_eq!(after.since(&before).allocated_bytes, 64);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
+#[non_exhaustive]
 pub struct Usage {
     /// Bytes allocated since the service was registered.
     pub allocated_bytes: u64,
@@ -47,20 +52,78 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// No memory at all, as [`Usage::default`], for constants and statics.
+    ///
+    /// ```
+    /// use dogtag::Usage;
+    /// use std::sync::Mutex;
+    ///
+    /// static LAST: Mutex<Usage> = Mutex::new(Usage::NONE);
+    /// assert_eq!(*LAST.lock().unwrap(), Usage::default());
+    /// ```
+    pub const NONE: Self = Self {
+        allocated_bytes: 0,
+        allocated_blocks: 0,
+        freed_bytes: 0,
+        freed_blocks: 0,
+        denied: 0,
+        peak_bytes: 0,
+    };
+
     /// Live bytes: allocated and not yet freed.
     ///
-    /// Never negative for a reading, also while other threads run. For a
-    /// difference of readings, in which more may have been freed than
-    /// allocated, it is 0 then.
+    /// Never negative for a reading, also while other threads run. Of what happened
+    /// [`since`](Self::since) a reading it is 0 if more was freed than allocated.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
-        live(self.allocated_bytes, self.freed_bytes)
+        growth(self.allocated_bytes, self.freed_bytes)
     }
 
     /// Live blocks: allocated and not yet freed.
     #[must_use]
     pub const fn blocks(&self) -> u64 {
-        live(self.allocated_blocks, self.freed_blocks)
+        growth(self.allocated_blocks, self.freed_blocks)
+    }
+
+    /// What was allocated, freed and denied since an earlier reading of the same service, or of the
+    /// same totals.
+    ///
+    /// Each counter of the result is this one's less the earlier one's: exact, also when the
+    /// counter has begun again at 0 in between. A counter that is smaller than the earlier
+    /// one's, because the readings were exchanged or are not of the same service, is 0 in the
+    /// result. (It is told from one that has begun again by its distance: half of what a
+    /// `u64` holds, or more, is no growth.)
+    ///
+    /// [`peak_bytes`](Self::peak_bytes) is no counter. It is this reading's: the highest since the
+    /// service was registered or its peak reset, not since the earlier reading. For that,
+    /// [reset](crate::Service::reset_peak) it there.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() -> Result<(), dogtag::RegisterError> {
+    /// let parser = dogtag::Service::register("parser")?;
+    /// let before = parser.usage();
+    /// let tree = parser.run(|| vec![0_u64; 10]);
+    /// let parsed = parser.usage().since(&before);
+    /// assert_eq!((parsed.allocated_bytes, parsed.freed_bytes, parsed.bytes()), (80, 0, 80));
+    /// drop(tree);
+    /// assert_eq!(parser.usage().since(&before).bytes(), 0);
+    /// // The other way round nothing has happened.
+    /// assert_eq!(before.since(&parser.usage()).allocated_bytes, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub const fn since(&self, earlier: &Self) -> Self {
+        Self {
+            allocated_bytes: growth(self.allocated_bytes, earlier.allocated_bytes),
+            allocated_blocks: growth(self.allocated_blocks, earlier.allocated_blocks),
+            freed_bytes: growth(self.freed_bytes, earlier.freed_bytes),
+            freed_blocks: growth(self.freed_blocks, earlier.freed_blocks),
+            denied: growth(self.denied, earlier.denied),
+            peak_bytes: self.peak_bytes,
+        }
     }
 
     /// The sum of figures of this process, which past the end of a counter begins again with it.
@@ -77,11 +140,12 @@ impl Usage {
     }
 }
 
-/// What is allocated and not freed, though the first counter may have begun again already.
-const fn live(allocated: u64, freed: u64) -> u64 {
-    let live = allocated.wrapping_sub(freed);
-    let is_negative = allocated < freed && live > i64::MAX as u64;
-    if is_negative { 0 } else { live }
+/// How much a counter is ahead of another one, though it may have begun again at 0 already; 0 if
+/// it is behind.
+const fn growth(counter: u64, other: u64) -> u64 {
+    let ahead = counter.wrapping_sub(other);
+    let is_behind = counter < other && ahead > i64::MAX as u64;
+    if is_behind { 0 } else { ahead }
 }
 
 impl Add for Usage {
@@ -104,22 +168,6 @@ impl Add for Usage {
 impl AddAssign for Usage {
     fn add_assign(&mut self, other: Self) {
         *self = *self + other;
-    }
-}
-
-impl Sub for Usage {
-    type Output = Self;
-
-    /// What happened between an earlier reading (`other`) and this one.
-    fn sub(self, other: Self) -> Self {
-        Self {
-            allocated_bytes: self.allocated_bytes.wrapping_sub(other.allocated_bytes),
-            allocated_blocks: self.allocated_blocks.wrapping_sub(other.allocated_blocks),
-            freed_bytes: self.freed_bytes.wrapping_sub(other.freed_bytes),
-            freed_blocks: self.freed_blocks.wrapping_sub(other.freed_blocks),
-            denied: self.denied.wrapping_sub(other.denied),
-            peak_bytes: self.peak_bytes,
-        }
     }
 }
 
@@ -150,14 +198,34 @@ mod tests {
     }
 
     #[test]
+    fn since_never_goes_below_zero() {
+        let earlier = Usage {
+            allocated_bytes: 10,
+            allocated_blocks: 1,
+            freed_bytes: 5,
+            freed_blocks: 9,
+            denied: 3,
+            peak_bytes: 7,
+        };
+        let later = Usage { allocated_bytes: 30, freed_bytes: 6, denied: 4, peak_bytes: 20, ..earlier };
+        let between =
+            Usage { allocated_bytes: 20, freed_bytes: 1, denied: 1, peak_bytes: 20, ..Usage::default() };
+        assert_eq!(later.since(&earlier), between);
+        assert_eq!(earlier.since(&later), Usage { peak_bytes: 7, ..Usage::default() });
+        // Of figures that were made up, and far apart.
+        let huge = Usage { allocated_bytes: u64::MAX, ..earlier };
+        assert_eq!(huge.since(&earlier).allocated_bytes, u64::MAX - 10);
+    }
+
+    #[test]
     fn what_is_live_is_right_past_the_end_of_a_counter() {
         let at_its_end = |bytes| Usage { allocated_bytes: bytes, freed_bytes: bytes, ..Usage::default() };
         let before = at_its_end(u64::MAX - 10);
         let allocated = Usage { allocated_bytes: before.allocated_bytes.wrapping_add(100), ..before };
-        assert_eq!((allocated.bytes(), (allocated - before).bytes()), (100, 100));
+        assert_eq!((allocated.bytes(), allocated.since(&before).bytes()), (100, 100));
         let freed = Usage { freed_bytes: before.freed_bytes.wrapping_add(100), ..allocated };
-        assert_eq!((freed.bytes(), (freed - allocated).bytes(), (freed - before).bytes()), (0, 0, 0));
-        assert_eq!((freed - before).freed_bytes, 100);
+        assert_eq!((freed.bytes(), freed.since(&allocated).bytes(), freed.since(&before).bytes()), (0, 0, 0));
+        assert_eq!(freed.since(&before).freed_bytes, 100);
         let sum = allocated.and(Usage { allocated_bytes: 7, ..Usage::default() });
         assert_eq!(sum.bytes(), 107);
         // Less was allocated than freed.

@@ -34,7 +34,7 @@ fn every_size_and_alignment() {
             unsafe {
                 let block = alloc(layout);
                 assert!(!block.is_null() && (block as usize).is_multiple_of(layout.align()), "{layout:?}");
-                assert_eq!((service.usage() - before).bytes(), size as u64, "{layout:?}");
+                assert_eq!(service.usage().since(&before).bytes(), size as u64, "{layout:?}");
                 block.write(1);
                 block.add(size - 1).write(2);
                 dealloc(block, layout);
@@ -55,7 +55,7 @@ fn every_size_and_alignment() {
                 let block = realloc(block, layout, smaller);
                 assert!(!block.is_null() && (block as usize).is_multiple_of(layout.align()), "{layout:?}");
                 assert_eq!(block.add(smaller - 1).read(), 5, "{layout:?}");
-                assert_eq!((service.usage() - before).bytes(), smaller as u64, "{layout:?}");
+                assert_eq!(service.usage().since(&before).bytes(), smaller as u64, "{layout:?}");
                 dealloc(block, Layout::from_size_align(smaller, layout.align()).unwrap());
             }
             assert_eq!(service.usage().bytes(), before.bytes(), "{layout:?}");

@@ -25,9 +25,9 @@ fn the_table_names_every_service_and_the_backend() {
 #[test]
 fn a_snapshot_adds_up() {
     let snapshot = dogtag::snapshot();
-    let rows: Usage = snapshot.rows.iter().map(|row| row.usage).sum();
-    let peak_bytes = snapshot.totals.peak_bytes;
-    assert_eq!(Usage { peak_bytes, ..rows + snapshot.ended }, snapshot.totals);
+    let mut sum = snapshot.rows.iter().map(|row| row.usage).sum::<Usage>() + snapshot.ended;
+    sum.peak_bytes = snapshot.totals.peak_bytes;
+    assert_eq!(sum, snapshot.totals);
     assert!(snapshot.rows.is_sorted_by(|a, b| a.usage.bytes() >= b.usage.bytes()));
     assert_eq!(snapshot.lost, dogtag::Lost::default());
     assert_eq!(snapshot.jemalloc.is_some(), cfg!(feature = "jemalloc-stats"));
@@ -50,5 +50,53 @@ fn a_snapshot_survives_json() {
     let row = value["rows"].as_array().unwrap().iter().find(|row| row["name"] == "json").unwrap();
     assert_eq!(row["handle"], 99);
     assert_eq!(row["usage"]["allocated_bytes"], 77);
+    drop(block);
+}
+
+/// What an older dogtag wrote lacks fields, and what a newer one writes has more.
+#[cfg(feature = "serde")]
+#[test]
+fn json_of_other_versions_is_read() {
+    use dogtag::{Balance, JemallocStats, Lost, Quarantine, Row, Snapshot};
+    use serde::{Serialize, de::DeserializeOwned};
+    use serde_json::{Map, Value, from_value, json, to_value};
+
+    #[track_caller]
+    fn without_and_with<T: Serialize + DeserializeOwned + Default + PartialEq + std::fmt::Debug>(sample: &T) {
+        let Value::Object(fields) = to_value(sample).unwrap() else { panic!("no object: {sample:?}") };
+        let defaults = to_value(T::default()).unwrap();
+        assert_eq!(&from_value::<T>(Value::Object(Map::new())).unwrap(), &T::default());
+        for name in fields.keys() {
+            let mut old = fields.clone();
+            old.remove(name);
+            let read = to_value(from_value::<T>(Value::Object(old)).unwrap()).unwrap();
+            let mut expected = fields.clone();
+            expected[name] = defaults[name].clone();
+            assert_eq!(read, Value::Object(expected), "without {name}");
+        }
+        let mut new = fields;
+        for value in [json!(7), json!({ "deep": [null, "text"] })] {
+            new.insert(format!("a field of {value}"), value);
+        }
+        assert_eq!(&from_value::<T>(Value::Object(new)).unwrap(), sample);
+    }
+
+    let service = Service::builder("of another version").soft_limit(1 << 30).register().unwrap();
+    let block = service.run(|| vec![0_u8; 77]);
+    let mut snapshot = dogtag::snapshot().with_balance();
+    (snapshot.lost.bytes, snapshot.lost.blocks) = (3, 1);
+    without_and_with(&snapshot);
+    without_and_with::<Row>(&snapshot.rows[0]);
+    without_and_with::<Usage>(&service.usage());
+    without_and_with::<Balance>(&snapshot.balance.unwrap());
+    without_and_with::<Lost>(&snapshot.lost);
+    without_and_with::<Quarantine>(&snapshot.quarantine.unwrap_or_default());
+    without_and_with::<JemallocStats>(&snapshot.jemalloc.unwrap_or_default());
+    // As the first version wrote it, before there were regions and profiles.
+    let old = r#"{"rows":[{"name":"cache","handle":7,"is_retired":false,"usage":{"allocated_bytes":10,
+        "allocated_blocks":1,"freed_bytes":4,"freed_blocks":0,"denied":0,"peak_bytes":10}}],
+        "totals":{"allocated_bytes":10,"allocated_blocks":1,"freed_bytes":4}}"#;
+    let old: Snapshot = serde_json::from_str(old).unwrap();
+    assert_eq!((old.rows[0].usage.bytes(), old.totals.bytes(), old.balance), (6, 6, None));
     drop(block);
 }

@@ -88,13 +88,19 @@ fn another_parent_is_refused() {
     assert_eq!(Service::builder("part").parent(&one).register(), Ok(part.clone()));
     assert_eq!(Service::register("part"), Ok(part.clone()));
     let error = Service::builder("part").parent(&other).register().unwrap_err();
-    assert_eq!(error, RegisterError::OtherParent { name: "part".into(), parent: Some("one".into()) });
+    assert!(
+        matches!(&error, RegisterError::OtherParent { parent: Some(parent), .. } if parent == "one"),
+        "{error:?}"
+    );
     assert_eq!(
         error.to_string(),
         "service \"part\" is registered as a child of \"one\": ask for that, or choose another name"
     );
     let error = Service::builder("one").parent(&other).register().unwrap_err();
-    assert_eq!(error, RegisterError::OtherParent { name: "one".into(), parent: None });
+    assert!(
+        matches!(&error, RegisterError::OtherParent { name, parent: None, .. } if name == "one"),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -430,7 +436,7 @@ fn a_piece_of_code_is_measured() {
     // The thread's own, not the other thread's; starting a thread allocates, too.
     assert!(usage.allocated_bytes >= 123 && usage.freed_bytes >= 23);
     assert!(usage.allocated_bytes < 77_777);
-    assert_eq!((service.usage() - before).allocated_bytes, 100, "attribution changed");
+    assert_eq!(service.usage().since(&before).allocated_bytes, 100, "attribution changed");
     let (_, usage) = dogtag::measure(|| drop(block));
     assert_eq!((usage.allocated_blocks, usage.freed_blocks, usage.freed_bytes), (0, 1, 100));
     let (_, usage) = dogtag::measure(|| {

@@ -71,17 +71,8 @@ type Figures = [Usage; 1 + SERVICES];
 thread_local! {
     static IS_HANDLING: Cell<bool> = const { Cell::new(false) };
     static IS_ALLOCATING: Cell<bool> = const { Cell::new(false) };
-    static SEEN: Cell<Figures> = const { Cell::new([NOTHING; 1 + SERVICES]) };
+    static SEEN: Cell<Figures> = const { Cell::new([Usage::NONE; 1 + SERVICES]) };
 }
-
-const NOTHING: Usage = Usage {
-    allocated_bytes: 0,
-    allocated_blocks: 0,
-    freed_bytes: 0,
-    freed_blocks: 0,
-    denied: 0,
-    peak_bytes: 0,
-};
 
 static WATCHED: OnceLock<[Service; SERVICES]> = OnceLock::new();
 
@@ -100,7 +91,7 @@ extern "C" fn handler(_: c_int) {
     let errno = unsafe { *libc::__errno_location() };
     IS_HANDLING.with(|is_handling| is_handling.set(true));
     if let Some(services) = WATCHED.get() {
-        let mut figures = [NOTHING; 1 + SERVICES];
+        let mut figures = [Usage::NONE; 1 + SERVICES];
         figures[0] = dogtag::totals();
         for (figure, service) in figures[1..].iter_mut().zip(services) {
             *figure = service.usage();

@@ -56,7 +56,7 @@ struct Figure {
 
 /// What went where, since the beginning: [`Fallback::stats`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct FallbackStats {
     /// Blocks that the first allocator gave.

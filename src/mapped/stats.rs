@@ -5,7 +5,7 @@ use std::fmt;
 
 /// A region in a [`Snapshot`](crate::Snapshot).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Region {
     /// The region's name: its first 64 bytes.
@@ -16,7 +16,7 @@ pub struct Region {
 
 /// What a region has: [`MappedRegion::stats`](super::MappedRegion::stats). Of one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct RegionStats {
     /// Bytes of the window.

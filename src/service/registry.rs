@@ -33,6 +33,7 @@ pub enum RegisterError {
     /// The name is empty.
     NoName,
     /// The name is longer than [`Service::MAX_NAME_LEN`].
+    #[non_exhaustive]
     NameTooLong {
         /// Its beginning.
         beginning: String,
@@ -40,6 +41,7 @@ pub enum RegisterError {
         len: usize,
     },
     /// The name is registered already, with another handle than the one asked for.
+    #[non_exhaustive]
     NameTaken {
         /// The name.
         name: String,
@@ -49,6 +51,7 @@ pub enum RegisterError {
         requested: u32,
     },
     /// The handle is registered already, with another name.
+    #[non_exhaustive]
     HandleTaken {
         /// The handle.
         handle: u32,
@@ -56,6 +59,7 @@ pub enum RegisterError {
         name: String,
     },
     /// The name is registered already, with another parent than the one asked for.
+    #[non_exhaustive]
     OtherParent {
         /// The name.
         name: String,

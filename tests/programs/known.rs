@@ -182,14 +182,13 @@ impl Known {
 
     /// Without the peak, and as few denials as there can have been.
     pub fn usage(&self) -> Usage {
-        Usage {
-            allocated_bytes: self.allocated_bytes.load(Relaxed),
-            allocated_blocks: self.allocated_blocks.load(Relaxed),
-            freed_bytes: self.freed_bytes.load(Relaxed),
-            freed_blocks: self.freed_blocks.load(Relaxed),
-            denied: self.denied.load(Relaxed),
-            peak_bytes: 0,
-        }
+        let mut usage = Usage::default();
+        usage.allocated_bytes = self.allocated_bytes.load(Relaxed);
+        usage.allocated_blocks = self.allocated_blocks.load(Relaxed);
+        usage.freed_bytes = self.freed_bytes.load(Relaxed);
+        usage.freed_blocks = self.freed_blocks.load(Relaxed);
+        usage.denied = self.denied.load(Relaxed);
+        usage
     }
 
     /// Where nobody else does anything: what a peak may be. Its reading is noted.

@@ -16,21 +16,23 @@ impl Watch {
         aside(|| {
             let snapshot = dogtag::snapshot();
             expect_growth("totals", self.totals, snapshot.totals);
-            expect_growth(
-                "what has ended",
-                Usage::default(),
-                Usage { peak_bytes: u64::MAX, ..snapshot.ended },
-            );
+            expect_growth("what has ended", Usage::default(), with_peak(u64::MAX, snapshot.ended));
             self.totals = snapshot.totals;
             for row in snapshot.rows {
                 let before = self.rows.entry((row.name, row.handle)).or_default();
                 expect_growth("a row", *before, row.usage);
-                let family = Usage { peak_bytes: u64::MAX, ..row.usage_with_children };
-                expect_growth("a row with children", Usage { peak_bytes: 0, ..row.usage }, family);
+                let family = with_peak(u64::MAX, row.usage_with_children);
+                expect_growth("a row with children", with_peak(0, row.usage), family);
                 *before = row.usage;
             }
         });
     }
+}
+
+/// The same figures, but for the peak.
+pub fn with_peak(peak_bytes: u64, mut usage: Usage) -> Usage {
+    usage.peak_bytes = peak_bytes;
+    usage
 }
 
 /// A later reading has no less of anything, and no more freed than allocated.

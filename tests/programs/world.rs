@@ -9,6 +9,7 @@ use super::pools::Tree;
 use super::program::THREADS;
 #[cfg(feature = "mapped")]
 use super::regions::Region;
+use crate::watch::with_peak;
 use dogtag::{Row, Service, Snapshot, Usage};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -200,7 +201,7 @@ impl World {
 
     fn compare(&self, snapshot: &Snapshot) -> Result<(), String> {
         let sum = snapshot.rows.iter().map(|row| row.usage).fold(snapshot.ended, |sum, usage| sum + usage);
-        let totals = Usage { peak_bytes: sum.peak_bytes, ..snapshot.totals };
+        let totals = with_peak(sum.peak_bytes, snapshot.totals);
         if sum != totals {
             return Err(format!("the rows and what has ended are {sum:?}, the totals {totals:?}"));
         }
@@ -218,7 +219,7 @@ impl World {
         if let Some(row) = rows.values().next() {
             return Err(format!("a row of a service that has ended: {row:?}"));
         }
-        expect("what has ended", snapshot.ended - self.ended_before, &ended)
+        expect("what has ended", snapshot.ended.since(&self.ended_before), &ended)
     }
 
     fn compare_row(&self, known: &Arc<Known>, row: &Row, snapshot: &Snapshot) -> Result<(), String> {
@@ -248,7 +249,9 @@ fn expect(what: &str, found: Usage, services: &[&Arc<Known>]) -> Result<(), Stri
     let expected: Usage = services.iter().map(|known| known.usage()).sum();
     let doubtful: u64 = services.iter().map(|known| known.doubtful.load(SeqCst)).sum();
     let is_denied = (expected.denied..=expected.denied + doubtful).contains(&found.denied);
-    if is_denied && expected == (Usage { denied: expected.denied, peak_bytes: 0, ..found }) {
+    let mut comparable = with_peak(0, found);
+    comparable.denied = expected.denied;
+    if is_denied && expected == comparable {
         return Ok(());
     }
     Err(format!("{what}: {found:?}, not {expected:?}, with {doubtful} doubtful denials"))

@@ -309,7 +309,7 @@ impl Machine {
         let stats = self.region.stats();
         let counted = live.clone().filter(|placed| placed.way == Way::Collection);
         let bytes: u64 = counted.clone().map(|placed| placed.block.layout.size() as u64).sum();
-        let usage = SERVICE.usage() - self.before;
+        let usage = SERVICE.usage().since(&self.before);
         assert_eq!((usage.bytes(), usage.blocks()), (bytes, counted.count() as u64));
         assert_eq!(stats.size, self.region.len());
         if CHECKED {

@@ -157,7 +157,11 @@ fn with_rows(rows: Vec<Row>) -> Snapshot {
 fn usage(
     [allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, denied, peak_bytes]: [u64; 6],
 ) -> Usage {
-    Usage { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, denied, peak_bytes }
+    let mut usage = Usage::default();
+    (usage.allocated_bytes, usage.allocated_blocks) = (allocated_bytes, allocated_blocks);
+    (usage.freed_bytes, usage.freed_blocks) = (freed_bytes, freed_blocks);
+    (usage.denied, usage.peak_bytes) = (denied, peak_bytes);
+    usage
 }
 
 /// Writes it in all ways; each row has its line.
@@ -211,7 +215,7 @@ fn names(names: &Names<'_>) {
                 }
             }
             Err(RegisterError::NoName) => assert!(name.is_empty()),
-            Err(RegisterError::NameTooLong { beginning, len }) => {
+            Err(RegisterError::NameTooLong { beginning, len, .. }) => {
                 assert!(len == name.len() && len > Service::MAX_NAME_LEN && name.starts_with(&beginning));
             }
             Err(error) => assert!(error.to_string().contains(&format!("{name:?}")), "{error}"),
