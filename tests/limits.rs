@@ -4,7 +4,7 @@ mod watch;
 
 use dogtag::{Dogtag, RegisterError, Service};
 use std::hint::black_box;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
@@ -219,6 +219,77 @@ fn a_callback_is_its_services_own() {
         drop(reserve(&latter, 100));
     }
     assert!(told.recv_timeout(Duration::from_millis(100)).is_err());
+}
+
+#[test]
+fn a_living_services_limits_are_not_changed_by_registering() {
+    let service = Service::builder("as it is").hard_limit(1000).register().unwrap();
+    // Who asks for nothing, or for what there is, gets it.
+    let ask = || Service::builder("as it is");
+    assert_eq!(Service::register("as it is"), Ok(service.clone()));
+    assert_eq!(ask().hard_limit(1000).register(), Ok(service.clone()));
+    assert_eq!(ask().soft_limit(u64::MAX).register(), Ok(service.clone()), "that is no limit");
+    for other in [ask().hard_limit(1001), ask().soft_limit(1000), ask().hard_limit(1000).soft_limit(10)] {
+        let error = other.register().unwrap_err();
+        assert!(
+            matches!(
+                &error,
+                RegisterError::OtherLimits { name, hard_limit: Some(1000), soft_limit: None, .. }
+                    if name == "as it is"
+            ),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("(hard: 1000, soft: none): ask for those"), "{error}");
+        assert_eq!((service.hard_limit(), service.soft_limit()), (Some(1000), None));
+    }
+    let error = ask().on_soft_limit(|_| {}).register().unwrap_err();
+    assert!(matches!(error, RegisterError::OtherCallback { .. }), "{error:?}");
+    assert!(service.take_on_soft_limit().is_none());
+    // They are changed by whoever says so.
+    service.set_hard_limit(Some(2000));
+    assert_eq!(ask().hard_limit(2000).register(), Ok(service.clone()));
+    service.set_hard_limit(None);
+    assert!(ask().hard_limit(2000).register().is_err());
+    drop(service);
+    let new = ask().hard_limit(7).soft_limit(6).register().unwrap();
+    assert_eq!((new.hard_limit(), new.soft_limit()), (Some(7), Some(6)));
+}
+
+#[test]
+fn callbacks_can_be_set_and_taken() {
+    let (tell, told) = channel();
+    let number = |number: u32| {
+        let tell = Mutex::new(tell.clone());
+        move |service: &Service| tell.lock().unwrap().send((number, service.clone())).unwrap()
+    };
+    let service = Service::builder("exchanged").soft_limit(1000).on_soft_limit(number(1)).register().unwrap();
+    let cross = || {
+        // It is noticed that it is below when so much has been allocated.
+        (0..300).for_each(|_| drop(black_box(reserve(&service, KIB / 2))));
+        drop(black_box(reserve(&service, 2000)));
+    };
+    cross();
+    assert_eq!(next(&told), (1, service.clone()));
+    service.set_on_soft_limit(number(2));
+    cross();
+    assert_eq!(next(&told), (2, service.clone()));
+    // What was taken is the program's.
+    let taken = service.take_on_soft_limit().unwrap();
+    assert!(service.take_on_soft_limit().is_none());
+    cross();
+    assert!(told.recv_timeout(Duration::from_millis(100)).is_err());
+    taken(&service);
+    assert_eq!(next(&told).0, 2);
+    service.set_on_soft_limit(move |service| taken(service));
+    cross();
+    assert_eq!(next(&told), (2, service.clone()));
+    // With the service it is dropped.
+    let (tell, ended) = channel::<()>();
+    let tell = Mutex::new(tell);
+    service.set_on_soft_limit(move |_| drop(tell.lock()));
+    told.try_iter().for_each(drop);
+    drop(service);
+    assert_eq!(ended.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Limits: how much a service, with its children, may hold.
 
 use super::scope::Scope;
-use super::{Service, fork};
+use super::{RegisterError, Service, fork};
 use crate::contained::{contain, drop_contained};
 use crate::events;
 use crate::ledger::budget::{Grants, NONE};
@@ -87,11 +87,60 @@ impl Service {
     ///
     /// Each time that they get past it, a `tracing` event tells (target `dogtag`,
     /// level warn), and what was given to
-    /// [`on_soft_limit`](crate::ServiceBuilder::on_soft_limit) is called, both on
+    /// [`set_on_soft_limit`](Self::set_on_soft_limit) is called, both on
     /// a thread of dogtag's own. That they got below it in between is noticed when
     /// an eighth of the limit, or 64 KiB on each thread, has been allocated.
     pub fn set_soft_limit(&self, bytes: Option<u64>) {
         set(self.record, |hard, _| (hard, bytes));
+    }
+
+    /// Chooses what is called each time that this service and its children get past their [soft
+    /// limit](Self::set_soft_limit), in place of what was called before.
+    ///
+    /// Called on a thread of dogtag's own, one at a time, so it should not wait for anything; a
+    /// forked child has no such thread. The former callback may be under way while this returns, and
+    /// is dropped after that.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() -> Result<(), dogtag::RegisterError> {
+    /// let (tell, told) = std::sync::mpsc::channel();
+    /// let cache = dogtag::Service::register("cache")?;
+    /// cache.set_soft_limit(Some(1 << 20));
+    /// cache.set_on_soft_limit(move |cache| tell.send(cache.name().to_owned()).unwrap());
+    /// let entries = cache.run(|| vec![0_u8; 2 << 20]);
+    /// assert_eq!(told.recv().unwrap(), "cache");
+    /// # drop(entries);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn set_on_soft_limit(&self, callback: impl Fn(&Self) + Send + Sync + 'static) {
+        // It may drop services.
+        drop_contained(set_callback(self.record, Arc::new(callback)));
+    }
+
+    /// Takes away what is called when the soft limit is crossed, and returns it, if there was
+    /// something. It may be called from elsewhere, or set again.
+    ///
+    /// A call that is under way is not waited for.
+    ///
+    /// ```
+    /// let cache = dogtag::Service::register("cache")?;
+    /// assert!(cache.take_on_soft_limit().is_none());
+    /// cache.set_on_soft_limit(|cache| eprintln!("{} holds much", cache.name()));
+    ///
+    /// // Adds something to what is done.
+    /// let former = cache.take_on_soft_limit().unwrap();
+    /// cache.set_on_soft_limit(move |cache| {
+    ///     former(cache);
+    ///     eprintln!("{} bytes are left", cache.headroom().unwrap_or(u64::MAX));
+    /// });
+    /// # Ok::<(), dogtag::RegisterError>(())
+    /// ```
+    #[must_use = "to drop what is returned is to do nothing at the soft limit"]
+    pub fn take_on_soft_limit(&self) -> Option<Arc<dyn Fn(&Self) + Send + Sync>> {
+        take_callback(self.record)
     }
 
     /// Bytes that this service may still allocate under its hard limit and those
@@ -113,7 +162,7 @@ impl Service {
     }
 }
 
-/// What is done when a service gets past its soft limit.
+/// What is called when a service gets past its soft limit.
 pub(super) type OnSoftLimit = Arc<dyn Fn(&Service) + Send + Sync>;
 
 /// The limits that a builder asks for.
@@ -136,18 +185,26 @@ impl fmt::Debug for Limits {
 }
 
 impl Limits {
+    /// Whether a living service has those that are asked for. It keeps its own in any case.
+    pub(super) fn compare(&self, living: &Service) -> Result<(), RegisterError> {
+        let name = || living.name().to_owned();
+        let (hard_limit, soft_limit) = limits(living.record);
+        let is_so =
+            |asked: Option<u64>, limit: Option<u64>| asked.is_none_or(|bytes| bytes == limit.unwrap_or(NONE));
+        if !is_so(self.hard, hard_limit) || !is_so(self.soft, soft_limit) {
+            return Err(RegisterError::OtherLimits { name: name(), hard_limit, soft_limit });
+        }
+        match self.on_soft {
+            Some(_) => Err(RegisterError::OtherCallback { name: name() }),
+            None => Ok(()),
+        }
+    }
+
     /// Sets those that are asked for.
     pub(super) fn set(&self, record: &'static Record) {
         let _scope = Scope::enter(&slots::UNATTRIBUTED);
         if let Some(on_soft) = &self.on_soft {
-            // Who has none has no callback either.
-            record.family().limit_group_or_new();
-            let former = {
-                let _gate = fork::gate();
-                ON_SOFT_LIMIT.get_or_init(DashMap::new).insert(record.index(), Arc::clone(on_soft))
-            };
-            // It may drop services.
-            drop_contained(former);
+            drop_contained(set_callback(record, Arc::clone(on_soft)));
         }
         if self.hard.is_some() || self.soft.is_some() {
             set(record, |hard, soft| (self.hard.or(hard), self.soft.or(soft)));
@@ -166,15 +223,25 @@ pub(crate) fn limits(record: &Record) -> (Option<u64>, Option<u64>) {
 /// For a service that has ended. Does not allocate: there may be no memory where something is
 /// dropped.
 pub(super) fn forget(record: &'static Record) {
-    if record.family().limit_group().is_some()
-        && let Some(on_soft_limit) = ON_SOFT_LIMIT.get()
-    {
-        let forgotten = {
-            let _gate = fork::gate();
-            on_soft_limit.remove(&record.index())
-        };
-        drop_contained(forgotten);
-    }
+    drop_contained(take_callback(record));
+}
+
+/// Returns the former one.
+fn set_callback(record: &'static Record, callback: OnSoftLimit) -> Option<OnSoftLimit> {
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
+    // Who has none has no callback either.
+    record.family().limit_group_or_new();
+    let _gate = fork::gate();
+    ON_SOFT_LIMIT.get_or_init(DashMap::new).insert(record.index(), callback)
+}
+
+fn take_callback(record: &'static Record) -> Option<OnSoftLimit> {
+    record.family().limit_group()?;
+    let on_soft_limit = ON_SOFT_LIMIT.get()?;
+    // Who waits for a map may have to make a queue first.
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
+    let _gate = fork::gate();
+    on_soft_limit.remove(&record.index()).map(|(_, callback)| callback)
 }
 
 /// Of the services of those slots; not there before the first is.

@@ -84,8 +84,7 @@ impl Service {
     /// labels, or refuse them, at 1 or 2 KiB. Most file systems have the same bound for names.
     pub const MAX_NAME_LEN: usize = 255;
 
-    /// The service of that name, registered now if there is none, with a
-    /// handle assigned to it.
+    /// The service of that name, as it is, or a new one with a handle assigned to it.
     ///
     /// Takes a lock and allocates; register once and keep the service. What
     /// the registry itself needs is charged to the unattributed service. To
@@ -395,10 +394,8 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
         self
     }
 
-    /// Chooses what is done each time that the service gets past its
-    /// [soft limit](Service::set_soft_limit). It is called on a thread of
-    /// dogtag's own, one at a time, so it should not wait for anything; a forked
-    /// child has no such thread.
+    /// Chooses what is called each time that the service and its children get past their
+    /// [soft limit](Service::set_soft_limit): as [`Service::set_on_soft_limit`], which says how.
     ///
     /// ```
     /// # #[global_allocator]
@@ -416,13 +413,17 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn on_soft_limit(mut self, announce: impl Fn(&Service) + Send + Sync + 'static) -> Self {
-        self.plan.limits.on_soft = Some(Arc::new(announce));
+    pub fn on_soft_limit(mut self, callback: impl Fn(&Service) + Send + Sync + 'static) -> Self {
+        self.plan.limits.on_soft = Some(Arc::new(callback));
         self
     }
 
-    /// Registers the service, or finds the one that has this name already; that
-    /// one gets the limits.
+    /// Registers the service, or returns the one that has this name already, as it is.
+    ///
+    /// A living service never changes here: what is asked for and differs from what it has is an
+    /// error, and what is not asked for may be anything. To change it, there are
+    /// [`set_hard_limit`](Service::set_hard_limit), [`set_soft_limit`](Service::set_soft_limit) and
+    /// [`set_on_soft_limit`](Service::set_on_soft_limit).
     ///
     /// # Errors
     ///
@@ -431,6 +432,8 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     /// handle than the chosen one, [`RegisterError::HandleTaken`] if the handle
     /// is registered with another name, [`RegisterError::OtherParent`] if the name
     /// is registered with another parent than the chosen one,
+    /// [`RegisterError::OtherLimits`] if it is with other limits than the chosen ones,
+    /// [`RegisterError::OtherCallback`] if it is registered and a callback was chosen,
     /// [`RegisterError::Full`] and [`RegisterError::NoMemory`]. Nothing has
     /// changed then.
     ///
@@ -440,6 +443,11 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     /// let gate = Service::builder("gate").handle(7).register()?;
     /// let error = Service::builder("watchdog").handle(7).register().unwrap_err();
     /// assert!(matches!(error, RegisterError::HandleTaken { handle: 7, .. }));
+    ///
+    /// gate.set_hard_limit(Some(1 << 20));
+    /// assert_eq!(Service::builder("gate").hard_limit(1 << 20).register()?, gate);
+    /// let error = Service::builder("gate").hard_limit(1 << 30).register().unwrap_err();
+    /// assert!(matches!(error, RegisterError::OtherLimits { hard_limit: Some(0x10_0000), .. }));
     /// # Ok::<(), RegisterError>(())
     /// ```
     pub fn register(self) -> Result<Service, RegisterError> {

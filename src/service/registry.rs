@@ -66,6 +66,23 @@ pub enum RegisterError {
         /// The name of the living service's parent, if it has one.
         parent: Option<String>,
     },
+    /// The name is registered already, with other limits than those asked for.
+    #[non_exhaustive]
+    OtherLimits {
+        /// The name.
+        name: String,
+        /// The living service's hard limit, if it has one.
+        hard_limit: Option<u64>,
+        /// The living service's soft limit, if it has one.
+        soft_limit: Option<u64>,
+    },
+    /// The name is registered already, and a callback was given, of which nobody can tell whether
+    /// it is the living service's.
+    #[non_exhaustive]
+    OtherCallback {
+        /// The name.
+        name: String,
+    },
     /// All slots (over 16 million) are in use.
     Full,
     /// There is no memory for another service in the tables.
@@ -101,6 +118,21 @@ impl fmt::Display for RegisterError {
                 }
                 f.write_str(": ask for that, or choose another name")
             }
+            Self::OtherLimits { name, hard_limit, soft_limit } => {
+                let limit = |limit: &Option<u64>| limit.map_or("none".to_owned(), |bytes| bytes.to_string());
+                write!(
+                    f,
+                    "service {name:?} is registered with other limits (hard: {}, soft: {}): ask for those or \
+                     for none, and change them with set_hard_limit and set_soft_limit",
+                    limit(hard_limit),
+                    limit(soft_limit),
+                )
+            }
+            Self::OtherCallback { name } => write!(
+                f,
+                "service {name:?} is registered, and only a new one gets a callback: \
+                 give it one with set_on_soft_limit",
+            ),
             Self::Full => write!(
                 f,
                 "all {} services of this process are in use: register fewer, or group what they stand for",
@@ -253,7 +285,7 @@ fn as_planned(living: Service, plan: &Plan) -> Result<Service, RegisterError> {
         let parent = parent.map(|parent| parent.name().to_owned());
         return Err(RegisterError::OtherParent { name: name(), parent });
     }
-    plan.limits.set(living.record);
+    plan.limits.compare(&living)?;
     Ok(living)
 }
 

@@ -6,6 +6,7 @@ use super::worker::Worker;
 use super::world::{aside, ensure};
 use dogtag::{RegisterError, Service, Usage};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// When there are so many, no more are registered.
 const MOST_SERVICES: usize = 24;
@@ -25,9 +26,10 @@ impl Worker<'_> {
             let same = |(one, other)| Arc::ptr_eq(one, other);
             parent_known.is_some() && !living.parent.as_ref().zip(parent_known).is_some_and(same)
         });
-        if let Some(living) = living.as_ref().filter(|_| hard.is_some() && !is_others) {
-            living.will_be_limited();
-        }
+        // A living service keeps its limits; whoever asks for others is told.
+        let has_others = living
+            .as_ref()
+            .is_some_and(|living| hard.is_some_and(|hard| hard != living.hard.load(Ordering::SeqCst)));
         let mut builder = Service::builder(&name);
         if let Some(parent) = &parent {
             builder = builder.parent(&parent.service);
@@ -36,15 +38,17 @@ impl Worker<'_> {
             builder = builder.hard_limit(hard);
         }
         // What is said of an error is the caller's memory.
-        let registered =
-            if is_others || !world.in_turn { aside(|| builder.register()) } else { builder.register() };
+        let registered = if is_others || has_others || !world.in_turn {
+            aside(|| builder.register())
+        } else {
+            builder.register()
+        };
         aside(|| match registered {
             Ok(service) => {
-                ensure!(!is_others && (service.name() == name));
+                ensure!(!is_others && !has_others && (service.name() == name));
                 let known = world.known(&service, hard);
                 if let (true, Some(living)) = (world.in_turn, &living) {
                     ensure!(Arc::ptr_eq(living, &known), "{name} is another one's");
-                    hard.into_iter().for_each(|hard| known.set_hard(Some(hard)));
                 }
                 let is_new = living.is_none() && world.in_turn;
                 ensure!(
@@ -54,6 +58,9 @@ impl Worker<'_> {
                 world.board.lock().unwrap().push(Held::new(service, known));
             }
             Err(RegisterError::OtherParent { .. }) => ensure!(is_others || !world.in_turn, "{name}: parent"),
+            Err(RegisterError::OtherLimits { .. }) => {
+                ensure!(!is_others && (has_others || !world.in_turn), "{name}: limits");
+            }
             Err(error) => panic!("{error}"),
         });
     }
