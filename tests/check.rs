@@ -11,7 +11,7 @@ use std::alloc::{GlobalAlloc, Layout, alloc, realloc};
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
@@ -28,8 +28,10 @@ enum Ends {
 /// What a call stack shows of lines: they are known where debug information is.
 const LINES: &str = if cfg!(debug_assertions) { "tests/check.rs:" } else { "" };
 
-const TASKS: [Task; 23] = [
+const TASKS: [Task; 25] = [
     ("leak goes on", leak_goes_on, "", Ends::Well, &[]),
+    ("handlers are closures and can be taken", closures, "", Ends::Well, &["double free"]),
+    ("handlers are exchanged while they are called", exchanged_handlers, "reaction=leak", Ends::Well, &[]),
     ("a block that was told of is not told of again", told_once, "", Ends::Well, &[]),
     ("a block that was told of shrinks", shrinks_all_the_same, "", Ends::Well, &[]),
     ("a block that is freed by another allocator", freed_by_another, "", Ends::Well, &[]),
@@ -658,4 +660,79 @@ fn lost_blocks() {
     assert_eq!(victim.usage().bytes(), 24, "it stays in its service's figures");
     // The event comes from another thread.
     watch::eventually(|| if IS_LOSS_TOLD.load(Ordering::Relaxed) { Ok(()) } else { Err("nothing is told") });
+}
+
+fn closures() {
+    let found = Arc::new(AtomicUsize::new(0));
+    let counting = |by: usize| {
+        let found = Arc::clone(&found);
+        move |_: &Violation| {
+            found.fetch_add(by, Ordering::Relaxed);
+            Reaction::Leak
+        }
+    };
+    // Nobody has set one: what is taken is the default.
+    let default = check::take_handler();
+    check::set_handler(counting(1));
+    twice(culprit());
+    assert_eq!(found.load(Ordering::Relaxed), 1);
+    check::set_handler(counting(10));
+    assert_eq!(Arc::strong_count(&found), 2, "the former one is kept");
+    let former = check::take_handler();
+    // One that asks another one, and is replaced while it runs.
+    check::set_handler(move |violation| {
+        check::set_handler(|_| Reaction::Leak);
+        let _: Reaction = default(violation);
+        former(violation)
+    });
+    twice(culprit());
+    assert_eq!(found.load(Ordering::Relaxed), 11);
+    assert_eq!(Arc::strong_count(&found), 1, "it was not dropped when it returned");
+    twice(culprit());
+    assert_eq!(found.load(Ordering::Relaxed), 11);
+}
+
+fn exchanged_handlers() {
+    const CRIMES: usize = 300;
+
+    /// What a handler has captured, which is whole as long as it may be called.
+    struct Captured(Arc<AtomicUsize>, Vec<u8>);
+
+    impl Drop for Captured {
+        fn drop(&mut self) {
+            self.1.fill(0);
+        }
+    }
+
+    let (found, is_over) = (Arc::new(AtomicUsize::new(0)), AtomicBool::new(false));
+    let set = || {
+        let captured = Captured(Arc::clone(&found), vec![7; 100]);
+        check::set_handler(move |_| {
+            assert!(captured.1.iter().all(|byte| *byte == 7), "the handler was dropped");
+            captured.0.fetch_add(1, Ordering::Relaxed);
+            Reaction::Leak
+        });
+    };
+    set();
+    std::thread::scope(|threads| {
+        let criminals = [(); 2].map(|()| {
+            threads.spawn(|| {
+                for _ in 0..CRIMES {
+                    twice(culprit());
+                }
+            })
+        });
+        threads.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                set();
+                let taken = check::take_handler();
+                check::set_handler(move |violation| taken(violation));
+            }
+        });
+        criminals.into_iter().for_each(|criminal| criminal.join().unwrap());
+        is_over.store(true, Ordering::Relaxed);
+    });
+    // Some have met nobody's, which reports.
+    let found = found.load(Ordering::Relaxed);
+    assert!((1..=2 * CRIMES).contains(&found), "{found}");
 }

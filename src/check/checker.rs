@@ -6,13 +6,13 @@ use super::block::{self, BlockHeader, FREED, Family, Tag};
 use super::block_state::{self, Entry, State};
 use super::claim::Claim;
 use super::depot::{Open, magazines, places_of, take_kept};
+use super::handler::react;
 use super::inspect::{
     SOME_HAVE_ENDED, about_any, inside_another, may_be_gone, pointer, violation, whole_and_freed,
     whole_and_live, wrong_with_freed, wrong_with_live,
 };
 use super::instance_id::{Identity, NUMBERS};
 use super::quarantine::Quarantine;
-use super::reaction::react;
 use super::settings::Settings;
 use super::shadow;
 use super::threads;

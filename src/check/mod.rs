@@ -105,6 +105,8 @@ mod claim;
 #[cfg(not(dogtag_loom))]
 mod depot;
 #[cfg(not(dogtag_loom))]
+mod handler;
+#[cfg(not(dogtag_loom))]
 mod hexdump;
 #[cfg(not(dogtag_loom))]
 mod inspect;
@@ -154,8 +156,9 @@ pub(crate) use {
 };
 #[cfg(not(dogtag_loom))]
 pub use {
+    handler::{set_handler, take_handler},
     live::{LiveBlock, LiveBlocks, assert_no_leaks, live_blocks},
-    reaction::{Reaction, report, set_handler},
+    reaction::{Reaction, report},
     stack_depot::Backtrace,
     verify::{Verified, verify},
     violation::{AccessContext, Operation, Violation, ViolationKind},
@@ -165,5 +168,5 @@ pub use {
 /// go on.
 #[cfg(all(feature = "mapped", not(dogtag_loom)))]
 pub(crate) fn region_in_use(start: usize) {
-    reaction::react(&Violation::new(ViolationKind::RegionInUse, Operation::Unmap, start));
+    handler::react(&Violation::new(ViolationKind::RegionInUse, Operation::Unmap, start));
 }

@@ -4,10 +4,10 @@
 use super::block_state;
 use super::block_state::State;
 use super::claim::Claim;
+use super::handler::react;
 use super::inspect::{
     pointer, violation, whole_and_freed, whole_and_live, wrong_with_freed, wrong_with_live,
 };
-use super::reaction::react;
 use super::settings::Settings;
 use super::shadow;
 use super::violation::{Operation, ViolationKind};
