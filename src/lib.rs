@@ -128,6 +128,36 @@
 //! A handler may call nothing else of dogtag. It may not allocate, as with other allocators. Leaving a
 //! scope or taking a snapshot may deliver an event, and dropping the last clone of a service takes a lock.
 //!
+//! # Before `main`
+//!
+//! On Linux one function of dogtag's runs when a program is loaded, before `main`, or when a library
+//! that has dogtag in it is opened (an entry of `.init_array`). It
+//!
+//! - allocates a block of 8 bytes from the global allocator and frees it, so that jemalloc registers
+//!   its handlers of forks before dogtag does. With it comes all that a first allocation does: the
+//!   backend begins, some pages are mapped for the thread's counters, a pthread key is made, and
+//!   with `memory-check` the variable `DOGTAG_CHECK` is read. [`totals`] counts the block as
+//!   allocated and freed by the service `unattributed`;
+//! - registers handlers of forks (`pthread_atfork`), for which the C library may allocate with its
+//!   own `malloc`.
+//!
+//! A backend of one's own must be ready for that: as a `static` it is. No thread is begun, no file
+//! is read, and no code of the program is called but its global allocator. In a library that was
+//! opened (glibc), a second function opens the library once more, so that it stays loaded: threads
+//! call code of it when they end.
+//!
+//! On other systems the same is done when a service is first registered or looked up, or limited. A
+//! fork that is under way on another thread at that moment does not notice.
+//!
+//! At a fork the handlers run on the thread that forks. Before it they take dogtag's locks (of names,
+//! families, limits, jemalloc's figures and mapped regions), and wait for threads that hold them;
+//! after it they release them, in the parent and in the child. They allocate nothing and call no
+//! code of the program. With `memory-check` the handler before a fork also gives back
+//! memory, for which it looks through the states of blocks.
+//!
+//! With the feature `interpose` the C library and other constructors allocate here before that, as
+//! soon as the loader has them; the documentation of `capi` says more.
+//!
 //! # Features
 //!
 //! | feature | default | what it adds |
@@ -148,7 +178,7 @@
 //! For 64-bit Unix-like systems; tested on x86-64 Linux, where the hot path is at
 //! its shortest.
 
-#![deny(missing_docs)]
+#![deny(missing_docs, missing_debug_implementations)]
 // The README's programs are compiled and run like the other examples.
 #![cfg_attr(all(doctest, feature = "tracing-layer"), doc = include_str!("../README.md"))]
 #![cfg_attr(dogtag_loom, allow(dead_code, unused_imports))]
