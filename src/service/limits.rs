@@ -1,7 +1,8 @@
 //! Limits: how much a service, with its children, may hold.
 
+use super::error::RegisterError;
 use super::scope::Scope;
-use super::{RegisterError, Service, fork};
+use super::{Service, fork};
 use crate::contained::{contain, drop_contained};
 use crate::events;
 use crate::ledger::budget::{Grants, NONE};

@@ -3,16 +3,22 @@
 //! Users enter here; the allocator never does. Registering may lock and
 //! allocate (the registry is a dashmap). Entering a service does neither.
 
+mod builder;
+mod error;
 mod family;
 mod fork;
 mod future;
 mod limits;
+mod plan;
 mod registry;
 mod retirement;
 mod scope;
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests;
 
+pub use builder::ServiceBuilder;
+pub use error::RegisterError;
 pub use future::{InService, InServiceExt};
-pub use registry::RegisterError;
 pub use scope::Scope;
 
 #[cfg(any(feature = "tracing-layer", feature = "interpose", feature = "skynet"))]
@@ -26,14 +32,11 @@ pub(crate) use limits::{limits, start_announcer};
 pub(crate) use registry::{check_name, name_too_long};
 pub(crate) use retirement::end_retired;
 
-use crate::contained::drop_contained;
 use crate::ledger::{self, slots, thread};
 use crate::usage::Usage;
-use limits::Limits;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ptr;
-use std::sync::Arc;
 
 /// Whoever memory is accounted to: an actor, a module, a tenant, a query.
 ///
@@ -118,7 +121,7 @@ impl Service {
     /// # Ok::<(), dogtag::RegisterError>(())
     /// ```
     pub fn builder<N: AsRef<str>>(name: N) -> ServiceBuilder<N> {
-        ServiceBuilder { name, plan: Plan::default() }
+        ServiceBuilder::new(name)
     }
 
     /// The service that the calling thread is in.
@@ -341,172 +344,5 @@ impl fmt::Debug for Service {
             .field("name", &self.name())
             .field("handle", &format_args!("{:#010x}", self.handle()))
             .finish()
-    }
-}
-
-/// A service about to be registered: [`Service::builder`].
-#[derive(Clone, Debug)]
-#[must_use = "nothing is registered before `register`"]
-pub struct ServiceBuilder<N> {
-    name: N,
-    plan: Plan,
-}
-
-/// What a service is to be, beside its name.
-#[derive(Clone, Debug, Default)]
-struct Plan {
-    handle: Option<u32>,
-    parent: Option<Service>,
-    limits: Limits,
-}
-
-impl<N: AsRef<str>> ServiceBuilder<N> {
-    /// Chooses the handle: any number but 0, which is the unattributed
-    /// service's, and those that are in use. Numbers from 0x80000000 on are
-    /// also what services without a choice are assigned, upwards.
-    pub fn handle(mut self, handle: u32) -> Self {
-        self.plan.handle = Some(handle);
-        self
-    }
-
-    /// Makes the service a child of another one. Its usage is its own;
-    /// [`usage_with_children`](Service::usage_with_children) of the parent has
-    /// it too, and so have the parent's limits. The parent lives as long as its
-    /// children, and they as long as their blocks; until then it is also found by
-    /// its name.
-    ///
-    /// A family may be of any depth, which costs nothing here. An allocation under limits asks all
-    /// of them now and then, from its service upwards.
-    pub fn parent(mut self, parent: &Service) -> Self {
-        self.plan.parent = Some(parent.clone());
-        self
-    }
-
-    /// Sets the [hard limit](Service::set_hard_limit), in bytes.
-    pub fn hard_limit(mut self, bytes: u64) -> Self {
-        self.plan.limits.hard = Some(bytes);
-        self
-    }
-
-    /// Sets the [soft limit](Service::set_soft_limit), in bytes.
-    pub fn soft_limit(mut self, bytes: u64) -> Self {
-        self.plan.limits.soft = Some(bytes);
-        self
-    }
-
-    /// Chooses what is called each time that the service and its children get past their
-    /// [soft limit](Service::set_soft_limit): as [`Service::set_on_soft_limit`], which says how.
-    ///
-    /// ```
-    /// # #[global_allocator]
-    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
-    /// # fn main() -> Result<(), dogtag::RegisterError> {
-    /// let (tell, told) = std::sync::mpsc::channel();
-    /// let tell = std::sync::Mutex::new(tell);
-    /// let cache = dogtag::Service::builder("cache")
-    ///     .soft_limit(1 << 20)
-    ///     .on_soft_limit(move |service| tell.lock().unwrap().send(service.name().to_owned()).unwrap())
-    ///     .register()?;
-    /// let entries = cache.run(|| vec![0_u8; 2 << 20]);
-    /// assert_eq!(told.recv().unwrap(), "cache");
-    /// # drop(entries);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn on_soft_limit(mut self, callback: impl Fn(&Service) + Send + Sync + 'static) -> Self {
-        self.plan.limits.on_soft = Some(Arc::new(callback));
-        self
-    }
-
-    /// Registers the service, or returns the one that has this name already, as it is.
-    ///
-    /// A living service never changes here: what is asked for and differs from what it has is an
-    /// error, and what is not asked for may be anything. To change it, there are
-    /// [`set_hard_limit`](Service::set_hard_limit), [`set_soft_limit`](Service::set_soft_limit) and
-    /// [`set_on_soft_limit`](Service::set_on_soft_limit).
-    ///
-    /// # Errors
-    ///
-    /// [`RegisterError::NoName`] and [`RegisterError::NameTooLong`] if there can be no such
-    /// name, [`RegisterError::NameTaken`] if the name is registered with another
-    /// handle than the chosen one, [`RegisterError::HandleTaken`] if the handle
-    /// is registered with another name, [`RegisterError::OtherParent`] if the name
-    /// is registered with another parent than the chosen one,
-    /// [`RegisterError::OtherLimits`] if it is with other limits than the chosen ones,
-    /// [`RegisterError::OtherCallback`] if it is registered and a callback was chosen,
-    /// [`RegisterError::Full`] and [`RegisterError::NoMemory`]. Nothing has
-    /// changed then.
-    ///
-    /// ```
-    /// use dogtag::{RegisterError, Service};
-    ///
-    /// let gate = Service::builder("gate").handle(7).register()?;
-    /// let error = Service::builder("watchdog").handle(7).register().unwrap_err();
-    /// assert!(matches!(error, RegisterError::HandleTaken { handle: 7, .. }));
-    ///
-    /// gate.set_hard_limit(Some(1 << 20));
-    /// assert_eq!(Service::builder("gate").hard_limit(1 << 20).register()?, gate);
-    /// let error = Service::builder("gate").hard_limit(1 << 30).register().unwrap_err();
-    /// assert!(matches!(error, RegisterError::OtherLimits { hard_limit: Some(0x10_0000), .. }));
-    /// # Ok::<(), RegisterError>(())
-    /// ```
-    pub fn register(self) -> Result<Service, RegisterError> {
-        let registered = registry::register(self.name.as_ref(), &self.plan);
-        // Where there is no service, nobody has the callback.
-        drop_contained(self.plan.limits.on_soft);
-        registered
-    }
-}
-
-#[cfg(all(test, not(dogtag_loom)))]
-mod tests {
-    use super::*;
-    use crate::ledger::account::Account;
-
-    #[test]
-    fn an_ended_services_slot_is_nobodys() {
-        let service = Service::register("ends in a moment").unwrap();
-        let slot = service.record.slot();
-        assert!(slots::record(slot).is_some());
-        drop(service);
-        // So behind the threshold a cookie with that slot is not believed.
-        assert!(slots::record(slot).is_none());
-    }
-
-    /// As many as had no place in 32 bits.
-    #[test]
-    fn forgotten_scopes_keep_a_service_for_good() {
-        for forgotten in [1 << 32, 1 << 33, u64::from(u32::MAX)] {
-            std::thread::spawn(move || {
-                let name = format!("forgotten {forgotten} times");
-                let service = Service::register(&name).unwrap();
-                let slot = service.record.slot();
-                let Account::Own(cell) = thread::account(service.record) else {
-                    panic!("there is memory for a cell")
-                };
-                cell.preset(forgotten - 1, 0);
-                std::mem::forget(service.enter());
-                drop(service);
-                end_retired();
-                let current = Service::current();
-                assert_eq!((current.name(), current.record.slot()), (&*name, slot));
-                assert!(slots::record(slot).is_some());
-                let other = Service::register("an innocent other one").unwrap();
-                assert!(other != current);
-                drop(current);
-                end_retired();
-                assert_eq!(Service::current().name(), name);
-            })
-            .join()
-            .unwrap();
-        }
-    }
-
-    #[test]
-    fn a_record_that_no_service_has_gives_no_clone() {
-        let service = Service::register("over in a moment").unwrap();
-        let record = service.record;
-        drop(service);
-        assert!(!record.lifecycle().is_in_use() && !record.lifecycle().revive());
     }
 }

@@ -14,139 +14,18 @@ use crate::format::beginning;
 use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
 use crate::ledger::threshold;
+use crate::service::error::RegisterError;
+use crate::service::plan::Plan;
 use crate::service::scope::Scope;
-use crate::service::{Plan, Service, fork, retirement};
+use crate::service::{Service, fork, retirement};
 use crate::sync::{AtomicU32, Ordering};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::borrow::Borrow;
-use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::LazyLock;
-
-/// Why a service could not be registered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RegisterError {
-    /// The name is empty.
-    NoName,
-    /// The name is longer than [`Service::MAX_NAME_LEN`].
-    #[non_exhaustive]
-    NameTooLong {
-        /// Its beginning.
-        beginning: String,
-        /// Its length, in bytes.
-        len: usize,
-    },
-    /// The name is registered already, with another handle than the one asked for.
-    #[non_exhaustive]
-    NameTaken {
-        /// The name.
-        name: String,
-        /// The handle that the living service has.
-        handle: u32,
-        /// The handle that was asked for.
-        requested: u32,
-    },
-    /// The handle is registered already, with another name.
-    #[non_exhaustive]
-    HandleTaken {
-        /// The handle.
-        handle: u32,
-        /// The name of the service that has it.
-        name: String,
-    },
-    /// The name is registered already, with another parent than the one asked for.
-    #[non_exhaustive]
-    OtherParent {
-        /// The name.
-        name: String,
-        /// The name of the living service's parent, if it has one.
-        parent: Option<String>,
-    },
-    /// The name is registered already, with other limits than those asked for.
-    #[non_exhaustive]
-    OtherLimits {
-        /// The name.
-        name: String,
-        /// The living service's hard limit, if it has one.
-        hard_limit: Option<u64>,
-        /// The living service's soft limit, if it has one.
-        soft_limit: Option<u64>,
-    },
-    /// The name is registered already, and a callback was given, of which nobody can tell whether
-    /// it is the living service's.
-    #[non_exhaustive]
-    OtherCallback {
-        /// The name.
-        name: String,
-    },
-    /// All slots (over 16 million) are in use.
-    Full,
-    /// There is no memory for another service in the tables.
-    NoMemory,
-}
-
-impl fmt::Display for RegisterError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoName => f.write_str(
-                "a service without a name cannot be told from others: give it one, or none to the span",
-            ),
-            Self::NameTooLong { beginning, len } => write!(
-                f,
-                "a service's name has no more than {} bytes, and the one that begins with {beginning:?} has {len}: \
-                 shorten it, for instance to a hash of what it stands for",
-                Service::MAX_NAME_LEN,
-            ),
-            Self::NameTaken { name, handle, requested } => write!(
-                f,
-                "service {name:?} is registered with handle {handle:#010x}, not {requested:#010x}: \
-                 ask for that handle or for none, or choose another name",
-            ),
-            Self::HandleTaken { handle, name } => write!(
-                f,
-                "handle {handle:#010x} belongs to service {name:?}: choose another, or let one be assigned",
-            ),
-            Self::OtherParent { name, parent } => {
-                write!(f, "service {name:?} is registered ")?;
-                match parent {
-                    Some(parent) => write!(f, "as a child of {parent:?}")?,
-                    None => f.write_str("without a parent")?,
-                }
-                f.write_str(": ask for that, or choose another name")
-            }
-            Self::OtherLimits { name, hard_limit, soft_limit } => {
-                let limit = |limit: &Option<u64>| limit.map_or("none".to_owned(), |bytes| bytes.to_string());
-                write!(
-                    f,
-                    "service {name:?} is registered with other limits (hard: {}, soft: {}): ask for those or \
-                     for none, and change them with set_hard_limit and set_soft_limit",
-                    limit(hard_limit),
-                    limit(soft_limit),
-                )
-            }
-            Self::OtherCallback { name } => write!(
-                f,
-                "service {name:?} is registered, and only a new one gets a callback: \
-                 give it one with set_on_soft_limit",
-            ),
-            Self::Full => write!(
-                f,
-                "all {} services of this process are in use: register fewer, or group what they stand for",
-                slots::CAPACITY,
-            ),
-            Self::NoMemory => f.write_str(
-                "the operating system gives no memory for another service: \
-                 check the process's address-space limit (ulimit -v) and the system's overcommit setting",
-            ),
-        }
-    }
-}
-
-impl std::error::Error for RegisterError {}
 
 /// Whether a service may have that name.
 pub(crate) fn check_name(name: &str) -> Result<(), RegisterError> {

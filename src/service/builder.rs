@@ -1,0 +1,118 @@
+//! A service in steps, before it is registered.
+
+use super::Service;
+use super::error::RegisterError;
+use super::plan::Plan;
+use super::registry;
+use crate::contained::drop_contained;
+use std::sync::Arc;
+
+/// A service about to be registered: [`Service::builder`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing is registered before `register`"]
+pub struct ServiceBuilder<N> {
+    name: N,
+    plan: Plan,
+}
+
+impl<N: AsRef<str>> ServiceBuilder<N> {
+    pub(super) fn new(name: N) -> Self {
+        Self { name, plan: Plan::default() }
+    }
+
+    /// Chooses the handle: any number but 0, which is the unattributed
+    /// service's, and those that are in use. Numbers from 0x80000000 on are
+    /// also what services without a choice are assigned, upwards.
+    pub fn handle(mut self, handle: u32) -> Self {
+        self.plan.handle = Some(handle);
+        self
+    }
+
+    /// Makes the service a child of another one. Its usage is its own;
+    /// [`usage_with_children`](Service::usage_with_children) of the parent has
+    /// it too, and so have the parent's limits. The parent lives as long as its
+    /// children, and they as long as their blocks; until then it is also found by
+    /// its name.
+    ///
+    /// A family may be of any depth, which costs nothing here. An allocation under limits asks all
+    /// of them now and then, from its service upwards.
+    pub fn parent(mut self, parent: &Service) -> Self {
+        self.plan.parent = Some(parent.clone());
+        self
+    }
+
+    /// Sets the [hard limit](Service::set_hard_limit), in bytes.
+    pub fn hard_limit(mut self, bytes: u64) -> Self {
+        self.plan.limits.hard = Some(bytes);
+        self
+    }
+
+    /// Sets the [soft limit](Service::set_soft_limit), in bytes.
+    pub fn soft_limit(mut self, bytes: u64) -> Self {
+        self.plan.limits.soft = Some(bytes);
+        self
+    }
+
+    /// Chooses what is called each time that the service and its children get past their
+    /// [soft limit](Service::set_soft_limit): as [`Service::set_on_soft_limit`], which says how.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() -> Result<(), dogtag::RegisterError> {
+    /// let (tell, told) = std::sync::mpsc::channel();
+    /// let tell = std::sync::Mutex::new(tell);
+    /// let cache = dogtag::Service::builder("cache")
+    ///     .soft_limit(1 << 20)
+    ///     .on_soft_limit(move |service| tell.lock().unwrap().send(service.name().to_owned()).unwrap())
+    ///     .register()?;
+    /// let entries = cache.run(|| vec![0_u8; 2 << 20]);
+    /// assert_eq!(told.recv().unwrap(), "cache");
+    /// # drop(entries);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_soft_limit(mut self, callback: impl Fn(&Service) + Send + Sync + 'static) -> Self {
+        self.plan.limits.on_soft = Some(Arc::new(callback));
+        self
+    }
+
+    /// Registers the service, or returns the one that has this name already, as it is.
+    ///
+    /// A living service never changes here: what is asked for and differs from what it has is an
+    /// error, and what is not asked for may be anything. To change it, there are
+    /// [`set_hard_limit`](Service::set_hard_limit), [`set_soft_limit`](Service::set_soft_limit) and
+    /// [`set_on_soft_limit`](Service::set_on_soft_limit).
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError::NoName`] and [`RegisterError::NameTooLong`] if there can be no such
+    /// name, [`RegisterError::NameTaken`] if the name is registered with another
+    /// handle than the chosen one, [`RegisterError::HandleTaken`] if the handle
+    /// is registered with another name, [`RegisterError::OtherParent`] if the name
+    /// is registered with another parent than the chosen one,
+    /// [`RegisterError::OtherLimits`] if it is with other limits than the chosen ones,
+    /// [`RegisterError::OtherCallback`] if it is registered and a callback was chosen,
+    /// [`RegisterError::Full`] and [`RegisterError::NoMemory`]. Nothing has
+    /// changed then.
+    ///
+    /// ```
+    /// use dogtag::{RegisterError, Service};
+    ///
+    /// let gate = Service::builder("gate").handle(7).register()?;
+    /// let error = Service::builder("watchdog").handle(7).register().unwrap_err();
+    /// assert!(matches!(error, RegisterError::HandleTaken { handle: 7, .. }));
+    ///
+    /// gate.set_hard_limit(Some(1 << 20));
+    /// assert_eq!(Service::builder("gate").hard_limit(1 << 20).register()?, gate);
+    /// let error = Service::builder("gate").hard_limit(1 << 30).register().unwrap_err();
+    /// assert!(matches!(error, RegisterError::OtherLimits { hard_limit: Some(0x10_0000), .. }));
+    /// # Ok::<(), RegisterError>(())
+    /// ```
+    pub fn register(self) -> Result<Service, RegisterError> {
+        let registered = registry::register(self.name.as_ref(), &self.plan);
+        // Where there is no service, nobody has the callback.
+        drop_contained(self.plan.limits.on_soft);
+        registered
+    }
+}
