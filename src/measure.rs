@@ -28,6 +28,7 @@ use crate::usage::Usage;
 /// assert_eq!(usage.freed_blocks, 2);
 /// # }
 /// ```
+#[must_use = "to run `work` alone needs no measuring"]
 pub fn measure<R>(work: impl FnOnce() -> R) -> (R, Usage) {
     let before = thread::own_usage();
     let result = work();

@@ -113,6 +113,7 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 /// subscriber, which takes a lock of the span. To leave one looks nothing up. The
 /// allocations in it cost what they cost after [`Service::enter`].
 #[derive(Debug)]
+#[must_use = "a layer does nothing before it is part of a subscriber"]
 pub struct ServiceLayer {
     id: LayerId,
     /// How many subscribers were built with it: 2 for more. One that was put into a subscriber

@@ -41,6 +41,7 @@ impl<S: Subscriber> UnattributedExt for S {}
 /// A subscriber whose own work is charged to nobody:
 /// [`unattributed`](UnattributedExt::unattributed).
 #[derive(Clone, Debug)]
+#[must_use = "a subscriber does nothing before it is installed"]
 pub struct Unattributed<S> {
     subscriber: S,
 }

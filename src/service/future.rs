@@ -62,6 +62,7 @@ impl<F: Future> InServiceExt for F {}
 
 impl<F> InService<F> {
     /// The service that the future runs in.
+    #[must_use]
     pub fn service(&self) -> &Service {
         &self.service
     }

@@ -140,6 +140,7 @@ impl Service {
     /// # Ok::<(), dogtag::RegisterError>(())
     /// ```
     #[must_use = "to drop what is returned is to do nothing at the soft limit"]
+    #[expect(clippy::type_complexity, reason = "an alias is one more thing to look up")]
     pub fn take_on_soft_limit(&self) -> Option<Arc<dyn Fn(&Self) + Send + Sync>> {
         take_callback(self.record)
     }
