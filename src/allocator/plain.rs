@@ -126,7 +126,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         if unsafe { Self::PLACEMENT.write_short(block, size, cell.mark()) } {
             cell.charge(size);
         } else {
-            anomalies::charge_ownerless(size);
+            thread::charge_ownerless(size);
         }
     }
 
@@ -234,7 +234,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
                 if Self::PLACEMENT.write(block, layout.size(), slot) {
                     cell.charge(layout.size());
                 } else {
-                    anomalies::charge_ownerless(layout.size());
+                    thread::charge_ownerless(layout.size());
                 }
                 block
             };
@@ -382,7 +382,7 @@ unsafe fn charged(
             admitted.charge(layout.size());
         } else {
             drop(admitted);
-            anomalies::charge_ownerless(layout.size());
+            thread::charge_ownerless(layout.size());
         }
     }
     block

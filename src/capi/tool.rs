@@ -4,8 +4,8 @@
 use super::services::in_no_service;
 use super::{functions, names, roll};
 use crate::format::Bytes;
-use crate::ledger::family::Tree;
 use crate::ledger::threshold;
+use crate::ledger::tree::Tree;
 use crate::ledger::{slots, thread};
 use crate::service::Service;
 use crate::snapshot::Snapshot;

@@ -4,16 +4,11 @@
 //! happened after its block's allocation, so that allocation is seen too, and
 //! a live figure is never negative, however many threads go on meanwhile.
 
-use crate::ledger::shard::{CELLS, Place, ShardList};
+use crate::ledger::shard::{CELLS, Place, SHARDS};
 use crate::ledger::slots::{self, Record};
 use crate::owner::Slot;
 use crate::sync::{AtomicU64, Ordering, shared};
 use crate::usage::Usage;
-
-shared! {
-    /// The shards of this process.
-    pub(super) static SHARDS: ShardList = ShardList::new();
-}
 
 /// What one service holds, which the caller holds or has pinned: one cell read
 /// a shard, that is, for each thread that was alive at the busiest moment.

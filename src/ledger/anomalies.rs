@@ -3,8 +3,6 @@
 //! around it. Counted here, and told by `announce`.
 
 use crate::ledger::pending_events;
-#[cfg(not(feature = "memory-check"))]
-use crate::ledger::{slots::UNATTRIBUTED, thread};
 use crate::sync::{AtomicU64, Ordering};
 
 /// Blocks that were freed after something had written past their end and into their cookie.
@@ -20,15 +18,6 @@ pub(crate) static SHARING: Anomaly = Anomaly::new();
 /// Spans that were entered without their service, because there was no memory to note that.
 #[cfg(feature = "tracing-layer")]
 pub(crate) static UNENTERED: Anomaly = Anomaly::new();
-
-/// Charges a block to the unattributed service, whose owner there was no memory to note.
-#[cfg(not(feature = "memory-check"))]
-#[cold]
-#[inline(never)]
-pub(crate) fn charge_ownerless(size: usize) {
-    thread::account(&UNATTRIBUTED).charge(size);
-    OWNERLESS.add(size);
-}
 
 /// One kind of them.
 pub(crate) struct Anomaly {

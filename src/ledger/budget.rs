@@ -21,6 +21,7 @@
 //! having drawn it meanwhile, for that changes the balance: each thread can be
 //! using one grant that it has drawn before. That is 64 KiB for each, either way.
 
+use crate::ledger::cell::Live;
 use crate::sync::{AtomicBool, AtomicU64, Ordering, const_unless_loom, spin};
 
 /// A service's limits, on what it and its descendants hold.
@@ -43,15 +44,6 @@ pub(crate) const NONE: u64 = u64::MAX;
 /// The most that a thread is granted at once: how far each thread may take a
 /// service past its limit.
 pub(crate) const GRANT: u64 = 64 << 10;
-
-/// Bounds of what is live at one moment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Live {
-    pub(crate) at_least: u64,
-    pub(crate) at_most: u64,
-    /// What threads may allocate beside without asking.
-    pub(crate) granted: u64,
-}
 
 /// An allocation that may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

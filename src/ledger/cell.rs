@@ -238,6 +238,15 @@ impl Cell {
     }
 }
 
+/// Bounds of the bytes that are live in a set of cells at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Live {
+    pub(crate) at_least: u64,
+    pub(crate) at_most: u64,
+    /// What threads may allocate in addition before they ask again.
+    pub(crate) granted: u64,
+}
+
 /// An addition by the only writer: a load and a store, no locked instruction. Blocks of
 /// terabytes that nobody touches take a counter past its end in a minute: it begins again, and
 /// differences stay right.

@@ -11,6 +11,7 @@ pub(crate) mod account;
 pub(crate) mod anomalies;
 pub(crate) mod budget;
 pub(crate) mod cell;
+mod event_flags;
 pub(crate) mod family;
 pub(crate) mod lifecycle;
 pub(crate) mod pending_events;
@@ -21,6 +22,7 @@ pub(crate) mod slots;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod thread;
 pub(crate) mod threshold;
+pub(crate) mod tree;
 
 mod aggregate;
 pub(crate) use aggregate::{stacks, usage, usages};

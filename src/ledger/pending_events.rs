@@ -2,10 +2,11 @@
 //! it: services whose limits have done something, in a list; and of all else that there is
 //! something to be looked at.
 
-use crate::ledger::slots::Record;
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering, shared};
+pub(crate) use crate::ledger::event_flags::EventFlags;
+use crate::ledger::slots::{self, Record};
+use crate::owner::Slot;
+use crate::sync::{AtomicBool, AtomicU32, Ordering, shared};
 use crate::sys::{self, Parker};
-use std::ptr;
 
 /// Wakes the thread that announces it.
 pub(crate) static PARKER: Parker = Parker::new();
@@ -45,79 +46,49 @@ pub(crate) fn attend() {
 
 /// Whether there is something to announce that limits did.
 pub(crate) fn is_any() -> bool {
-    !FIRST.load(Ordering::Relaxed).is_null()
+    FIRST.load(Ordering::Relaxed) != NONE
 }
 
 shared! {
     static NEEDS_ATTENTION: AtomicBool = AtomicBool::new(false);
 
-    /// The newest of a list, which is taken whole.
-    static FIRST: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
+    /// The newest of a list, which is taken whole: one more than its slot.
+    static FIRST: AtomicU32 = AtomicU32::new(NONE);
 }
 
-/// What there is to tell of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EventFlags(u8);
+/// The end of the list; and the successor of who is not in it.
+const NONE: u32 = 0;
 
-impl EventFlags {
-    /// It got past its soft limit.
-    pub(crate) const CROSSED: Self = Self(1);
-    /// Its hard limit has denied an allocation.
-    pub(crate) const DENIED: Self = Self(2);
-
-    pub(crate) const fn has(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-}
-
-/// A limited service's part in this.
-#[derive(Debug)]
-pub(crate) struct Due {
-    news: AtomicU8,
-    /// When it was last told of a denial.
-    denied_at: AtomicU64,
-    /// While there is something to tell: the next service of which there is, or
-    /// the service itself for none.
-    next: AtomicPtr<Record>,
-}
-
-impl Due {
-    pub(super) fn new() -> Self {
-        Self { news: AtomicU8::new(0), denied_at: AtomicU64::new(0), next: AtomicPtr::new(ptr::null_mut()) }
-    }
-}
-
-/// Has it announced that a service denies allocations, once a second at most.
+/// Announces that a service denies allocations, once a second at most.
 pub(super) fn push_denial(record: &'static Record) {
     if let Some(limit_group) = record.family().limit_group()
-        && sys::is_time(&limit_group.due.denied_at)
+        && sys::is_time(&limit_group.pending.denied_at)
     {
         push(record, EventFlags::DENIED);
     }
 }
 
-/// Has it announced, which holds the service until then. By whoever holds it,
+/// Puts a service into the list, which retains it until it is announced. By whoever holds it,
 /// inside an allocation.
-pub(super) fn push(record: &'static Record, news: EventFlags) {
+pub(super) fn push(record: &'static Record, flags: EventFlags) {
     let Some(limit_group) = record.family().limit_group() else { return };
     if is_off() {
         return;
     }
-    // Either whoever takes it from the list sees this, or it is put there again.
-    limit_group.due.news.fetch_or(news.0, Ordering::SeqCst);
-    let own = ptr::from_ref(record).cast_mut();
-    // The last one's next is itself, so that null is who is not in the list.
-    let place = &limit_group.due.next;
-    if place.compare_exchange(ptr::null_mut(), own, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+    let pending = &limit_group.pending;
+    // Either the thread that takes it from the list sees this, or it is put there again.
+    pending.flags.fetch_or(flags.0, Ordering::SeqCst);
+    let own = record.index() + 1;
+    if pending.next.compare_exchange(NONE, own, Ordering::SeqCst, Ordering::SeqCst).is_err() {
         return;
     }
     if !record.lifecycle().revive() {
-        limit_group.due.news.store(0, Ordering::SeqCst);
-        return place.store(ptr::null_mut(), Ordering::SeqCst);
+        pending.flags.store(0, Ordering::SeqCst);
+        return pending.next.store(NONE, Ordering::SeqCst);
     }
     let mut first = FIRST.load(Ordering::Relaxed);
     loop {
-        place.store(if first.is_null() { own } else { first }, Ordering::Relaxed);
+        pending.next.store(if first == NONE { own } else { first }, Ordering::Relaxed);
         match FIRST.compare_exchange_weak(first, own, Ordering::Release, Ordering::Relaxed) {
             Ok(_) => break,
             Err(now) => first = now,
@@ -129,27 +100,25 @@ pub(super) fn push(record: &'static Record, news: EventFlags) {
     }
 }
 
-/// Calls `announce` for all that is due; the clone that held the service is its to
-/// let go.
+/// Empties the list, and calls `announce` for each service in it, which has to release the service.
 pub(crate) fn take(mut announce: impl FnMut(&'static Record, EventFlags)) {
-    let mut next = FIRST.swap(ptr::null_mut(), Ordering::Acquire);
-    // SAFETY: records are never unmapped.
-    while let Some(record) = unsafe { next.as_ref() } {
+    let mut next = FIRST.swap(NONE, Ordering::Acquire);
+    while let Some(record) = next.checked_sub(1).and_then(Slot::new).and_then(slots::any_record) {
         let Some(limit_group) = record.family().limit_group() else { return };
         // From here on it may be put into the list again.
-        let after = limit_group.due.next.swap(ptr::null_mut(), Ordering::SeqCst);
-        let news = EventFlags(limit_group.due.news.swap(0, Ordering::SeqCst));
-        next = if ptr::eq(after, record) { ptr::null_mut() } else { after };
-        announce(record, news);
+        let after = limit_group.pending.next.swap(NONE, Ordering::SeqCst);
+        let flags = EventFlags(limit_group.pending.flags.swap(0, Ordering::SeqCst));
+        next = if after == record.index() + 1 { NONE } else { after };
+        announce(record, flags);
     }
 }
 
 #[cfg(all(test, dogtag_loom))]
 mod model {
     use super::*;
-    use crate::ledger::slots;
     use crate::sync::whole_model;
     use loom::thread;
+    use std::ptr;
 
     fn limited(name: &str) -> &'static Record {
         let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
@@ -160,10 +129,10 @@ mod model {
 
     /// What was taken, of one service and of another.
     fn take_of([one, other]: [&'static Record; 2], taken: &mut [u8; 2]) {
-        take(|record, news| {
+        take(|record, flags| {
             assert!(ptr::eq(record, one) || ptr::eq(record, other));
-            taken[usize::from(ptr::eq(record, other))] |= news.0;
-            assert!(!record.lifecycle().release(), "the service was held");
+            taken[usize::from(ptr::eq(record, other))] |= flags.0;
+            assert!(!record.lifecycle().release(), "the service was retained");
         });
     }
 

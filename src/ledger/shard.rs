@@ -13,18 +13,15 @@
 //! Shards and chunks are pages from the operating system, touched when they
 //! are first used: a thread with a handful of services has two pages.
 
-use crate::ledger::budget::Live;
-use crate::ledger::cell::Cell;
+use crate::ledger::cell::{Cell, Live};
 use crate::owner::{Mark, Slot};
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, const_unless_loom};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, const_unless_loom, shared};
 use crate::sys;
 use crate::usage::Usage;
 use std::ptr;
 
-#[cfg(dogtag_loom)]
+#[cfg(all(test, dogtag_loom))]
 mod model;
-#[cfg(dogtag_loom)]
-use model::empty_chunk;
 
 /// Chunks in a directory, and cells in a chunk: a mark's two bytes.
 pub(super) const CELLS: usize = if cfg!(dogtag_loom) { 2 } else { 256 };
@@ -320,6 +317,11 @@ impl ShardList {
     }
 }
 
+shared! {
+    /// The shards of this process.
+    pub(super) static SHARDS: ShardList = ShardList::new();
+}
+
 /// A slot's cells, added up.
 #[derive(Clone, Copy)]
 pub(crate) struct Sum {
@@ -374,6 +376,53 @@ pub(super) static EMPTY_DIRECTORY: Directory =
 fn empty_chunk() -> *mut Chunk {
     (&raw const EMPTY_CHUNK).cast_mut()
 }
+
+/// Under loom nothing is zeroed memory: what is mapped is made.
+#[cfg(dogtag_loom)]
+mod made {
+    use super::*;
+
+    loom::lazy_static! {
+        static ref EMPTY_CHUNK: Chunk = Chunk::default();
+    }
+
+    pub(super) fn empty_chunk() -> *mut Chunk {
+        ptr::from_ref(&*EMPTY_CHUNK).cast_mut()
+    }
+
+    fn nulls<T, const N: usize>() -> [AtomicPtr<T>; N] {
+        std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut()))
+    }
+
+    impl Default for Chunk {
+        fn default() -> Self {
+            Self(std::array::from_fn(|_| Cell::shared(Mark::NONE)))
+        }
+    }
+
+    impl Default for LongDirectory {
+        fn default() -> Self {
+            Self(nulls())
+        }
+    }
+
+    impl Default for Shard {
+        fn default() -> Self {
+            Self {
+                directory: Directory(nulls()),
+                long: AtomicPtr::new(ptr::null_mut()),
+                stack: AtomicUsize::new(0),
+                older: AtomicPtr::new(ptr::null_mut()),
+                next_free: AtomicPtr::new(ptr::null_mut()),
+                is_free: AtomicBool::new(false),
+                #[cfg(feature = "memory-check")]
+                keepsakes: nulls(),
+            }
+        }
+    }
+}
+#[cfg(dogtag_loom)]
+use made::empty_chunk;
 
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {

@@ -3,10 +3,10 @@
 //! Read without a lock, from inside an allocation too; that is why a service's
 //! name is kept here and not only in the registry, which may allocate.
 
-use crate::ledger::aggregate::SHARDS;
 use crate::ledger::cell::Cell;
 use crate::ledger::family::Family;
 use crate::ledger::lifecycle::Lifecycle;
+use crate::ledger::shard::SHARDS;
 #[cfg(dogtag_loom)]
 use crate::owner::Mark;
 use crate::owner::Slot;

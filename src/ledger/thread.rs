@@ -17,12 +17,11 @@
 //! same happens when the system refuses memory for a shard.
 
 use crate::ledger::account::Account;
-use crate::ledger::aggregate::SHARDS;
 use crate::ledger::anomalies;
 use crate::ledger::cell::Cell;
 #[cfg(feature = "memory-check")]
 pub(crate) use crate::ledger::shard::KEEPSAKES;
-use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, Shard};
+use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, SHARDS, Shard};
 #[cfg(feature = "memory-check")]
 use crate::ledger::slots;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
@@ -58,6 +57,15 @@ pub(crate) fn cell(mark: Mark) -> &'static Cell {
 /// Behind the threshold: maps memory if need be.
 pub(crate) fn account(record: &'static Record) -> Account {
     with(|thread| thread.account(record))
+}
+
+/// Charges a block to the unattributed service, whose owner there was no memory to note.
+#[cfg(not(feature = "memory-check"))]
+#[cold]
+#[inline(never)]
+pub(crate) fn charge_ownerless(size: usize) {
+    account(&UNATTRIBUTED).charge(size);
+    anomalies::OWNERLESS.add(size);
 }
 
 /// The same for the service that the thread is in. From here on the hot path

@@ -7,12 +7,12 @@
 //! latter only.
 
 use crate::ledger::account::Account;
-use crate::ledger::aggregate::SHARDS;
-use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST, Live};
-use crate::ledger::cell::Cell;
-use crate::ledger::family::{self, Tree};
+use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST};
+use crate::ledger::cell::{Cell, Live};
 use crate::ledger::pending_events::{self, EventFlags};
+use crate::ledger::shard::SHARDS;
 use crate::ledger::slots::Record;
+use crate::ledger::tree::{self, Tree};
 use crate::sync::{AtomicU64, Ordering, fence, shared};
 use std::iter;
 use std::ptr;
@@ -124,7 +124,7 @@ impl Admitted {
         match self.replaced {
             Some(old)
                 if ptr::eq(old.owner, self.record)
-                    || family::limited_ancestors(old.owner).any(|above| ptr::eq(above, limited)) =>
+                    || tree::limited_ancestors(old.owner).any(|above| ptr::eq(above, limited)) =>
             {
                 self.size.saturating_sub(old.size as u64)
             }
@@ -139,7 +139,7 @@ impl Admitted {
     /// Calls `each` for some of the services from the current one upwards.
     #[cold]
     fn each(&self, some: u64, mut each: impl FnMut(&'static Record, &'static Budget)) {
-        for (step, record) in (0..NEAR).zip(family::ancestors(self.record)) {
+        for (step, record) in (0..NEAR).zip(tree::ancestors(self.record)) {
             // Nobody loses a limit_group.
             if let Some(limit_group) = record.family().limit_group()
                 && some & bit(step, true) != 0
@@ -194,13 +194,13 @@ fn note_peak(record: &'static Record) {
 /// What is live of a service and its descendants, but for what threads allocate
 /// meanwhile of what they were granted before. `None` if the family changed
 /// meanwhile. By whoever holds it.
-pub(crate) fn live(record: &'static Record, tree: Option<&Tree>, grants: Grants) -> Option<Live> {
-    if grants == Grants::TakeBack && !shut_all(record, tree) {
+pub(crate) fn live(record: &'static Record, lock: Option<&Tree>, grants: Grants) -> Option<Live> {
+    if grants == Grants::TakeBack && !shut_all(record, lock) {
         return None;
     }
     let mut sum = Live { at_least: 0, at_most: 0, granted: 0 };
     // Who joins meanwhile has been granted nothing; who has ended holds nothing.
-    let is_whole = family::descendants(record, tree, |member| {
+    let is_whole = tree::descendants(record, lock, |member| {
         let live = live_alone(member);
         sum.at_least += live.at_least;
         sum.at_most += live.at_most;
@@ -213,15 +213,15 @@ pub(crate) fn live(record: &'static Record, tree: Option<&Tree>, grants: Grants)
 
 /// Has all threads ask before their next allocation for the service or one of
 /// its descendants. By whoever holds the service, after a limit was changed.
-pub(crate) fn shut(tree: &Tree, record: &'static Record) {
+pub(crate) fn shut(lock: &Tree, record: &'static Record) {
     CHANGES.fetch_add(1, Ordering::SeqCst);
     fence(Ordering::SeqCst);
-    shut_all(record, Some(tree));
+    shut_all(record, Some(lock));
 }
 
 /// `false` if the family changed meanwhile.
-fn shut_all(record: &'static Record, tree: Option<&Tree>) -> bool {
-    family::descendants(record, tree, |member| {
+fn shut_all(record: &'static Record, lock: Option<&Tree>) -> bool {
+    tree::descendants(record, lock, |member| {
         SHARDS.cells(member.slot(), member.shared()).for_each(Cell::shut);
     })
 }
@@ -239,10 +239,10 @@ shared! {
 /// The services whose limits count for this one, and how many steps above it they are: of those
 /// that are [`NEAR`] or more, only that. So it takes no more steps than that and one for each limit.
 fn limited(record: &'static Record) -> impl Iterator<Item = (u32, &'static Record, &'static Budget)> {
-    let start = record.family().limited().map(|_| (0, record));
+    let start = record.nearest_limited().map(|_| (0, record));
     let above = |(step, record): &(u32, &'static Record)| {
-        let above = record.family().parent()?;
-        let nearest = above.family().limited()?;
+        let above = record.parent()?;
+        let nearest = above.nearest_limited()?;
         Some(if step + 1 < NEAR { (step + 1, above) } else { (NEAR, nearest) })
     };
     iter::successors(start, above).filter_map(|(step, record)| {
@@ -280,9 +280,9 @@ mod model {
                 cell
             });
             limit_group.budget.set(10, budget::NONE);
-            let tree = Tree::lock();
-            tree.note_limits(record);
-            shut(&tree, record);
+            let lock = Tree::lock();
+            lock.note_limits(record);
+            shut(&lock, record);
             let cell = other.join().unwrap();
             assert!(cell.must_ask(1), "it would not notice the limit");
         });

@@ -2,7 +2,7 @@
 
 use super::{Service, fork};
 use crate::ledger;
-use crate::ledger::family::{self, Tree};
+use crate::ledger::tree::{self, Tree};
 use crate::usage::Usage;
 
 impl Service {
@@ -18,7 +18,7 @@ impl Service {
     /// ```
     #[must_use]
     pub fn parent(&self) -> Option<Self> {
-        let record = self.record.family().parent()?;
+        let record = self.record.parent()?;
         // The child holds it.
         record.lifecycle().revive().then(|| Self { record })
     }
@@ -50,9 +50,9 @@ impl Service {
     #[must_use]
     pub fn usage_with_children(&self) -> Usage {
         fork::prepare();
-        let tree = Tree::lock();
+        let families = Tree::lock();
         let mut sum = Usage::default();
-        family::descendants(self.record, Some(&tree), |member| {
+        tree::descendants(self.record, Some(&families), |member| {
             sum = sum.and(ledger::usage(member)).and(member.family().past());
         });
         sum
@@ -79,7 +79,7 @@ mod tests {
         // A sibling for whoever gets the branch's slot.
         let mut others = vec![child("other", &other)];
         let mut met = Vec::new();
-        let is_whole = family::descendants(root.record, None, |member| {
+        let is_whole = tree::descendants(root.record, None, |member| {
             met.push(member.index());
             if met.len() == 3 {
                 branch.take();

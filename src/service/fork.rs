@@ -4,8 +4,8 @@
 
 use super::retirement::{self, SpareGuard};
 use crate::backend;
-use crate::ledger::family::Tree;
 use crate::ledger::thread::Stay;
+use crate::ledger::tree::Tree;
 use crate::ledger::{pending_events, slots};
 #[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
 use crate::sync::AtomicBool;

@@ -6,10 +6,10 @@ use super::{Service, fork};
 use crate::contained::{contain, drop_contained};
 use crate::events;
 use crate::ledger::budget::{Grants, NONE};
-use crate::ledger::family::{self, Tree};
 use crate::ledger::pending_events::{self, EventFlags};
 use crate::ledger::slots::{self, Record};
 use crate::ledger::threshold;
+use crate::ledger::tree::{self, Tree};
 use crate::sync::Ordering;
 use crate::sys;
 use dashmap::DashMap;
@@ -152,12 +152,12 @@ impl Service {
     #[must_use]
     pub fn headroom(&self) -> Option<u64> {
         fork::prepare();
-        let tree = Tree::lock();
-        family::limited_ancestors(self.record)
+        let families = Tree::lock();
+        tree::limited_ancestors(self.record)
             .filter_map(|record| {
                 let hard = limits(record).0?;
                 // Locked, it does not change.
-                let live = threshold::live(record, Some(&tree), Grants::TakeBack)?;
+                let live = threshold::live(record, Some(&families), Grants::TakeBack)?;
                 Some(hard.saturating_sub(live.at_most))
             })
             .min()
@@ -252,14 +252,14 @@ static ON_SOFT_LIMIT: OnceLock<DashMap<u32, OnSoftLimit>> = OnceLock::new();
 fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Option<u64>, Option<u64>)) {
     fork::prepare();
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
-    let tree = Tree::lock();
+    let families = Tree::lock();
     let limit_group = record.family().limit_group_or_new();
     let (hard, soft) = limits(record);
     let (hard, soft) = change(hard, soft);
     limit_group.budget.set(hard.unwrap_or(NONE), soft.unwrap_or(NONE));
-    tree.note_limits(record);
-    threshold::shut(&tree, record);
-    drop(tree);
+    families.note_limits(record);
+    threshold::shut(&families, record);
+    drop(families);
     if hard.is_some() || soft.is_some() {
         start_announcer();
     }

@@ -11,11 +11,11 @@
 
 use crate::events;
 use crate::format::beginning;
-use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
 use crate::ledger::threshold;
 use crate::service::error::RegisterError;
 use crate::service::plan::Plan;
+use crate::ledger::tree::Tree;
 use crate::service::scope::Scope;
 use crate::service::{Service, fork, retirement};
 use crate::sync::{AtomicU32, Ordering};
@@ -59,11 +59,11 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
     record.begin(name.into(), plan.handle.unwrap_or_else(next_handle));
     let new = Service { record };
     if let Some(parent) = plan.parent.clone() {
-        let tree = Tree::lock();
-        tree.adopt(ManuallyDrop::new(parent).record, record);
+        let families = Tree::lock();
+        families.adopt(ManuallyDrop::new(parent).record, record);
         if threshold::is_limited(record) {
             // Threads may have cells of the slot, opened for another service.
-            threshold::shut(&tree, record);
+            threshold::shut(&families, record);
         }
     }
     plan.limits.set(record);

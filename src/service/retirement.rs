@@ -7,8 +7,8 @@
 //! have lived and left blocks behind.
 
 use crate::events;
-use crate::ledger::family::Tree;
 use crate::ledger::slots::{self, Record, SlotError};
+use crate::ledger::tree::Tree;
 use crate::owner::Slot;
 use crate::service::scope::Scope;
 use crate::service::{fork, limits, registry};
@@ -127,7 +127,7 @@ fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
     if !record.end() {
         return Err(Lives);
     }
-    let parent = record.family().parent().and_then(|_| Tree::lock().part(record));
+    let parent = record.parent().and_then(|_| Tree::lock().part(record));
     if KEPT == 0 && record.lifecycle().claim() {
         record.forget_name();
         record.lifecycle().abandon();

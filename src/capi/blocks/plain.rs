@@ -180,7 +180,7 @@ fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
         if unsized_free::write_large(block, usable, cell.mark()) {
             cell.charge(usable);
         } else {
-            anomalies::charge_ownerless(usable);
+            thread::charge_ownerless(usable);
         }
     }
     block
@@ -286,7 +286,7 @@ fn placed(
             admitted.charge(size);
         } else {
             drop(admitted);
-            anomalies::charge_ownerless(size);
+            thread::charge_ownerless(size);
         }
     }
     block

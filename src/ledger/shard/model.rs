@@ -2,185 +2,141 @@
 //! threads can interleave: `RUSTFLAGS="--cfg dogtag_loom" cargo test --release --lib`.
 
 use super::*;
+use crate::sync::model;
+use loom::sync::Arc;
+use loom::thread;
 
-loom::lazy_static! {
-    static ref EMPTY_CHUNK: Chunk = Chunk::default();
+const SLOT: Slot = Slot::UNATTRIBUTED;
+
+fn new_roster() -> (Arc<ShardList>, Arc<Cell>) {
+    (Arc::new(ShardList::new()), Arc::new(Cell::shared(SLOT.mark())))
 }
 
-pub(super) fn empty_chunk() -> *mut Chunk {
-    ptr::from_ref(&*EMPTY_CHUNK).cast_mut()
-}
-
-fn nulls<T, const N: usize>() -> [AtomicPtr<T>; N] {
-    std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut()))
-}
-
-impl Default for Chunk {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| Cell::shared(Mark::NONE)))
-    }
-}
-
-impl Default for LongDirectory {
-    fn default() -> Self {
-        Self(nulls())
-    }
-}
-
-impl Default for Shard {
-    fn default() -> Self {
-        Self {
-            directory: Directory(nulls()),
-            long: AtomicPtr::new(ptr::null_mut()),
-            stack: AtomicUsize::new(0),
-            older: AtomicPtr::new(ptr::null_mut()),
-            next_free: AtomicPtr::new(ptr::null_mut()),
-            is_free: AtomicBool::new(false),
-            #[cfg(feature = "memory-check")]
-            keepsakes: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sync::model;
-    use loom::sync::Arc;
-    use loom::thread;
-
-    const SLOT: Slot = Slot::UNATTRIBUTED;
-
-    fn new_roster() -> (Arc<ShardList>, Arc<Cell>) {
-        (Arc::new(ShardList::new()), Arc::new(Cell::shared(SLOT.mark())))
-    }
-
-    #[test]
-    fn nothing_is_lost_when_shards_change_hands() {
-        model(|| {
-            let (roster, shared) = new_roster();
-            let work = |roster: &ShardList, size| {
-                let shard = roster.acquire().unwrap();
-                shard.claim(SLOT).unwrap().charge(size);
-                roster.release(shard);
-            };
-            let other = thread::spawn({
-                let roster = Arc::clone(&roster);
-                move || {
-                    work(&roster, 10);
-                    work(&roster, 20);
-                }
-            });
-            work(&roster, 3);
-            work(&roster, 4);
-            other.join().unwrap();
-
-            let usage = roster.sum(SLOT, &shared).usage;
-            assert_eq!((usage.allocated_bytes, usage.allocated_blocks), (37, 4));
-            assert!(roster.shards().count() <= 2, "more shards than threads");
-        });
-    }
-
-    #[test]
-    fn a_shard_has_one_owner_at_a_time() {
-        model(|| {
-            let (roster, _) = new_roster();
-            // Two shards on the stack, so that the one below the top matters.
-            let (a, b) = (roster.acquire().unwrap(), roster.acquire().unwrap());
-            let owned = Arc::new([AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false)]);
-            let index = move |shard: &Shard| {
-                if ptr::eq(shard, a) {
-                    0
-                } else if ptr::eq(shard, b) {
-                    1
-                } else {
-                    2
-                }
-            };
-            roster.release(a);
-            roster.release(b);
-            let take = move |roster: &ShardList, owned: &[AtomicBool; 3]| {
-                let shard = roster.acquire().unwrap();
-                // A third shard can only be one's own.
-                let flag = (index(shard) < 2).then(|| &owned[index(shard)]);
-                if let Some(flag) = flag {
-                    assert!(!flag.swap(true, Ordering::AcqRel), "two owners");
-                }
-                (shard, flag.is_some())
-            };
-            let put =
-                move |roster: &ShardList, owned: &[AtomicBool; 3], (shard, known): (&'static Shard, bool)| {
-                    if known {
-                        owned[index(shard)].store(false, Ordering::Release);
-                    }
-                    roster.release(shard);
-                };
-            let other = thread::spawn({
-                let (roster, owned) = (Arc::clone(&roster), Arc::clone(&owned));
-                move || {
-                    // Both are taken and only the first is put back: the top
-                    // looks untouched, and what was below it is in use.
-                    let first = take(&roster, &owned);
-                    let second = take(&roster, &owned);
-                    put(&roster, &owned, first);
-                    second
-                }
-            });
-            let mine = [take(&roster, &owned), take(&roster, &owned)];
-            let second = other.join().unwrap();
-            for shard in mine.into_iter().chain([second]) {
-                put(&roster, &owned, shard);
+#[test]
+fn nothing_is_lost_when_shards_change_hands() {
+    model(|| {
+        let (roster, shared) = new_roster();
+        let work = |roster: &ShardList, size| {
+            let shard = roster.acquire().unwrap();
+            shard.claim(SLOT).unwrap().charge(size);
+            roster.release(shard);
+        };
+        let other = thread::spawn({
+            let roster = Arc::clone(&roster);
+            move || {
+                work(&roster, 10);
+                work(&roster, 20);
             }
         });
-    }
+        work(&roster, 3);
+        work(&roster, 4);
+        other.join().unwrap();
 
-    #[test]
-    fn a_reader_never_sees_a_free_without_its_allocation() {
-        model(|| {
-            let (roster, shared) = new_roster();
-            let handed_over = Arc::new(AtomicBool::new(false));
-            let allocates = thread::spawn({
-                let (roster, handed_over) = (Arc::clone(&roster), Arc::clone(&handed_over));
-                move || {
-                    let shard = roster.acquire().unwrap();
-                    shard.claim(SLOT).unwrap().charge(100);
-                    handed_over.store(true, Ordering::Release);
-                }
-            });
-            let frees = thread::spawn({
-                let (roster, handed_over) = (Arc::clone(&roster), Arc::clone(&handed_over));
-                move || {
-                    let cell = roster.acquire().unwrap().claim(SLOT).unwrap();
-                    if handed_over.load(Ordering::Acquire) {
-                        cell.refund(100);
-                    }
-                }
-            });
-            let usage = roster.sum(SLOT, &shared).usage;
-            assert!(usage.freed_bytes <= usage.allocated_bytes, "{usage:?}");
-            assert!(usage.freed_blocks <= usage.allocated_blocks, "{usage:?}");
-            allocates.join().unwrap();
-            frees.join().unwrap();
-        });
-    }
+        let usage = roster.sum(SLOT, &shared).usage;
+        assert_eq!((usage.allocated_bytes, usage.allocated_blocks), (37, 4));
+        assert!(roster.shards().count() <= 2, "more shards than threads");
+    });
+}
 
-    #[test]
-    fn threads_without_a_shard_count_exactly_too() {
-        model(|| {
-            let (roster, shared) = new_roster();
-            let other = thread::spawn({
-                let shared = Arc::clone(&shared);
-                move || {
-                    shared.charge_shared(10);
-                    shared.refund_shared(10);
+#[test]
+fn a_shard_has_one_owner_at_a_time() {
+    model(|| {
+        let (roster, _) = new_roster();
+        // Two shards on the stack, so that the one below the top matters.
+        let (a, b) = (roster.acquire().unwrap(), roster.acquire().unwrap());
+        let owned = Arc::new([AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false)]);
+        let index = move |shard: &Shard| {
+            if ptr::eq(shard, a) {
+                0
+            } else if ptr::eq(shard, b) {
+                1
+            } else {
+                2
+            }
+        };
+        roster.release(a);
+        roster.release(b);
+        let take = move |roster: &ShardList, owned: &[AtomicBool; 3]| {
+            let shard = roster.acquire().unwrap();
+            // A third shard can only be one's own.
+            let flag = (index(shard) < 2).then(|| &owned[index(shard)]);
+            if let Some(flag) = flag {
+                assert!(!flag.swap(true, Ordering::AcqRel), "two owners");
+            }
+            (shard, flag.is_some())
+        };
+        let put =
+            move |roster: &ShardList, owned: &[AtomicBool; 3], (shard, known): (&'static Shard, bool)| {
+                if known {
+                    owned[index(shard)].store(false, Ordering::Release);
                 }
-            });
-            shared.charge_shared(5);
-            let usage = roster.sum(SLOT, &shared).usage;
-            assert!(usage.freed_bytes <= usage.allocated_bytes, "{usage:?}");
-            other.join().unwrap();
-            let usage = roster.sum(SLOT, &shared).usage;
-            assert_eq!((usage.bytes(), usage.blocks(), usage.allocated_bytes), (5, 1, 15));
+                roster.release(shard);
+            };
+        let other = thread::spawn({
+            let (roster, owned) = (Arc::clone(&roster), Arc::clone(&owned));
+            move || {
+                // Both are taken and only the first is put back: the top
+                // looks untouched, and what was below it is in use.
+                let first = take(&roster, &owned);
+                let second = take(&roster, &owned);
+                put(&roster, &owned, first);
+                second
+            }
         });
-    }
+        let mine = [take(&roster, &owned), take(&roster, &owned)];
+        let second = other.join().unwrap();
+        for shard in mine.into_iter().chain([second]) {
+            put(&roster, &owned, shard);
+        }
+    });
+}
+
+#[test]
+fn a_reader_never_sees_a_free_without_its_allocation() {
+    model(|| {
+        let (roster, shared) = new_roster();
+        let handed_over = Arc::new(AtomicBool::new(false));
+        let allocates = thread::spawn({
+            let (roster, handed_over) = (Arc::clone(&roster), Arc::clone(&handed_over));
+            move || {
+                let shard = roster.acquire().unwrap();
+                shard.claim(SLOT).unwrap().charge(100);
+                handed_over.store(true, Ordering::Release);
+            }
+        });
+        let frees = thread::spawn({
+            let (roster, handed_over) = (Arc::clone(&roster), Arc::clone(&handed_over));
+            move || {
+                let cell = roster.acquire().unwrap().claim(SLOT).unwrap();
+                if handed_over.load(Ordering::Acquire) {
+                    cell.refund(100);
+                }
+            }
+        });
+        let usage = roster.sum(SLOT, &shared).usage;
+        assert!(usage.freed_bytes <= usage.allocated_bytes, "{usage:?}");
+        assert!(usage.freed_blocks <= usage.allocated_blocks, "{usage:?}");
+        allocates.join().unwrap();
+        frees.join().unwrap();
+    });
+}
+
+#[test]
+fn threads_without_a_shard_count_exactly_too() {
+    model(|| {
+        let (roster, shared) = new_roster();
+        let other = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                shared.charge_shared(10);
+                shared.refund_shared(10);
+            }
+        });
+        shared.charge_shared(5);
+        let usage = roster.sum(SLOT, &shared).usage;
+        assert!(usage.freed_bytes <= usage.allocated_bytes, "{usage:?}");
+        other.join().unwrap();
+        let usage = roster.sum(SLOT, &shared).usage;
+        assert_eq!((usage.bytes(), usage.blocks(), usage.allocated_bytes), (5, 1, 15));
+    });
 }
