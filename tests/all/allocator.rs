@@ -1,14 +1,10 @@
 //! The allocator as the global one: every layout, every failure, every phase
 //! of a thread and of the process.
 
-mod watch;
-
-use dogtag::{Dogtag, Service};
+use crate::watch;
+use dogtag::Service;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::cell::RefCell;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 fn service(name: &str) -> Service {
     Service::register(name).unwrap()
@@ -248,6 +244,7 @@ fn the_very_last_destructors_are_counted() {
 #[cfg(not(feature = "memory-check"))]
 #[test]
 fn an_overwritten_cookie_is_counted_as_lost_and_harms_nobody() {
+    alone!();
     let (careless, neighbour) = (service("careless"), service("neighbour"));
     let kept = neighbour.run(|| vec![1_u8; 1000]);
     let before = dogtag::snapshot().lost;
@@ -280,6 +277,7 @@ fn an_overwritten_cookie_is_counted_as_lost_and_harms_nobody() {
 
 #[test]
 fn a_forked_child_goes_on_with_its_parents_figures() {
+    alone!();
     let service = service("forked");
     let block = service.run(|| vec![0_u8; 1234]);
     // Another thread's shard is in the ledger too when the process forks.

@@ -1,13 +1,11 @@
 //! The balance of a process: every part is where it belongs, and they add up to RSS.
-#![cfg(target_os = "linux")]
 
-use dogtag::{Balance, Dogtag, Service, balance};
+#[cfg(feature = "mapped")]
+use dogtag::Dogtag;
+use dogtag::{Balance, Service, balance};
 use std::hint::black_box;
 use std::sync::mpsc;
 use std::thread;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 const MIB: u64 = 1 << 20;
 
@@ -110,6 +108,7 @@ fn regions() {
 /// One after the other, so that nobody else allocates.
 #[test]
 fn every_part_is_where_it_belongs() {
+    alone!();
     let resident = |balance: &Balance| balance.resident.unwrap();
     let service = Service::register("holder").unwrap();
     let start = checked();

@@ -1,8 +1,7 @@
 //! The `tracing` events of target `dogtag`: each is told once, by no allocation.
 
-mod watch;
-
-use dogtag::{Dogtag, Service};
+use crate::watch;
+use dogtag::Service;
 use std::fmt;
 use std::sync::{Mutex, Once};
 use std::thread;
@@ -11,9 +10,6 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::{Layer, prelude::*, registry};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 static TOLD: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
 
@@ -62,6 +58,7 @@ fn listen() {
 #[cfg(feature = "tracing-layer")]
 #[test]
 fn events_tell_of_names_that_are_none() {
+    alone!();
     listen();
     let long = "é".repeat(1 << 20);
     tracing::subscriber::with_default(registry().with(dogtag::ServiceLayer::new()), || {
@@ -82,6 +79,7 @@ fn events_tell_of_names_that_are_none() {
 
 #[test]
 fn events_tell_what_happens_to_services() {
+    alone!();
     listen();
 
     // A beginning and an end.

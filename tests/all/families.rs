@@ -3,42 +3,48 @@
 //! is done for each service and all above it would take hours.
 #![allow(unsafe_code, reason = "the bound of CPU time")]
 
-mod child;
-
-use dogtag::{Dogtag, Service};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
+use dogtag::Service;
 
 const DEEP: usize = if cfg!(feature = "memory-check") { 100_000 } else { 300_000 };
 
-const CASES: &[(&str, fn())] = &[
-    ("a deep family", a_deep_family),
-    ("limits far above", limits_far_above),
-    ("a limit that comes and goes", a_limit_that_comes_and_goes),
-    #[cfg(feature = "prometheus")]
-    ("a scrape", a_scrape),
-    #[cfg(feature = "serde")]
-    ("from elsewhere", from_elsewhere),
-];
-
-#[test]
-fn depth_costs_nothing() {
-    for (name, _) in CASES {
-        let output = child::run(name, "");
-        assert!(output.status.success(), "{name}: {output:#?}");
-    }
-}
-
-#[test]
-fn a_child() {
-    let Some(task) = child::task() else { return };
+/// Does it on a thread with little more than the least of a stack, and so much CPU time.
+fn bounded(work: fn()) {
     let most = libc::rlimit { rlim_cur: 60, rlim_max: 60 };
     // SAFETY: bounds this process's CPU time, in seconds.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_CPU, &most) }, 0);
-    // Little more than the least that a thread may have.
-    let run = CASES.iter().find(|(name, _)| *name == task).expect("there is such a case").1;
-    std::thread::Builder::new().stack_size(256 << 10).spawn(run).unwrap().join().unwrap();
+    std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap().join().unwrap();
+}
+
+#[test]
+fn family_as_deep_as_anybody_makes_it() {
+    alone!();
+    bounded(a_deep_family);
+}
+
+#[test]
+fn hard_limit_far_above() {
+    alone!();
+    bounded(limits_far_above);
+}
+
+#[test]
+fn hard_limit_that_comes_and_goes() {
+    alone!();
+    bounded(a_limit_that_comes_and_goes);
+}
+
+#[cfg(feature = "prometheus")]
+#[test]
+fn scrape_of_a_deep_family() {
+    alone!();
+    bounded(a_scrape);
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn snapshot_of_a_deep_family_from_elsewhere() {
+    alone!();
+    bounded(from_elsewhere);
 }
 
 /// The root, and the last of its line, which holds all between.

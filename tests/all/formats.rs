@@ -1,9 +1,6 @@
 //! Snapshots as others read them.
 
-use dogtag::{Dogtag, Service, Usage};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
+use dogtag::{Service, Usage};
 
 #[test]
 fn the_table_names_every_service_and_the_backend() {

@@ -1,15 +1,10 @@
 //! Futures in services, on a runtime that moves them between threads.
 
-mod common;
-
-use common::elsewhere;
-use dogtag::{Dogtag, InServiceExt, Service};
+use crate::common::elsewhere;
+use dogtag::{InServiceExt, Service};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 #[test]
 fn every_poll_is_attributed_across_threads() {

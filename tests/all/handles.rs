@@ -5,6 +5,7 @@ use dogtag::Service;
 
 #[test]
 fn assigned_handles_go_round_the_chosen_ones() {
+    alone!();
     let chosen = Service::builder("chosen").handle(0x8000_0003).register().unwrap();
     let assigned: Vec<u32> =
         (0..6).map(|i| Service::register(format!("assigned {i}")).unwrap().handle()).collect();

@@ -1,11 +1,8 @@
 //! When services end, and what their successors inherit: nothing.
 
-use dogtag::{Dogtag, Row, Service, Usage};
+use dogtag::{Row, Service, Usage};
 use std::hint::black_box;
 use std::mem::forget;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 fn row(name: &str) -> Option<Row> {
     dogtag::snapshot().rows.into_iter().find(|row| row.name == name)
@@ -25,6 +22,7 @@ fn register(name: &str) -> Service {
 
 #[test]
 fn without_blocks_it_is_gone_at_once() {
+    alone!();
     let service = register("brief");
     let clone = service.clone();
     let handle = service.handle();
@@ -40,6 +38,7 @@ fn without_blocks_it_is_gone_at_once() {
 
 #[test]
 fn with_blocks_it_is_retired_until_the_last_is_freed() {
+    alone!();
     let service = register("retiree");
     let (first, second) = service.run(|| (vec![0_u8; 1000], vec![0_u8; 234]));
     drop(service);
@@ -75,6 +74,7 @@ fn with_blocks_it_is_retired_until_the_last_is_freed() {
 
 #[test]
 fn a_scope_keeps_it() {
+    alone!();
     let service = register("scoped");
     forget(service.enter());
     drop(service);
@@ -97,6 +97,7 @@ fn a_scope_keeps_it() {
 
 #[test]
 fn a_scope_that_is_left_last_keeps_what_it_goes_back_to() {
+    alone!();
     let (outer, inner) = (register("outer"), register("inner"));
     let outer_scope = outer.enter();
     let inner_scope = inner.enter();
@@ -112,6 +113,7 @@ fn a_scope_that_is_left_last_keeps_what_it_goes_back_to() {
 
 #[test]
 fn on_threads_that_have_no_cell_of_it() {
+    alone!();
     let service = register("untouched");
     std::thread::scope(|threads| {
         for _ in 0..4 {
@@ -125,6 +127,7 @@ fn on_threads_that_have_no_cell_of_it() {
 
 #[test]
 fn a_name_is_whose_it_is_while_many_come_and_go() {
+    alone!();
     std::thread::scope(|threads| {
         for _ in 0..4 {
             threads.spawn(|| {
@@ -141,6 +144,7 @@ fn a_name_is_whose_it_is_while_many_come_and_go() {
 
 #[test]
 fn a_future_keeps_it() {
+    alone!();
     use dogtag::InServiceExt;
     let service = register("future");
     let future = async { Box::new(1) }.in_service(&service);

@@ -1,15 +1,11 @@
 //! Families, limits and peaks.
 
-mod watch;
-
-use dogtag::{Dogtag, RegisterError, Service};
+use crate::watch;
+use dogtag::{RegisterError, Service};
 use std::hint::black_box;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -34,6 +30,7 @@ fn reserve(service: &Service, bytes: usize) -> Option<Vec<u8>> {
 
 #[test]
 fn a_family_adds_up() {
+    alone!();
     let tenant = register("tenant");
     let (first, second) = (child("first", &tenant), child("second", &tenant));
     let grandchild = child("grandchild", &first);

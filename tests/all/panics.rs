@@ -1,10 +1,8 @@
 //! Panics wherever a program's code is called: afterwards the thread is in the service that
 //! it was in before, the ledger is exact, and nobody is held who could end.
 
-mod random;
-
-use dogtag::{Dogtag, InServiceExt, Service};
-use random::Random;
+use crate::random::Random;
+use dogtag::{InServiceExt, Service};
 use std::cell::Cell;
 use std::future::Future;
 use std::hint::black_box;
@@ -14,9 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::thread;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 fn register(name: &str) -> Service {
     Service::register(name).unwrap()
@@ -116,8 +111,9 @@ fn nest(random: &mut Random, services: &[Service], depth: usize) {
 
 #[test]
 fn scopes_and_guards() {
+    alone!();
     let services = [register("outermost"), register("middle"), register("innermost")];
-    let seed = random::seed();
+    let seed = crate::random::seed();
     thread::scope(|threads| {
         for thread in 0..4 {
             let services = &services;
@@ -137,6 +133,7 @@ fn scopes_and_guards() {
 
 #[test]
 fn threads_that_die_in_a_scope() {
+    alone!();
     let service = register("dies");
     for _ in 0..50 {
         let service = service.clone();
@@ -186,6 +183,7 @@ impl Drop for Bomb {
 
 #[test]
 fn futures_that_panic() {
+    alone!();
     let (outer, inner) = (register("outer future"), register("inner future"));
     let caller = register("caller of futures");
     for panics_in_drop in [false, true] {
@@ -224,6 +222,7 @@ fn futures_that_panic() {
 
 #[test]
 fn results_and_measurements() {
+    alone!();
     let service = register("measured");
     assert!(panics(|| drop(service.run(|| dogtag::measure(|| -> Vec<u8> { panic_quietly() })))));
     // The result is dropped by the caller, in the caller's service.
@@ -234,6 +233,7 @@ fn results_and_measurements() {
 
 #[test]
 fn names_that_panic() {
+    alone!();
     struct Name;
 
     impl AsRef<str> for Name {
@@ -257,6 +257,7 @@ fn names_that_panic() {
 /// dropped; others are called all the same.
 #[test]
 fn callbacks_that_panic() {
+    alone!();
     struct Captured;
 
     impl Drop for Captured {
@@ -332,6 +333,7 @@ fn is_announced() {
 
 #[test]
 fn what_panics_of_callbacks_leave_behind() {
+    alone!();
     let (tell, told) = mpsc::channel();
     for round in 0..5 {
         let (tell, captured) = (Mutex::new(tell.clone()), Endless);
@@ -364,6 +366,7 @@ fn what_panics_of_callbacks_leave_behind() {
 
 #[test]
 fn what_panics_of_subscribers_leave_behind() {
+    alone!();
     use tracing::subscriber::with_default;
     use tracing_subscriber::{Layer, layer::Context, prelude::*, registry};
 
@@ -401,6 +404,7 @@ fn what_panics_of_subscribers_leave_behind() {
 #[cfg(feature = "pool")]
 #[test]
 fn what_panics_of_cleanups_leave_behind() {
+    alone!();
     use dogtag::pool::Pool;
 
     let service = register("pool of the endless");
@@ -437,6 +441,7 @@ fn what_panics_of_cleanups_leave_behind() {
 #[cfg(feature = "pool")]
 #[test]
 fn pools_in_scopes() {
+    alone!();
     use dogtag::pool::Pool;
 
     let (service, caller) = (register("pool of panics"), register("caller of pools"));
@@ -476,6 +481,7 @@ fn pools_in_scopes() {
 #[cfg(feature = "memory-check")]
 #[test]
 fn handlers_that_catch() {
+    alone!();
     use dogtag::check::{self, Reaction};
     use std::alloc::{Layout, alloc, dealloc};
 

@@ -1,11 +1,8 @@
 //! Real work on top of dogtag: right results, balanced books, and with
 //! memory-check not one report.
 
-use dogtag::{Dogtag, InServiceExt, Service};
+use dogtag::{InServiceExt, Service};
 use serde_json::Value;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 /// Nothing was done to any block, and what the work left is all that is live.
 fn assert_clean(service: &Service) {

@@ -1,9 +1,6 @@
 //! Names, handles, and many services.
 
-use dogtag::{Dogtag, RegisterError, Service};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
+use dogtag::{RegisterError, Service};
 
 #[test]
 fn a_name_that_lives_is_the_same_service() {
@@ -133,6 +130,7 @@ fn a_name_is_not_empty_and_not_longer_than_its_bound() {
 /// More than fit a short cookie, and every one of them exact.
 #[test]
 fn services_beyond_the_short_cookies() {
+    alone!();
     const SERVICES: usize = 70_000;
 
     let services: Vec<Service> =
@@ -164,7 +162,7 @@ fn services_beyond_the_short_cookies() {
         assert!(block.iter().all(|&byte| byte == i as u8), "the contents of {i} did not move along");
     }
     let grown: u64 = services.iter().map(|service| service.usage().bytes()).sum();
-    assert_eq!(grown, blocks.iter().map(|block| block.capacity() as u64).sum());
+    assert_eq!(grown, blocks.iter().map(|block| block.capacity() as u64).sum::<u64>());
     let sum = dogtag::snapshot();
     let crowd = sum.rows.iter().filter(|row| row.name.starts_with("crowd"));
     assert_eq!(crowd.map(|row| row.usage.bytes()).sum::<u64>(), grown);

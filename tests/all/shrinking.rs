@@ -1,20 +1,15 @@
 //! What does not grow is never denied: it goes to the service that the thread is in, or where that
 //! has no room for it, stays its former owner's.
 
-mod common;
-mod watch;
-
-use common::{CHECKED, Counting};
+use crate::common::{CHECKED, Counting};
+use crate::watch;
 use dogtag::{Dogtag, Service, Usage};
 use std::alloc::{GlobalAlloc, Layout, alloc, dealloc, realloc};
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 const MIB: usize = 1 << 20;
 
@@ -42,12 +37,6 @@ fn layout(size: usize) -> Layout {
 
 fn register(name: &str) -> Service {
     Service::register(name).unwrap()
-}
-
-/// Two tests at once would have each other's long cookies and figures.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A block whose every byte says where it is.
@@ -96,7 +85,7 @@ fn assert_holds(service: &Service, bytes: usize, denied: u64) {
 
 #[test]
 fn what_does_not_grow_stays_its_owners_where_there_is_no_room() {
-    let _alone = alone();
+    alone!();
     for (old, new) in SIZES {
         let owner = register(&format!("owner of {old}, then {new}"));
         let full =
@@ -133,7 +122,7 @@ fn what_does_not_grow_stays_its_owners_where_there_is_no_room() {
 
 #[test]
 fn whose_limit_it_is_makes_no_difference() {
-    let _alone = alone();
+    alone!();
     let tenant = Service::builder("tenant").hard_limit(10_000).register().unwrap();
     let child = |name, limit: Option<u64>| {
         let builder = Service::builder(name).parent(&tenant);
@@ -168,7 +157,7 @@ fn whose_limit_it_is_makes_no_difference() {
 
 #[test]
 fn a_service_that_has_only_the_block_keeps_it() {
-    let _alone = alone();
+    alone!();
     let full = Service::builder("full since").hard_limit(0).register().unwrap();
     let owner = register("short-lived");
     let handle = owner.handle();
@@ -190,7 +179,7 @@ fn a_service_that_has_only_the_block_keeps_it() {
 
 #[test]
 fn a_limit_that_is_passed_by_is_not_crossed() {
-    let _alone = alone();
+    alone!();
     let owner = register("owner of much");
     let (tell, told) = std::sync::mpsc::channel();
     let tell = Mutex::new(tell);
@@ -212,7 +201,7 @@ fn a_limit_that_is_passed_by_is_not_crossed() {
 
 #[test]
 fn the_standard_librarys_collections_shrink() {
-    let _alone = alone();
+    alone!();
     let owner = register("collector");
     let full = Service::builder("collected").hard_limit(0).register().unwrap();
     macro_rules! shrinks {
@@ -258,7 +247,7 @@ fn the_standard_librarys_collections_shrink() {
 
 #[test]
 fn threads_shrink_each_others_blocks_under_a_limit() {
-    let _alone = alone();
+    alone!();
     const ROUNDS: usize = if CHECKED { 3_000 } else { 20_000 };
 
     let family = Service::builder("contended").hard_limit(20_000).register().unwrap();
@@ -303,7 +292,7 @@ fn threads_shrink_each_others_blocks_under_a_limit() {
 
 #[test]
 fn services_beyond_the_short_cookies_shrink_as_others() {
-    let _alone = alone();
+    alone!();
     let short = register("with a short cookie");
     let full_and_short = Service::builder("short and full").hard_limit(0).register().unwrap();
     let others: Vec<Service> = (0..66_000).map(|number| register(&format!("other {number}"))).collect();
@@ -331,7 +320,7 @@ fn services_beyond_the_short_cookies_shrink_as_others() {
 /// which moves what it can, it shrinks where it is.
 #[test]
 fn a_backend_without_memory_denies_no_more_than_it_must() {
-    let _alone = alone();
+    alone!();
     let (owner, other) = (register("owner in need"), register("other in need"));
     let full = Service::builder("full in need").hard_limit(0).register().unwrap();
     for current in [&owner, &other, &full] {
@@ -384,6 +373,7 @@ fn a_backend_without_memory_denies_no_more_than_it_must() {
 #[cfg(feature = "mapped")]
 #[test]
 fn allocators_of_collections_shrink() {
+    alone!();
     use allocator_api2::alloc::Allocator;
     use dogtag::mapped::{Fallback, MappedRegion};
     use std::ptr::NonNull;
@@ -406,7 +396,6 @@ fn allocators_of_collections_shrink() {
         assert_holds(owner, 0, 0);
     }
 
-    let _alone = alone();
     let (owner, full) = (register("owner in a region"), register("full in a region"));
     full.set_hard_limit(Some(0));
     for (old, new) in SIZES.into_iter().chain([(100, 0), (5000, 0)]) {
@@ -414,7 +403,7 @@ fn allocators_of_collections_shrink() {
             let layout = |size, align| Layout::from_size_align(size, align).unwrap();
             let (old, new) = (layout(old, from), layout(new, to));
             let region = |len| MappedRegion::anonymous(len).unwrap();
-            shrinks(&ALLOC, &owner, &full, old, new);
+            shrinks(&crate::ALLOC, &owner, &full, old, new);
             shrinks(&Dogtag::with_backend(Counting::new()), &owner, &full, old, new);
             shrinks(&region(32 * MIB), &owner, &full, old, new);
             let window = Fallback::new(region(4096), Counting::new());
@@ -433,10 +422,10 @@ fn allocators_of_collections_shrink() {
 #[cfg(feature = "pool")]
 #[test]
 fn what_is_in_a_pool_shrinks() {
+    alone!();
     use allocator_api2::alloc::Allocator;
     use dogtag::pool::Pool;
 
-    let _alone = alone();
     let layout = |size| Layout::from_size_align(size, 8).unwrap();
     for (old, new) in SIZES {
         for others in [0, 1, 100, 2000] {

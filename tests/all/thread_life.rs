@@ -1,7 +1,7 @@
 //! Threads that come and go by the thousands, and what their thread-locals do at the end:
 //! nothing is lost, whatever the order, and their number leaves no trace.
 
-use dogtag::{Dogtag, Service};
+use dogtag::Service;
 use std::alloc::{Layout, alloc, dealloc};
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
@@ -10,12 +10,6 @@ use std::ptr;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Barrier, Mutex, OnceLock};
 use std::thread;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
-
-/// One after the other, since one of them measures the whole process.
-static ALONE: Mutex<()> = Mutex::new(());
 
 /// A block, in its service's books.
 struct Block {
@@ -81,6 +75,7 @@ impl Drop for Block {
 
 #[test]
 fn ten_thousand_threads_leave_no_trace() {
+    alone!();
     const AT_ONCE: usize = 250;
     const WAVES: usize = 40;
 
@@ -90,7 +85,6 @@ fn ten_thousand_threads_leave_no_trace() {
         static LATE: RefCell<Vec<Block>> = const { RefCell::new(Vec::new()) };
     }
 
-    let _alone = ALONE.lock();
     for (number, books) in BOOKS.iter().enumerate() {
         books.service.set(Service::register(format!("threads {number}")).unwrap()).unwrap();
     }
@@ -263,6 +257,7 @@ fn orders(of: &[Step]) -> Vec<Vec<Step>> {
 
 #[test]
 fn destructors_in_every_order() {
+    alone!();
     unsafe extern "C" fn destroy_late(_: *mut c_void) {
         Step::LateKey.destroy();
     }
@@ -275,7 +270,6 @@ fn destructors_in_every_order() {
         ptr::null_mut()
     }
 
-    let _alone = ALONE.lock();
     for (step, books) in STEPS.iter().zip(&LIVES) {
         books.service.set(Service::register(format!("{step:?}")).unwrap()).unwrap();
     }

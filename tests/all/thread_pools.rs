@@ -1,11 +1,8 @@
 //! Thread pools whose threads run other jobs while they wait: rayon, and a runtime of one thread.
 
-use dogtag::{Dogtag, InServiceExt, Service};
+use dogtag::{InServiceExt, Service};
 use rayon::prelude::*;
 use std::sync::mpsc::sync_channel;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 /// Runs a job while the pool's only thread waits in a service, and returns what it made.
 fn while_another_waits<T: Send + 'static>(waiting: &Service, job: impl FnOnce() -> T + Send + 'static) -> T {

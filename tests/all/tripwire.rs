@@ -1,10 +1,8 @@
 //! The tripwire of ordinary builds: a block whose tail was overwritten is
 //! noticed when it is freed, and changes no other service's figures.
-#![cfg(not(feature = "memory-check"))]
 
-mod watch;
-
-use dogtag::{Dogtag, Service};
+use crate::watch;
+use dogtag::Service;
 use std::alloc::{Layout, alloc, dealloc, realloc};
 use std::fmt::Debug;
 use std::hint::black_box;
@@ -12,9 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 /// Lost blocks that were announced.
 static ANNOUNCED: AtomicU64 = AtomicU64::new(0);
@@ -77,6 +72,7 @@ impl Random {
 
 #[test]
 fn overwritten_tails_are_noticed_and_harm_nobody() {
+    alone!();
     const OVERWRITES: u64 = 10_000;
 
     tracing::subscriber::set_global_default(Listener).unwrap();

@@ -1,14 +1,11 @@
 //! Zeroed memory that nobody writes to costs no page, in a process of its own:
 //! memory that was used before has to be cleared.
 
-use dogtag::Dogtag;
 use std::alloc::{Layout, alloc_zeroed};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 #[test]
 fn zeroed_memory_is_not_touched() {
+    alone!();
     const SIZE: usize = 1 << 20;
 
     // SAFETY: only says that a touched page shall stay one page.

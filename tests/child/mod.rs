@@ -1,24 +1,66 @@
-//! Tests of what kills a process, in a process of its own: the test program
-//! runs itself again, for its test `a_child` alone.
-#![allow(dead_code, reason = "each test binary uses the part that it needs")]
+//! Tests in a process of their own: the test program runs itself again, for one test alone.
+#![allow(dead_code, unused_macros, reason = "each test binary uses the part that it needs")]
 
 #[path = "../watch/mod.rs"]
 pub mod watch;
 
 use std::alloc::Layout;
+use std::any::type_name;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
-/// Has `a_child` do a task, with those settings of memory-check. Killed if it hangs.
-pub fn run(task: &str, settings: &str) -> Output {
-    watch::output(&mut again(task, settings))
+/// Begins a test that needs a process of its own: it sets what is the whole process's, reads figures
+/// of the whole process, or expects that nobody else looks at its services. May be given the settings
+/// of memory-check.
+macro_rules! alone {
+    () => {
+        alone!("")
+    };
+    ($settings:expr) => {
+        if $crate::child::has_run_alone(here!(), $settings) {
+            return;
+        }
+    };
 }
 
-/// This program, for `a_child` to do a task.
-pub fn again(task: &str, settings: &str) -> Command {
+/// The path of the test function that this stands in, as the test program knows it.
+macro_rules! here {
+    () => {{
+        fn here() {}
+        $crate::child::test_of(here)
+    }};
+}
+
+/// The test that a function stands in.
+pub fn test_of<F: Fn()>(_: F) -> &'static str {
+    // The crate's name comes first.
+    let path = type_name::<F>().split_once("::").map_or("", |(_, path)| path);
+    path.rsplit_once("::").map_or("", |(test, _)| test)
+}
+
+/// Runs a test in a process of its own, and fails if that does; `false` in that process.
+pub fn has_run_alone(test: &str, settings: &str) -> bool {
+    if task().is_some() {
+        return false;
+    }
+    let output = run(test, "", settings);
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    // A name that no test has would pass as well.
+    assert!(output.status.success() && out.contains("1 passed"), "{}\n{out}{err}", output.status);
+    print!("{out}");
+    true
+}
+
+/// Has a test do a task, with those settings of memory-check. Killed if it hangs.
+pub fn run(test: &str, task: &str, settings: &str) -> Output {
+    watch::output(&mut again(test, task, settings))
+}
+
+/// This program, for a test to do a task.
+pub fn again(test: &str, task: &str, settings: &str) -> Command {
     let mut program = Command::new(std::env::current_exe().unwrap());
     program
-        .args(["--exact", "a_child", "--nocapture", "--test-threads=1"])
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env("DOGTAG_TEST_TASK", task)
         .env("DOGTAG_CHECK", settings)
         // So that what it sends to its group stays there.
@@ -41,6 +83,6 @@ pub fn task() -> Option<String> {
 ///
 /// As for [`std::alloc::dealloc`].
 pub unsafe fn dealloc(block: *mut u8, layout: Layout) {
-    // SAFETY: the caller's promise, or none where a crime is committed.
+    // SAFETY: the block is live and of that layout, or none of it where a crime is committed.
     unsafe { std::alloc::dealloc(std::hint::black_box(block), layout) };
 }

@@ -6,6 +6,7 @@ use dogtag::Jemalloc as Inner;
 #[cfg(not(feature = "jemalloc"))]
 use std::alloc::System as Inner;
 use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
@@ -117,39 +118,77 @@ impl Books {
     }
 }
 
+// Without destructors, so that signal handlers may use them at any time.
+thread_local! {
+    static IS_ENTERED: Cell<bool> = const { Cell::new(false) };
+    static AT_NEXT_ENTRY: Cell<Option<fn()>> = const { Cell::new(None) };
+}
+
+/// Whether the calling thread is in a backend.
+pub fn is_entered() -> bool {
+    IS_ENTERED.get()
+}
+
+/// Has the calling thread do something when it next enters a backend, once; or nothing any more.
+pub fn at_next_entry(work: Option<fn()>) {
+    AT_NEXT_ENTRY.set(work);
+}
+
+/// While the thread is in a backend.
+struct Entered(bool);
+
+impl Entered {
+    fn new() -> Self {
+        if let Some(work) = AT_NEXT_ENTRY.take() {
+            work();
+        }
+        Self(IS_ENTERED.replace(true))
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        IS_ENTERED.set(self.0);
+    }
+}
+
 macro_rules! keep_books {
     ($backend:ty) => {
         // SAFETY: the default backend does the work.
         unsafe impl GlobalAlloc for $backend {
             unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+                let _entered = Entered::new();
                 if self.refuses.load(SeqCst) {
                     return std::ptr::null_mut();
                 }
-                // SAFETY: the caller's promise.
+                // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
                 self.count(unsafe { Inner.alloc(layout) }, layout.size())
             }
 
             unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+                let _entered = Entered::new();
                 self.zeroed_calls.fetch_add(1, SeqCst);
                 if self.refuses.load(SeqCst) {
                     return std::ptr::null_mut();
                 }
-                // SAFETY: the caller's promise.
+                // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
                 self.count(unsafe { Inner.alloc_zeroed(layout) }, layout.size())
             }
 
             unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+                let _entered = Entered::new();
                 self.uncount(layout.size());
-                // SAFETY: the caller's promise.
+                // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
                 unsafe { Inner.dealloc(block, layout) };
             }
 
             unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+                let _entered = Entered::new();
                 self.realloc_calls.fetch_add(1, SeqCst);
                 if self.refuses.load(SeqCst) {
                     return std::ptr::null_mut();
                 }
-                // SAFETY: the caller's promise.
+                // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
                 let block = unsafe { Inner.realloc(block, layout, new_size) };
                 if !block.is_null() {
                     self.uncount(layout.size());

@@ -14,6 +14,7 @@ use tracing::Level;
 
 #[test]
 fn services_are_dropped_without_memory() {
+    alone!();
     // Whoever listens to every beginning and end has most to be told.
     listen();
     let parent = Service::register("dropped parent").unwrap();
@@ -48,6 +49,7 @@ fn services_are_dropped_without_memory() {
 
 #[test]
 fn callbacks_are_dropped_without_memory() {
+    alone!();
     let (tell, told) = mpsc::channel::<()>();
     let kept = move |_: &Service| drop(tell.clone());
     let service =
@@ -57,7 +59,9 @@ fn callbacks_are_dropped_without_memory() {
 }
 
 /// In a process of its own: there must be no thread that announces.
-pub fn the_announcer_is_begun_when_there_is_memory() {
+#[test]
+fn the_announcer_is_begun_when_there_is_memory() {
+    alone!();
     let (tell, told) = mpsc::channel();
     let service = Service::builder("crossing")
         .on_soft_limit(move |service| tell.send(service.usage().bytes()).unwrap())
@@ -86,7 +90,9 @@ pub fn the_announcer_is_begun_when_there_is_memory() {
 
 /// A service without a callback, whose limit makes that there might be one. In a process of its
 /// own, in which there never was one.
-pub fn without_callbacks_there_is_nothing_to_forget() {
+#[test]
+fn without_callbacks_there_is_nothing_to_forget() {
+    alone!();
     let service = Service::register("without a callback").unwrap();
     service.set_hard_limit(Some(1 << 20));
     backend::with(Plan::All, || drop(service));
@@ -97,6 +103,7 @@ pub fn without_callbacks_there_is_nothing_to_forget() {
 #[cfg(not(feature = "memory-check"))]
 #[test]
 fn what_was_lost_is_told_when_there_is_memory() {
+    alone!();
     use std::alloc::{Layout, alloc, dealloc};
 
     const LAYOUT: Layout = Layout::new::<[u8; 40]>();
@@ -124,6 +131,7 @@ fn what_was_lost_is_told_when_there_is_memory() {
 #[cfg(feature = "tracing-layer")]
 #[test]
 fn a_span_that_cannot_be_noted_changes_nothing() {
+    alone!();
     use dogtag::ServiceLayer;
     use tracing::info_span;
     use tracing_subscriber::filter::filter_fn;

@@ -28,6 +28,7 @@ impl Drop for Alive<'_> {
 
 #[test]
 fn pools_say_so_and_go_on() {
+    alone!();
     let mut random = Random::nth(seed(), 3);
     let service = Service::register("pools").unwrap();
     let (alive, cleanups) = (AtomicUsize::new(0), AtomicUsize::new(0));

@@ -240,6 +240,7 @@ fn run(name: &str, allocator: impl GlobalAlloc + Sync) {
 
 #[test]
 fn refused_blocks_are_null_and_leave_no_trace() {
+    alone!();
     let books = Books::new();
     run("cookies behind all", Dogtag::with_backend(Faulty::new(&books)));
     assert_eq!(books.live(), (0, 0), "bytes and blocks that the backend did not get back");
@@ -247,6 +248,7 @@ fn refused_blocks_are_null_and_leave_no_trace() {
 
 #[test]
 fn refused_blocks_are_null_and_leave_no_trace_beside_the_heap_either() {
+    alone!();
     run("owners beside the heap", Dogtag::with_backend(FaultyWithoutFields));
     assert_eq!(BOOKS.live(), (0, 0), "bytes and blocks that the backend did not get back");
 }

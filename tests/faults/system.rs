@@ -96,7 +96,9 @@ fn on_a_new_thread(work: &(dyn Fn() + Sync)) {
     }
 }
 
-pub fn a_thread_without_cells_is_counted_all_the_same() {
+#[test]
+fn a_thread_without_cells_is_counted_all_the_same() {
+    alone!();
     listen();
     NEXT.store(map(0x2222_0000_0000), SeqCst);
     let service = Service::register("without cells").unwrap();
@@ -118,7 +120,9 @@ pub fn a_thread_without_cells_is_counted_all_the_same() {
     wait_for(SHARED, "threads", Level::WARN, 1);
 }
 
-pub fn a_service_without_cells_is_counted_all_the_same() {
+#[test]
+fn a_service_without_cells_is_counted_all_the_same() {
+    alone!();
     listen();
     NEXT.store(map(0x2222_0000_0000), SeqCst);
     // The last of them stands in a chunk that no thread has touched.
@@ -136,7 +140,9 @@ pub fn a_service_without_cells_is_counted_all_the_same() {
     wait_for(SHARED, "threads", Level::WARN, 1);
 }
 
-pub fn a_service_without_a_record_is_an_error() {
+#[test]
+fn a_service_without_a_record_is_an_error() {
+    alone!();
     NEXT.store(map(0x2222_0000_0000), SeqCst);
     // With memory-check, the place of the block's state.
     free(alloc(&Service::unattributed()));
@@ -150,7 +156,9 @@ pub fn a_service_without_a_record_is_an_error() {
 
 /// Its owner is noted beside the heap, where there is no memory for that.
 #[cfg(not(feature = "memory-check"))]
-pub fn a_large_block_without_an_owner_is_nobodys() {
+#[test]
+fn a_large_block_without_an_owner_is_nobodys() {
+    alone!();
     listen();
     NEXT.store(map(0x2222_0000_0000), SeqCst);
     let poor = Service::register("poor").unwrap();
@@ -187,7 +195,9 @@ pub fn a_large_block_without_an_owner_is_nobodys() {
 
 /// What memory-check knows of a block stands beside the heap, too.
 #[cfg(feature = "memory-check")]
-pub fn a_block_without_a_state_is_null() {
+#[test]
+fn a_block_without_a_state_is_null() {
+    alone!();
     NEXT.store(map(0x2222_0000_0000), SeqCst);
     let service = Service::register("without a state").unwrap();
     // The thread's own part of the ledger is there already.

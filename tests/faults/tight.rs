@@ -19,11 +19,15 @@ const STEPS: usize = 30_000;
 /// More than have their cells in one chunk, so that threads need more of them.
 const SERVICES: usize = 700;
 
-pub fn an_address_space_that_is_used_up_ends_nothing() {
+#[test]
+fn an_address_space_that_is_used_up_ends_nothing() {
+    alone!();
     goes_on(|| limit_address_space(address_space()), || {});
 }
 
-pub fn strict_overcommit_ends_nothing() {
+#[test]
+fn strict_overcommit_ends_nothing() {
+    alone!();
     goes_on(|| {}, promise_no_more);
 }
 

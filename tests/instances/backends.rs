@@ -1,8 +1,6 @@
 //! dogtag used directly, with several backends at once: one ledger.
 
-mod common;
-
-use common::{CHECKED, Counting, around};
+use crate::common::{CHECKED, Counting, around};
 use dogtag::{DefaultBackend, Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::Ordering::SeqCst;

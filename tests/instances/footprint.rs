@@ -3,7 +3,7 @@
 
 use dogtag::{Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::{Barrier, Mutex};
+use std::sync::Barrier;
 
 static ALLOC: Dogtag<System> = Dogtag::with_backend(System);
 
@@ -16,14 +16,11 @@ fn memory() -> (isize, isize) {
     (pages.next().unwrap() * page, pages.next().unwrap() * page)
 }
 
-/// One after the other, since each measures the whole process.
-static ALONE: Mutex<()> = Mutex::new(());
-
 #[test]
 fn shards_are_reused() {
+    alone!();
     const THREADS: isize = 2_000;
 
-    let _alone = ALONE.lock();
     let run = |threads| {
         for _ in 0..threads {
             let layout = Layout::from_size_align(64, 8).unwrap();
@@ -44,10 +41,10 @@ fn shards_are_reused() {
 
 #[test]
 fn a_thousand_threads_with_ten_services_stay_under_40_mib() {
+    alone!();
     const THREADS: usize = 1_000;
     const LIMIT: isize = 40 << 20;
 
-    let _alone = ALONE.lock();
     let services: Vec<Service> =
         (0..10).map(|i| Service::register(format!("footprint {i}")).unwrap()).collect();
     let layout = Layout::from_size_align(64, 8).unwrap();

@@ -1,8 +1,6 @@
 //! Random programs against a model of a few lines, with shrinking.
 
-mod common;
-
-use common::{ZeroSized, around_zero_sized, quarantined};
+use crate::common::{ZeroSized, around_zero_sized, quarantined};
 use dogtag::{Dogtag, Scope, Service, Usage};
 use proptest::prelude::*;
 use std::alloc::{GlobalAlloc, Layout};
@@ -168,11 +166,16 @@ impl Drop for Machine {
     }
 }
 
+#[test]
+fn the_ledger_follows_the_model() {
+    alone!();
+    random_programs();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
-    #[test]
-    fn the_ledger_follows_the_model(program in proptest::collection::vec(operation(), 1..200)) {
+    fn random_programs(program in proptest::collection::vec(operation(), 1..200)) {
         let mut machine = Machine::new();
         for operation in &program {
             machine.step(operation);

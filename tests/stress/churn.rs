@@ -4,12 +4,9 @@
 //! `DOGTAG_CYCLES` sets how many services come and go (default 400,000, a tenth
 //! of that with memory-check).
 
-use dogtag::{Dogtag, Service, Usage};
+use dogtag::{Service, Usage};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Barrier, Mutex};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 const THREADS: usize = 4;
 const ROUNDS: usize = 10;
@@ -24,6 +21,7 @@ struct Handed {
 
 #[test]
 fn no_byte_is_ever_anothers() {
+    alone!();
     let default = if cfg!(feature = "memory-check") { 40_000 } else { 400_000 };
     let cycles = std::env::var("DOGTAG_CYCLES")
         .map_or(default, |number| number.parse().expect("DOGTAG_CYCLES is a number"));

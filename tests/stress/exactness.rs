@@ -3,17 +3,12 @@
 //! `DOGTAG_OPERATIONS` sets the number of operations (default 10 million, a
 //! tenth of that with memory-check).
 
-mod common;
-
-use common::{CHECKED, LARGE, ZeroSized};
-use dogtag::{Dogtag, Scope, Service, Usage};
+use crate::common::{CHECKED, LARGE};
+use dogtag::{Scope, Service, Usage};
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::cell::RefCell;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-
-#[global_allocator]
-static ALLOC: Dogtag<ZeroSized> = Dogtag::with_backend(ZeroSized);
 
 const THREADS: usize = 8;
 const SERVICES: usize = 20;
@@ -23,6 +18,7 @@ const SHORT_LIVED: usize = 10_000;
 
 #[test]
 fn the_ledger_equals_the_truth() {
+    alone!();
     let operations = std::env::var("DOGTAG_OPERATIONS")
         .map_or(if CHECKED { 1_000_000 } else { 10_000_000 }, |number| {
             number.parse().expect("DOGTAG_OPERATIONS is a number")
@@ -81,7 +77,7 @@ fn the_ledger_equals_the_truth() {
     // The backend's books, which know nothing of services, nor of freed blocks
     // that are kept back: each block is larger there by its cookie.
     let snapshot = dogtag::snapshot();
-    let (totals, backend) = (dogtag::totals(), ALLOC.backend());
+    let (totals, backend) = (dogtag::totals(), crate::ALLOC.backend());
     let kept_back = snapshot.quarantine.map_or(0, |quarantine| quarantine.blocks);
     assert_eq!(totals.allocated_blocks, backend.allocated_blocks.load(SeqCst));
     assert_eq!(totals.freed_blocks, backend.freed_blocks.load(SeqCst) + kept_back);

@@ -4,12 +4,9 @@
 //! `DOGTAG_ALLOCATIONS` sets how many are tried (default 1,000,000, a tenth of that
 //! with memory-check).
 
-use dogtag::{Dogtag, Service};
+use dogtag::Service;
 use std::alloc::{Layout, alloc, dealloc, realloc};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 const THREADS: usize = 8;
 const LIMIT: i64 = 8 << 20;
@@ -29,6 +26,7 @@ static WRONGLY: AtomicU64 = AtomicU64::new(0);
 
 #[test]
 fn it_holds_and_denies_nothing_wrongly() {
+    alone!();
     let bounded = Service::builder("bounded").hard_limit(LIMIT as u64).register().unwrap();
     hammer("one service", &bounded, std::slice::from_ref(&bounded));
     let tenant = Service::builder("tenant").hard_limit(LIMIT as u64).register().unwrap();

@@ -2,12 +2,10 @@
 //! services' figures, which allocates nothing, waits for nothing, and never shows less
 //! than before.
 
-mod child;
-mod random;
-
-use dogtag::{Dogtag, Service, Usage};
-use random::Random;
-use std::alloc::{GlobalAlloc, Layout};
+use crate::random::Random;
+use crate::{child, common};
+use dogtag::{Service, Usage};
+use std::alloc::Layout;
 use std::cell::Cell;
 use std::ffi::c_int;
 use std::hint::black_box;
@@ -16,61 +14,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
-#[cfg(feature = "jemalloc")]
-use dogtag::Jemalloc as Inner;
-#[cfg(not(feature = "jemalloc"))]
-use std::alloc::System as Inner;
-
-#[global_allocator]
-static ALLOC: Dogtag<Watched> = Dogtag::with_backend(Watched);
-
-/// The default backend, which knows when it is entered from a handler, and when a
-/// handler has interrupted it.
-struct Watched;
-
-// SAFETY: the default backend does the work.
-unsafe impl GlobalAlloc for Watched {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _entered = Entered::new();
-        // SAFETY: the caller's promise.
-        unsafe { Inner.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        let _entered = Entered::new();
-        // SAFETY: the caller's promise.
-        unsafe { Inner.dealloc(block, layout) };
-    }
-}
-
-struct Entered(bool);
-
-impl Entered {
-    fn new() -> Self {
-        IS_HANDLING.with(|is_handling| {
-            if is_handling.get() {
-                FAULTS[ALLOCATED].fetch_add(1, Relaxed);
-            }
-        });
-        Self(IS_ALLOCATING.with(|is_allocating| is_allocating.replace(true)))
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        IS_ALLOCATING.with(|is_allocating| is_allocating.set(self.0));
-    }
-}
-
 const SERVICES: usize = 3;
 
 /// The totals, and some services'.
 type Figures = [Usage; 1 + SERVICES];
 
-// Without destructors, so that handlers may use them at any time.
+// Without a destructor, so that handlers may use it at any time.
 thread_local! {
-    static IS_HANDLING: Cell<bool> = const { Cell::new(false) };
-    static IS_ALLOCATING: Cell<bool> = const { Cell::new(false) };
     static SEEN: Cell<Figures> = const { Cell::new([Usage::NONE; 1 + SERVICES]) };
 }
 
@@ -89,7 +39,7 @@ const ERRNO: usize = 3;
 extern "C" fn handler(_: c_int) {
     // SAFETY: the calling thread's own.
     let errno = unsafe { *libc::__errno_location() };
-    IS_HANDLING.with(|is_handling| is_handling.set(true));
+    common::at_next_entry(Some(|| _ = FAULTS[ALLOCATED].fetch_add(1, Relaxed)));
     if let Some(services) = WATCHED.get() {
         let mut figures = [Usage::NONE; 1 + SERVICES];
         figures[0] = dogtag::totals();
@@ -109,10 +59,10 @@ extern "C" fn handler(_: c_int) {
             }
         }
     }
-    if IS_ALLOCATING.with(Cell::get) {
+    if common::is_entered() {
         INTERRUPTED_BACKEND.fetch_add(1, Relaxed);
     }
-    IS_HANDLING.with(|is_handling| is_handling.set(false));
+    common::at_next_entry(None);
     HANDLED.fetch_add(1, Relaxed);
     // SAFETY: the calling thread's own.
     unsafe {
@@ -122,34 +72,30 @@ extern "C" fn handler(_: c_int) {
     }
 }
 
-const TASKS: [(&str, fn()); 2] = [("a storm of signals", storm), ("a timer and short threads", timer)];
-
 #[test]
-fn handlers_read_the_figures() {
-    for (name, _) in TASKS {
-        let output = child::run(name, "");
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        // Killed if it hangs.
-        assert!(output.status.success() && text.contains("survived"), "{name}: {}\n{text}", output.status);
-        println!("{text}");
-    }
+fn signal_handlers_read_the_figures_in_a_storm() {
+    alone!();
+    reads_well(storm);
 }
 
 #[test]
-fn a_child() {
-    if let Some(task) = child::task() {
-        let services = ["first", "second", "third"].map(|name| Service::register(name).unwrap());
-        services[1].set_hard_limit(Some(64 << 20));
-        services[1].set_soft_limit(Some(1 << 20));
-        WATCHED.set(services).unwrap();
-        listen(libc::SIGUSR1);
-        TASKS.iter().find(|(name, _)| *name == task).unwrap().1();
-        let faults = FAULTS.each_ref().map(|fault| fault.load(Relaxed));
-        let [handled, interrupted] = [&HANDLED, &INTERRUPTED_BACKEND].map(|counter| counter.load(Relaxed));
-        println!("survived {handled} signals, {interrupted} of them within the backend");
-        assert_eq!(faults, [0; 4], "allocations, negative figures, figures that fell, changes of errno");
-        assert!(interrupted > 0);
-    }
+fn signal_handlers_read_the_figures_of_short_threads() {
+    alone!();
+    reads_well(timer);
+}
+
+fn reads_well(task: fn()) {
+    let services = ["first", "second", "third"].map(|name| Service::register(name).unwrap());
+    services[1].set_hard_limit(Some(64 << 20));
+    services[1].set_soft_limit(Some(1 << 20));
+    WATCHED.set(services).unwrap();
+    listen(libc::SIGUSR1);
+    task();
+    let faults = FAULTS.each_ref().map(|fault| fault.load(Relaxed));
+    let [handled, interrupted] = [&HANDLED, &INTERRUPTED_BACKEND].map(|counter| counter.load(Relaxed));
+    println!("{handled} signals, {interrupted} of them within the backend");
+    assert_eq!(faults, [0; 4], "allocations, negative figures, figures that fell, changes of errno");
+    assert!(interrupted > 0);
 }
 
 fn listen(signal: c_int) {

@@ -3,7 +3,7 @@
 
 #![no_main]
 
-#[path = "../../safe/program.rs"]
+#[path = "../../stress/safe/program.rs"]
 mod program;
 
 use dogtag::Dogtag;

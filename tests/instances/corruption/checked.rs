@@ -1,7 +1,7 @@
 //! With memory-check: each change of a guard is told of once, by the free or the reallocation
 //! that meets it, or when the freed block leaves the quarantine; and by nothing else.
 
-use crate::field::{Backend, Field, Image, PLOT, PLOTS, wild_write};
+use super::field::{Backend, Field, Image, PLOT, PLOTS, wild_write};
 use crate::random::{Random, seed};
 use dogtag::check::{self, Reaction, Violation, ViolationKind};
 use dogtag::{Dogtag, Service, Usage};

@@ -8,12 +8,6 @@
 //! change of a guard is told of, once, and the figures are those of a program without one.
 //!
 //! `DOGTAG_CORRUPTIONS` says how many there are, `DOGTAG_SEED` which. Each run prints both.
-#![cfg(target_os = "linux")]
-
-#[path = "../child/mod.rs"]
-mod child;
-#[path = "../random/mod.rs"]
-mod random;
 
 #[cfg(feature = "memory-check")]
 mod checked;
@@ -28,43 +22,24 @@ fn corruptions() -> u64 {
     number
 }
 
-/// In a process of its own, which may crash, or hang.
-fn succeeds(task: &str, settings: &str) {
-    let output = child::run(task, settings);
-    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-    assert!(output.status.success(), "{}\n{}{}", output.status, text[0], text[1]);
-    print!("{}", text[0]);
-}
-
 #[cfg(not(feature = "memory-check"))]
 #[test]
 fn what_a_cookie_says_is_all_that_changes() {
-    succeeds("few services", "");
+    alone!();
+    plain::run(plain::FEW, corruptions());
 }
 
 /// Then cookies of blocks differ in length, and nearly all that can be written is somebody's.
 #[cfg(not(feature = "memory-check"))]
 #[test]
 fn among_more_services_than_short_cookies_too() {
-    succeeds("many services", "");
+    alone!();
+    plain::run(plain::MANY, corruptions() / 4);
 }
 
 #[cfg(feature = "memory-check")]
 #[test]
 fn every_change_of_a_guard_is_told() {
-    succeeds("guards", "quarantine-blocks=128");
-}
-
-#[test]
-fn a_child() {
-    match child::task().as_deref() {
-        #[cfg(not(feature = "memory-check"))]
-        Some("few services") => plain::run(plain::FEW, corruptions()),
-        #[cfg(not(feature = "memory-check"))]
-        Some("many services") => plain::run(plain::MANY, corruptions() / 4),
-        #[cfg(feature = "memory-check")]
-        Some("guards") => checked::run(corruptions()),
-        Some(other) => panic!("{other:?} is no task"),
-        None => {}
-    }
+    alone!("quarantine-blocks=128");
+    checked::run(corruptions());
 }

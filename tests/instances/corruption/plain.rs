@@ -1,7 +1,7 @@
 //! Cookies: what they say after something has written over them is foretold by a table of all
 //! that are somebody's.
 
-use crate::field::{Backend, Field, Image, Returned, wild_write};
+use super::field::{Backend, Field, Image, Returned, wild_write};
 use crate::random::{Random, seed};
 use dogtag::{Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout};
@@ -96,7 +96,7 @@ pub fn run(population: Population, corruptions: u64) {
         world.free(block);
     }
     world.assert_ledger();
-    world.image.assert_whole(0..crate::field::PLOT * crate::field::PLOTS);
+    world.image.assert_whole(0..super::field::PLOT * super::field::PLOTS);
     println!("{:?}", world.tally);
 }
 
@@ -234,7 +234,7 @@ impl World {
         let (start, bytes) = wild_write(&mut self.random, block.layout.size(), &self.known);
         let start = self.field.offset_of(block.address.addr()) as isize + start;
         if let Ok(start) = usize::try_from(start)
-            && start + bytes.len() <= crate::field::PLOT * crate::field::PLOTS - LONG
+            && start + bytes.len() <= super::field::PLOT * super::field::PLOTS - LONG
         {
             self.image.write(start, &bytes);
             self.tally.corruptions += 1;

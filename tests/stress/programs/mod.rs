@@ -8,15 +8,11 @@
 
 mod blocks;
 mod futures;
-#[path = "../watch/mod.rs"]
-mod hangs;
 mod known;
 mod memory;
 #[cfg(feature = "pool")]
 mod pools;
 mod program;
-#[path = "../random/mod.rs"]
-mod random;
 #[cfg(feature = "mapped")]
 mod regions;
 mod run;
@@ -26,22 +22,19 @@ mod watch;
 mod worker;
 mod world;
 
-use dogtag::Dogtag;
 use program::Program;
 use run::Way;
 use std::io::Write;
 use std::time::{Duration, Instant};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 /// How often a program is run at once to see whether it fails again.
 const TRIES: usize = 20;
 
 #[test]
 fn programs_do_as_the_model_does() {
+    alone!();
     let seconds = number("DOGTAG_MODEL_SECONDS").unwrap_or(2);
-    let first = random::seed();
+    let first = crate::random::seed();
     // Not by `print`, which waits for an end that there may not be.
     let say = |text: String| _ = writeln!(std::io::stderr(), "{text}");
     say(format!("programs for {seconds} s: DOGTAG_SEED={first} DOGTAG_MODEL_SECONDS={seconds}"));

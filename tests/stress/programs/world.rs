@@ -2,7 +2,6 @@
 
 use super::blocks::Block;
 use super::futures::Task;
-use super::hangs;
 use super::known::{Held, Known, NONE};
 #[cfg(feature = "pool")]
 use super::pools::Tree;
@@ -47,7 +46,7 @@ macro_rules! ensure {
     ($condition:expr $(, $($text:tt)+)?) => {{
         let holds = $condition;
         if !holds {
-            $crate::world::get_out();
+            $crate::programs::world::get_out();
         }
         assert!(holds $(, $($text)+)?);
     }};
@@ -148,7 +147,7 @@ impl World {
     /// Holds all figures against the model, while nobody does anything.
     pub fn check(&self) {
         aside(|| {
-            hangs::eventually(|| {
+            crate::watch::eventually(|| {
                 self.note_retired();
                 let snapshot = dogtag::snapshot();
                 self.note_ended();

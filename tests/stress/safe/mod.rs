@@ -4,22 +4,16 @@
 //!
 //! `DOGTAG_MODEL_SECONDS` sets for how long (5 by default), `DOGTAG_SEED` which programs;
 //! `DOGTAG_PROGRAM` has the one run that a failure has shown.
-#![cfg(all(feature = "mapped", feature = "pool", feature = "tracing-layer"))]
 #![forbid(unsafe_code)]
 
 mod program;
-#[path = "../random/mod.rs"]
-mod random;
 
-use dogtag::Dogtag;
-use random::Random;
+use crate::random::Random;
 use std::time::{Duration, Instant};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 #[test]
 fn safe_programs_stay_within_their_memory() {
+    alone!();
     if let Ok(program) = std::env::var("DOGTAG_PROGRAM") {
         program::heed_panics();
         let bytes = program.as_bytes().chunks(2).map(|byte| {
@@ -31,7 +25,7 @@ fn safe_programs_stay_within_their_memory() {
     let seconds =
         std::env::var("DOGTAG_MODEL_SECONDS").map_or(5, |seconds| seconds.parse().expect("seconds"));
     let end = Instant::now() + Duration::from_secs(seconds);
-    let first = random::seed();
+    let first = crate::random::seed();
     program::heed_panics();
     let mut programs = 0;
     while programs < 10 || Instant::now() < end {

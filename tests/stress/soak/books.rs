@@ -1,8 +1,9 @@
 //! What should be in the ledger.
 
+#[cfg(feature = "mapped")]
 use super::backend;
-use super::common::CHECKED;
-use super::watch;
+use crate::common::CHECKED;
+use crate::watch;
 use dogtag::{Service, Snapshot};
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::HashMap;
@@ -134,7 +135,11 @@ impl Books {
         // What is not a service's is known in sum. Nothing may be allocated or freed meanwhile.
         let totals = dogtag::totals();
         let kept_back = quarantined();
-        let (blocks, bytes) = (backend::BLOCKS.load(SeqCst), backend::BYTES.load(SeqCst));
+        let backend = crate::ALLOC.backend();
+        let cookies = backend.allocated_cookies.load(SeqCst) - backend.freed_cookies.load(SeqCst);
+        let (blocks, bytes) = (backend.live_blocks() as i64, (backend.live_bytes() - cookies) as i64);
+        #[cfg(feature = "mapped")]
+        let (blocks, bytes) = (blocks + backend::BLOCKS.load(SeqCst), bytes + backend::BYTES.load(SeqCst));
         expect("blocks in sum", totals.blocks() as i64, blocks - kept_back);
         if !CHECKED {
             expect("bytes in sum", totals.bytes() as i64, bytes);
@@ -192,8 +197,8 @@ impl Source {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                Self::Global if is_zeroed => super::ALLOC.alloc_zeroed(layout),
-                Self::Global => super::ALLOC.alloc(layout),
+                Self::Global if is_zeroed => crate::ALLOC.alloc_zeroed(layout),
+                Self::Global => crate::ALLOC.alloc(layout),
                 #[cfg(feature = "mapped")]
                 Self::Window(window) => window.alloc(layout),
             }
@@ -242,7 +247,7 @@ impl Block {
         let moved = owner.service.run(|| unsafe {
             let block = self.address as *mut u8;
             match &self.source {
-                Source::Global => super::ALLOC.realloc(block, self.layout, size),
+                Source::Global => crate::ALLOC.realloc(block, self.layout, size),
                 #[cfg(feature = "mapped")]
                 Source::Window(window) => window.realloc(block, self.layout, size),
             }
@@ -281,7 +286,7 @@ impl Drop for Block {
         // SAFETY: the block is live, and has that layout.
         unsafe {
             match &self.source {
-                Source::Global => super::ALLOC.dealloc(self.address as *mut u8, self.layout),
+                Source::Global => crate::ALLOC.dealloc(self.address as *mut u8, self.layout),
                 #[cfg(feature = "mapped")]
                 Source::Window(window) => window.dealloc(self.address as *mut u8, self.layout),
             }

@@ -6,29 +6,17 @@
 //! `DOGTAG_SOAK_SECONDS` sets how long (default 2), `DOGTAG_SEED` what happens, as far as
 //! threads let it.
 
-#[path = "soak/backend.rs"]
+#[cfg(feature = "mapped")]
 mod backend;
-#[path = "soak/books.rs"]
 mod books;
-mod common;
-#[path = "soak/memory.rs"]
 mod memory;
-mod random;
-#[path = "soak/seat.rs"]
 mod seat;
-mod watch;
-#[path = "soak/work.rs"]
 mod work;
 
-use backend::Booked;
 use books::Books;
-use dogtag::Dogtag;
 use seat::Seats;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-
-#[global_allocator]
-static ALLOC: Dogtag<Booked> = Dogtag::with_backend(Booked);
 
 /// Operations after which there is of all as much as there ever will be.
 const WARM: u64 = 100_000;
@@ -38,11 +26,12 @@ const SEATS: usize = 4;
 
 #[test]
 fn nothing_drifts_and_nothing_grows() {
+    alone!();
     let seconds = std::env::var("DOGTAG_SOAK_SECONDS")
         .map_or(2.0, |seconds| seconds.parse().expect("DOGTAG_SOAK_SECONDS is a number"));
     let whole = Duration::from_secs_f64(seconds);
     let pause = (whole / 12).clamp(Duration::from_millis(100), Duration::from_secs(2));
-    let seed = random::seed();
+    let seed = crate::random::seed();
     println!("DOGTAG_SOAK_SECONDS={seconds}");
 
     // A panic ends it all, where others would wait for whoever has panicked.

@@ -3,8 +3,8 @@
 
 use super::SEATS;
 use super::books::{Block, Books, Owner, Source};
-use super::random::Random;
 use super::work::Worker;
+use crate::random::Random;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Barrier, Mutex};
 

@@ -2,9 +2,9 @@
 
 use super::SEATS;
 use super::books::{Block, Books, Owner, Source};
-use super::common::elsewhere;
-use super::random::Random;
 use super::seat::Seats;
+use crate::common::elsewhere;
+use crate::random::Random;
 use dogtag::InServiceExt;
 use std::alloc::Layout;
 use std::cell::RefCell;

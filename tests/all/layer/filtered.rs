@@ -1,18 +1,15 @@
 //! A span names a new service under a subscriber, global as in most programs, whose
 //! outer layer filters that span out: what is told of the new service must not come in
 //! between.
-#![cfg(feature = "tracing-layer")]
 
-use dogtag::{Dogtag, Service, ServiceLayer};
+use dogtag::{Service, ServiceLayer};
 use std::io;
 use tracing::{debug_span, info_span, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, fmt, prelude::*, registry};
 
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
-
 #[test]
 fn a_filter_outside_of_the_layer_sees_whole_spans() {
+    alone!();
     let log = fmt::layer().with_writer(io::sink).with_filter(LevelFilter::INFO);
     registry().with(ServiceLayer::by_target()).with(log).init();
     for i in 0..100 {

@@ -1,17 +1,13 @@
 //! Layers that are exchanged and taken away while spans are there, and are entered.
-#![cfg(feature = "tracing-layer")]
 #![forbid(unsafe_code)]
 
-use dogtag::{Dogtag, Service, ServiceLayer, UnattributedExt};
+use dogtag::{Service, ServiceLayer, UnattributedExt};
 use std::mem;
 use std::thread;
 use tracing::dispatcher::with_default;
 use tracing::{Dispatch, Span, Subscriber, info_span};
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::{Layer, Registry, prelude::*, registry, reload};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 type Handle<L> = reload::Handle<L, Registry>;
 
@@ -74,11 +70,13 @@ fn spans_keep_their_services<L: Layer<Registry> + Send + Sync + 'static>(make: i
 
 #[test]
 fn spans_keep_their_services_when_layers_change_places() {
+    alone!();
     spans_keep_their_services(unkept, "changes places");
 }
 
 #[test]
 fn spans_keep_their_services_when_boxed_layers_change_places() {
+    alone!();
     spans_keep_their_services(|| unkept().boxed(), "changes places in a box");
     spans_keep_their_services(|| Some(Box::new(unkept())), "changes places in an option");
     spans_keep_their_services(|| vec![unkept().boxed()], "changes places in a vector");
@@ -87,6 +85,7 @@ fn spans_keep_their_services_when_boxed_layers_change_places() {
 /// A span is made, and closed, while its layer is elsewhere.
 #[test]
 fn a_layer_that_was_away_does_not_know_what_was_meanwhile() {
+    alone!();
     let (layer, handle) = reload::Layer::new(Some(unkept()));
     // Without another layer there are no spans while there is none.
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::sink);
@@ -112,6 +111,7 @@ fn a_layer_that_was_away_does_not_know_what_was_meanwhile() {
 
 #[test]
 fn a_span_is_left_though_its_layer_was_exchanged() {
+    alone!();
     let (subscriber, handle) = reloadable(ServiceLayer::new());
     with_default(&subscriber, || {
         let span = info_span!("a", service = "exchanged within");
@@ -140,6 +140,7 @@ fn a_span_is_left_though_its_layer_was_exchanged() {
 
 #[test]
 fn a_layer_that_is_taken_away_takes_the_thread_out() {
+    alone!();
     let (subscriber, handle) = reloadable(Some(ServiceLayer::new()));
     with_default(&subscriber, || {
         let span = info_span!("a", service = "taken away");
@@ -162,6 +163,7 @@ fn a_layer_that_is_taken_away_takes_the_thread_out() {
 /// taken away.
 #[test]
 fn a_scope_within_a_span_does_not_keep_the_thread_there() {
+    alone!();
     let (subscriber, handle) = reloadable(Some(ServiceLayer::new()));
     let by_hand = Service::register("by hand in the span").unwrap();
     with_default(&subscriber, || {
@@ -184,6 +186,7 @@ fn a_scope_within_a_span_does_not_keep_the_thread_there() {
 /// A layer that is in nobody's hands while a span is left, and comes back.
 #[test]
 fn what_a_layer_was_not_told_it_asks_for() {
+    alone!();
     let (subscriber, handle) = reloadable(Some(ServiceLayer::new()));
     with_default(&subscriber, || {
         let mut away = None;
@@ -206,6 +209,7 @@ fn what_a_layer_was_not_told_it_asks_for() {
 /// Another layer, whose subscriber is another one, is no reason to leave a span.
 #[test]
 fn other_subscribers_change_nothing() {
+    alone!();
     let (subscriber, handle) = reloadable(ServiceLayer::new());
     let (other, other_handle) = reloadable(Some(ServiceLayer::new()));
     let span = with_default(&subscriber, || info_span!("a", service = "of this subscriber"));
@@ -229,6 +233,7 @@ fn other_subscribers_change_nothing() {
 
 #[test]
 fn filters_are_exchanged_while_spans_are_entered() {
+    alone!();
     let (filter, handle) = reload::Layer::new(LevelFilter::INFO);
     let layer = ServiceLayer::new().with_filter(filter);
     with_default(&Dispatch::new(registry().with(layer).unattributed()), || {
@@ -252,6 +257,7 @@ fn filters_are_exchanged_while_spans_are_entered() {
 
 #[test]
 fn a_service_is_attached_through_whatever_is_around_the_layer() {
+    alone!();
     let auth = Service::register("attached through").unwrap();
     let other = Service::register("attached before").unwrap();
     let subscribers: [Dispatch; 7] = [
@@ -298,6 +304,7 @@ fn a_service_is_attached_through_whatever_is_around_the_layer() {
 /// As safe code can: by its number, though nobody has it any more.
 #[test]
 fn a_span_is_closed_while_a_thread_is_in_it() {
+    alone!();
     let dispatch = Dispatch::new(registry().with(unkept()));
     with_default(&dispatch, || {
         let span = info_span!("a", service = "closed within");
@@ -361,6 +368,7 @@ where
 
 #[test]
 fn a_layer_that_subscribers_share_tells_their_spans_apart() {
+    alone!();
     let layer = std::sync::Arc::new(unkept());
     let [one, other] = [(), ()].map(|()| Dispatch::new(registry().with(Shared(layer.clone()))));
     let some = with_default(&one, || info_span!("a", service = "shared layer"));
@@ -377,6 +385,7 @@ fn a_layer_that_subscribers_share_tells_their_spans_apart() {
 
 #[test]
 fn a_subscriber_is_gone_while_its_span_is_entered() {
+    alone!();
     let span = {
         let dispatch = Dispatch::new(registry().with(unkept()));
         let span = with_default(&dispatch, || info_span!("a", service = "of one that is gone"));
@@ -396,6 +405,7 @@ fn a_subscriber_is_gone_while_its_span_is_entered() {
 /// A thread ends within spans of which nobody has told their layer that they were left.
 #[test]
 fn a_thread_ends_in_spans_of_exchanged_layers() {
+    alone!();
     let (subscriber, handle) = reloadable(ServiceLayer::new().keep_services(false));
     let service = Service::register("ends within exchanged").unwrap();
     thread::scope(|threads| {
@@ -417,6 +427,7 @@ fn a_thread_ends_in_spans_of_exchanged_layers() {
 
 #[test]
 fn spans_of_no_subscriber_are_none() {
+    alone!();
     with_default(&Dispatch::new(registry().with(ServiceLayer::new())), || {
         assert_eq!(within(&Span::none()), "unattributed");
         let span = info_span!("a", service = "around none");

@@ -2,12 +2,8 @@
 //! look at the figures: forks from many threads, programs that take its place, daemons, and
 //! its end.
 
-mod child;
-
-use child::watch;
-use dogtag::{Dogtag, Service};
-use std::alloc::{GlobalAlloc, Layout};
-use std::cell::Cell;
+use crate::{child, common, watch};
+use dogtag::Service;
 use std::hint::black_box;
 use std::io::Read;
 use std::os::fd::FromRawFd;
@@ -16,31 +12,9 @@ use std::process::{Command, exit};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
-#[cfg(feature = "jemalloc")]
-use dogtag::Jemalloc as Inner;
-#[cfg(not(feature = "jemalloc"))]
-use std::alloc::System as Inner;
-
-#[global_allocator]
-static ALLOC: Dogtag<Hooked> = Dogtag::with_backend(Hooked);
-
-/// A task's name, what it does, how often it is tried, and what is said in the end.
-type Task = (&'static str, fn(), usize, &'static str);
-
 /// By those who come back, and by what is called at the end of a process, however it ends.
 const SURVIVED: &str = "survived\n";
 const AT_THE_END: &str = "the end\nthe end\nthe end\n";
-
-const TASKS: [Task; 8] = [
-    ("forks from many threads", fork_storm, 1, SURVIVED),
-    ("a fork while the first service is registered", fork_at_the_first_registration, 3, SURVIVED),
-    ("programs are begun", spawn, 1, SURVIVED),
-    ("another program takes the place", execute, 5, SURVIVED),
-    ("a daemon", daemon, 5, SURVIVED),
-    ("main returns", main_returns, 10, AT_THE_END),
-    ("exit", main_exits, 10, AT_THE_END),
-    ("another thread exits", thread_exits, 10, AT_THE_END),
-];
 
 /// Begun by others.
 const EXECUTED: &str = "executed";
@@ -48,17 +22,60 @@ const EXECUTED: &str = "executed";
 const HANGS: &str = "hangs";
 const WORKS: &str = "works";
 
-#[test]
-fn processes_live_and_end_well() {
-    for (name, _, times, said) in TASKS {
-        for time in 0..times {
-            let output = child::run(name, "quarantine=4M");
-            let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-            // Killed if it hangs.
-            let survived = output.status.success() && text.contains(said);
-            assert!(survived, "{name}, time {time}: {}\n{text}", output.status);
-        }
+/// Does something in a process of its own, so many times, after which it has said that.
+fn ends_well(test: &str, work: fn(), times: usize, said: &str) {
+    match child::task() {
+        Some(task) if task == EXECUTED => return executed(),
+        Some(_) => return work(),
+        None => {}
     }
+    for time in 0..times {
+        let output = child::run(test, "", "quarantine=4M");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        // Killed if it hangs.
+        let survived = output.status.success() && text.contains(said);
+        assert!(survived, "time {time}: {}\n{text}", output.status);
+    }
+}
+
+#[test]
+fn fork_from_many_threads() {
+    ends_well(here!(), fork_storm, 1, SURVIVED);
+}
+
+#[test]
+fn fork_while_the_first_service_is_registered() {
+    ends_well(here!(), fork_at_the_first_registration, 3, SURVIVED);
+}
+
+#[test]
+fn spawn_begins_programs() {
+    ends_well(here!(), spawn, 1, SURVIVED);
+}
+
+#[test]
+fn exec_begins_anew() {
+    ends_well(here!(), execute, 5, SURVIVED);
+}
+
+#[test]
+fn fork_as_a_daemon() {
+    ends_well(here!(), daemon, 5, SURVIVED);
+}
+
+#[test]
+fn exit_when_main_returns() {
+    ends_well(here!(), main_returns, 10, AT_THE_END);
+}
+
+#[test]
+fn exit_is_called() {
+    ends_well(here!(), main_exits, 10, AT_THE_END);
+}
+
+#[test]
+fn exit_is_called_by_another_thread() {
+    ends_well(here!(), thread_exits, 10, AT_THE_END);
 }
 
 /// On which all other tests rest that are about hangs.
@@ -66,11 +83,16 @@ fn processes_live_and_end_well() {
 fn who_hangs_is_killed_and_who_works_is_not() {
     const LOOKS: u32 = 2;
 
-    let hanging = watch::output_within(&mut child::again(HANGS, ""), LOOKS);
+    match child::task() {
+        Some(task) if task == HANGS => return hangs(),
+        Some(_) => return works(),
+        None => {}
+    }
+    let hanging = watch::output_within(&mut child::again(here!(), HANGS, ""), LOOKS);
     assert_eq!(hanging.status.signal(), Some(libc::SIGKILL), "{hanging:?}");
     let said = String::from_utf8(hanging.stderr).unwrap();
     assert!(said.contains("sleeps and does nothing else"), "{said}");
-    let working = watch::output_within(&mut child::again(WORKS, ""), LOOKS);
+    let working = watch::output_within(&mut child::again(here!(), WORKS, ""), LOOKS);
     assert!(working.status.success(), "{working:?}");
 }
 
@@ -96,17 +118,6 @@ fn works() {
         used.tv_sec >= 4
     };
     wait_for(fork(|| while !is_done() {}, exit_now));
-}
-
-#[test]
-fn a_child() {
-    match child::task() {
-        Some(task) if task == HANGS => hangs(),
-        Some(task) if task == WORKS => works(),
-        Some(task) if task == EXECUTED => executed(),
-        Some(task) => TASKS.iter().find(|(name, ..)| *name == task).unwrap().1(),
-        None => {}
-    }
 }
 
 /// With neither a lock nor an allocation.
@@ -301,10 +312,11 @@ fn thread_exits() {
     thread::spawn(move || tenant.run(|| exit(0))).join().unwrap();
 }
 
-fn myself(task: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "a_child", "--nocapture", "--test-threads=1"]).env("DOGTAG_TEST_TASK", task);
-    command
+/// This program, which takes another one's place: any test of these.
+fn myself() -> Command {
+    let mut program = child::again("processes::exec_begins_anew", EXECUTED, "");
+    program.process_group(0);
+    program
 }
 
 /// A process of its own, which knows nothing of the one before.
@@ -320,16 +332,16 @@ fn executed() {
 
 fn execute() {
     let noise = Noise::begin();
-    panic!("{} in spite of {:?}", myself(EXECUTED).exec(), noise.tenant);
+    panic!("{} in spite of {:?}", myself().exec(), noise.tenant);
 }
 
 fn spawn() {
     let noise = Noise::begin();
     for _ in 0..5 {
-        let output = myself(EXECUTED).output().unwrap();
+        let output = myself().output().unwrap();
         assert!(output.status.success() && output.stdout.ends_with(b"\n"));
         // With something to do in the child, so that it is forked.
-        let mut command = myself(EXECUTED);
+        let mut command = myself();
         // SAFETY: it does nothing but what a child may do.
         unsafe {
             command.pre_exec(|| {
@@ -381,36 +393,16 @@ fn daemon() {
     say(SURVIVED);
 }
 
-/// The default backend, in which a thread can be held for a while.
-struct Hooked;
-
-thread_local! {
-    /// Whether the next allocation is the one to be held.
-    static IS_TO_WAIT: Cell<bool> = const { Cell::new(false) };
-}
-
 /// The thread that is about to fork, once it is.
 static FORKER: AtomicI32 = AtomicI32::new(0);
 static IS_HELD: AtomicBool = AtomicBool::new(false);
 static HAS_FORKED: AtomicBool = AtomicBool::new(false);
 
-// SAFETY: the default backend does the work.
-unsafe impl GlobalAlloc for Hooked {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if IS_TO_WAIT.with(|is_to_wait| is_to_wait.replace(false)) {
-            IS_HELD.store(true, SeqCst);
-            let forker = wait(|| Some(FORKER.load(SeqCst)).filter(|forker| *forker != 0));
-            // Until it has forked, or waits for this thread.
-            wait(|| (HAS_FORKED.load(SeqCst) || sleeps(forker)).then_some(()));
-        }
-        // SAFETY: the caller's promise.
-        unsafe { Inner.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { Inner.dealloc(block, layout) };
-    }
+/// Holds the thread until another one has forked, or waits for this one.
+fn hold() {
+    IS_HELD.store(true, SeqCst);
+    let forker = wait(|| Some(FORKER.load(SeqCst)).filter(|forker| *forker != 0));
+    wait(|| (HAS_FORKED.load(SeqCst) || sleeps(forker)).then_some(()));
 }
 
 fn wait<T>(mut event: impl FnMut() -> Option<T>) -> T {
@@ -431,7 +423,7 @@ fn sleeps(thread: i32) -> bool {
 /// A child finds the registry whole, though another thread was just making it.
 fn fork_at_the_first_registration() {
     let registers = thread::spawn(|| {
-        IS_TO_WAIT.with(|is_to_wait| is_to_wait.set(true));
+        common::at_next_entry(Some(hold));
         drop(Service::by_name("nobody"));
         assert!(IS_HELD.load(SeqCst), "nothing was allocated for the registry");
     });

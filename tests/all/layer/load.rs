@@ -1,17 +1,11 @@
 //! Spans in services under load: a thousand tasks that hop between threads.
-#![cfg(feature = "tracing-layer")]
 
-mod common;
-
-use common::elsewhere;
-use dogtag::{Dogtag, Service, ServiceLayer, UnattributedExt, Usage};
+use crate::common::elsewhere;
+use dogtag::{Service, ServiceLayer, UnattributedExt, Usage};
 use std::hint::black_box;
 use std::io;
 use tracing::{Instrument, debug, info_span};
 use tracing_subscriber::{fmt, prelude::*, registry};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 const TASKS: usize = 1000;
 const ROUNDS: usize = 100;
@@ -82,6 +76,7 @@ async fn task(number: usize, mut kept: Vec<Vec<u8>>) -> (Model, Vec<Vec<u8>>) {
 
 #[test]
 fn ten_million_allocations_in_spans_are_counted_to_the_byte() {
+    alone!();
     registry().with(fmt::layer().with_writer(io::sink)).with(ServiceLayer::new()).unattributed().init();
     let services = SERVICES.map(|name| Service::register(name).unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().unwrap();

@@ -1,9 +1,11 @@
-//! Spans in services: one thread or a few at a time. (Many: `layer_load`.)
-#![cfg(feature = "tracing-layer")]
+//! Spans in services: one thread or a few at a time, and many ([`load`]).
 
-mod watch;
+mod filtered;
+mod load;
+mod reload;
 
-use dogtag::{Dogtag, Service, ServiceLayer, UnattributedExt};
+use crate::watch;
+use dogtag::{Service, ServiceLayer, UnattributedExt};
 use proptest::prelude::*;
 use std::hint::black_box;
 use std::io;
@@ -16,9 +18,6 @@ use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry, fmt, prelude::*, registry};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
 
 /// A log of everything, which nobody reads. (A layer's type knows its subscriber's.)
 macro_rules! log {
@@ -54,6 +53,7 @@ fn live(name: &str) -> u64 {
 
 #[test]
 fn a_field_names_the_service() {
+    alone!();
     with_default(plain(), || {
         assert_eq!(within(&info_span!("a", service = "field str")), "field str");
         assert_eq!(within(&info_span!("a", service = %"field display")), "field display");
@@ -74,6 +74,7 @@ fn a_field_names_the_service() {
 
 #[test]
 fn a_name_that_is_none_chooses_no_service() {
+    alone!();
     with_default(plain(), || {
         let outer = info_span!("a", service = "outer of odd names");
         let _outer = outer.enter();
@@ -97,6 +98,7 @@ fn a_name_that_is_none_chooses_no_service() {
 
 #[test]
 fn a_field_may_be_recorded_later() {
+    alone!();
     with_default(plain(), || {
         let span = info_span!("a", service = tracing::field::Empty);
         span.in_scope(|| {
@@ -126,6 +128,7 @@ fn a_field_may_be_recorded_later() {
 
 #[test]
 fn children_run_in_their_parents_service() {
+    alone!();
     with_default(plain(), || {
         let request = info_span!("request", service = "request");
         let child = request.in_scope(|| info_span!("child"));
@@ -158,6 +161,7 @@ fn children_run_in_their_parents_service() {
 
 #[test]
 fn spans_are_entered_by_many_at_once_and_twice_by_one() {
+    alone!();
     let layer = registry().with(ServiceLayer::new()).unattributed();
     with_default(layer, || {
         let span = info_span!("busy", service = "busy");
@@ -187,6 +191,7 @@ fn spans_are_entered_by_many_at_once_and_twice_by_one() {
 
 #[test]
 fn spans_may_be_left_in_any_order() {
+    alone!();
     with_default(plain(), || {
         let (a, b, c) = (
             info_span!("a", service = "order a"),
@@ -210,6 +215,7 @@ fn spans_may_be_left_in_any_order() {
 
 #[test]
 fn spans_come_and_go_on_several_threads() {
+    alone!();
     let dispatch = Dispatch::new(plain());
     let names = ["come a", "come b", "come c"];
     let (send, receive) = std::sync::mpsc::sync_channel::<(usize, Span)>(10);
@@ -238,6 +244,7 @@ fn spans_come_and_go_on_several_threads() {
 /// The registry uses a number again after 8,191 other spans in the same place.
 #[test]
 fn numbers_are_used_again() {
+    alone!();
     let is_service = |metadata: &tracing::Metadata<'_>| metadata.name() != "hidden";
     let subscriber = || {
         registry()
@@ -271,6 +278,7 @@ fn numbers_are_used_again() {
 
 #[test]
 fn a_span_changes_its_service_while_others_enter_it() {
+    alone!();
     let layer = registry().with(ServiceLayer::new().keep_services(false)).unattributed();
     with_default(layer, || {
         let span = info_span!("a", service = "first of many");
@@ -319,6 +327,7 @@ fn a_span_changes_its_service_while_others_enter_it() {
 
 #[test]
 fn a_panic_leaves_the_span() {
+    alone!();
     with_default(plain(), || {
         let span = info_span!("a", service = "panics");
         let caught: Result<(), _> = catch_unwind(AssertUnwindSafe(|| {
@@ -331,6 +340,7 @@ fn a_panic_leaves_the_span() {
 
 #[test]
 fn a_span_is_closed_on_another_thread() {
+    alone!();
     with_default(plain(), || {
         let span = info_span!("a", service = "closed elsewhere");
         span.in_scope(|| ());
@@ -342,6 +352,7 @@ fn a_span_is_closed_on_another_thread() {
 
 #[test]
 fn a_thread_that_ends_in_a_span_leaves_it() {
+    alone!();
     let dispatch = Dispatch::new(plain());
     let service = Service::register("ends inside").unwrap();
     thread::spawn({
@@ -364,6 +375,7 @@ fn a_thread_that_ends_in_a_span_leaves_it() {
 
 #[test]
 fn rules_choose_services() {
+    alone!();
     with_default(registry().with(ServiceLayer::by_target()), || {
         assert_eq!(within(&info_span!("a")), module_path!());
         assert_eq!(within(&info_span!(target: "db::pool", "a")), "db::pool");
@@ -386,6 +398,7 @@ fn rules_choose_services() {
 
 #[test]
 fn services_are_kept_or_not() {
+    alone!();
     with_default(registry().with(ServiceLayer::new()), || {
         drop(info_span!("a", service = "kept"));
         assert!(Service::by_name("kept").is_some());
@@ -404,6 +417,7 @@ fn services_are_kept_or_not() {
 
 #[test]
 fn a_service_is_attached_by_hand() {
+    alone!();
     let auth = Service::register("attached").unwrap();
     let other = Service::register("attached first").unwrap();
     let check = |span: &Span| {
@@ -436,6 +450,7 @@ fn a_service_is_attached_by_hand() {
 
 #[test]
 fn children_keep_what_they_have() {
+    alone!();
     let later = Service::register("their parent's later").unwrap();
     with_default(plain(), || {
         let parent = info_span!("parent", service = "their parent's");
@@ -476,6 +491,7 @@ fn children_keep_what_they_have() {
 
 #[test]
 fn two_layers_do_not_take_each_others_spans() {
+    alone!();
     let layers = || {
         registry()
             .with(ServiceLayer::new().keep_services(false))
@@ -524,6 +540,7 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for Greedy {
 
 #[test]
 fn what_tracing_allocates_is_nobodys() {
+    alone!();
     let greedy = || Greedy(Vec::new().into());
     let subscribers: [Dispatch; 3] = [
         registry().with(ServiceLayer::new()).with(greedy()).with(log!()).unattributed().into(),
@@ -559,6 +576,7 @@ fn what_tracing_allocates_is_nobodys() {
 
 #[test]
 fn the_layers_own_needs_are_nobodys() {
+    alone!();
     thread::spawn(|| {
         with_default(registry().with(ServiceLayer::new()), || {
             let service = Service::register("its own").unwrap();
@@ -587,6 +605,7 @@ fn the_layers_own_needs_are_nobodys() {
 
 #[test]
 fn the_order_of_layers_and_their_filters_do_not_matter() {
+    alone!();
     let subscribers: [Dispatch; 6] = [
         registry().with(ServiceLayer::new()).with(log!()).into(),
         registry().with(log!()).with(ServiceLayer::new()).into(),
@@ -629,6 +648,7 @@ fn the_order_of_layers_and_their_filters_do_not_matter() {
 
 #[test]
 fn subscribers_come_and_go() {
+    alone!();
     let (first, second) = (Dispatch::new(plain()), Dispatch::new(plain()));
     let outer = tracing::dispatcher::with_default(&first, || info_span!("a", service = "of the first"));
     let outer = outer.entered();
@@ -647,11 +667,16 @@ fn subscribers_come_and_go() {
     drop((second, outer));
 }
 
+/// Spans entered and left in any order: the thread is in the service of the last
+/// one that it has entered, not left, and that took it anywhere.
+#[test]
+fn spans_are_as_a_simple_model_has_them() {
+    alone!();
+    random_spans();
+}
+
 proptest! {
-    /// Spans entered and left in any order: the thread is in the service of the last
-    /// one that it has entered, not left, and that took it anywhere.
-    #[test]
-    fn spans_are_as_a_simple_model_has_them(steps in proptest::collection::vec((0..7_usize, any::<bool>(), 0..8_usize), 0..60)) {
+    fn random_spans(steps in proptest::collection::vec((0..7_usize, any::<bool>(), 0..8_usize), 0..60)) {
         with_default(plain(), || {
             let mut spans = vec![
                 info_span!("a", service = "model a"),

@@ -1,8 +1,5 @@
 //! memory-check of allocators that come and go by the thousand, and of those that have
 //! little memory; each test in a process of its own.
-#![cfg(feature = "memory-check")]
-
-mod child;
 
 use dogtag::check::{self, Operation, Reaction, Violation, ViolationKind};
 use dogtag::{Dogtag, Service};
@@ -12,40 +9,6 @@ use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::channel;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
-
-/// A child's name, what it does, and its settings.
-type Task = (&'static str, fn(), &'static str);
-
-const TASKS: [Task; 7] = [
-    ("200,000 allocators in a row", in_a_row, "quarantine-blocks=1024"),
-    ("more allocators than numbers", at_once, "quarantine-blocks=64"),
-    ("the first allocator's quarantine", the_first, "quarantine-blocks=1024"),
-    ("what an allocator leaves behind", left_behind, ""),
-    ("little memory", little_memory, ""),
-    ("little memory that other threads keep", kept_by_others, ""),
-    ("a crime in little memory", crime_in_little_memory, ""),
-];
-
-#[test]
-fn every_task_ends_well() {
-    for (name, _, settings) in TASKS {
-        let output = child::run(name, settings);
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(output.status.success() && text.contains("survived"), "{name}: {}\n{text}", output.status);
-    }
-}
-
-#[test]
-fn a_child() {
-    let Some(task) = child::task() else { return };
-    let (_, work, _) = TASKS.iter().find(|(name, ..)| *name == task).expect("a task");
-    check::set_handler(note);
-    work();
-    println!("survived");
-}
 
 const LAYOUT: Layout = Layout::new::<[u64; 3]>();
 const KIB: Layout = Layout::new::<[u64; 128]>();
@@ -129,7 +92,10 @@ fn has_quarantine(memory: &Dogtag<impl GlobalAlloc>) -> bool {
     }
 }
 
-fn in_a_row() {
+#[test]
+fn two_hundred_thousand_instances_in_a_row() {
+    survives!("quarantine-blocks=1024");
+    check::set_handler(note);
     const INSTANCES: usize = 200_000;
 
     let mut mapped = 0;
@@ -158,7 +124,10 @@ fn in_a_row() {
     assert_eq!(check::verify().violations, 0);
 }
 
-fn at_once() {
+#[test]
+fn more_instances_than_numbers() {
+    survives!("quarantine-blocks=64");
+    check::set_handler(note);
     /// How many are told apart, with the global one.
     const NUMBERS: usize = 65_534;
     const MORE: usize = 2049;
@@ -193,7 +162,10 @@ fn at_once() {
 static ALLOC_BESIDE: Dogtag<System> = Dogtag::with_backend(System);
 
 /// However many others there are, of which the thread keeps blocks.
-fn the_first() {
+#[test]
+fn quarantine_of_the_first_instance() {
+    survives!("quarantine-blocks=1024");
+    check::set_handler(note);
     let others: Vec<_> = (0..9).map(|_| Dogtag::with_backend(System)).collect();
     // By turns, so that one of them is there when the first one's magazine is full.
     for _ in 0..33 {
@@ -236,7 +208,10 @@ unsafe impl GlobalAlloc for &Counting {
     }
 }
 
-fn left_behind() {
+#[test]
+fn what_an_instance_leaves_behind() {
+    survives!("");
+    check::set_handler(note);
     let counts = [Counting::default(), Counting::default()];
     let [ends, stays] = counts.each_ref().map(Dogtag::with_backend);
     let service = Service::register("left behind").unwrap();
@@ -273,7 +248,10 @@ fn left_behind() {
 }
 
 /// The program holds two blocks at most; all others are in quarantine.
+#[test]
 fn little_memory() {
+    survives!("");
+    check::set_handler(note);
     let memory = Dogtag::with_backend(Pieces::new());
     // SAFETY: the blocks are freed as they were allocated.
     unsafe {
@@ -313,7 +291,10 @@ fn little_memory() {
 }
 
 /// Threads that wait have not put what they freed where others can have it.
-fn kept_by_others() {
+#[test]
+fn little_memory_that_other_threads_keep() {
+    survives!("");
+    check::set_handler(note);
     let memory = Dogtag::with_backend(Pieces::new());
     let (memory, (done, is_done)) = (&memory, channel());
     std::thread::scope(|threads| {
@@ -347,7 +328,10 @@ fn kept_by_others() {
     assert_eq!(met(), []);
 }
 
+#[test]
 fn crime_in_little_memory() {
+    survives!("");
+    check::set_handler(note);
     let memory = Dogtag::with_backend(Pieces::new());
     // SAFETY: none; what is written to is freed.
     unsafe {

@@ -1,28 +1,23 @@
 //! Every crime at every size and alignment, each in a process of its own, whose
 //! report is read field by field.
-#![cfg(feature = "memory-check")]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "nothing excuses a crime")]
 
-mod child;
-
-use child::dealloc;
-use dogtag::{Dogtag, Service, check};
+use crate::child;
+use crate::child::dealloc;
+use dogtag::{Service, check};
 use std::alloc::{Layout, alloc, realloc};
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
 
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
-
 const SIZES: [usize; 11] = [1, 7, 8, 16, 24, 64, 100, 1000, 4096, 65536, 4 << 20];
 const ALIGNS: [usize; 4] = [1, 8, 64, 4096];
 
 /// What is done, and what the report must say.
-struct ViolationKind {
-    name: &'static str,
+struct Crime {
     /// Commits it to a block of that layout.
     commit: unsafe fn(*mut u8, Layout),
+    /// No crime for layouts that it cannot be committed with.
     says: fn(Layout) -> Says,
 }
 
@@ -54,107 +49,105 @@ fn past_the_end(layout: Layout, offset: usize) -> Option<isize> {
 
 const MAIN: (&str, &str) = ("culprit", "criminal");
 
-const CRIMES: [ViolationKind; 20] = [
-    ViolationKind {
-        name: "a bit of the first byte past the end",
+macro_rules! crimes {
+    ($($name:ident { commit: $commit:expr, says: $says:expr, })*) => {
+        $(
+            #[test]
+            fn $name() {
+                Crime { commit: $commit, says: $says }.is_caught(here!());
+            }
+        )*
+    };
+}
+
+crimes! {
+    overrun_by_a_bit_of_the_first_byte {
         commit: |block, layout| unsafe {
             *block.add(layout.size()) ^= 1;
             dealloc(block, layout);
         },
         says: |layout| Says { wrong: past_the_end(layout, 0), marked: 1, ..says("overrun", "dealloc") },
-    },
-    ViolationKind {
-        name: "a bit of the sixteenth byte past the end",
+    }
+    overrun_by_a_bit_of_the_sixteenth_byte {
         commit: |block, layout| unsafe {
             *block.add(layout.size() + 15) ^= 0x80;
             dealloc(block, layout);
         },
         says: |layout| Says { wrong: past_the_end(layout, 15), marked: 1, ..says("overrun", "dealloc") },
-    },
-    ViolationKind {
-        name: "a loop that goes on to the sixteenth byte",
+    }
+    overrun_by_a_loop_to_the_sixteenth_byte {
         commit: |block, layout| unsafe {
             block.write_bytes(0, layout.size() + 16);
             let _ = black_box(realloc(block, layout, layout.size() * 2));
         },
         says: |layout| Says { wrong: past_the_end(layout, 0), marked: 16, ..says("overrun", "realloc") },
-    },
-    ViolationKind {
-        name: "text past the end, noticed by verify",
+    }
+    overrun_by_text_met_by_verify {
         commit: |block, layout| unsafe {
             block.add(layout.size() + 2).copy_from_nonoverlapping(b"text".as_ptr(), 4);
             check::verify();
         },
         says: |layout| Says { wrong: past_the_end(layout, 2), marked: 4, ..says("overrun", "verify") },
-    },
-    ViolationKind {
-        name: "a bit of the byte in front",
+    }
+    underrun_by_a_bit_of_the_byte_in_front {
         commit: |block, layout| unsafe {
             *block.sub(1) ^= 4;
             dealloc(block, layout);
         },
         says: |_| Says { wrong: Some(-1), marked: 1, ..says("underrun", "dealloc") },
-    },
-    ViolationKind {
-        name: "a bit of the sixteenth byte in front",
+    }
+    underrun_by_a_bit_of_the_sixteenth_byte {
         commit: |block, layout| unsafe {
             *block.sub(16) ^= 0x20;
             dealloc(block, layout);
         },
         says: |_| Says { wrong: Some(-16), marked: 1, ..says("underrun", "dealloc") },
-    },
-    ViolationKind {
-        name: "sixteen bytes in front, noticed by realloc",
+    }
+    underrun_by_sixteen_bytes_met_by_realloc {
         commit: |block, layout| unsafe {
             block.sub(16).write_bytes(0xff, 16);
             let _ = black_box(realloc(block, layout, 1));
         },
         says: |_| Says { wrong: Some(-1), marked: 16, ..says("underrun", "realloc") },
-    },
-    ViolationKind {
-        name: "a double free at once",
+    }
+    double_free_at_once {
         commit: |block, layout| unsafe {
             dealloc(block, layout);
             dealloc(block, layout);
         },
         says: |_| Says { freed: Some(MAIN), ..says("double free", "dealloc") },
-    },
-    ViolationKind {
-        name: "a double free after others",
+    }
+    double_free_after_others {
         commit: |block, layout| unsafe {
             dealloc(block, layout);
             (0..1000).for_each(|_| drop(black_box(vec![0_u8; 1000])));
             dealloc(block, layout);
         },
         says: |_| Says { freed: Some(MAIN), ..says("double free", "dealloc") },
-    },
-    ViolationKind {
-        name: "a double free after another thread's",
+    }
+    double_free_after_another_threads {
         commit: |block, layout| unsafe {
             on_another_thread(block, layout);
             dealloc(block, layout);
         },
         says: |_| Says { freed: Some(("janitor", "janitor")), ..says("double free", "dealloc") },
-    },
-    ViolationKind {
-        name: "a realloc after a free",
+    }
+    double_free_by_realloc {
         commit: |block, layout| unsafe {
             dealloc(block, layout);
             let _ = black_box(realloc(block, layout, 10));
         },
         says: |_| Says { freed: Some(MAIN), ..says("double free", "realloc") },
-    },
-    ViolationKind {
-        name: "a write to the first byte after a free",
+    }
+    write_after_free_to_the_first_byte {
         commit: |block, layout| unsafe {
             dealloc(block, layout);
             *block ^= 1;
             check::verify();
         },
         says: |_| Says { freed: Some(MAIN), wrong: Some(0), marked: 1, ..says("write after free", "verify") },
-    },
-    ViolationKind {
-        name: "a write to the last byte, when the block leaves the quarantine",
+    }
+    write_after_free_met_when_the_block_leaves_the_quarantine {
         commit: |block, layout| unsafe {
             on_another_thread(block, layout);
             block.add(layout.size() - 1).write(0);
@@ -166,9 +159,8 @@ const CRIMES: [ViolationKind; 20] = [
             marked: 1,
             ..says("write after free", "leaving the quarantine")
         },
-    },
-    ViolationKind {
-        name: "another size",
+    }
+    layout_mismatch_of_size {
         commit: |block, layout| unsafe {
             dealloc(block, Layout::from_size_align(layout.size() + 1, layout.align()).unwrap());
         },
@@ -176,9 +168,8 @@ const CRIMES: [ViolationKind; 20] = [
             given: Some(Layout::from_size_align(layout.size() + 1, layout.align()).unwrap()),
             ..says("layout mismatch", "dealloc")
         },
-    },
-    ViolationKind {
-        name: "another alignment",
+    }
+    layout_mismatch_of_alignment {
         commit: |block, layout| unsafe {
             let other = Layout::from_size_align(layout.size(), layout.align() * 2).unwrap();
             let _ = black_box(realloc(block, other, 5));
@@ -187,39 +178,34 @@ const CRIMES: [ViolationKind; 20] = [
             given: Some(Layout::from_size_align(layout.size(), layout.align() * 2).unwrap()),
             ..says("layout mismatch", "realloc")
         },
-    },
-    ViolationKind {
-        name: "a free of the stack",
+    }
+    invalid_free_of_the_stack {
         commit: |_, layout| unsafe {
             let mut array = [0_u128; 4];
             dealloc(black_box((&raw mut array).cast()), layout);
         },
         says: |_| Says { no_block: true, ..says("invalid free", "dealloc") },
-    },
-    ViolationKind {
-        name: "a free of a static",
+    }
+    invalid_free_of_a_static {
         commit: |_, layout| unsafe {
             static ARRAY: [u128; 4] = [0; 4];
             dealloc((&raw const ARRAY).cast_mut().cast(), layout);
         },
         says: |_| Says { no_block: true, ..says("invalid free", "dealloc") },
-    },
-    ViolationKind {
-        name: "a free of malloc's",
+    }
+    invalid_free_of_mallocs {
         commit: |_, layout| unsafe {
             dealloc(libc::malloc(layout.size()).cast(), layout);
         },
         says: |_| Says { no_block: true, ..says("invalid free", "dealloc") },
-    },
-    ViolationKind {
-        name: "a free of a pointer that never was, in pages that are not there",
+    }
+    invalid_free_of_a_pointer_that_never_was {
         commit: |_, layout| unsafe {
             let _ = black_box(realloc(std::ptr::without_provenance_mut(0xdead_bee0), layout, 8));
         },
         says: |_| Says { no_block: true, ..says("invalid free", "realloc") },
-    },
-    ViolationKind {
-        name: "a free of the interior, aligned or not",
+    }
+    invalid_free_of_the_interior {
         commit: |block, layout| unsafe {
             dealloc(block.add(layout.size() / 2), layout);
         },
@@ -228,8 +214,8 @@ const CRIMES: [ViolationKind; 20] = [
             0 => Says { crime: "", ..Says::default() },
             inside => Says { inside: Some(inside), ..says("invalid free", "dealloc") },
         },
-    },
-];
+    }
+}
 
 /// # Safety
 ///
@@ -254,40 +240,35 @@ fn push_out(layout: Layout) {
     std::thread::spawn(push).join().unwrap();
 }
 
-#[test]
-fn every_crime_is_caught() {
-    let cases: Vec<(&ViolationKind, Layout)> = CRIMES
-        .iter()
-        .flat_map(|crime| {
-            SIZES.iter().flat_map(move |&size| ALIGNS.iter().map(move |&align| (crime, size, align)))
-        })
-        .map(|(crime, size, align)| (crime, Layout::from_size_align(size, align).unwrap()))
-        .filter(|(crime, layout)| !(crime.says)(*layout).crime.is_empty())
-        .collect();
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let failures = std::sync::Mutex::new(Vec::new());
-    std::thread::scope(|threads| {
-        for _ in 0..2 {
-            threads.spawn(|| {
-                while let Some((crime, layout)) =
-                    cases.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
-                {
-                    if let Err(problem) = investigate(crime, *layout) {
-                        let case = format!("{}, {layout:?}: {problem}", crime.name);
-                        failures.lock().unwrap().push(case);
-                    }
-                }
-            });
+impl Crime {
+    /// At every size and alignment, in a process of its own.
+    fn is_caught(&self, test: &str) {
+        if let Some(layout) = child::task() {
+            let (size, align) = layout.split_once('/').unwrap();
+            let layout = Layout::from_size_align(size.parse().unwrap(), align.parse().unwrap()).unwrap();
+            let commit = self.commit;
+            // A thread with a name that reports can show.
+            let criminal = std::thread::Builder::new().name("criminal".to_owned());
+            criminal.spawn(move || run(commit, layout)).unwrap().join().unwrap();
+            return;
         }
-    });
-    let failures = failures.into_inner().unwrap();
-    println!("caught {} of {}", cases.len() - failures.len(), cases.len());
-    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+        let layouts = SIZES.iter().flat_map(|&size| ALIGNS.map(|align| (size, align)));
+        for (size, align) in layouts {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            let says = (self.says)(layout);
+            if says.crime.is_empty() {
+                continue;
+            }
+            if let Err(problem) = investigate(test, layout, &says) {
+                panic!("{layout:?}: {problem}");
+            }
+        }
+    }
 }
 
 /// Has the crime committed, and reads the report.
-fn investigate(crime: &ViolationKind, layout: Layout) -> Result<(), String> {
-    let output = child::run(&format!("{}\n{}\n{}", crime.name, layout.size(), layout.align()), "");
+fn investigate(test: &str, layout: Layout, says: &Says) -> Result<(), String> {
+    let output = child::run(test, &format!("{}/{}", layout.size(), layout.align()), "");
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
     let problem = |what: String| Err(format!("{what} in\n{report}"));
     if output.status.signal() != Some(libc::SIGABRT) {
@@ -307,7 +288,6 @@ fn investigate(crime: &ViolationKind, layout: Layout) -> Result<(), String> {
         .filter_map(|line| line.split_once(' '))
         .map(|(name, value)| (name, value.trim()))
         .collect();
-    let says = (crime.says)(layout);
     let aligned = |layout: Layout| {
         let unit = if layout.size() == 1 { "byte" } else { "bytes" };
         format!("{} {unit} aligned to {}", layout.size(), layout.align())
@@ -388,25 +368,7 @@ fn marked(report: &str) -> usize {
         .sum()
 }
 
-/// Nothing, unless this process is the child of another test.
-#[test]
-fn a_child() {
-    let Some(task) = child::task() else { return };
-    // A thread with a name that reports can show.
-    std::thread::Builder::new()
-        .name("criminal".to_owned())
-        .spawn(move || run(&task))
-        .unwrap()
-        .join()
-        .unwrap();
-    println!("survived");
-}
-
-fn run(task: &str) {
-    let mut words = task.lines();
-    let (name, mut number) = (words.next().unwrap(), || words.next().unwrap().parse().unwrap());
-    let crime = CRIMES.iter().find(|crime| crime.name == name).expect("the crime is known");
-    let layout = Layout::from_size_align(number(), number()).unwrap();
+fn run(commit: unsafe fn(*mut u8, Layout), layout: Layout) {
     let victim = Service::builder("victim").handle(7).register().unwrap();
     let culprit = Service::builder("culprit").handle(8).register().unwrap();
     // SAFETY: the layout is not empty. After that, none.
@@ -414,6 +376,6 @@ fn run(task: &str) {
         let block = victim.run(|| alloc(layout));
         assert!(!block.is_null());
         println!("\nblock {block:p}");
-        culprit.run(|| (crime.commit)(block, layout));
+        culprit.run(|| commit(block, layout));
     }
 }

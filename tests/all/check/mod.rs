@@ -1,0 +1,90 @@
+//! What memory-check does about a crime, and what else it can tell; each in a
+//! process of its own, since each sets a handler, or dies.
+
+use crate::child;
+use crate::child::dealloc;
+use dogtag::Service;
+use dogtag::check::{Reaction, Violation, ViolationKind};
+use std::alloc::{Layout, alloc};
+use std::os::unix::process::ExitStatusExt;
+use std::sync::{LazyLock, Mutex};
+
+/// What a call stack shows of lines: they are known where debug information is.
+const LINES: &str = if cfg!(debug_assertions) { "tests/all/check/" } else { "" };
+
+/// Begins a test of memory-check, in a process of its own with those settings, which survives and says
+/// all of that.
+macro_rules! survives {
+    ($settings:expr $(, $said:expr)*) => {
+        if $crate::check::has_ended(here!(), $settings, None, &[$($said),*]) {
+            return;
+        }
+    };
+}
+
+/// The same of one that is aborted.
+macro_rules! aborts {
+    ($settings:expr $(, $said:expr)*) => {
+        if $crate::check::has_ended(here!(), $settings, Some(libc::SIGABRT), &[$($said),*]) {
+            return;
+        }
+    };
+}
+
+mod crimes;
+mod handlers;
+mod instances;
+mod quarantine;
+mod reactions;
+mod reports;
+
+/// Runs a test in a process of its own; `false` in that process.
+fn has_ended(test: &str, settings: &str, signal: Option<i32>, said: &[&str]) -> bool {
+    if child::task().is_some() {
+        return false;
+    }
+    let output = child::run(test, "", settings);
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let ended = output.status.signal() == signal && (signal.is_some() || text.contains("1 passed"));
+    let missing = said.iter().find(|said| !text.contains(**said));
+    assert!(ended && missing.is_none(), "{}, {missing:?} is missing:\n{text}", output.status);
+    true
+}
+
+const LAYOUT: Layout = Layout::new::<[u64; 3]>();
+
+fn victim() -> Service {
+    static VICTIM: LazyLock<Service> = LazyLock::new(|| Service::register("victim").unwrap());
+    VICTIM.clone()
+}
+
+/// A block of the victim.
+#[inline(never)]
+fn culprit() -> *mut u8 {
+    // SAFETY: the layout is not empty.
+    let block = victim().run(|| unsafe { alloc(LAYOUT) });
+    assert!(!block.is_null());
+    block
+}
+
+#[inline(never)]
+fn twice(block: *mut u8) {
+    // SAFETY: none, the second time.
+    unsafe {
+        dealloc(block, LAYOUT);
+        dealloc(block, LAYOUT);
+    }
+}
+
+/// What a handler has met.
+static MET: Mutex<Vec<(ViolationKind, usize)>> = Mutex::new(Vec::new());
+
+fn note(violation: &Violation) -> Reaction {
+    // The service that met it may have no room.
+    Service::unattributed().run(|| MET.lock().unwrap().push((violation.kind(), violation.address())));
+    Reaction::Leak
+}
+
+fn met() -> Vec<(ViolationKind, usize)> {
+    std::mem::take(&mut *MET.lock().unwrap())
+}

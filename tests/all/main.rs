@@ -1,0 +1,43 @@
+//! What each part of the crate promises, under the default global allocator; a module for each part.
+//! Tests run side by side in one process, and look at nobody's figures but their own services';
+//! those that need more begin with `alone!()`.
+
+#[macro_use]
+#[path = "../child/mod.rs"]
+mod child;
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../random/mod.rs"]
+mod random;
+
+mod allocator;
+mod balance;
+#[cfg(feature = "memory-check")]
+mod check;
+mod events;
+mod example;
+mod families;
+mod formats;
+mod futures;
+mod handles;
+#[cfg(feature = "tracing-layer")]
+mod layer;
+mod lifecycle;
+mod limits;
+mod panics;
+mod real_programs;
+mod services;
+mod shrinking;
+mod thread_life;
+mod thread_pools;
+#[cfg(not(feature = "memory-check"))]
+mod tripwire;
+#[cfg(feature = "tracing-layer")]
+mod zero_code;
+mod zeroed;
+
+use child::watch;
+use dogtag::Dogtag;
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();

@@ -1,0 +1,29 @@
+//! Everything at once: random programs, threads, signals and forks, under a backend that keeps books
+//! of its own, against which the ledger is held. Each is alone in its process.
+//!
+//! `DOGTAG_EFFORT` sets for how long, `DOGTAG_SEED` what happens.
+
+#[macro_use]
+#[path = "../child/mod.rs"]
+mod child;
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../random/mod.rs"]
+mod random;
+
+mod churn;
+mod exactness;
+mod hard_limit;
+mod processes;
+mod programs;
+#[cfg(all(feature = "mapped", feature = "pool", feature = "tracing-layer"))]
+mod safe;
+mod signals;
+mod soak;
+
+use child::watch;
+use common::ZeroSized;
+use dogtag::Dogtag;
+
+#[global_allocator]
+static ALLOC: Dogtag<ZeroSized> = Dogtag::with_backend(ZeroSized);
