@@ -8,7 +8,7 @@ use super::pools::Tree;
 use super::program::THREADS;
 #[cfg(feature = "mapped")]
 use super::regions::Region;
-use crate::watch::with_peak;
+use super::watch::with_peak;
 use dogtag::{Row, Service, Snapshot, Usage};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
