@@ -82,7 +82,7 @@ fn violation_is_told_once() {
         assert_eq!(victim.usage().blocks(), 2);
         dealloc(freed, LAYOUT);
         assert!(realloc(resized, LAYOUT, isize::MAX as usize).is_null());
-        let moved = victim.run(|| realloc(resized, LAYOUT, 10));
+        let moved = black_box(victim.run(|| realloc(resized, LAYOUT, 10)));
         assert_eq!(victim.usage().bytes(), 10);
         dealloc(moved, Layout::from_size_align(10, 8).unwrap());
         assert_eq!((met(), victim.usage().blocks()), (vec![], 0));
