@@ -29,8 +29,7 @@
 //! - [`Service::usage`], [`totals`] and [`snapshot`], the figures, and [`measure`]
 //!   for a piece of code;
 //! - [`balance`], which says where the rest of the process's memory is;
-//! - `ServiceLayer` (feature `tracing-layer`), which runs spans of `tracing` in
-//!   services, and `ServiceCollector` (feature `prometheus`), which tells Prometheus;
+//! - `ServiceLayer` (feature `tracing-layer`), which runs spans of `tracing` in services;
 //! - `check` (feature `memory-check`), which finds overruns, double frees and
 //!   other crimes, and says who did them to whose block;
 //! - `pool` (feature `pool`), regions of memory that belong to a service and are freed in one
@@ -168,7 +167,6 @@
 //! | `memory-check` | no | the room `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
-//! | `prometheus` | no | `ServiceCollector`, a collector for `prometheus-client` |
 //! | `pool` | no | the room `pool`: memory that is freed in one go, in a tree |
 //! | `mapped` | no | the room `mapped`: regions of mapped memory, on Linux |
 //! | `capi` | no | the room `capi`: functions for C, on Linux |
@@ -211,8 +209,6 @@ mod measure;
 mod owner;
 #[cfg(all(feature = "pool", not(dogtag_loom)))]
 pub mod pool;
-#[cfg(all(feature = "prometheus", not(dogtag_loom)))]
-mod prometheus;
 #[cfg(not(dogtag_loom))]
 mod service;
 #[cfg(not(dogtag_loom))]
@@ -226,8 +222,6 @@ pub use backend::Jemalloc;
 pub use backend::{DefaultBackend, JemallocStats};
 #[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]
 pub use layer::{ServiceLayer, Unattributed, UnattributedExt};
-#[cfg(all(feature = "prometheus", not(dogtag_loom)))]
-pub use prometheus::ServiceCollector;
 pub use usage::Usage;
 #[cfg(not(dogtag_loom))]
 pub use {

@@ -33,13 +33,6 @@ fn hard_limit_that_comes_and_goes() {
     bounded(a_limit_that_comes_and_goes);
 }
 
-#[cfg(feature = "prometheus")]
-#[test]
-fn scrape_of_a_deep_family() {
-    alone!();
-    bounded(a_scrape);
-}
-
 #[cfg(feature = "serde")]
 #[test]
 fn snapshot_of_a_deep_family_from_elsewhere() {
@@ -122,20 +115,6 @@ fn a_limit_that_comes_and_goes() {
     root.set_soft_limit(Some(1));
     root.set_hard_limit(None);
     assert!(!is_denied(&last));
-}
-
-#[cfg(feature = "prometheus")]
-fn a_scrape() {
-    use prometheus_client::{encoding::text::encode, registry::Registry};
-
-    let _family = line(DEEP);
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(dogtag::ServiceCollector::new()));
-    for _ in 0..3 {
-        let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
-        assert!(text.len() < 200_000 && width(&text) < 500, "{} bytes", text.len());
-    }
 }
 
 /// Parents that are nobody, or a row's own descendants, and names and figures of any kind.

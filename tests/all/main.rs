@@ -32,8 +32,6 @@ mod thread_life;
 mod thread_pools;
 #[cfg(not(feature = "memory-check"))]
 mod tripwire;
-#[cfg(feature = "tracing-layer")]
-mod zero_code;
 mod zeroed;
 
 use child::watch;

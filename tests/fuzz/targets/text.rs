@@ -6,9 +6,9 @@
 use arbitrary::Arbitrary;
 use dogtag::mapped::MappedRegion;
 use dogtag::{
-    Balance, Dogtag, JemallocStats, Lost, Quarantine, RegisterError, Row, Service, ServiceCollector,
-    Snapshot, Usage,
+    Balance, Dogtag, JemallocStats, Lost, Quarantine, RegisterError, Row, Service, Snapshot, Usage,
 };
+use dogtag_prometheus::ServiceCollector;
 use libfuzzer_sys::fuzz_target;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;

@@ -1,6 +1,6 @@
 //! A document store on the web, and what each of its parts holds in memory.
 //!
-//! `cargo run --release --features tracing-layer,prometheus --example web`, and open
+//! `cargo run --release -p web`, and open
 //! <http://127.0.0.1:3000/memory>. `--port 0` takes any port that is free.
 //!
 //! Every route runs in a span that names a service, by way of tower-http's trace
@@ -18,9 +18,7 @@
 //! curl http://127.0.0.1:3000/memory.json        # what /memory draws
 //! ```
 
-#[path = "web/monitor.rs"]
 mod monitor;
-#[path = "web/store.rs"]
 mod store;
 
 use axum::body::{Body, Bytes};

@@ -1,7 +1,7 @@
 //! The metrics, as Prometheus' own library writes them.
-#![cfg(feature = "prometheus")]
 
-use dogtag::{Dogtag, Service, ServiceCollector};
+use dogtag::{Dogtag, Service};
+use dogtag_prometheus::ServiceCollector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,10 +1,37 @@
-//! The figures as a collector for Prometheus' own client library.
+//! Exports the figures of [dogtag](https://docs.rs/dogtag), an allocator that knows which service owns
+//! every byte, as metrics of Prometheus' own client library, [`prometheus-client`](prometheus_client).
+//!
+//! ```
+//! use dogtag_prometheus::ServiceCollector;
+//! use prometheus_client::{encoding::text::encode, registry::Registry};
+//!
+//! #[global_allocator]
+//! static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let auth = dogtag::Service::register("auth")?;
+//! let tokens = auth.run(|| vec![0_u8; 1000]);
+//!
+//! let mut registry = Registry::default();
+//! registry.register_collector(Box::new(ServiceCollector::new()));
+//!
+//! let mut text = String::new();
+//! encode(&mut text, &registry)?;
+//! assert!(text.contains("dogtag_service_live_bytes{service=\"auth\"} 1000"));
+//! # drop(tokens);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The collector reads the figures when it is scraped. It has no thread of its own, and nothing to
+//! configure but how many services have series of their own.
+//!
+//! This crate follows `prometheus-client`, whose version is part of its interface: the registry that
+//! takes the collector must be of that version.
 
-use crate::balance::balance;
-use crate::ledger::slots;
-use crate::service::Scope;
-use crate::snapshot::{Row, snapshot};
-use crate::usage::Usage;
+#![deny(missing_docs)]
+
+use dogtag::{Row, Service, Usage};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -12,32 +39,11 @@ use prometheus_client::registry::Unit;
 use std::collections::HashMap;
 use std::fmt;
 
-/// All figures for Prometheus, through its client library
-/// [`prometheus-client`](prometheus_client).
+/// Collects the figures of all services and of the process, for a
+/// [`Registry`](prometheus_client::registry::Registry).
 ///
-/// ```
-/// # #[global_allocator]
-/// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use prometheus_client::{encoding::text::encode, registry::Registry};
-///
-/// let auth = dogtag::Service::register("auth")?;
-/// let tokens = auth.run(|| vec![0_u8; 1000]);
-///
-/// let mut registry = Registry::default();
-/// registry.register_collector(Box::new(dogtag::ServiceCollector::new()));
-///
-/// let mut text = String::new();
-/// encode(&mut text, &registry)?;
-/// assert!(text.contains("dogtag_service_live_bytes{service=\"auth\"} 1000"));
-/// # drop(tokens);
-/// # Ok(())
-/// # }
-/// ```
-///
-/// Figures are those of the moment when they are asked for; there is no thread in the
-/// background. A scrape costs a [`snapshot`] and a
-/// [`balance`](crate::balance).
+/// Each scrape takes a [`dogtag::snapshot`] and a [`dogtag::balance`], so that figures are those of
+/// that moment. What the collector allocates meanwhile is charged to the service `unattributed`.
 ///
 /// # Metrics
 ///
@@ -45,38 +51,40 @@ use std::fmt;
 ///
 /// | metric | type | what it is |
 /// | --- | --- | --- |
-/// | `dogtag_service_live_bytes`, `_live_blocks` | gauge | what it holds |
+/// | `dogtag_service_live_bytes`, `_live_blocks` | gauge | what the service holds |
 /// | `dogtag_service_allocated_bytes_total`, `_allocated_blocks_total`, `_freed_bytes_total`, `_freed_blocks_total` | counter | what it has allocated, and freed, so far |
 /// | `dogtag_service_peak_bytes` | gauge | the most that it has held |
 /// | `dogtag_service_hard_limit_bytes`, `_soft_limit_bytes` | gauge | its limits, where it has them |
 /// | `dogtag_service_denied_allocations_total` | counter | its allocations that a limit has denied |
 ///
-/// Of the process: `dogtag_live_bytes` and so on in the same way, `dogtag_services`
-/// (how many there are), `dogtag_lost_blocks_total` ([`Lost`](crate::Lost)),
-/// `dogtag_balance_bytes` with a label `part` (the lines of
-/// [`Balance`](crate::Balance)), and `dogtag_resident_bytes`, which is their sum.
+/// Without a label, of the process: `dogtag_live_bytes` and so on for each of the metrics above but the
+/// limits, `dogtag_services` (the number of services), `dogtag_lost_blocks_total`
+/// ([`Lost`](dogtag::Lost)), and `dogtag_resident_bytes`, which is the sum of `dogtag_balance_bytes`
+/// with a label `part` (the lines of [`Balance`](dogtag::Balance)).
 ///
 /// # Which services
 ///
-/// The 100 that hold the most, or [as many as you choose](Self::most_services). The
-/// others are summed as `(other)`, in gauges only: a counter that services join and
-/// leave would go down. What services that were dropped have left behind is
-/// `name (retired)`, in gauges only, too. So a label has 265 bytes at most
-/// ([`Service::MAX_NAME_LEN`](crate::Service::MAX_NAME_LEN), and this): a
-/// `label_value_length_limit` below that may cost a scrape.
+/// The 100 services that hold the most have series of their own, or
+/// [as many as you choose](Self::most_services). The others are summed as `(other)`. The blocks of
+/// services that were dropped are summed as `name (retired)`. These two have gauges only, since a
+/// counter that services join and leave would go down.
+///
+/// A label has 265 bytes at most ([`Service::MAX_NAME_LEN`] and `" (retired)"`). Prometheus drops a
+/// scrape with a label over its `label_value_length_limit`, so keep that above.
 #[derive(Clone, Debug)]
 pub struct ServiceCollector {
     most_services: usize,
 }
 
 impl ServiceCollector {
-    /// A collector for all figures, of up to 100 services one by one.
+    /// Makes a collector that has series of their own for the 100 services that hold the most.
     #[must_use]
     pub fn new() -> Self {
         Self { most_services: 100 }
     }
 
-    /// Chooses how many services have series of their own.
+    /// Sets how many services have series of their own: those that hold the most. Use 0 to have all
+    /// services summed as `(other)`.
     #[must_use]
     pub fn most_services(mut self, number: usize) -> Self {
         self.most_services = number;
@@ -92,11 +100,12 @@ impl Default for ServiceCollector {
 
 impl Collector for ServiceCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let scope = Scope::enter(&slots::UNATTRIBUTED);
-        let snapshot = snapshot();
-        let balance = balance();
+        let unattributed = Service::unattributed();
+        let scope = unattributed.enter();
+        let snapshot = dogtag::snapshot();
+        let balance = dogtag::balance();
         let services = self.choose(&snapshot.rows);
-        // What is written is the caller's.
+        // The text that is written belongs to the service of the caller.
         drop(scope);
         let mut writer = Writer(encoder);
 
@@ -132,13 +141,13 @@ impl Collector for ServiceCollector {
     }
 }
 
-/// What there is of each service, and of all together.
+/// A metric of each service, and of the process.
 struct Figure {
     name: &'static str,
     help: &'static str,
     is_bytes: bool,
     kind: MetricType,
-    /// Whether it can be told of services that come and go.
+    /// Whether it has a meaning as a sum over services that come and go.
     of_many: bool,
     value: fn(&Usage) -> u64,
 }
@@ -162,7 +171,7 @@ impl Figure {
     }
 }
 
-/// The library adds `_bytes` and `_total`.
+/// The metrics of services, without the suffixes `_bytes` and `_total`, which the library adds.
 static FIGURES: [Figure; 8] = [
     Figure::gauge("live", "Bytes that were requested and not freed", true, |usage| usage.bytes()),
     Figure::gauge("live_blocks", "Blocks that were allocated and not freed", false, |usage| usage.blocks()),
@@ -187,21 +196,22 @@ type Limit = fn(&Row) -> Option<u64>;
 
 const LIMITS: [(&str, &str, Limit); 2] = [
     ("hard_limit", "The most bytes that a service and those below it may hold", |row| row.hard_limit),
-    ("soft_limit", "The bytes past which it is announced what a service and those below it hold", |row| {
+    ("soft_limit", "The bytes past which an event tells what a service and those below it hold", |row| {
         row.soft_limit
     }),
 ];
 
-/// The series of a service, or of several.
+/// The values with one label: those of a service, or the sum of several.
 struct Series<'a> {
     label: String,
     usage: Usage,
-    /// The service, if it is one that lives: only then its counters only grow.
+    /// The service, if the series is that of one living service. Only then do counters never fall.
     living: Option<&'a Row>,
 }
 
 impl ServiceCollector {
-    /// Who gets series of their own. No two have the same label.
+    /// Chooses the services that have series of their own, and sums the others. No two series have the
+    /// same label.
     fn choose<'a>(&self, rows: &'a [Row]) -> Vec<Series<'a>> {
         const OTHERS: &str = "(other)";
 
@@ -211,7 +221,7 @@ impl ServiceCollector {
         let mut add = |label: String, usage, living| match places.get(&label) {
             Some(place) => {
                 let known = &mut chosen[*place];
-                known.usage = known.usage.and(usage);
+                add_live(&mut known.usage, &usage);
                 known.living = None;
             }
             None => {
@@ -221,7 +231,7 @@ impl ServiceCollector {
         };
         for (place, row) in rows.iter().enumerate() {
             if place >= self.most_services {
-                others = others.and(row.usage);
+                add_live(&mut others, &row.usage);
             } else if row.is_retired {
                 add(format!("{} (retired)", row.name), row.usage, None);
             } else {
@@ -235,7 +245,15 @@ impl ServiceCollector {
     }
 }
 
-/// Writes metrics, each with the samples it has.
+/// Adds what is live: of a sum of services nothing else is shown. Figures of one process wrap together.
+fn add_live(sum: &mut Usage, usage: &Usage) {
+    sum.allocated_bytes = sum.allocated_bytes.wrapping_add(usage.allocated_bytes);
+    sum.allocated_blocks = sum.allocated_blocks.wrapping_add(usage.allocated_blocks);
+    sum.freed_bytes = sum.freed_bytes.wrapping_add(usage.freed_bytes);
+    sum.freed_blocks = sum.freed_blocks.wrapping_add(usage.freed_blocks);
+}
+
+/// Writes metrics in the library's encoding.
 struct Writer<'a>(DescriptorEncoder<'a>);
 
 impl Writer<'_> {
@@ -269,7 +287,7 @@ impl Writer<'_> {
 }
 
 fn write(mut metric: MetricEncoder<'_>, kind: MetricType, value: impl TryInto<i64>) -> fmt::Result {
-    // The library's gauges are signed.
+    // Gauges of the library are signed.
     let value = value.try_into().unwrap_or(i64::MAX);
     match kind {
         MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value.unsigned_abs(), None),

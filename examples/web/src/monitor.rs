@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, header};
 use axum::response::{Html, IntoResponse, Response};
-use dogtag::ServiceCollector;
+use dogtag_prometheus::ServiceCollector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
