@@ -4,13 +4,16 @@
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Router, serve};
-use dogtag::{Service, ServiceLayer, UnattributedExt};
+use dogtag::{Dogtag, Service, ServiceLayer, UnattributedExt};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower_http::trace::TraceLayer;
 use tracing_subscriber::{filter::filter_fn, prelude::*, registry};
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
 
 mod catalogue {
     //! A module of the program, with spans that know nothing of services.
@@ -32,7 +35,6 @@ async fn remember(State(kept): State<Kept>) -> &'static str {
 
 #[test]
 fn a_program_with_spans_shows_its_modules_memory() {
-    alone!();
     registry()
         .with(ServiceLayer::by_target().with_filter(filter_fn(|metadata| metadata.is_span())))
         .unattributed()
