@@ -8,12 +8,12 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What a panic leaves behind.
-pub(crate) type Payload = Box<dyn Any + Send>;
+pub type Payload = Box<dyn Any + Send>;
 
 /// Calls, and returns what a panic left behind, for the caller to go on with or to
 /// [`discard`]. What `work` owns is dropped by that panic, and must not panic again: that
 /// would end the process.
-pub(crate) fn call<R>(work: impl FnOnce() -> R) -> Result<R, Payload> {
+pub fn call<R>(work: impl FnOnce() -> R) -> Result<R, Payload> {
     // Whatever is half done then, nobody here looks at it.
     catch_unwind(AssertUnwindSafe(work))
 }
@@ -31,7 +31,7 @@ pub(crate) fn drop_contained<T>(value: T) {
 }
 
 /// Drops what a panic left behind. Should that panic, what this leaves behind is never dropped.
-pub(crate) fn discard(payload: Payload) {
+pub fn discard(payload: Payload) {
     if let Err(payload) = call(|| drop(payload)) {
         std::mem::forget(payload);
     }

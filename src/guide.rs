@@ -10,7 +10,6 @@
 #![cfg_attr(not(feature = "mapped"), doc = "[`Fallback`]: crate#features")]
 #![cfg_attr(feature = "mapped", doc = "[`MappedRegion`]: crate::mapped::MappedRegion")]
 #![cfg_attr(not(feature = "mapped"), doc = "[`MappedRegion`]: crate#features")]
-#![cfg_attr(feature = "pool", doc = "[`Pool`]: crate::pool::Pool")]
-#![cfg_attr(not(feature = "pool"), doc = "[`Pool`]: crate#features")]
+#![doc = "[`Pool`]: https://docs.rs/dogtag-pool"]
 #![cfg_attr(feature = "tracing-layer", doc = "[`ServiceLayer`]: crate::ServiceLayer")]
 #![cfg_attr(not(feature = "tracing-layer"), doc = "[`ServiceLayer`]: crate#features")]

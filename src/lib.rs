@@ -32,8 +32,6 @@
 //! - `ServiceLayer` (feature `tracing-layer`), which runs spans of `tracing` in services;
 //! - `check` (feature `memory-check`), which finds overruns, double frees and
 //!   other crimes, and says who did them to whose block;
-//! - `pool` (feature `pool`), regions of memory that belong to a service and are freed in one
-//!   go, in a tree, as APR and nginx have them;
 //! - `mapped` (feature `mapped`), regions of mapped memory, and another allocator for what
 //!   they have no room for;
 //! - `capi` (features `capi`, `interpose` and `skynet`), functions for C, and C's `malloc`
@@ -167,7 +165,7 @@
 //! | `memory-check` | no | the room `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
-//! | `pool` | no | the room `pool`: memory that is freed in one go, in a tree |
+//! | `allocator-api2` | no | `Allocator` for `&Dogtag`: collections on an instance of their own |
 //! | `mapped` | no | the room `mapped`: regions of mapped memory, on Linux |
 //! | `capi` | no | the room `capi`: functions for C, on Linux |
 //! | `interpose` | no | `capi`, and the C library's `malloc` and its kin are dogtag's |
@@ -181,6 +179,8 @@
 #![cfg_attr(all(doctest, feature = "tracing-layer"), doc = include_str!("../README.md"))]
 #![cfg_attr(dogtag_loom, allow(dead_code, unused_imports))]
 
+#[doc(hidden)]
+pub mod __private;
 #[cfg(not(dogtag_loom))]
 mod allocator;
 mod backend;
@@ -207,8 +207,6 @@ pub mod mapped;
 mod measure;
 #[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check keeps owners elsewhere"))]
 mod owner;
-#[cfg(all(feature = "pool", not(dogtag_loom)))]
-pub mod pool;
 #[cfg(not(dogtag_loom))]
 mod service;
 #[cfg(not(dogtag_loom))]

@@ -148,7 +148,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// # Safety
     ///
     /// As for `realloc`, whatever the alignments.
-    #[cfg(any(feature = "pool", feature = "mapped"))]
+    #[cfg(feature = "allocator-api2")]
     pub(super) unsafe fn relayout(&self, block: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
         unsafe { self.resize(block, Claim::layout(layout), Some(new_layout)) }

@@ -8,8 +8,8 @@ use std::num::NonZero;
 use std::ptr::NonNull;
 
 /// Collections whose memory an instance other than the global allocator has: of the crate
-/// `allocator-api2`, of `hashbrown`, and of all that take one of its allocators (features
-/// `pool` and `mapped`). Blocks are charged to services like any others.
+/// `allocator-api2`, of `hashbrown`, and of all that take one of its allocators (feature
+/// `allocator-api2`). Blocks are charged to services like any others.
 ///
 /// ```
 /// use dogtag::{Dogtag, Service};

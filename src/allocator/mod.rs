@@ -5,7 +5,7 @@
 
 #[cfg(feature = "memory-check")]
 mod checked;
-#[cfg(any(feature = "pool", feature = "mapped"))]
+#[cfg(feature = "allocator-api2")]
 mod collections;
 #[cfg(not(feature = "memory-check"))]
 mod plain;

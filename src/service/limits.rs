@@ -16,6 +16,12 @@ use dashmap::DashMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+/// Returns whether a service is under a limit, its own or that of a service above it.
+#[must_use]
+pub fn is_limited(service: &Service) -> bool {
+    threshold::is_limited(service.record)
+}
+
 impl Service {
     /// The most bytes that this service and its children may hold, if there is
     /// such a limit.
@@ -68,12 +74,6 @@ impl Service {
     /// ```
     pub fn set_hard_limit(&self, bytes: Option<u64>) {
         set(self.record, |_, soft| (bytes, soft));
-    }
-
-    /// Whether it is under a limit, its own or of one above it.
-    #[cfg(feature = "pool")]
-    pub(crate) fn is_limited(&self) -> bool {
-        threshold::is_limited(self.record)
     }
 
     /// The bytes from which on it is announced that this service and its children

@@ -27,6 +27,7 @@ pub(crate) use fork::gate;
 pub(crate) use fork::prepare as prepare_forks;
 #[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
 pub(crate) use fork::register_fork_handlers;
+pub use limits::is_limited;
 pub(crate) use limits::{limits, start_announcer};
 #[cfg(feature = "tracing-layer")]
 pub(crate) use registry::{check_name, name_too_long};

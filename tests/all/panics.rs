@@ -401,11 +401,10 @@ fn what_panics_of_subscribers_leave_behind() {
     }
 }
 
-#[cfg(feature = "pool")]
 #[test]
 fn what_panics_of_cleanups_leave_behind() {
     alone!();
-    use dogtag::pool::Pool;
+    use dogtag_pool::Pool;
 
     let service = register("pool of the endless");
     for round in 0..4 {
@@ -438,11 +437,10 @@ fn what_panics_of_cleanups_leave_behind() {
     }
 }
 
-#[cfg(feature = "pool")]
 #[test]
 fn pools_in_scopes() {
     alone!();
-    use dogtag::pool::Pool;
+    use dogtag_pool::Pool;
 
     let (service, caller) = (register("pool of panics"), register("caller of pools"));
     let mut pool = Pool::builder().service(&service).build().unwrap();

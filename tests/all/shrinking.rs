@@ -419,12 +419,11 @@ fn allocators_of_collections_shrink() {
 }
 
 /// What a pool has is its service's, which may be at its limit.
-#[cfg(feature = "pool")]
 #[test]
 fn what_is_in_a_pool_shrinks() {
     alone!();
     use allocator_api2::alloc::Allocator;
-    use dogtag::pool::Pool;
+    use dogtag_pool::Pool;
 
     let layout = |size| Layout::from_size_align(size, 8).unwrap();
     for (old, new) in SIZES {

@@ -11,7 +11,6 @@ mod child;
 mod backend;
 mod dropping;
 mod events;
-#[cfg(feature = "pool")]
 mod pools;
 mod programs;
 #[path = "../random/mod.rs"]

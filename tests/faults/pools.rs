@@ -3,7 +3,7 @@
 use crate::backend::{self, Plan};
 use crate::random::{Random, seed};
 use dogtag::Service;
-use dogtag::pool::{Pool, PoolError};
+use dogtag_pool::{Pool, PoolError};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 

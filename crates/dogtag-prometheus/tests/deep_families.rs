@@ -2,6 +2,7 @@
 //! stack. In a child process that may use so much CPU and no more: what is done for each service and
 //! all above it would take hours.
 
+#[macro_use]
 #[path = "../../../tests/child/mod.rs"]
 mod child;
 
@@ -14,13 +15,7 @@ static ALLOC: Dogtag = Dogtag::new();
 
 #[test]
 fn depth_costs_a_scrape_nothing() {
-    let output = child::run("scrape", "");
-    assert!(output.status.success(), "{output:#?}");
-}
-
-#[test]
-fn a_child() {
-    let Some(_) = child::task() else { return };
+    alone!();
     let most = libc::rlimit { rlim_cur: 60, rlim_max: 60 };
     // SAFETY: bounds this process's CPU time, in seconds.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_CPU, &most) }, 0);

@@ -5,9 +5,9 @@
 
 use allocator_api2::alloc::Allocator;
 use arbitrary::Arbitrary;
-use dogtag::pool::{Child, Pool, PoolBuilder};
 use dogtag::{Dogtag, Service};
 use dogtag_fuzz::{Addresses, Align, Block, Size, are_all, layout, pick};
+use dogtag_pool::{Child, Pool, PoolBuilder};
 use libfuzzer_sys::fuzz_target;
 use std::alloc::Layout;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -10,7 +10,6 @@ mod blocks;
 mod futures;
 mod known;
 mod memory;
-#[cfg(feature = "pool")]
 mod pools;
 mod program;
 #[cfg(feature = "mapped")]

@@ -6,7 +6,7 @@ use super::known::{Held, NONE};
 use super::program::Act;
 use super::worker::Worker;
 use super::world::{World, aside, ensure};
-use dogtag::pool::{Child, Pool, PoolError};
+use dogtag_pool::{Child, Pool, PoolError};
 use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering::SeqCst;

@@ -110,41 +110,33 @@ pub enum Act {
     },
     /// The thread ends, and another goes on with what it had.
     Restart,
-    #[cfg(feature = "pool")]
     MakePool {
         service: usize,
         block_size: usize,
     },
-    #[cfg(feature = "pool")]
     PoolAllocate {
         pool: usize,
         child: usize,
         size: usize,
         is_zeroed: bool,
     },
-    #[cfg(feature = "pool")]
     PoolFreeLarge {
         pool: usize,
     },
-    #[cfg(feature = "pool")]
     PoolChild {
         pool: usize,
     },
-    #[cfg(feature = "pool")]
     PoolDropChild {
         pool: usize,
     },
-    #[cfg(feature = "pool")]
     PoolClear {
         pool: usize,
         keeps_all: bool,
     },
-    #[cfg(feature = "pool")]
     GivePool {
         pool: usize,
         to: usize,
     },
-    #[cfg(feature = "pool")]
     DropPool {
         pool: usize,
     },
@@ -190,7 +182,6 @@ impl Act {
             | Self::RunIn { size, .. } => vec![size],
             Self::Burst { count, size } => vec![count, size],
             Self::MakeFuture { sizes, .. } => sizes.iter_mut().collect(),
-            #[cfg(feature = "pool")]
             Self::PoolAllocate { size, .. } => vec![size],
             _ => Vec::new(),
         }
@@ -236,15 +227,7 @@ fn register(random: &mut Random) -> Act {
 
 fn act(random: &mut Random) -> Act {
     let (any, other, to) = (any(random), any(random), random.below(THREADS));
-    let groups = [
-        40,
-        16,
-        12,
-        8,
-        6,
-        if cfg!(feature = "pool") { 14 } else { 0 },
-        if cfg!(feature = "mapped") { 4 } else { 0 },
-    ];
+    let groups = [40, 16, 12, 8, 6, 14, if cfg!(feature = "mapped") { 4 } else { 0 }];
     match random.weighed(&groups) {
         0 => match random.weighed(&[12, 8, 10, 3, 1, 2, 2]) {
             0 => Act::Allocate {
@@ -287,7 +270,6 @@ fn act(random: &mut Random) -> Act {
             2 => Act::DropFuture { future: any },
             _ => Act::Restart,
         },
-        #[cfg(feature = "pool")]
         5 => match random.weighed(&[3, 16, 2, 3, 2, 3, 2, 2]) {
             0 => Act::MakePool { service: any, block_size: 1024 << random.below(4) },
             1 => Act::PoolAllocate {

@@ -3,7 +3,6 @@
 use super::blocks::{Block, Home};
 use super::futures::{self, Task};
 use super::known::{Held, Known, NONE};
-#[cfg(feature = "pool")]
 use super::pools::{Grown, Tree};
 use super::program::Act;
 #[cfg(feature = "mapped")]
@@ -24,7 +23,6 @@ pub struct Worker<'world> {
     scopes: Vec<Entered>,
     /// The service that the thread is in.
     pub current: Arc<Known>,
-    #[cfg(feature = "pool")]
     pub pools: Vec<Grown>,
 }
 
@@ -33,7 +31,6 @@ pub struct Baggage {
     blocks: Vec<Block>,
     /// Freed by the end of the thread before.
     stashed: Vec<Block>,
-    #[cfg(feature = "pool")]
     pools: Vec<Tree>,
 }
 
@@ -49,12 +46,7 @@ const MOST_BLOCKS: usize = 200;
 
 impl Baggage {
     pub fn new() -> Self {
-        Self {
-            blocks: Vec::new(),
-            stashed: Vec::new(),
-            #[cfg(feature = "pool")]
-            pools: Vec::new(),
-        }
+        Self { blocks: Vec::new(), stashed: Vec::new(), pools: Vec::new() }
     }
 
     /// After the end of the thread that had it.
@@ -76,7 +68,6 @@ impl<'world> Worker<'world> {
             stashed: baggage.stashed,
             scopes: Vec::new(),
             current: Arc::clone(&world.nobody),
-            #[cfg(feature = "pool")]
             pools: baggage.pools.into_iter().map(Grown::of).collect(),
         }
     }
@@ -86,12 +77,10 @@ impl<'world> Worker<'world> {
         while !self.scopes.is_empty() {
             self.leave(self.scopes.len() - 1);
         }
-        #[cfg(feature = "pool")]
         let (world, thread) = (self.world, self.thread);
         Baggage {
             blocks: self.blocks,
             stashed: self.stashed,
-            #[cfg(feature = "pool")]
             pools: self.pools.into_iter().map(|pool| pool.into_tree(world, thread)).collect(),
         }
     }
@@ -101,7 +90,6 @@ impl<'world> Worker<'world> {
         while let Some(block) = self.take(0) {
             self.free(block);
         }
-        #[cfg(feature = "pool")]
         {
             self.collect_pools();
             for pool in std::mem::take(&mut self.pools) {
@@ -220,7 +208,6 @@ impl<'world> Worker<'world> {
                 }
             }
             Act::Restart => unreachable!("whoever runs the threads sees to that"),
-            #[cfg(feature = "pool")]
             _ if self.step_of_pools(act) => {}
             #[cfg(feature = "mapped")]
             Act::MakeRegion { pages, falls_back } => aside(|| {
@@ -234,7 +221,6 @@ impl<'world> Worker<'world> {
                 drop(regions);
                 drop(region);
             }),
-            #[cfg(feature = "pool")]
             _ => unreachable!("it is done above"),
         }
     }

@@ -3,7 +3,6 @@
 use super::blocks::Block;
 use super::futures::Task;
 use super::known::{Held, Known, NONE};
-#[cfg(feature = "pool")]
 use super::pools::Tree;
 use super::program::THREADS;
 #[cfg(feature = "mapped")]
@@ -26,7 +25,6 @@ pub struct World {
     pub board: Mutex<Vec<Held>>,
     pub mail: [Mutex<Vec<Block>>; THREADS],
     pub tasks: Mutex<Vec<Task>>,
-    #[cfg(feature = "pool")]
     pub pool_mail: [Mutex<Vec<Tree>>; THREADS],
     #[cfg(feature = "mapped")]
     pub regions: Mutex<Vec<Arc<Region>>>,
@@ -71,7 +69,6 @@ impl World {
             board: Mutex::default(),
             mail: Default::default(),
             tasks: Mutex::default(),
-            #[cfg(feature = "pool")]
             pool_mail: Default::default(),
             #[cfg(feature = "mapped")]
             regions: Mutex::default(),

@@ -5,8 +5,8 @@
 #![forbid(unsafe_code)]
 
 use dogtag::mapped::MappedRegion;
-use dogtag::pool::Pool;
 use dogtag::{InServiceExt, Scope, Service, ServiceLayer, UnattributedExt};
+use dogtag_pool::Pool;
 use std::cell::OnceCell;
 use std::future::Future;
 use std::hint::black_box;

@@ -175,7 +175,6 @@ fn quarantined() -> i64 {
 
 impl Account {
     /// What a service's pools hold.
-    #[cfg(feature = "pool")]
     pub fn set(&self, bytes: usize) {
         self.bytes.store(bytes as i64, SeqCst);
     }

@@ -25,8 +25,7 @@ pub struct Worker {
     seat: usize,
     blocks: Vec<Block>,
     tasks: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    #[cfg(feature = "pool")]
-    pools: Vec<(dogtag::pool::Pool<'static>, Owner)>,
+    pools: Vec<(dogtag_pool::Pool<'static>, Owner)>,
 }
 
 thread_local! {
@@ -36,14 +35,7 @@ thread_local! {
 
 impl Worker {
     pub fn new(random: Random, seat: usize) -> Self {
-        Self {
-            random,
-            seat,
-            blocks: Vec::new(),
-            tasks: Vec::new(),
-            #[cfg(feature = "pool")]
-            pools: Vec::new(),
-        }
+        Self { random, seat, blocks: Vec::new(), tasks: Vec::new(), pools: Vec::new() }
     }
 
     pub fn shift(&mut self, seats: &Seats, books: &Books) {
@@ -196,12 +188,8 @@ impl Worker {
         }
     }
 
-    #[cfg(not(feature = "pool"))]
-    fn pool(&mut self, _: &Books) {}
-
-    #[cfg(feature = "pool")]
     fn pool(&mut self, books: &Books) {
-        use dogtag::pool::Pool;
+        use dogtag_pool::Pool;
 
         const POOLS: usize = 5;
 
@@ -257,7 +245,6 @@ impl Worker {
 
     /// Gives up everything.
     pub fn end(self) {
-        #[cfg(feature = "pool")]
         for (pool, owner) in self.pools {
             drop(pool);
             owner.account.set(0);
@@ -266,7 +253,6 @@ impl Worker {
 
     /// Tells what cannot be counted as it happens.
     pub fn report(&mut self) {
-        #[cfg(feature = "pool")]
         for (pool, owner) in &self.pools {
             let stats = pool.stats_with_children();
             owner.account.set(stats.held + stats.spare);

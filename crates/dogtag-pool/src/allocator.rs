@@ -1,9 +1,9 @@
 //! A pool as the allocator of collections, by the interface that stands in for the standard
 //! library's until that is stable.
 
-use super::Pool;
-use super::node::Refusal;
-use super::values::OnFailure;
+use crate::Pool;
+use crate::node::Refusal;
+use crate::values::OnFailure;
 use allocator_api2::alloc::{AllocError, Allocator};
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -17,7 +17,7 @@ use std::ptr::NonNull;
 ///
 /// ```
 /// use allocator_api2::vec::Vec;
-/// use dogtag::pool::Pool;
+/// use dogtag_pool::Pool;
 ///
 /// let pool = Pool::new();
 /// let mut primes = Vec::new_in(&pool);
@@ -102,7 +102,7 @@ impl Pool<'_> {
 
     /// # Safety
     ///
-    /// As for [`Node::resize`](super::node::Node::resize).
+    /// As for [`Node::resize`](crate::node::Node::resize).
     unsafe fn resize(
         &self,
         memory: NonNull<u8>,

@@ -1,8 +1,8 @@
 //! What users put into a pool: values, slices, text, bytes.
 
-use super::cleanup::Droppable;
-use super::node::Refusal;
-use super::{Pool, PoolError, or_panic};
+use crate::cleanup::Droppable;
+use crate::node::Refusal;
+use crate::{Pool, PoolError, or_panic};
 use std::alloc::Layout;
 use std::convert::Infallible;
 use std::fmt::{self, Write};
@@ -22,7 +22,7 @@ impl<'env> Pool<'env> {
     /// If there is no memory.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     ///
     /// let pool = Pool::new();
     /// let words = pool.alloc(vec!["freed", "with", "the"]);
@@ -74,7 +74,7 @@ impl<'env> Pool<'env> {
     /// If there is no memory.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     ///
     /// struct Node<'pool> {
     ///     value: u32,
@@ -111,7 +111,7 @@ impl<'env> Pool<'env> {
     /// If there is no memory.
     ///
     /// ```
-    /// let pool = dogtag::pool::Pool::new();
+    /// let pool = dogtag_pool::Pool::new();
     /// let numbers = pool.alloc_slice(&[3, 1, 2]);
     /// numbers.sort_unstable();
     /// assert_eq!(numbers, [1, 2, 3]);
@@ -157,7 +157,7 @@ impl<'env> Pool<'env> {
     /// If there is no memory, or the closure panics; then those that were made are dropped.
     ///
     /// ```
-    /// let pool = dogtag::pool::Pool::new();
+    /// let pool = dogtag_pool::Pool::new();
     /// let names = pool.alloc_slice_with(3, |i| format!("worker {i}"));
     /// assert_eq!(names[2], "worker 2");
     /// ```
@@ -229,7 +229,7 @@ impl<'env> Pool<'env> {
     /// be formatted.
     ///
     /// ```
-    /// let pool = dogtag::pool::Pool::new();
+    /// let pool = dogtag_pool::Pool::new();
     /// let greeting = pool.alloc_fmt(format_args!("{}, {}!", "hello", "pool"));
     /// assert_eq!(greeting, "hello, pool!");
     /// ```
@@ -275,7 +275,7 @@ impl<'env> Pool<'env> {
     ///
     /// [`PoolError::NoMemory`], [`PoolError::Limit`] and [`PoolError::TooLarge`].
     pub fn try_alloc_bytes(&self, len: usize) -> Result<&mut [MaybeUninit<u8>], PoolError> {
-        self.try_alloc_aligned(len, super::GRAIN)
+        self.try_alloc_aligned(len, crate::GRAIN)
     }
 
     /// So many bytes, next to what was allocated before (nginx: `ngx_pnalloc`).
@@ -304,7 +304,7 @@ impl<'env> Pool<'env> {
     /// If there is no memory, or the alignment is not a power of two.
     ///
     /// ```
-    /// let pool = dogtag::pool::Pool::new();
+    /// let pool = dogtag_pool::Pool::new();
     /// assert!(pool.alloc_aligned(100, 4096).as_ptr().addr().is_multiple_of(4096));
     /// ```
     pub fn alloc_aligned(&self, len: usize, align: usize) -> &mut [MaybeUninit<u8>] {
@@ -338,7 +338,7 @@ impl<'env> Pool<'env> {
     ///
     /// [`PoolError::NoMemory`], [`PoolError::Limit`] and [`PoolError::TooLarge`].
     pub fn try_alloc_zeroed(&self, len: usize) -> Result<&mut [u8], PoolError> {
-        let room = self.node().reserve_zeroed(bytes(len, super::GRAIN)?);
+        let room = self.node().reserve_zeroed(bytes(len, crate::GRAIN)?);
         let room = room.map_err(|refusal| self.refused(refusal, len))?;
         // SAFETY: it is as large, zeroed, and nobody else's.
         Ok(unsafe { slice::from_raw_parts_mut(room.as_ptr(), len) })
@@ -377,7 +377,7 @@ impl<'env> Pool<'env> {
     /// cleared, and nobody use it any more.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     /// use std::alloc::Layout;
     ///
     /// let pool = Pool::new();
@@ -397,7 +397,7 @@ impl<'env> Pool<'env> {
 
     /// Room for a value.
     #[inline(always)]
-    pub(super) fn try_room<T>(&self) -> Result<NonNull<T>, PoolError> {
+    pub(crate) fn try_room<T>(&self) -> Result<NonNull<T>, PoolError> {
         self.room::<Returns, T>()
     }
 
@@ -407,7 +407,7 @@ impl<'env> Pool<'env> {
     }
 
     #[inline(always)]
-    pub(super) fn memory<F: OnFailure>(&self, layout: Layout) -> Result<NonNull<u8>, F::Error> {
+    pub(crate) fn memory<F: OnFailure>(&self, layout: Layout) -> Result<NonNull<u8>, F::Error> {
         self.node().reserve_or(layout, || F::reserve_slowly(self, layout))
     }
 
@@ -452,7 +452,7 @@ impl<'env> Pool<'env> {
 
 /// What becomes of a failure. The common way does not look at it: each kind has a slow way of
 /// its own.
-pub(super) trait OnFailure {
+pub(crate) trait OnFailure {
     type Error;
     fn reserve_slowly(pool: &Pool<'_>, layout: Layout) -> Result<NonNull<u8>, Self::Error>;
 }

@@ -1,14 +1,14 @@
 //! The tree of pools: who is below whom, how much they hold together, and in which order they
 //! end.
 
-use super::node::{Node, Refusal};
-use crate::contained::{Payload, discard};
+use crate::node::{Node, Refusal};
+use dogtag::__private::{Payload, discard};
 use std::cell::Cell;
 use std::panic;
 use std::ptr::NonNull;
 
 /// A node's place in the tree.
-pub(super) struct Branch {
+pub(crate) struct Branch {
     parent: Option<NonNull<Node>>,
     /// The youngest; the others follow as siblings.
     children: Cell<Option<NonNull<Node>>>,
@@ -30,7 +30,7 @@ impl Branch {
     /// # Safety
     ///
     /// The node must be there before anybody looks at its parent.
-    pub(super) unsafe fn new(
+    pub(crate) unsafe fn new(
         this: NonNull<Node>,
         parent: Option<&Node>,
         is_lasting: bool,
@@ -54,15 +54,15 @@ impl Branch {
         }
     }
 
-    pub(super) fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.held.get()
     }
 
-    pub(super) fn held_with_children(&self) -> usize {
+    pub(crate) fn held_with_children(&self) -> usize {
         self.held_with_children.get()
     }
 
-    pub(super) fn limit(&self) -> Option<usize> {
+    pub(crate) fn limit(&self) -> Option<usize> {
         self.limit
     }
 }
@@ -74,18 +74,18 @@ impl Node {
     }
 
     /// The node and those above it.
-    pub(super) fn ancestors(&self) -> impl Iterator<Item = &Self> {
+    pub(crate) fn ancestors(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |node| node.parent())
     }
 
-    pub(super) fn children(&self) -> impl Iterator<Item = &Self> {
+    pub(crate) fn children(&self) -> impl Iterator<Item = &Self> {
         // SAFETY: children are there, and nobody takes one out meanwhile.
         let follow = |link: &Cell<Option<NonNull<Self>>>| link.get().map(|node| unsafe { node.as_ref() });
         std::iter::successors(follow(&self.branch.children), move |node| follow(&node.branch.next))
     }
 
     /// The node and those below it, each before those below it.
-    pub(super) fn descendants(&self) -> impl Iterator<Item = &Self> {
+    pub(crate) fn descendants(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |node| {
             if let Some(child) = node.children().next() {
                 return Some(child);
@@ -103,7 +103,7 @@ impl Node {
     }
 
     /// Bytes that limits allow for, and whose limit it is that allows for no more.
-    pub(super) fn headroom(&self) -> (usize, Option<NonNull<Self>>) {
+    pub(crate) fn headroom(&self) -> (usize, Option<NonNull<Self>>) {
         let limited = self.ancestors().filter_map(|node| {
             let limit = node.branch.limit?;
             Some((limit.saturating_sub(node.branch.held_with_children.get()), Some(NonNull::from(node))))
@@ -112,18 +112,18 @@ impl Node {
     }
 
     /// Bytes that limits allow for: no fewer than these.
-    pub(super) fn allowance(&self, bytes: usize) -> Result<usize, Refusal> {
+    pub(crate) fn allowance(&self, bytes: usize) -> Result<usize, Refusal> {
         match self.headroom() {
             (room, Some(limiting)) if room < bytes => Err(Refusal::Limit(limiting)),
             (room, _) => Ok(room),
         }
     }
 
-    pub(super) fn grow_held(&self, bytes: usize) {
+    pub(crate) fn grow_held(&self, bytes: usize) {
         self.change_held(|held| held + bytes);
     }
 
-    pub(super) fn shrink_held(&self, bytes: usize) {
+    pub(crate) fn shrink_held(&self, bytes: usize) {
         self.change_held(|held| held - bytes);
     }
 
@@ -142,7 +142,7 @@ impl Node {
     ///
     /// Nobody must use a pool below, or memory of theirs. All that the cleanups in the tree need
     /// must be there, but for those of pools that do not last, and of what is below these.
-    pub(super) unsafe fn run_down(this: NonNull<Self>) -> Option<Payload> {
+    pub(crate) unsafe fn run_down(this: NonNull<Self>) -> Option<Payload> {
         let mut first_panic = None;
         let mut node = this;
         // SAFETY: the caller's promise; nodes are there until they have ended.
@@ -181,7 +181,7 @@ impl Node {
     ///
     /// As for [`run_down`](Self::run_down), which must have been called; nobody must use the
     /// node any more.
-    pub(super) unsafe fn leave_tree_and_end(this: NonNull<Self>, first_panic: &mut Option<Payload>) {
+    pub(crate) unsafe fn leave_tree_and_end(this: NonNull<Self>, first_panic: &mut Option<Payload>) {
         // SAFETY: the caller's promise; parent and siblings are there.
         unsafe {
             let Branch { parent, next, previous, .. } = &this.as_ref().branch;
@@ -199,7 +199,7 @@ impl Node {
 }
 
 /// Goes on with a panic, unless there is one already.
-pub(super) fn resume(first_panic: Option<Payload>) {
+pub(crate) fn resume(first_panic: Option<Payload>) {
     match first_panic {
         Some(payload) if std::thread::panicking() => discard(payload),
         Some(payload) => panic::resume_unwind(payload),

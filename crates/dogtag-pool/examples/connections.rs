@@ -1,6 +1,6 @@
 //! A server with a pool for each connection, and below it one for each request.
 //!
-//! `cargo run --release --features pool --example connections [-- --connections N]`
+//! `cargo run --release --example connections [-- --connections N]`
 //!
 //! Two listeners on loopback, each a service: `files` answers a name with what the file
 //! holds, `words` a line with its words in order. What a request needs, its open file among
@@ -13,8 +13,8 @@
 //! descriptors are open at the end than after that tenth; 2 for wrong arguments.
 
 use allocator_api2::vec::Vec as PoolVec;
-use dogtag::pool::Pool;
 use dogtag::{Dogtag, Service};
+use dogtag_pool::Pool;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -1,17 +1,18 @@
 //! Pools against arenas, and against malloc and free one by one.
 //!
-//! `cargo bench --features pool --bench pools -- 31`
+//! `cargo bench --features jemalloc --bench pools -- 31`
 //!
 //! Medians of interleaved rounds, 21 unless another number is given. The first line of
 //! each table is the yardstick; × is the median of the ratios to it within the rounds.
 
+#[path = "../../../benches/rounds/mod.rs"]
 mod rounds;
 
 use allocator_api2::alloc::{Allocator, Global as GlobalIn};
 use allocator_api2::vec::Vec as VecIn;
 use bumpalo::Bump;
-use dogtag::pool::Pool;
 use dogtag::{Dogtag, Jemalloc};
+use dogtag_pool::Pool;
 use rounds::{Contestant, compare, each, random, timed};
 use std::alloc::{self, GlobalAlloc, Layout};
 use std::hint::black_box;

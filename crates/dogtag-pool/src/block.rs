@@ -6,27 +6,27 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 /// What blocks and their ends are aligned to.
-pub(super) const GRAIN: usize = 16;
+pub(crate) const GRAIN: usize = 16;
 
 #[repr(C, align(16))]
-pub(super) struct Block {
+pub(crate) struct Block {
     /// In whichever list it is.
-    pub(super) next: Cell<Option<NonNull<Block>>>,
+    pub(crate) next: Cell<Option<NonNull<Block>>>,
     /// Where what is free begins; of a pool's active block, where it did when it became so.
-    pub(super) position: Cell<NonNull<u8>>,
-    pub(super) end: NonNull<u8>,
+    pub(crate) position: Cell<NonNull<u8>>,
+    pub(crate) end: NonNull<u8>,
     /// How often what was asked for did not fit in.
-    pub(super) failures: Cell<u32>,
+    pub(crate) failures: Cell<u32>,
 }
 
 impl Block {
-    pub(super) const HEADER: usize = size_of::<Self>();
+    pub(crate) const HEADER: usize = size_of::<Self>();
 
     /// # Safety
     ///
     /// The memory must be nobody else's, aligned to [`GRAIN`], and of that size: a multiple
     /// of it, larger than the header.
-    pub(super) unsafe fn begin(memory: NonNull<u8>, size: usize) -> NonNull<Self> {
+    pub(crate) unsafe fn begin(memory: NonNull<u8>, size: usize) -> NonNull<Self> {
         let block = memory.cast::<Self>();
         // SAFETY: the caller's promise.
         unsafe {
@@ -44,7 +44,7 @@ impl Block {
     /// # Safety
     ///
     /// The block must be there.
-    pub(super) unsafe fn size(this: NonNull<Self>) -> usize {
+    pub(crate) unsafe fn size(this: NonNull<Self>) -> usize {
         // SAFETY: the caller's promise.
         unsafe { this.as_ref() }.end.addr().get() - this.addr().get()
     }
@@ -54,7 +54,7 @@ impl Block {
     /// # Safety
     ///
     /// Nobody must use what was handed out.
-    pub(super) unsafe fn reset(this: NonNull<Self>) {
+    pub(crate) unsafe fn reset(this: NonNull<Self>) {
         // SAFETY: the caller's promise.
         unsafe {
             this.as_ref().position.set(this.cast::<u8>().add(Self::HEADER));
@@ -63,7 +63,7 @@ impl Block {
     }
 
     /// Room for so much between these two, and where it would begin.
-    pub(super) fn room(position: NonNull<u8>, end: NonNull<u8>, layout: Layout) -> Option<NonNull<u8>> {
+    pub(crate) fn room(position: NonNull<u8>, end: NonNull<u8>, layout: Layout) -> Option<NonNull<u8>> {
         let start = position.addr().get().checked_next_multiple_of(layout.align())?;
         let fits = layout.size() <= end.addr().get().checked_sub(start)?;
         // SAFETY: it lies in the block.
@@ -73,13 +73,13 @@ impl Block {
 
 /// A list of blocks, which it does not own.
 #[derive(Default)]
-pub(super) struct List(Cell<Option<NonNull<Block>>>);
+pub(crate) struct List(Cell<Option<NonNull<Block>>>);
 
 impl List {
     /// # Safety
     ///
     /// The block must be there, and in no list.
-    pub(super) unsafe fn push(&self, block: NonNull<Block>) {
+    pub(crate) unsafe fn push(&self, block: NonNull<Block>) {
         // SAFETY: the caller's promise.
         unsafe { block.as_ref() }.next.set(self.0.get());
         self.0.set(Some(block));
@@ -90,7 +90,7 @@ impl List {
     /// # Safety
     ///
     /// They must be there until they have come.
-    pub(super) unsafe fn drain(&self) -> impl Iterator<Item = NonNull<Block>> {
+    pub(crate) unsafe fn drain(&self) -> impl Iterator<Item = NonNull<Block>> {
         let mut next = self.0.take();
         std::iter::from_fn(move || {
             let block = next?;
@@ -103,7 +103,7 @@ impl List {
     /// # Safety
     ///
     /// The blocks must be there and stay in the list.
-    pub(super) unsafe fn iter(&self) -> impl Iterator<Item = NonNull<Block>> {
+    pub(crate) unsafe fn iter(&self) -> impl Iterator<Item = NonNull<Block>> {
         let mut link = &self.0;
         std::iter::from_fn(move || {
             let block = link.get()?;
@@ -118,7 +118,7 @@ impl List {
     /// # Safety
     ///
     /// The blocks must be there.
-    pub(super) unsafe fn sift(&self, most: usize, mut visit: impl FnMut(NonNull<Block>) -> Visit) {
+    pub(crate) unsafe fn sift(&self, most: usize, mut visit: impl FnMut(NonNull<Block>) -> Visit) {
         let mut link = &self.0;
         for _ in 0..most {
             let Some(block) = link.get() else { return };
@@ -138,7 +138,7 @@ impl List {
 
 /// A list of blocks in the order in which they came, which moves as a whole.
 #[derive(Default)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     blocks: List,
     last: Cell<Option<NonNull<Block>>>,
 }
@@ -147,7 +147,7 @@ impl Queue {
     /// # Safety
     ///
     /// The block must be there, and in no list.
-    pub(super) unsafe fn push(&self, block: NonNull<Block>) {
+    pub(crate) unsafe fn push(&self, block: NonNull<Block>) {
         // SAFETY: the caller's promise; so is the last one there.
         unsafe {
             block.as_ref().next.set(None);
@@ -163,7 +163,7 @@ impl Queue {
     /// # Safety
     ///
     /// As for that.
-    pub(super) unsafe fn drain(&self) -> impl Iterator<Item = NonNull<Block>> {
+    pub(crate) unsafe fn drain(&self) -> impl Iterator<Item = NonNull<Block>> {
         self.last.set(None);
         // SAFETY: the caller's promise.
         unsafe { self.blocks.drain() }
@@ -174,7 +174,7 @@ impl Queue {
     /// # Safety
     ///
     /// As for that.
-    pub(super) unsafe fn iter(&self) -> impl Iterator<Item = NonNull<Block>> {
+    pub(crate) unsafe fn iter(&self) -> impl Iterator<Item = NonNull<Block>> {
         // SAFETY: the caller's promise.
         unsafe { self.blocks.iter() }
     }
@@ -184,7 +184,7 @@ impl Queue {
     /// # Safety
     ///
     /// The last one must be there.
-    pub(super) unsafe fn move_to(&self, list: &List) {
+    pub(crate) unsafe fn move_to(&self, list: &List) {
         let Some(last) = self.last.take() else { return };
         let behind = list.0.replace(self.blocks.0.take());
         // SAFETY: the caller's promise.
@@ -193,7 +193,7 @@ impl Queue {
 }
 
 /// What to do about a block of a list.
-pub(super) enum Visit {
+pub(crate) enum Visit {
     GoOn,
     Stop,
     TakeOut,

@@ -8,7 +8,7 @@
 //! sees to what their documentation has to ask for.
 //!
 //! ```
-//! use dogtag::pool::Pool;
+//! use dogtag_pool::Pool;
 //!
 //! let connection = Pool::new();
 //! let peer = connection.alloc_str("192.0.2.1");
@@ -86,7 +86,7 @@
 //! Memory is gone when its pool is cleared,
 //!
 //! ```compile_fail,E0502
-//! let mut pool = dogtag::pool::Pool::new();
+//! let mut pool = dogtag_pool::Pool::new();
 //! let text = pool.alloc_str("short-lived");
 //! pool.clear();
 //! println!("{text}");
@@ -95,7 +95,7 @@
 //! or destroyed,
 //!
 //! ```compile_fail,E0505
-//! let pool = dogtag::pool::Pool::new();
+//! let pool = dogtag_pool::Pool::new();
 //! let text = pool.alloc_str("short-lived");
 //! pool.destroy();
 //! println!("{text}");
@@ -104,7 +104,7 @@
 //! and that of a collection with it,
 //!
 //! ```compile_fail,E0502
-//! let mut pool = dogtag::pool::Pool::new();
+//! let mut pool = dogtag_pool::Pool::new();
 //! let mut list = allocator_api2::vec::Vec::new_in(&pool);
 //! list.push(1);
 //! pool.clear();
@@ -114,7 +114,7 @@
 //! and a cleanup that was registered:
 //!
 //! ```compile_fail,E0502
-//! let mut pool = dogtag::pool::Pool::new();
+//! let mut pool = dogtag_pool::Pool::new();
 //! let cleanup = pool.cleanup(|| println!("it has run"));
 //! pool.clear();
 //! cleanup.run();
@@ -123,7 +123,7 @@
 //! A pool cannot be destroyed while a child is in use,
 //!
 //! ```compile_fail,E0505
-//! let pool = dogtag::pool::Pool::new();
+//! let pool = dogtag_pool::Pool::new();
 //! let child = pool.child();
 //! pool.destroy();
 //! child.alloc_str("where?");
@@ -132,7 +132,7 @@
 //! nor cleared,
 //!
 //! ```compile_fail,E0502
-//! let mut pool = dogtag::pool::Pool::new();
+//! let mut pool = dogtag_pool::Pool::new();
 //! let child = pool.child();
 //! pool.clear();
 //! child.alloc_str("where?");
@@ -141,7 +141,7 @@
 //! whether the child ends by itself or with its parent:
 //!
 //! ```compile_fail,E0502
-//! let mut pool = dogtag::pool::Pool::new();
+//! let mut pool = dogtag_pool::Pool::new();
 //! let child = pool.lasting_child();
 //! pool.clear();
 //! child.alloc_str("where?");
@@ -150,7 +150,7 @@
 //! A thread that may outlive the pool cannot have its memory,
 //!
 //! ```compile_fail,E0597
-//! let pool = dogtag::pool::Pool::new();
+//! let pool = dogtag_pool::Pool::new();
 //! let text = pool.alloc_str("short-lived");
 //! std::thread::spawn(move || println!("{text}"));
 //! ```
@@ -158,7 +158,7 @@
 //! nor can two threads allocate from one pool,
 //!
 //! ```compile_fail,E0277
-//! let pool = dogtag::pool::Pool::new();
+//! let pool = dogtag_pool::Pool::new();
 //! std::thread::scope(|threads| {
 //!     threads.spawn(|| pool.alloc_str("one").len());
 //! });
@@ -167,7 +167,7 @@
 //! or a child go where its parent is not,
 //!
 //! ```compile_fail,E0277
-//! let pool = dogtag::pool::Pool::new();
+//! let pool = dogtag_pool::Pool::new();
 //! let child = pool.child();
 //! std::thread::scope(|threads| {
 //!     threads.spawn(move || child.alloc_str("one").len());
@@ -177,8 +177,8 @@
 //! even by way of swapping it with one that may:
 //!
 //! ```compile_fail,E0596
-//! let mut pool = dogtag::pool::Pool::new();
-//! let parent = dogtag::pool::Pool::new();
+//! let mut pool = dogtag_pool::Pool::new();
+//! let parent = dogtag_pool::Pool::new();
 //! let mut child = parent.child();
 //! std::mem::swap(&mut *child, &mut pool);
 //! ```
@@ -186,14 +186,14 @@
 //! What is dropped with the pool can neither stay behind on a thread,
 //!
 //! ```compile_fail,E0277
-//! let pool = dogtag::pool::Pool::new();
+//! let pool = dogtag_pool::Pool::new();
 //! pool.alloc(std::rc::Rc::new(1));
 //! ```
 //!
 //! nor refer to what is gone by then,
 //!
 //! ```compile_fail,E0597
-//! let pool = dogtag::pool::Pool::new();
+//! let pool = dogtag_pool::Pool::new();
 //! let name = String::from("gone first");
 //! let _ = pool.cleanup(|| println!("{name}"));
 //! ```
@@ -201,7 +201,7 @@
 //! not even where the pool lasts as long:
 //!
 //! ```compile_fail,E0505
-//! let mut parent = dogtag::pool::Pool::new();
+//! let mut parent = dogtag_pool::Pool::new();
 //! let name = String::from("gone first");
 //! let child = parent.lasting_child();
 //! let _ = child.cleanup(|| println!("{name}"));
@@ -212,7 +212,7 @@
 //! And what needs a drop is not taken where none would come:
 //!
 //! ```compile_fail,E0080
-//! let pool = dogtag::pool::Pool::new();
+//! let pool = dogtag_pool::Pool::new();
 //! pool.alloc_plain(String::from("who frees this?"));
 //! ```
 //!
@@ -224,6 +224,9 @@
 //! What APR and nginx do (several open blocks, memory that is kept up to a threshold and shared
 //! in the tree) cannot be put on top of that; the code that allocates from the
 //! open block is the small part.
+
+#![cfg(not(dogtag_loom))]
+#![deny(missing_docs)]
 
 mod allocator;
 mod block;
@@ -245,9 +248,9 @@ pub use cleanup::Cleanup;
 pub use error::PoolError;
 pub use stats::PoolStats;
 
-use crate::Service;
 use block::GRAIN;
 use cleanup::Task;
+use dogtag::Service;
 use node::{Handler, Node, Refusal};
 use std::borrow::Cow;
 use std::fmt;
@@ -308,7 +311,7 @@ impl<'env> Pool<'env> {
     /// If there is no memory.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     ///
     /// let connection = Pool::new();
     /// let user = connection.alloc_str("ada");
@@ -340,7 +343,7 @@ impl<'env> Pool<'env> {
     /// If there is no memory.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     ///
     /// let mut connection = Pool::new();
     /// for _ in 0..3 {
@@ -420,7 +423,7 @@ impl<'env> Pool<'env> {
     /// If there is no memory; then the cleanup is dropped, and not run.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     ///
     /// let path = std::env::temp_dir().join(format!("dogtag-{}", std::process::id()));
     /// let pool = Pool::new();
@@ -489,7 +492,7 @@ impl<'env> Pool<'env> {
     /// If there is no memory.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     ///
     /// struct Peer(&'static str);
     ///
@@ -535,7 +538,7 @@ impl<'env> Pool<'env> {
     /// steps as there are pools above the other one.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     ///
     /// let connection = Pool::new();
     /// let request = connection.child();
@@ -551,7 +554,7 @@ impl<'env> Pool<'env> {
     /// allocations.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     ///
     /// let pool = Pool::new();
     /// pool.alloc_slice(&[0_u64; 10]);

@@ -1,10 +1,9 @@
 //! What pools do, one capability after the other, as the tables of the module have them.
-#![cfg(feature = "pool")]
 
 use allocator_api2::alloc::Allocator;
 use allocator_api2::vec::Vec as PoolVec;
-use dogtag::pool::{Pool, PoolError};
 use dogtag::{Dogtag, Service};
+use dogtag_pool::{Pool, PoolError};
 use std::alloc::Layout;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,9 +1,8 @@
 //! Random trees of pools against a model, and a loop of a million iterations.
-#![cfg(feature = "pool")]
 
 use allocator_api2::alloc::Allocator;
-use dogtag::pool::{Child, Pool};
 use dogtag::{Dogtag, Service};
+use dogtag_pool::{Child, Pool};
 use proptest::prelude::*;
 use std::alloc::Layout;
 use std::panic::{AssertUnwindSafe, catch_unwind};

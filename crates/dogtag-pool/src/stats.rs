@@ -1,8 +1,8 @@
 //! What a pool says of itself.
 
-use super::node::Node;
+use crate::node::Node;
 #[cfg(doc)]
-use super::{Pool, PoolBuilder};
+use crate::{Pool, PoolBuilder};
 
 /// What a pool has: [`Pool::stats`]. All figures are of this moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct PoolStats {
 }
 
 impl PoolStats {
-    pub(super) fn add(&mut self, node: &Node) {
+    pub(crate) fn add(&mut self, node: &Node) {
         let (blocks, large) = node.count();
         self.used += node.used();
         self.held += node.branch.held();

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 /// A value of some type, somewhere in the pool.
-pub(super) struct Datum {
+pub(crate) struct Datum {
     next: Option<NonNull<Datum>>,
     type_id: TypeId,
     value: NonNull<()>,
@@ -13,10 +13,10 @@ pub(super) struct Datum {
 
 /// The values of a pool, the last one first.
 #[derive(Default)]
-pub(super) struct Data(Cell<Option<NonNull<Datum>>>);
+pub(crate) struct Data(Cell<Option<NonNull<Datum>>>);
 
 impl Data {
-    pub(super) fn get<T: 'static>(&self) -> Option<NonNull<T>> {
+    pub(crate) fn get<T: 'static>(&self) -> Option<NonNull<T>> {
         let mut next = self.0.get();
         while let Some(datum) = next {
             // SAFETY: it lives until the pool is cleared, which empties the list.
@@ -34,14 +34,14 @@ impl Data {
     /// # Safety
     ///
     /// Both must be there until the pool is cleared.
-    pub(super) unsafe fn note<T: 'static>(&self, memory: NonNull<Datum>, value: NonNull<T>) {
+    pub(crate) unsafe fn note<T: 'static>(&self, memory: NonNull<Datum>, value: NonNull<T>) {
         let datum = Datum { next: self.0.get(), type_id: TypeId::of::<T>(), value: value.cast() };
         // SAFETY: the caller's promise.
         unsafe { memory.write(datum) };
         self.0.set(Some(memory));
     }
 
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.0.set(None);
     }
 }

@@ -10,21 +10,21 @@
 //!   after six);
 //! - *full* ones, which wait to be cleared.
 
-use super::PoolError;
-use super::block::{Block, GRAIN, List, Queue, Visit};
-use super::cleanup::{Records, catch};
-use super::data::Data;
-use super::large::{Large, Larges};
-use super::store::{self, Store};
-use super::tree::Branch;
-use crate::contained::Payload;
+use crate::PoolError;
+use crate::block::{Block, GRAIN, List, Queue, Visit};
+use crate::cleanup::{Records, catch};
+use crate::data::Data;
+use crate::large::{Large, Larges};
+use crate::store::{self, Store};
+use crate::tree::Branch;
+use dogtag::__private::Payload;
 use std::alloc::Layout;
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::num::NonZero;
 use std::ptr::NonNull;
 
-pub(super) struct Node {
+pub(crate) struct Node {
     /// Of the active block.
     position: Cell<NonNull<u8>>,
     end: Cell<NonNull<u8>>,
@@ -34,58 +34,58 @@ pub(super) struct Node {
     full: Queue,
     is_first_full: Cell<bool>,
     first: NonNull<Block>,
-    /// Of this node: as a [`Pool`](super::Pool), which is such a pointer, it is lent to whoever
+    /// Of this node: as a [`Pool`](crate::Pool), which is such a pointer, it is lent to whoever
     /// uses a child that lasts.
-    pub(super) this: NonNull<Node>,
+    pub(crate) this: NonNull<Node>,
     /// How large the next block is to be.
     next_size: Cell<usize>,
-    pub(super) block_size: usize,
+    pub(crate) block_size: usize,
     /// What is larger is allocated on its own.
-    pub(super) max_small: usize,
+    pub(crate) max_small: usize,
     larges: Larges,
     source: Source,
-    pub(super) cleanups: Records,
-    pub(super) pre_cleanups: Records,
-    pub(super) data: Data,
-    pub(super) branch: Branch,
-    pub(super) name: Option<Cow<'static, str>>,
-    pub(super) on_failure: Option<Handler>,
+    pub(crate) cleanups: Records,
+    pub(crate) pre_cleanups: Records,
+    pub(crate) data: Data,
+    pub(crate) branch: Branch,
+    pub(crate) name: Option<Cow<'static, str>>,
+    pub(crate) on_failure: Option<Handler>,
 }
 
 /// Where a pool's memory comes from.
-pub(super) enum Source {
+pub(crate) enum Source {
     Own(Store),
     /// That of a pool above it.
     Shared(NonNull<Store>),
 }
 
-pub(super) type Handler = Box<dyn Fn(&PoolError) + Send>;
+pub(crate) type Handler = Box<dyn Fn(&PoolError) + Send>;
 
 /// Why there is no memory.
 #[derive(Clone, Copy)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     NoMemory,
     /// Because of this node's limit.
     Limit(NonNull<Node>),
 }
 
 /// What is to be known before there is a node.
-pub(super) struct Plan {
-    pub(super) block_size: usize,
-    pub(super) max_small: usize,
-    pub(super) limit: Option<usize>,
-    pub(super) source: Source,
-    pub(super) name: Option<Cow<'static, str>>,
-    pub(super) on_failure: Option<Handler>,
-    pub(super) is_lasting: bool,
+pub(crate) struct Plan {
+    pub(crate) block_size: usize,
+    pub(crate) max_small: usize,
+    pub(crate) limit: Option<usize>,
+    pub(crate) source: Source,
+    pub(crate) name: Option<Cow<'static, str>>,
+    pub(crate) on_failure: Option<Handler>,
+    pub(crate) is_lasting: bool,
 }
 
 /// Smaller blocks would be little but what stands at their beginning.
-pub(super) const LEAST_BLOCK: usize = 1024;
+pub(crate) const LEAST_BLOCK: usize = 1024;
 /// Blocks grow up to this, twice as large each time.
 const MOST_BLOCK: usize = 128 << 10;
 /// Up to this, nothing is large.
-pub(super) const ALWAYS_SMALL: usize = 256;
+pub(crate) const ALWAYS_SMALL: usize = 256;
 /// A block is passed over when so many things did not fit in.
 const MOST_FAILURES: u32 = 5;
 /// A block with less room is not tried again.
@@ -96,7 +96,7 @@ const START: usize = (Block::HEADER + size_of::<Node>()).next_multiple_of(GRAIN)
 
 impl Node {
     /// A node without parent, or below one, in a block of its own.
-    pub(super) fn new(plan: Plan, parent: Option<&Self>) -> Result<NonNull<Self>, (Plan, Refusal)> {
+    pub(crate) fn new(plan: Plan, parent: Option<&Self>) -> Result<NonNull<Self>, (Plan, Refusal)> {
         const { assert!(align_of::<Self>() <= GRAIN && START + ALWAYS_SMALL <= LEAST_BLOCK) };
         let own = (plan.limit.unwrap_or(usize::MAX), None);
         let (most, limiting) = match parent.map(Self::headroom) {
@@ -145,19 +145,19 @@ impl Node {
         }
     }
 
-    pub(super) fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &Store {
         self.source.store()
     }
 
     /// Memory of a layout, which lasts until the pool is cleared.
-    pub(super) fn reserve(&self, layout: Layout) -> Result<NonNull<u8>, Refusal> {
+    pub(crate) fn reserve(&self, layout: Layout) -> Result<NonNull<u8>, Refusal> {
         self.reserve_or(layout, || self.reserve_slowly(layout))
     }
 
     /// Memory of a layout out of the active block, or what something else has for it: the
     /// caller's own, so that nothing has to be looked at where the two ways meet.
     #[inline(always)]
-    pub(super) fn reserve_or<E>(
+    pub(crate) fn reserve_or<E>(
         &self,
         layout: Layout,
         slowly: impl FnOnce() -> Result<NonNull<u8>, E>,
@@ -191,7 +191,7 @@ impl Node {
     }
 
     /// Zeroed memory of a layout, which lasts as long.
-    pub(super) fn reserve_zeroed(&self, layout: Layout) -> Result<NonNull<u8>, Refusal> {
+    pub(crate) fn reserve_zeroed(&self, layout: Layout) -> Result<NonNull<u8>, Refusal> {
         if self.is_large(layout) {
             return self.reserve_large(layout, true);
         }
@@ -203,14 +203,14 @@ impl Node {
 
     /// Whether such an allocation is one of its own.
     #[inline(always)]
-    pub(super) fn is_large(&self, layout: Layout) -> bool {
+    pub(crate) fn is_large(&self, layout: Layout) -> bool {
         layout.size() > 0 && layout.size().saturating_add(padding(layout)) > self.max_small
     }
 
     /// Memory of a layout that there may be no room for in the active block.
     #[cold]
     #[inline(never)]
-    pub(super) fn reserve_slowly(&self, layout: Layout) -> Result<NonNull<u8>, Refusal> {
+    pub(crate) fn reserve_slowly(&self, layout: Layout) -> Result<NonNull<u8>, Refusal> {
         if self.is_large(layout) {
             return self.reserve_large(layout, false);
         }
@@ -353,7 +353,7 @@ impl Node {
     /// # Safety
     ///
     /// The memory must be this pool's, of that layout, and nobody use it.
-    pub(super) unsafe fn give_back(&self, memory: NonNull<u8>, layout: Layout) -> bool {
+    pub(crate) unsafe fn give_back(&self, memory: NonNull<u8>, layout: Layout) -> bool {
         if self.is_large(layout) {
             // SAFETY: the caller's promise.
             self.shrink_held(unsafe { self.larges.free(memory) });
@@ -380,7 +380,7 @@ impl Node {
     ///
     /// The memory must be this pool's and of the old layout; on success the old place must not
     /// be used any more.
-    pub(super) unsafe fn resize(
+    pub(crate) unsafe fn resize(
         &self,
         memory: NonNull<u8>,
         old: Layout,
@@ -476,7 +476,7 @@ impl Node {
     /// # Safety
     ///
     /// Nobody must use what was handed out, and nothing be left to run.
-    pub(super) unsafe fn release_blocks(&self, max_free: usize) {
+    pub(crate) unsafe fn release_blocks(&self, max_free: usize) {
         // SAFETY: the caller's promise; each block is in one list, and the first one is there.
         unsafe {
             let large = self.larges.free_all();
@@ -502,7 +502,7 @@ impl Node {
     ///
     /// As for [`release_blocks`](Self::release_blocks); there must be no children, and nobody
     /// use the node.
-    pub(super) unsafe fn end(this: NonNull<Self>, first_panic: &mut Option<Payload>) {
+    pub(crate) unsafe fn end(this: NonNull<Self>, first_panic: &mut Option<Payload>) {
         // SAFETY: the caller's promise; what is moved out of the node is not used there again.
         unsafe {
             let node = this.as_ref();
@@ -524,7 +524,7 @@ impl Node {
 
     /// Bytes that are handed out, with what alignment and notes take; those of large ones among
     /// them.
-    pub(super) fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         let of = |block: NonNull<Block>, position: NonNull<u8>| {
             let header = if block == self.first { START } else { Block::HEADER };
             position.addr().get() - block.addr().get() - header
@@ -538,7 +538,7 @@ impl Node {
     }
 
     /// How many blocks and large allocations it has.
-    pub(super) fn count(&self) -> (usize, usize) {
+    pub(crate) fn count(&self) -> (usize, usize) {
         // SAFETY: the pool's blocks are there.
         let in_lists = unsafe { self.open.iter().chain(self.full.iter()).count() };
         let blocks = 1 + usize::from(self.is_first_full.get()) + in_lists;

@@ -1,8 +1,8 @@
 //! What is to be done when a pool is cleared: the cleanups that were registered, and the drops of
 //! the values that live in it.
 
-use super::node::Node;
-use crate::contained::{Payload, call, discard};
+use crate::node::Node;
+use dogtag::__private::{Payload, call, discard};
 use std::alloc::Layout;
 use std::cell::Cell;
 use std::fmt;
@@ -14,8 +14,8 @@ use std::ptr::{self, NonNull};
 ///
 /// The memory that it took is the pool's last again if nothing was allocated since.
 ///
-/// Made by [`Pool::cleanup`](super::Pool::cleanup) and
-/// [`Pool::pre_cleanup`](super::Pool::pre_cleanup).
+/// Made by [`Pool::cleanup`](crate::Pool::cleanup) and
+/// [`Pool::pre_cleanup`](crate::Pool::pre_cleanup).
 #[must_use = "to drop it does not cancel the cleanup; say so with `let _ =`"]
 pub struct Cleanup<'pool> {
     node: &'pool Node,
@@ -28,7 +28,7 @@ impl<'pool> Cleanup<'pool> {
     ///
     /// The record must be in the list, which is the node's, and be taken out by nobody else
     /// before the pool is cleared.
-    pub(super) unsafe fn of(node: &'pool Node, list: &'pool Records, record: NonNull<Record>) -> Self {
+    pub(crate) unsafe fn of(node: &'pool Node, list: &'pool Records, record: NonNull<Record>) -> Self {
         Self { node, list, record }
     }
 
@@ -40,7 +40,7 @@ impl<'pool> Cleanup<'pool> {
     /// If the drop of what it has captured does.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     ///
     /// let pool = Pool::new();
     /// let delete = pool.cleanup(|| unreachable!("the file is to stay"));
@@ -58,7 +58,7 @@ impl<'pool> Cleanup<'pool> {
     /// If the cleanup does.
     ///
     /// ```
-    /// use dogtag::pool::Pool;
+    /// use dogtag_pool::Pool;
     /// use std::sync::atomic::{AtomicU32, Ordering};
     ///
     /// static RUNS: AtomicU32 = AtomicU32::new(0);
@@ -89,7 +89,7 @@ impl fmt::Debug for Cleanup<'_> {
 }
 
 /// Does something of the user's, and keeps its panic if it is the first one.
-pub(super) fn catch(first_panic: &mut Option<Payload>, work: impl FnOnce()) {
+pub(crate) fn catch(first_panic: &mut Option<Payload>, work: impl FnOnce()) {
     match call(work) {
         Ok(()) => {}
         Err(payload) if first_panic.is_none() => *first_panic = Some(payload),
@@ -99,7 +99,7 @@ pub(super) fn catch(first_panic: &mut Option<Payload>, work: impl FnOnce()) {
 
 /// Stands in front of what it is about.
 #[repr(C)]
-pub(super) struct Record {
+pub(crate) struct Record {
     next: Cell<Option<NonNull<Record>>>,
     previous: Cell<Option<NonNull<Record>>>,
     /// Returns what the record lies in.
@@ -107,20 +107,20 @@ pub(super) struct Record {
 }
 
 #[derive(Clone, Copy)]
-pub(super) enum Act {
+pub(crate) enum Act {
     Run,
     Forget,
 }
 
 /// The records of a pool, the last one first.
 #[derive(Default)]
-pub(super) struct Records(Cell<Option<NonNull<Record>>>);
+pub(crate) struct Records(Cell<Option<NonNull<Record>>>);
 
 impl Records {
     /// # Safety
     ///
     /// The record must be in no list, and stay where it is.
-    pub(super) unsafe fn push(&self, record: NonNull<Record>) {
+    pub(crate) unsafe fn push(&self, record: NonNull<Record>) {
         let next = self.0.replace(Some(record));
         // SAFETY: the caller's promise; its neighbour is there.
         unsafe {
@@ -155,7 +155,7 @@ impl Records {
     /// # Safety
     ///
     /// What the records are about must be there.
-    pub(super) unsafe fn run_all(&self, first_panic: &mut Option<Payload>) {
+    pub(crate) unsafe fn run_all(&self, first_panic: &mut Option<Payload>) {
         while let Some(record) = self.0.get() {
             // SAFETY: the caller's promise.
             catch(first_panic, || _ = unsafe { self.take_out(record).act(Act::Run) });
@@ -178,13 +178,13 @@ impl Taken {
 
 /// A closure, behind its record.
 #[repr(C)]
-pub(super) struct Task<F> {
+pub(crate) struct Task<F> {
     record: Record,
     work: ManuallyDrop<F>,
 }
 
 impl<F: FnOnce()> Task<F> {
-    pub(super) fn new(work: F) -> Self {
+    pub(crate) fn new(work: F) -> Self {
         Self { record: Record::new(Self::act), work: ManuallyDrop::new(work) }
     }
 
@@ -201,14 +201,14 @@ impl<F: FnOnce()> Task<F> {
 
 /// Values that have to be dropped, behind their record.
 #[repr(C)]
-pub(super) struct Droppable<T> {
+pub(crate) struct Droppable<T> {
     record: Record,
     values: NonNull<T>,
     len: usize,
 }
 
 impl<T> Droppable<T> {
-    pub(super) fn new(values: NonNull<T>, len: usize) -> Self {
+    pub(crate) fn new(values: NonNull<T>, len: usize) -> Self {
         Self { record: Record::new(Self::act), values, len }
     }
 

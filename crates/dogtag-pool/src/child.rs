@@ -1,7 +1,7 @@
 //! A child as its user has it: a pool that cannot be sent away from its parent.
 
-use super::Pool;
-use super::node::Node;
+use crate::Pool;
+use crate::node::Node;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -17,7 +17,7 @@ pub struct Child<'parent> {
 }
 
 impl<'parent> Child<'parent> {
-    pub(super) fn of(node: NonNull<Node>) -> Self {
+    pub(crate) fn of(node: NonNull<Node>) -> Self {
         Self { pool: ManuallyDrop::new(Pool::of(node)), _not_send: PhantomData }
     }
 

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 /// What is known of one.
-pub(super) struct Large {
+pub(crate) struct Large {
     older: Cell<Option<NonNull<Large>>>,
     younger: Cell<Option<NonNull<Large>>>,
     memory: Cell<NonNull<u8>>,
@@ -19,7 +19,7 @@ pub(super) struct Large {
 
 /// The large allocations of a pool, between the youngest and the oldest.
 #[derive(Default)]
-pub(super) struct Larges {
+pub(crate) struct Larges {
     youngest: Cell<Option<NonNull<Large>>>,
     oldest: Cell<Option<NonNull<Large>>>,
     /// Notes that are about nothing.
@@ -28,7 +28,7 @@ pub(super) struct Larges {
 
 impl Larges {
     /// A note that is about nothing any more.
-    pub(super) fn take_unused(&self) -> Option<NonNull<Large>> {
+    pub(crate) fn take_unused(&self) -> Option<NonNull<Large>> {
         let note = self.unused.get()?;
         // SAFETY: notes are there until the pool is cleared.
         self.unused.set(unsafe { note.as_ref() }.older.get());
@@ -40,7 +40,7 @@ impl Larges {
     /// # Safety
     ///
     /// There must be room for it until the pool is cleared.
-    pub(super) unsafe fn keep_unused(&self, note: NonNull<Large>) {
+    pub(crate) unsafe fn keep_unused(&self, note: NonNull<Large>) {
         let layout = Layout::new::<()>();
         let older = self.unused.replace(Some(note));
         // SAFETY: the caller's promise.
@@ -51,7 +51,7 @@ impl Larges {
     ///
     /// There must be room for the note until the pool is cleared, and the memory be of that
     /// layout, and nobody else's.
-    pub(super) unsafe fn add(&self, note: NonNull<Large>, memory: NonNull<u8>, layout: Layout) {
+    pub(crate) unsafe fn add(&self, note: NonNull<Large>, memory: NonNull<u8>, layout: Layout) {
         let older = self.youngest.replace(Some(note));
         // SAFETY: the caller's promise; its neighbour is there.
         unsafe {
@@ -69,7 +69,7 @@ impl Larges {
     /// # Safety
     ///
     /// There must be one.
-    pub(super) unsafe fn find(&self, memory: NonNull<u8>) -> &Large {
+    pub(crate) unsafe fn find(&self, memory: NonNull<u8>) -> &Large {
         let (mut young, mut old) = (self.youngest.get(), self.oldest.get());
         loop {
             // SAFETY: notes are there, and one of them is about it.
@@ -90,7 +90,7 @@ impl Larges {
     /// # Safety
     ///
     /// It must be one of these, and nobody use it.
-    pub(super) unsafe fn free(&self, memory: NonNull<u8>) -> usize {
+    pub(crate) unsafe fn free(&self, memory: NonNull<u8>) -> usize {
         // SAFETY: the caller's promise; the neighbours are there.
         unsafe {
             let note = self.find(memory);
@@ -115,7 +115,7 @@ impl Larges {
     /// # Safety
     ///
     /// Nobody must use them.
-    pub(super) unsafe fn free_all(&self) -> usize {
+    pub(crate) unsafe fn free_all(&self) -> usize {
         let mut bytes = 0;
         for large in self.iter() {
             bytes += large.layout.get().size();
@@ -129,7 +129,7 @@ impl Larges {
     }
 
     /// How many there are, and what was asked for.
-    pub(super) fn count(&self) -> (usize, usize) {
+    pub(crate) fn count(&self) -> (usize, usize) {
         self.iter().fold((0, 0), |(count, bytes), large| (count + 1, bytes + large.layout.get().size()))
     }
 
@@ -150,17 +150,17 @@ impl Large {
         }
     }
 
-    pub(super) fn memory(&self) -> NonNull<u8> {
+    pub(crate) fn memory(&self) -> NonNull<u8> {
         self.memory.get()
     }
 
     /// What it was allocated with.
-    pub(super) fn layout(&self) -> Layout {
+    pub(crate) fn layout(&self) -> Layout {
         self.layout.get()
     }
 
     /// Changes its size by what is given its memory, its layout and the new size. It may move.
-    pub(super) fn resize(
+    pub(crate) fn resize(
         &self,
         new: Layout,
         reallocate: impl FnOnce(NonNull<u8>, Layout, usize) -> Option<NonNull<u8>>,

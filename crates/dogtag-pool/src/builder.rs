@@ -1,9 +1,9 @@
 //! How a pool is to be, said before it is made.
 
-use super::node::{ALWAYS_SMALL, Handler, LEAST_BLOCK, Node, Plan, Refusal, Source};
-use super::store::Store;
-use super::{Child, GRAIN, Pool, PoolError};
-use crate::Service;
+use crate::node::{ALWAYS_SMALL, Handler, LEAST_BLOCK, Node, Plan, Refusal, Source};
+use crate::store::Store;
+use crate::{Child, GRAIN, Pool, PoolError};
+use dogtag::Service;
 use std::borrow::Cow;
 use std::fmt;
 use std::ptr::NonNull;
@@ -11,7 +11,8 @@ use std::ptr::NonNull;
 /// Makes a pool in steps: [`Pool::builder`].
 ///
 /// ```
-/// use dogtag::{Service, pool::Pool};
+/// use dogtag::Service;
+/// use dogtag_pool::Pool;
 ///
 /// let sessions = Service::register("sessions")?;
 /// let connection = Pool::builder()
@@ -94,7 +95,7 @@ impl PoolBuilder {
     /// Then the error is returned, or panicked with.
     ///
     /// ```
-    /// use dogtag::pool::{Pool, PoolError};
+    /// use dogtag_pool::{Pool, PoolError};
     /// use std::sync::atomic::{AtomicU32, Ordering};
     ///
     /// static FAILURES: AtomicU32 = AtomicU32::new(0);
@@ -149,7 +150,7 @@ impl PoolBuilder {
         let inherited = if self.block_size.is_none() { parent } else { None };
         let block_size = self.block_size.or(parent.map(|parent| parent.block_size)).unwrap_or(BLOCK_SIZE);
         let block_size = block_size.max(LEAST_BLOCK).checked_next_multiple_of(GRAIN).unwrap_or(block_size);
-        let fitting = || MAX_SMALL.min(block_size - super::block::Block::HEADER);
+        let fitting = || MAX_SMALL.min(block_size - crate::block::Block::HEADER);
         let max_small = self.max_small.or(inherited.map(|parent| parent.max_small)).unwrap_or_else(fitting);
         let source = match parent.map(Node::store) {
             Some(store)
@@ -175,13 +176,13 @@ impl PoolBuilder {
         Node::new(plan, parent).map_err(|(plan, refusal)| {
             let bytes = LEAST_BLOCK;
             let error = match (refusal, plan.limit) {
-                (Refusal::Limit(limiting), _) => super::limit_error(limiting, bytes),
+                (Refusal::Limit(limiting), _) => crate::limit_error(limiting, bytes),
                 (Refusal::NoMemory, Some(limit)) if limit < bytes => {
                     PoolError::Limit { pool: plan.name, bytes, limit, held: 0 }
                 }
                 (Refusal::NoMemory, _) => PoolError::NoMemory { pool: plan.name, bytes },
             };
-            super::tell(&error, plan.on_failure.as_ref(), parent);
+            crate::tell(&error, plan.on_failure.as_ref(), parent);
             error
         })
     }

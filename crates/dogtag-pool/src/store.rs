@@ -2,14 +2,14 @@
 //! service, and what was kept for reuse. A child has its parent's store, as APR's pools have
 //! their parent's allocator, unless it belongs to another service or is to keep another amount.
 
-use super::block::{Block, GRAIN, List, Queue, Visit};
-use crate::Service;
+use crate::block::{Block, GRAIN, List, Queue, Visit};
+use dogtag::Service;
 use std::alloc::{self, Layout};
 use std::cell::Cell;
 use std::ptr::NonNull;
 
-pub(super) struct Store {
-    pub(super) service: Service,
+pub(crate) struct Store {
+    pub(crate) service: Service,
     /// Bytes that are kept for reuse at most.
     max_free: usize,
     spare: List,
@@ -20,26 +20,26 @@ pub(super) struct Store {
 const TRIES: usize = 8;
 
 impl Store {
-    pub(super) fn new(service: Service, max_free: usize) -> Self {
+    pub(crate) fn new(service: Service, max_free: usize) -> Self {
         Self { service, max_free, spare: List::default(), spare_bytes: Cell::new(0) }
     }
 
     /// Whether memory may be denied by a limit of its service, or of one above that.
-    pub(super) fn is_limited(&self) -> bool {
-        self.service.is_limited()
+    pub(crate) fn is_limited(&self) -> bool {
+        dogtag::__private::is_limited(&self.service)
     }
 
-    pub(super) fn max_free(&self) -> usize {
+    pub(crate) fn max_free(&self) -> usize {
         self.max_free
     }
 
-    pub(super) fn spare_bytes(&self) -> usize {
+    pub(crate) fn spare_bytes(&self) -> usize {
         self.spare_bytes.get()
     }
 
     /// A block of the wanted size if there can be one, of at least one that is needed,
     /// and no larger than some other; all three multiples of the grain.
-    pub(super) fn take(&self, needed: usize, wanted: usize, most: usize) -> Option<NonNull<Block>> {
+    pub(crate) fn take(&self, needed: usize, wanted: usize, most: usize) -> Option<NonNull<Block>> {
         let suits = |size| (needed..=most).contains(&size);
         // The smallest of what is wanted, or else the largest below.
         let is_better = |size: usize, best: usize| {
@@ -78,7 +78,7 @@ impl Store {
     /// # Safety
     ///
     /// The block must come from a store, and nobody use it.
-    pub(super) unsafe fn give(&self, block: NonNull<Block>, max_free: usize) {
+    pub(crate) unsafe fn give(&self, block: NonNull<Block>, max_free: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             let spare_bytes = self.spare_bytes.get().saturating_add(Block::size(block));
@@ -96,7 +96,7 @@ impl Store {
     /// # Safety
     ///
     /// As for [`give`](Self::give).
-    pub(super) unsafe fn give_all(&self, blocks: &Queue, bytes: usize, max_free: usize) {
+    pub(crate) unsafe fn give_all(&self, blocks: &Queue, bytes: usize, max_free: usize) {
         let spare_bytes = self.spare_bytes.get().saturating_add(bytes);
         // SAFETY: the caller's promise.
         unsafe {
@@ -109,7 +109,7 @@ impl Store {
     }
 
     /// Gives back what was kept for reuse beyond so many bytes.
-    pub(super) fn trim(&self, max_free: usize) {
+    pub(crate) fn trim(&self, max_free: usize) {
         // SAFETY: nobody uses spare blocks.
         unsafe {
             self.spare.sift(usize::MAX, |block| {
@@ -132,7 +132,7 @@ impl Store {
     }
 
     /// Memory of the allocator's. The layout is not empty.
-    pub(super) fn allocate(&self, layout: Layout, is_zeroed: bool) -> Option<NonNull<u8>> {
+    pub(crate) fn allocate(&self, layout: Layout, is_zeroed: bool) -> Option<NonNull<u8>> {
         debug_assert!(layout.size() > 0);
         let _scope = self.service.enter();
         // SAFETY: no layout here is empty.
@@ -142,7 +142,7 @@ impl Store {
     /// # Safety
     ///
     /// As for [`alloc::realloc`].
-    pub(super) unsafe fn reallocate(
+    pub(crate) unsafe fn reallocate(
         &self,
         memory: NonNull<u8>,
         layout: Layout,
@@ -157,7 +157,7 @@ impl Store {
 /// # Safety
 ///
 /// The block must come from a store, and nobody use it.
-pub(super) unsafe fn free_block(block: NonNull<Block>) {
+pub(crate) unsafe fn free_block(block: NonNull<Block>) {
     // SAFETY: the caller's promise; the layout is the one that it was allocated with.
     unsafe {
         let layout = Layout::from_size_align_unchecked(Block::size(block), GRAIN);

@@ -1,15 +1,15 @@
 //! The real APR's and the real nginx's pools beside ours: random programs have to do the same in
-//! both, but for what the table of differences in `dogtag::pool` says.
+//! both, but for what the table of differences in `dogtag_pool` says.
 //!
 //! `.ci/pool-peers` installs and builds the peers, and then runs this. Each is a program of its
 //! own (`tests/peers`), which reads scripts and prints what a user would notice; `Ours` does
 //! the same with our pools.
-#![cfg(all(feature = "pool", not(feature = "memory-check")))]
 
+#[path = "../../../../tests/random/mod.rs"]
 mod random;
 
-use dogtag::pool::{Child, Cleanup, Pool};
 use dogtag::{Dogtag, Service};
+use dogtag_pool::{Child, Cleanup, Pool};
 use random::Random;
 use std::alloc::Layout;
 use std::cell::{Cell, RefCell};
@@ -722,7 +722,7 @@ fn pools_do_as_nginxs() {
 /// What a peer does otherwise, and where that is said.
 struct Difference {
     peer: Peer,
-    /// In a row of the tables in `dogtag::pool`.
+    /// In a row of the tables in `dogtag_pool`.
     row: &'static str,
     script: &'static str,
     theirs: &'static [&'static str],
@@ -851,7 +851,7 @@ const DIFFERENCES: &[Difference] = &[
 #[test]
 #[ignore = "needs the peers: .ci/pool-peers"]
 fn what_is_different_is_a_row_of_the_table() {
-    let table = include_str!("../src/pool/mod.rs").lines().filter(|line| line.starts_with("//! |"));
+    let table = include_str!("../../src/lib.rs").lines().filter(|line| line.starts_with("//! |"));
     let table: Vec<_> = table.collect();
     for Difference { peer, row, script, theirs, ours } in DIFFERENCES {
         let script: Script = script.split(", ").map(|line| line.trim().to_owned()).collect();
