@@ -4,7 +4,9 @@
 #[cfg(feature = "jemalloc")]
 pub use jemalloc::Jemalloc;
 
+#[cfg(feature = "jemalloc-stats")]
 use crate::sync::{Mutex, MutexGuard, shared};
+#[cfg(feature = "jemalloc-stats")]
 use std::sync::PoisonError;
 
 #[cfg(feature = "jemalloc")]
@@ -219,15 +221,44 @@ impl Extents {
 }
 
 /// Held while jemalloc's figures are read, so that all are of the same refresh.
-pub(crate) fn statistics() -> StatisticsGuard {
+#[cfg(feature = "jemalloc-stats")]
+fn statistics() -> MutexGuard<'static, ()> {
     shared! {
         static READER: Mutex<()> = Mutex::new(());
     }
 
+    #[cfg(not(dogtag_loom))]
+    forks::register();
     READER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(crate) type StatisticsGuard = MutexGuard<'static, ()>;
+/// A forked child finds the lock free.
+#[cfg(all(feature = "jemalloc-stats", not(dogtag_loom)))]
+mod forks {
+    use super::statistics;
+    use crate::sync::MutexGuard;
+    use crate::sys::fork::{ForkHook, ForkOrder, Held, at_load, register_fork_hook};
+
+    at_load!(register);
+
+    pub(super) fn register() {
+        register_fork_hook(&HOOK);
+    }
+
+    static HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child: after };
+
+    static LOCK: Held<MutexGuard<'static, ()>> = Held::new();
+
+    fn before() {
+        // SAFETY: this is the hook's `before`.
+        unsafe { LOCK.keep(statistics()) };
+    }
+
+    fn after() {
+        // SAFETY: this is the hook's `in_parent` and `in_child`.
+        drop(unsafe { LOCK.take() });
+    }
+}
 
 #[cfg(feature = "jemalloc")]
 mod jemalloc {

@@ -3,6 +3,7 @@
 
 mod others;
 
+use crate::arenas;
 use crate::backend::{Extents, Heap};
 use crate::format::{Bytes, Share};
 use crate::ledger::{self, slots};
@@ -45,7 +46,7 @@ pub fn balance() -> Balance {
         cookies += usage.blocks() * around(record);
     });
     let quarantine = quarantined();
-    let (in_regions, regions) = regions();
+    let (in_regions, regions) = arenas();
     // What is in regions is not in the heap, nor are the cookies there.
     let counted = totals.bytes() + quarantine;
     let in_blocks = |heap: &Heap| if heap.is_profiled { heap.active } else { heap.blocks };
@@ -131,7 +132,7 @@ pub struct Balance {
     pub dirty_pages: u64,
     /// jemalloc's bookkeeping.
     pub metadata: u64,
-    /// Pages of mapped regions (feature `mapped`), beyond their live blocks, if these are some
+    /// Pages of mapped regions (crate `dogtag-mapped`), beyond their live blocks, if these are some
     /// service's. (Those of a region that is used without a [`Dogtag`](crate::Dogtag) are nobody's,
     /// and so are those of a `Dogtag` whose backend is a type without fields that goes on to a
     /// region.)
@@ -265,17 +266,15 @@ impl fmt::Display for Balance {
     }
 }
 
-/// Bytes of blocks in mapped regions that are counted, with what stands around them, and where the
-/// regions are.
-fn regions() -> (u64, Vec<Range<usize>>) {
-    #[cfg(feature = "mapped")]
-    {
-        let regions = crate::mapped::all();
-        let bytes = regions.iter().map(|(_, placed)| placed.counted as u64).sum();
-        (bytes, regions.into_iter().map(|(_, placed)| placed.addresses).collect())
+/// Bytes of blocks in arenas that are counted, with what stands around them, and the arenas'
+/// addresses.
+fn arenas() -> (u64, Vec<Range<usize>>) {
+    let (mut bytes, mut addresses) = (0, Vec::new());
+    for arena in arenas::all() {
+        bytes += arena.counted as u64;
+        addresses.push(arena.addresses);
     }
-    #[cfg(not(feature = "mapped"))]
-    (0, Vec::new())
+    (bytes, addresses)
 }
 
 /// What stands around a block of that service.

@@ -32,8 +32,8 @@
 //! - `ServiceLayer` (feature `tracing-layer`), which runs spans of `tracing` in services;
 //! - `check` (feature `memory-check`), which finds overruns, double frees and
 //!   other crimes, and says who did them to whose block;
-//! - `mapped` (feature `mapped`), regions of mapped memory, and another allocator for what
-//!   they have no room for;
+//! - the crate `dogtag-mapped`, regions of mapped memory, and another allocator for what does not
+//!   fit in one;
 //! - `capi` (features `capi`, `interpose` and `skynet`), functions for C, and C's `malloc`
 //!   itself: of C libraries in a Rust program, and preloaded, of any program.
 //!
@@ -166,7 +166,6 @@
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
 //! | `allocator-api2` | no | `Allocator` for `&Dogtag`: collections on an instance of their own |
-//! | `mapped` | no | the room `mapped`: regions of mapped memory, on Linux |
 //! | `capi` | no | the room `capi`: functions for C, on Linux |
 //! | `interpose` | no | `capi`, and the C library's `malloc` and its kin are dogtag's |
 //! | `skynet` | no | `capi`, and skynet's own interface |
@@ -183,6 +182,8 @@
 pub mod __private;
 #[cfg(not(dogtag_loom))]
 mod allocator;
+#[cfg(not(dogtag_loom))]
+mod arenas;
 mod backend;
 #[cfg(not(dogtag_loom))]
 mod balance;
@@ -201,12 +202,12 @@ pub mod guide;
 #[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]
 mod layer;
 mod ledger;
-#[cfg(all(feature = "mapped", not(dogtag_loom)))]
-pub mod mapped;
 #[cfg(not(dogtag_loom))]
 mod measure;
 #[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check keeps owners elsewhere"))]
 mod owner;
+#[cfg(not(dogtag_loom))]
+mod registered;
 #[cfg(not(dogtag_loom))]
 mod service;
 #[cfg(not(dogtag_loom))]
@@ -224,6 +225,7 @@ pub use usage::Usage;
 #[cfg(not(dogtag_loom))]
 pub use {
     allocator::Dogtag,
+    arenas::{Region, RegionStats},
     balance::{Balance, BalanceLine, balance},
     measure::measure,
     service::{InService, InServiceExt, RegisterError, Scope, Service, ServiceBuilder},

@@ -1,15 +1,15 @@
 //! All services at one glance, as data and as a table.
 
 mod display;
+mod regions;
 #[cfg(test)]
 mod tests;
 
+use crate::arenas::{self, Region};
 use crate::backend::JemallocStats;
 use crate::balance::{Balance, balance};
 use crate::events;
 use crate::ledger::{self, anomalies};
-#[cfg(feature = "mapped")]
-use crate::mapped::Region;
 use crate::service;
 use crate::usage::Usage;
 use std::collections::HashMap;
@@ -88,8 +88,7 @@ pub fn snapshot() -> Snapshot {
         lost: Lost { bytes: lost_bytes, blocks: lost_blocks },
         quarantine: quarantine(),
         jemalloc: JemallocStats::read(),
-        #[cfg(feature = "mapped")]
-        regions: crate::mapped::all().into_iter().map(|(region, _)| region).collect(),
+        regions: arenas::all().map(|arena| arena.region).collect(),
         balance: None,
     }
 }
@@ -147,8 +146,7 @@ pub struct Snapshot {
     /// jemalloc's own figures, where jemalloc holds the memory (feature
     /// `jemalloc-stats`).
     pub jemalloc: Option<JemallocStats>,
-    /// Mapped regions (feature `mapped`), the youngest first.
-    #[cfg(feature = "mapped")]
+    /// Mapped regions (crate `dogtag-mapped`), the youngest first.
     pub regions: Vec<Region>,
     /// The process's books, if they were [asked for](Self::with_balance).
     pub balance: Option<Balance>,

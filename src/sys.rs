@@ -9,6 +9,8 @@ compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Lin
 
 #[cfg(not(dogtag_loom))]
 mod detached_thread;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod fork;
 mod parker;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod smaps;
@@ -179,15 +181,6 @@ pub(crate) unsafe fn zero_pages<T>(pages: &[T]) {
     };
     #[cfg(not(target_os = "linux"))]
     let _ = pages;
-}
-
-/// Has `before` called by every thread that forks this process, and the others in
-/// the parent and in the child, before `fork` returns there. Without memory for
-/// that, they are not.
-#[cfg(not(dogtag_loom))]
-pub(crate) fn at_fork(before: extern "C" fn(), in_parent: extern "C" fn(), in_child: extern "C" fn()) {
-    // SAFETY: the hooks live as long as the process.
-    unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
 }
 
 /// Has `hook` called in every child that this process forks, before `fork`

@@ -103,16 +103,15 @@ impl<B> Dogtag<B> {
     }
 }
 
-/// An instance's backend, to whom what is asked for is counted.
+/// An instance's backend, asked for what the instance counts.
 ///
-/// A region may be asked by anybody, and has to tell the one from the other: so a thread says when
-/// it counts. A backend without fields is asked as it is, since none is a region.
+/// An arena may be asked by anybody, and tells the balance which of its bytes are counted: so a
+/// thread says when it counts. A backend without fields is asked as it is, since none is an arena.
 struct Counted<'a, B>(&'a B);
 
 impl<B> Counted<'_, B> {
     #[inline(always)]
     fn with<R>(&self, ask: impl FnOnce(&B) -> R) -> R {
-        #[cfg(feature = "mapped")]
         let _counts = (size_of::<B>() > 0).then(crate::ledger::thread::Counts::begin);
         ask(self.0)
     }

@@ -52,7 +52,7 @@ mod glibc {
     use super::*;
     use crate::capi::names::Heritage;
     use crate::capi::services::in_no_service;
-    use crate::service::register_fork_handlers;
+    use crate::sys::fork::register_fork_handlers;
     use crate::sys::try_box;
 
     type Routine<R> = unsafe extern "C-unwind" fn(*mut c_void) -> R;

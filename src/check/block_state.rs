@@ -209,11 +209,13 @@ shared! {
     static HEEDS_FORKS: AtomicBool = AtomicBool::new(false);
 }
 
-/// Before the first pin, or before the first fork.
+/// Before the first pin.
 #[cold]
-pub(crate) fn heed_forks() {
+fn heed_forks() {
     if !HEEDS_FORKS.swap(true, Ordering::Relaxed) {
         sys::at_fork_in_child(in_the_child);
+        #[cfg(not(dogtag_loom))]
+        sys::fork::register_fork_hook(&super::FORK_HOOK);
     }
 }
 

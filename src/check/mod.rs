@@ -131,15 +131,19 @@ mod verify;
 #[cfg(not(dogtag_loom))]
 mod violation;
 
-#[cfg(not(dogtag_loom))]
-pub(crate) use block_state::heed_forks;
 #[cfg(all(feature = "interpose", not(dogtag_loom)))]
 pub(crate) use threads::renamed as thread_was_renamed;
 
-/// By a thread that is about to fork the process; by one at a time. What a fork has to copy is
-/// not to grow with what was ever allocated.
 #[cfg(not(dogtag_loom))]
-pub(crate) fn about_to_fork() {
+use crate::sys::fork::{ForkHook, ForkOrder};
+
+/// What a fork has to copy is not to grow with what was ever allocated.
+#[cfg(not(dogtag_loom))]
+static FORK_HOOK: ForkHook =
+    ForkHook { order: ForkOrder::Last, before: about_to_fork, in_parent: || (), in_child: || () };
+
+#[cfg(not(dogtag_loom))]
+fn about_to_fork() {
     block_state::count_fork();
     shadow::give_back();
 }
@@ -164,9 +168,9 @@ pub use {
     violation::{AccessContext, Operation, Violation, ViolationKind},
 };
 
-/// Tells of a region that is dropped while blocks in it are live. Returns if the process is to
+/// Reports a region that is dropped while blocks in it are live. Returns if the process is to
 /// go on.
-#[cfg(all(feature = "mapped", not(dogtag_loom)))]
+#[cfg(not(dogtag_loom))]
 pub(crate) fn region_in_use(start: usize) {
     handler::react(&Violation::new(ViolationKind::RegionInUse, Operation::Unmap, start));
 }

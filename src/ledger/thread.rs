@@ -249,11 +249,9 @@ pub(crate) fn own_usage() -> Usage {
     })
 }
 
-/// That what the calling thread asks a backend for is counted, until this is dropped.
-#[cfg(feature = "mapped")]
+/// Marks what the calling thread asks a backend for as counted, until this is dropped.
 pub(crate) struct Counts(bool);
 
-#[cfg(feature = "mapped")]
 impl Counts {
     #[inline]
     pub(crate) fn begin() -> Self {
@@ -261,7 +259,6 @@ impl Counts {
     }
 }
 
-#[cfg(feature = "mapped")]
 impl Drop for Counts {
     #[inline]
     fn drop(&mut self) {
@@ -269,10 +266,11 @@ impl Drop for Counts {
     }
 }
 
-/// Whether what the calling thread asks for is counted by whoever passes that on.
-#[cfg(feature = "mapped")]
+/// Whether what the calling thread asks a backend for is counted by the [`Dogtag`](crate::Dogtag)
+/// in front of it.
 #[inline]
-pub(crate) fn counts() -> bool {
+#[must_use]
+pub fn counts() -> bool {
     with(|thread| thread.counts.get())
 }
 
@@ -288,7 +286,6 @@ struct Thread {
     /// Whether it was counted among those that the system refuses memory for cells.
     shares: Variable<bool>,
     /// Set while the thread is in [`Counts`].
-    #[cfg(feature = "mapped")]
     counts: Variable<bool>,
     /// Scopes that the thread is in, and others for whose sake it is not settled elsewhere.
     #[cfg(any(feature = "interpose", feature = "skynet"))]
@@ -480,7 +477,6 @@ impl Thread {
             shard: Variable::new(None),
             detached: Variable::new(false),
             shares: Variable::new(false),
-            #[cfg(feature = "mapped")]
             counts: Variable::new(false),
             #[cfg(any(feature = "interpose", feature = "skynet"))]
             stays: Variable::new(0),

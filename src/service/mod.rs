@@ -23,10 +23,6 @@ pub use scope::Scope;
 
 #[cfg(any(feature = "tracing-layer", feature = "interpose", feature = "skynet"))]
 pub(crate) use fork::gate;
-#[cfg(feature = "mapped")]
-pub(crate) use fork::prepare as prepare_forks;
-#[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
-pub(crate) use fork::register_fork_handlers;
 pub use limits::is_limited;
 pub(crate) use limits::{limits, start_announcer};
 #[cfg(feature = "tracing-layer")]

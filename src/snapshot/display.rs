@@ -1,9 +1,7 @@
 //! A snapshot as text: a table, or a tree of families, and what stands below them.
 
-use super::{Row, Snapshot};
+use super::{Row, Snapshot, regions};
 use crate::format::{Bytes, Grouped, Share, printable};
-#[cfg(feature = "mapped")]
-use crate::mapped::Regions;
 use crate::usage::Usage;
 use std::fmt;
 
@@ -14,9 +12,8 @@ impl fmt::Display for Snapshot {
         } else {
             self.table(f)?
         }
-        #[cfg(feature = "mapped")]
         if !self.regions.is_empty() {
-            write!(f, "\n{}", Regions(&self.regions))?;
+            write!(f, "\n{}", regions::Table(&self.regions))?;
         }
         self.footnotes(f)
     }

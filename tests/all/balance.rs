@@ -1,6 +1,6 @@
 //! The balance of a process: every part is where it belongs, and they add up to RSS.
 
-#[cfg(feature = "mapped")]
+#[cfg(target_os = "linux")]
 use dogtag::Dogtag;
 use dogtag::{Balance, Service, balance};
 use std::hint::black_box;
@@ -43,10 +43,10 @@ fn map_like_jemalloc(len: usize) -> *mut libc::c_void {
 }
 
 /// What is in regions is a service's, or the region's own, in whatever way it was allocated.
-#[cfg(feature = "mapped")]
+#[cfg(target_os = "linux")]
 fn regions() {
     use allocator_api2::alloc::Allocator;
-    use dogtag::mapped::{Fallback, MappedRegion};
+    use dogtag_mapped::{Fallback, MappedRegion};
     use std::alloc::{GlobalAlloc, Layout, System};
 
     let mib = |mib: usize| Layout::from_size_align(mib << 20, 16).unwrap();
@@ -192,7 +192,7 @@ fn every_part_is_where_it_belongs() {
         mapped.into_iter().for_each(|mapped| _ = unsafe { libc::munmap(mapped, 6 << 20) });
     }
 
-    #[cfg(feature = "mapped")]
+    #[cfg(target_os = "linux")]
     regions();
 
     // The ledger: a cell for each of many services, and a shard.

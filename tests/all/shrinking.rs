@@ -370,12 +370,12 @@ fn a_backend_without_memory_denies_no_more_than_it_must() {
 
 /// By the interface that stands in for the standard library's: of an instance, of a region that
 /// is full, and of a pool. What a block is aligned to may change, too.
-#[cfg(feature = "mapped")]
+#[cfg(target_os = "linux")]
 #[test]
 fn allocators_of_collections_shrink() {
     alone!();
     use allocator_api2::alloc::Allocator;
-    use dogtag::mapped::{Fallback, MappedRegion};
+    use dogtag_mapped::{Fallback, MappedRegion};
     use std::ptr::NonNull;
 
     fn shrinks(allocator: impl Allocator, owner: &Service, current: &Service, old: Layout, new: Layout) {

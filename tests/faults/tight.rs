@@ -137,9 +137,9 @@ fn promise_no_more() {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
     }
-    #[cfg(feature = "mapped")]
+    #[cfg(target_os = "linux")]
     {
-        use dogtag::mapped::{MapError, MappedRegion};
+        use dogtag_mapped::{MapError, MappedRegion};
         let refused = MappedRegion::anonymous(1 << 20).unwrap_err();
         assert!(matches!(refused, MapError::NoRoom { len, source: Some(_) } if len == 1 << 20), "{refused}");
     }

@@ -16,7 +16,7 @@ mod exactness;
 mod hard_limit;
 mod processes;
 mod programs;
-#[cfg(all(feature = "mapped", feature = "tracing-layer"))]
+#[cfg(all(target_os = "linux", feature = "tracing-layer"))]
 mod safe;
 mod signals;
 mod soak;

@@ -1,7 +1,7 @@
 //! Blocks, what is in them, and where they come from: the heap or a region.
 
 use super::known::Known;
-#[cfg(feature = "mapped")]
+#[cfg(target_os = "linux")]
 use super::regions::Region;
 use super::world::ensure;
 use std::alloc::{self, Layout};
@@ -19,7 +19,7 @@ pub struct Block {
 #[derive(Clone)]
 pub enum Home {
     Heap,
-    #[cfg(feature = "mapped")]
+    #[cfg(target_os = "linux")]
     Region(Arc<Region>),
 }
 
@@ -92,7 +92,7 @@ impl Home {
             Self::Heap if is_zeroed => unsafe { alloc::alloc_zeroed(layout) },
             // SAFETY: as above.
             Self::Heap => unsafe { alloc::alloc(layout) },
-            #[cfg(feature = "mapped")]
+            #[cfg(target_os = "linux")]
             Self::Region(region) => region.allocate(layout, is_zeroed),
         }
     }
@@ -104,7 +104,7 @@ impl Home {
         match self {
             // SAFETY: the caller's promise.
             Self::Heap => unsafe { alloc::realloc(block, layout, size) },
-            #[cfg(feature = "mapped")]
+            #[cfg(target_os = "linux")]
             // SAFETY: as above.
             Self::Region(region) => unsafe { region.reallocate(block, layout, size) },
         }
@@ -117,7 +117,7 @@ impl Home {
         match self {
             // SAFETY: the caller's promise.
             Self::Heap => unsafe { alloc::dealloc(block, layout) },
-            #[cfg(feature = "mapped")]
+            #[cfg(target_os = "linux")]
             // SAFETY: as above.
             Self::Region(region) => unsafe { region.free(block, layout) },
         }
@@ -132,7 +132,7 @@ impl Home {
     pub fn check_full(&self, layout: Layout) {
         match self {
             Self::Heap => panic!("{layout:?} was not had, though nothing denies it"),
-            #[cfg(feature = "mapped")]
+            #[cfg(target_os = "linux")]
             Self::Region(region) => region.check_full(layout),
         }
     }

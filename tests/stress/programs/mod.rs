@@ -12,7 +12,7 @@ mod known;
 mod memory;
 mod pools;
 mod program;
-#[cfg(feature = "mapped")]
+#[cfg(target_os = "linux")]
 mod regions;
 mod run;
 mod services;

@@ -140,12 +140,12 @@ pub enum Act {
     DropPool {
         pool: usize,
     },
-    #[cfg(feature = "mapped")]
+    #[cfg(target_os = "linux")]
     MakeRegion {
         pages: usize,
         falls_back: bool,
     },
-    #[cfg(feature = "mapped")]
+    #[cfg(target_os = "linux")]
     DropRegion {
         region: usize,
     },
@@ -227,7 +227,7 @@ fn register(random: &mut Random) -> Act {
 
 fn act(random: &mut Random) -> Act {
     let (any, other, to) = (any(random), any(random), random.below(THREADS));
-    let groups = [40, 16, 12, 8, 6, 14, if cfg!(feature = "mapped") { 4 } else { 0 }];
+    let groups = [40, 16, 12, 8, 6, 14, if cfg!(target_os = "linux") { 4 } else { 0 }];
     match random.weighed(&groups) {
         0 => match random.weighed(&[12, 8, 10, 3, 1, 2, 2]) {
             0 => Act::Allocate {
@@ -285,9 +285,9 @@ fn act(random: &mut Random) -> Act {
             6 => Act::GivePool { pool: any, to },
             _ => Act::DropPool { pool: any },
         },
-        #[cfg(feature = "mapped")]
+        #[cfg(target_os = "linux")]
         6 if random.once_in(3) => Act::DropRegion { region: any },
-        #[cfg(feature = "mapped")]
+        #[cfg(target_os = "linux")]
         6 => Act::MakeRegion { pages: 1 + random.below(64), falls_back: random.once_in(3) },
         _ => unreachable!("it weighs nothing"),
     }

@@ -3,7 +3,7 @@
 use super::world::ensure;
 use allocator_api2::alloc::Allocator;
 use dogtag::Dogtag;
-use dogtag::mapped::{Fallback, MappedRegion};
+use dogtag_mapped::{Fallback, MappedRegion};
 use std::alloc::{Layout, System};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};

@@ -67,7 +67,7 @@ fn clear_up(world: &World, baggage: Vec<Baggage>) {
         }
     }
     world.board.lock().unwrap().clear();
-    #[cfg(feature = "mapped")]
+    #[cfg(target_os = "linux")]
     world.regions.lock().unwrap().clear();
     world.check();
     world.check_all_ended();

@@ -5,7 +5,7 @@ use super::futures::{self, Task};
 use super::known::{Held, Known, NONE};
 use super::pools::{Grown, Tree};
 use super::program::Act;
-#[cfg(feature = "mapped")]
+#[cfg(target_os = "linux")]
 use super::regions::Region;
 use super::world::{World, aside, ensure};
 use dogtag::{Scope, Service};
@@ -209,12 +209,12 @@ impl<'world> Worker<'world> {
             }
             Act::Restart => unreachable!("whoever runs the threads sees to that"),
             _ if self.step_of_pools(act) => {}
-            #[cfg(feature = "mapped")]
+            #[cfg(target_os = "linux")]
             Act::MakeRegion { pages, falls_back } => aside(|| {
                 let region = Region::new(pages, falls_back);
                 world.regions.lock().unwrap().push(Arc::new(region));
             }),
-            #[cfg(feature = "mapped")]
+            #[cfg(target_os = "linux")]
             Act::DropRegion { region } => aside(|| {
                 let mut regions = world.regions.lock().unwrap();
                 let region = region.checked_rem(regions.len()).map(|index| regions.swap_remove(index));
@@ -226,7 +226,7 @@ impl<'world> Worker<'world> {
     }
 
     fn home(&self, region: Option<usize>) -> Home {
-        #[cfg(feature = "mapped")]
+        #[cfg(target_os = "linux")]
         if let Some(region) = region {
             let regions = self.world.regions.lock().unwrap();
             if let Some(index) = region.checked_rem(regions.len()) {

@@ -5,7 +5,7 @@ use super::futures::Task;
 use super::known::{Held, Known, NONE};
 use super::pools::Tree;
 use super::program::THREADS;
-#[cfg(feature = "mapped")]
+#[cfg(target_os = "linux")]
 use super::regions::Region;
 use super::watch::with_peak;
 use dogtag::{Row, Service, Snapshot, Usage};
@@ -26,7 +26,7 @@ pub struct World {
     pub mail: [Mutex<Vec<Block>>; THREADS],
     pub tasks: Mutex<Vec<Task>>,
     pub pool_mail: [Mutex<Vec<Tree>>; THREADS],
-    #[cfg(feature = "mapped")]
+    #[cfg(target_os = "linux")]
     pub regions: Mutex<Vec<Arc<Region>>>,
     /// What had ended before.
     ended_before: Usage,
@@ -70,7 +70,7 @@ impl World {
             mail: Default::default(),
             tasks: Mutex::default(),
             pool_mail: Default::default(),
-            #[cfg(feature = "mapped")]
+            #[cfg(target_os = "linux")]
             regions: Mutex::default(),
             ended_before: dogtag::snapshot().ended,
             unique: AtomicU64::new(0),
@@ -157,7 +157,7 @@ impl World {
             for held in self.board.lock().unwrap().iter() {
                 self.check_one(held);
             }
-            #[cfg(feature = "mapped")]
+            #[cfg(target_os = "linux")]
             self.regions.lock().unwrap().iter().for_each(|region| region.check());
             let nobody = self.nobody.usage();
             let usage = Service::unattributed().usage();

@@ -4,8 +4,8 @@
 //! has to see: memory-check or valgrind.
 #![forbid(unsafe_code)]
 
-use dogtag::mapped::MappedRegion;
 use dogtag::{InServiceExt, Scope, Service, ServiceLayer, UnattributedExt};
+use dogtag_mapped::MappedRegion;
 use dogtag_pool::Pool;
 use std::cell::OnceCell;
 use std::future::Future;

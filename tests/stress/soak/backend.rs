@@ -1,6 +1,6 @@
 //! The backend of allocators beside the global one: a window with the default one behind it, which
 //! notes what it gives and gets back.
-#![cfg(feature = "mapped")]
+#![cfg(target_os = "linux")]
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
@@ -29,12 +29,12 @@ fn forget(bytes: i64) {
 }
 
 /// Of a region: it has fields, so all of its blocks have cookies.
-pub struct Window(pub dogtag::mapped::Fallback<dogtag::mapped::MappedRegion, Inner>);
+pub struct Window(pub dogtag_mapped::Fallback<dogtag_mapped::MappedRegion, Inner>);
 
 impl Window {
     pub fn new(len: usize) -> Option<Self> {
-        let region = dogtag::mapped::MappedRegion::builder(len).name("soak").map().ok()?;
-        Some(Self(dogtag::mapped::Fallback::new(region, Inner)))
+        let region = dogtag_mapped::MappedRegion::builder(len).name("soak").map().ok()?;
+        Some(Self(dogtag_mapped::Fallback::new(region, Inner)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What should be in the ledger.
 
-#[cfg(feature = "mapped")]
+#[cfg(target_os = "linux")]
 use super::backend;
 use crate::common::CHECKED;
 use crate::watch;
@@ -138,7 +138,7 @@ impl Books {
         let backend = crate::ALLOC.backend();
         let cookies = backend.allocated_cookies.load(SeqCst) - backend.freed_cookies.load(SeqCst);
         let (blocks, bytes) = (backend.live_blocks() as i64, (backend.live_bytes() - cookies) as i64);
-        #[cfg(feature = "mapped")]
+        #[cfg(target_os = "linux")]
         let (blocks, bytes) = (blocks + backend::BLOCKS.load(SeqCst), bytes + backend::BYTES.load(SeqCst));
         expect("blocks in sum", totals.blocks() as i64, blocks - kept_back);
         if !CHECKED {
@@ -184,7 +184,7 @@ impl Account {
 #[derive(Clone)]
 pub enum Source {
     Global,
-    #[cfg(feature = "mapped")]
+    #[cfg(target_os = "linux")]
     Window(Arc<dogtag::Dogtag<backend::Window>>),
 }
 
@@ -198,7 +198,7 @@ impl Source {
             match self {
                 Self::Global if is_zeroed => crate::ALLOC.alloc_zeroed(layout),
                 Self::Global => crate::ALLOC.alloc(layout),
-                #[cfg(feature = "mapped")]
+                #[cfg(target_os = "linux")]
                 Self::Window(window) => window.alloc(layout),
             }
         }
@@ -247,7 +247,7 @@ impl Block {
             let block = self.address as *mut u8;
             match &self.source {
                 Source::Global => crate::ALLOC.realloc(block, self.layout, size),
-                #[cfg(feature = "mapped")]
+                #[cfg(target_os = "linux")]
                 Source::Window(window) => window.realloc(block, self.layout, size),
             }
         });
@@ -286,7 +286,7 @@ impl Drop for Block {
         unsafe {
             match &self.source {
                 Source::Global => crate::ALLOC.dealloc(self.address as *mut u8, self.layout),
-                #[cfg(feature = "mapped")]
+                #[cfg(target_os = "linux")]
                 Source::Window(window) => window.dealloc(self.address as *mut u8, self.layout),
             }
         }

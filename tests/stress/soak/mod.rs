@@ -6,7 +6,7 @@
 //! `DOGTAG_SOAK_SECONDS` sets how long (default 2), `DOGTAG_SEED` what happens, as far as
 //! threads let it.
 
-#[cfg(feature = "mapped")]
+#[cfg(target_os = "linux")]
 mod backend;
 mod books;
 mod memory;

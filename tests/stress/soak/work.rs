@@ -225,11 +225,11 @@ impl Worker {
         }
     }
 
-    #[cfg(not(feature = "mapped"))]
+    #[cfg(not(target_os = "linux"))]
     fn region(&mut self, _: &Seats) {}
 
     /// A window comes; where there are enough, another one goes, when its last block does.
-    #[cfg(feature = "mapped")]
+    #[cfg(target_os = "linux")]
     fn region(&mut self, seats: &Seats) {
         use super::backend::Window;
 

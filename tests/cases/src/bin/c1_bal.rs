@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout};
 static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
 fn main() {
     let heap = vec![1u8; 200 << 20];
-    let region = dogtag::mapped::MappedRegion::anonymous(128 << 20).unwrap();
+    let region = dogtag_mapped::MappedRegion::anonymous(128 << 20).unwrap();
     println!("{}", dogtag::balance());
     let l = Layout::from_size_align(100 << 20, 16).unwrap();
     let p = unsafe { region.alloc(l) };

@@ -11,7 +11,7 @@
 use std::ptr::NonNull;
 
 /// Offsets and sizes are in granules.
-pub(super) struct Placement {
+pub(crate) struct Tlsf {
     /// For each granule: of which free range it was last the first or the last. Such a mark
     /// stays when the range has become another one, so it is compared with the range.
     marks: NonNull<u32>,
@@ -32,7 +32,7 @@ pub(super) struct Placement {
 }
 
 // SAFETY: what it points to is its own.
-unsafe impl Send for Placement {}
+unsafe impl Send for Tlsf {}
 
 /// A free range.
 #[derive(Clone, Copy)]
@@ -56,9 +56,9 @@ const TRIES: usize = 4;
 /// How far from its bin's beginning a range is put at most, to have lower ones in front of it.
 const STEPS: usize = 4;
 
-impl Placement {
+impl Tlsf {
     /// Bytes of the tables for so many granules: marks, and then nodes.
-    pub(super) fn table_bytes(len: u32) -> usize {
+    pub(crate) fn table_bytes(len: u32) -> usize {
         Self::marks_bytes(len) + (len as usize / 2 + 2) * size_of::<Node>()
     }
 
@@ -72,7 +72,7 @@ impl Placement {
     ///
     /// The tables must be [so large](Self::table_bytes), aligned to 8, zeroed, and this one's
     /// alone as long as it is there.
-    pub(super) unsafe fn new(len: u32, tables: NonNull<u8>) -> Self {
+    pub(crate) unsafe fn new(len: u32, tables: NonNull<u8>) -> Self {
         let mut this = Self {
             marks: tables.cast(),
             // SAFETY: it is in the tables.
@@ -96,7 +96,7 @@ impl Placement {
     /// A range of that length, whose offset plus `base` is a multiple of `align`, a power
     /// of two.
     #[inline(always)]
-    pub(super) fn take(&mut self, len: u32, align: u32, base: u32) -> Option<u32> {
+    pub(crate) fn take(&mut self, len: u32, align: u32, base: u32) -> Option<u32> {
         let padding = |offset: u32| (base.wrapping_add(offset)).wrapping_neg() & (align - 1);
         let fits = |node: &Node| node.len >= len && node.len - len >= padding(node.offset);
         // One that may be just large enough, then one that is large enough wherever it begins,
@@ -125,7 +125,7 @@ impl Placement {
 
     /// Gives a range back, which must have been taken: as a whole, or together with others.
     #[inline(always)]
-    pub(super) fn give(&mut self, offset: u32, len: u32) {
+    pub(crate) fn give(&mut self, offset: u32, len: u32) {
         if len == 0 {
             return;
         }
@@ -146,7 +146,7 @@ impl Placement {
     }
 
     /// Makes a taken range longer where it is, if what is behind it is free.
-    pub(super) fn extend(&mut self, offset: u32, len: u32, new_len: u32) -> bool {
+    pub(crate) fn extend(&mut self, offset: u32, len: u32, new_len: u32) -> bool {
         let (end, more) = (offset + len, new_len - len);
         let Some(behind) = self.beginning_at(end) else { return false };
         let node = *self.node(behind);
@@ -177,23 +177,23 @@ impl Placement {
         }
     }
 
-    pub(super) fn free(&self) -> u32 {
+    pub(crate) fn free(&self) -> u32 {
         self.free
     }
 
-    pub(super) fn ranges(&self) -> u32 {
+    pub(crate) fn ranges(&self) -> u32 {
         self.ranges
     }
 
     /// The longest free range. As many steps as there are in its bin.
-    pub(super) fn largest(&self) -> u32 {
+    pub(crate) fn largest(&self) -> u32 {
         self.last()
             .checked_sub(1)
             .map_or(0, |bin| self.ranges_in(bin as usize).map(|node| node.len).max().unwrap_or(0))
     }
 
     /// How many bins there are up to the last that is not empty.
-    pub(super) fn last(&self) -> u32 {
+    pub(crate) fn last(&self) -> u32 {
         self.last
     }
 
@@ -206,7 +206,7 @@ impl Placement {
     }
 
     /// All free ranges: offsets and lengths.
-    pub(super) fn free_ranges(&self) -> impl Iterator<Item = (u32, u32)> {
+    pub(crate) fn free_ranges(&self) -> impl Iterator<Item = (u32, u32)> {
         (0..BINS).flat_map(|bin| self.ranges_in(bin)).map(|node| (node.offset, node.len))
     }
 
@@ -356,7 +356,7 @@ impl Placement {
 
 /// The bin in which ranges of that length are.
 #[inline]
-pub(super) fn bin_of(len: u32) -> usize {
+pub(crate) fn bin_of(len: u32) -> usize {
     if len < 1 << BITS {
         return len as usize;
     }
@@ -392,10 +392,10 @@ mod tests {
     use proptest::prelude::*;
 
     /// Tables in ordinary memory.
-    fn placement(len: u32) -> (Placement, Vec<u64>) {
-        let mut tables = vec![0_u64; Placement::table_bytes(len).div_ceil(8)];
+    fn tlsf(len: u32) -> (Tlsf, Vec<u64>) {
+        let mut tables = vec![0_u64; Tlsf::table_bytes(len).div_ceil(8)];
         // SAFETY: they are so large, aligned and zeroed, and stay as long.
-        (unsafe { Placement::new(len, NonNull::new(tables.as_mut_ptr()).unwrap().cast()) }, tables)
+        (unsafe { Tlsf::new(len, NonNull::new(tables.as_mut_ptr()).unwrap().cast()) }, tables)
     }
 
     #[test]
@@ -435,7 +435,7 @@ mod tests {
             base in 0_u32..100,
             steps in prop::collection::vec(step(), 1..300),
         ) {
-            let (mut placement, _tables) = placement(window);
+            let (mut tlsf, _tables) = tlsf(window);
             let mut map = vec![false; window as usize];
             let mut taken: Vec<(u32, u32)> = Vec::new();
             for step in steps {
@@ -445,7 +445,7 @@ mod tests {
                             (base as usize + start).is_multiple_of(align as usize)
                                 && map.get(start..start + len as usize).is_some_and(|map| !map.contains(&true))
                         };
-                        match placement.take(len, align, base) {
+                        match tlsf.take(len, align, base) {
                             Some(start) => {
                                 prop_assert!(fits(start as usize));
                                 map[start as usize..][..len as usize].fill(true);
@@ -456,19 +456,19 @@ mod tests {
                     }
                     Step::Give { which } if !taken.is_empty() => {
                         let (start, len) = taken.swap_remove(which % taken.len());
-                        placement.give(start, len);
+                        tlsf.give(start, len);
                         map[start as usize..][..len as usize].fill(false);
                     }
                     Step::Resize { which, len } if !taken.is_empty() => {
                         let place = which % taken.len();
                         let (start, old) = taken[place];
                         if len <= old {
-                            placement.give(start + len, old - len);
+                            tlsf.give(start + len, old - len);
                             map[(start + len) as usize..][..(old - len) as usize].fill(false);
                         } else {
                             let behind = map.get((start + old) as usize..(start + len) as usize);
                             let has_room = behind.is_some_and(|map| !map.contains(&true));
-                            prop_assert_eq!(placement.extend(start, old, len), has_room);
+                            prop_assert_eq!(tlsf.extend(start, old, len), has_room);
                             if !has_room {
                                 continue;
                             }
@@ -486,11 +486,11 @@ mod tests {
                         _ => expected.push((granule, 1)),
                     }
                 }
-                let mut ranges: Vec<_> = placement.free_ranges().collect();
+                let mut ranges: Vec<_> = tlsf.free_ranges().collect();
                 ranges.sort_unstable();
-                prop_assert_eq!(placement.ranges() as usize, expected.len());
-                prop_assert_eq!(placement.free(), expected.iter().map(|(_, len)| len).sum::<u32>());
-                prop_assert_eq!(placement.largest(), expected.iter().map(|(_, len)| *len).max().unwrap_or(0));
+                prop_assert_eq!(tlsf.ranges() as usize, expected.len());
+                prop_assert_eq!(tlsf.free(), expected.iter().map(|(_, len)| len).sum::<u32>());
+                prop_assert_eq!(tlsf.largest(), expected.iter().map(|(_, len)| *len).max().unwrap_or(0));
                 prop_assert_eq!(ranges, expected, "all neighbours are merged");
             }
         }

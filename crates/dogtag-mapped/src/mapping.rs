@@ -1,6 +1,6 @@
 //! Pages of the system's: a window, with pages in front and behind that nobody may touch.
 
-use super::MapError;
+use crate::error::MapError;
 use rustix::fs::fstatfs;
 use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
@@ -38,23 +38,23 @@ pub enum HugePages {
 
 /// What a window is to be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan<'a> {
-    pub(super) len: usize,
-    pub(super) file: Option<(&'a File, u64)>,
-    pub(super) is_shared: bool,
-    pub(super) protection: Protection,
-    pub(super) huge_pages: HugePages,
-    pub(super) is_populated: bool,
-    pub(super) is_locked: bool,
-    pub(super) has_guards: bool,
-    pub(super) name: &'a str,
+pub(crate) struct Plan<'a> {
+    pub(crate) len: usize,
+    pub(crate) file: Option<(&'a File, u64)>,
+    pub(crate) is_shared: bool,
+    pub(crate) protection: Protection,
+    pub(crate) huge_pages: HugePages,
+    pub(crate) is_populated: bool,
+    pub(crate) is_locked: bool,
+    pub(crate) has_guards: bool,
+    pub(crate) name: &'a str,
     /// The system need not promise that there is memory for all of it.
-    pub(super) is_not_reserved: bool,
+    pub(crate) is_not_reserved: bool,
 }
 
 /// A window, which is unmapped when this is dropped.
 #[derive(Debug)]
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     /// All that is mapped, guards included.
     whole: (NonNull<u8>, usize),
     /// Bytes that are a file's, if it ends within the last page.
@@ -69,7 +69,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(super) fn new(plan: &Plan<'_>) -> Result<Self, MapError> {
+    pub(crate) fn new(plan: &Plan<'_>) -> Result<Self, MapError> {
         let page = plan.page()?;
         let (len, usable) = plan.checked_len(page)?;
         let reserved = if plan.has_guards { Some(Reserved::around(len, page)?) } else { None };
@@ -87,16 +87,16 @@ impl Mapping {
         Ok(this)
     }
 
-    pub(super) fn start(&self) -> NonNull<u8> {
+    pub(crate) fn start(&self) -> NonNull<u8> {
         self.window.0
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.window.1
     }
 
     /// Bytes of a page.
-    pub(super) fn page(&self) -> usize {
+    pub(crate) fn page(&self) -> usize {
         self.page
     }
 
@@ -106,13 +106,13 @@ impl Mapping {
     /// # Safety
     ///
     /// They must be the window's, and nobody need what is in them.
-    pub(super) unsafe fn give_back(&self, start: usize, len: usize) -> bool {
+    pub(crate) unsafe fn give_back(&self, start: usize, len: usize) -> bool {
         let advice = if self.is_anonymous { Advice::LinuxDontNeed } else { Advice::LinuxRemove };
         // SAFETY: the caller's promise.
         unsafe { mm::madvise(self.window.0.as_ptr().add(start).cast(), len, advice) }.is_ok()
     }
 
-    pub(super) fn is_read_at_random(&self) {
+    pub(crate) fn is_read_at_random(&self) {
         // SAFETY: the window is ours. Should the system refuse, nothing depends on it.
         let _ = unsafe { mm::madvise(self.window.0.as_ptr().cast(), self.window.1, Advice::Random) };
     }
@@ -206,7 +206,7 @@ impl Drop for Reserved {
 }
 
 impl Plan<'_> {
-    pub(super) const fn anonymous(len: usize) -> Self {
+    pub(crate) const fn anonymous(len: usize) -> Self {
         Self {
             len,
             file: None,
@@ -299,7 +299,7 @@ fn refusal(error: Errno, len: usize, page: usize) -> MapError {
 }
 
 /// Bytes of a page that is not a huge one. Allocates nothing, as rustix's may.
-pub(super) fn page_size() -> usize {
+pub(crate) fn page_size() -> usize {
     // SAFETY: it only asks.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }

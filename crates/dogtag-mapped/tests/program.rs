@@ -1,12 +1,15 @@
 //! The example `services` with a window of mapped memory, and jemalloc for what the window has
 //! no room for, as its global allocator: it must not notice.
-#![cfg(all(feature = "mapped", feature = "jemalloc", not(feature = "memory-check")))]
+#![cfg(not(feature = "memory-check"))]
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// The repository.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+const CRATE: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A program of the example's source.
 fn build(name: &str, source: &str) -> Command {
@@ -18,7 +21,8 @@ fn build(name: &str, source: &str) -> Command {
     let profiles: String = profiles.map(|table| format!("[{table}\n")).collect();
     let manifest = format!(
         "[package]\nname = \"{name}\"\nedition = \"2024\"\n[workspace]\n{profiles}\
-         [dependencies]\ndogtag = {{ path = {ROOT:?}, features = [\"mapped\"] }}\n\
+         [dependencies]\ndogtag = {{ path = {ROOT:?} }}\n\
+         dogtag-mapped = {{ path = {CRATE:?} }}\n\
          tokio = {{ version = \"1.38\", features = [\"rt-multi-thread\", \"sync\", \"time\"] }}\n"
     );
     fs::write(package.join("Cargo.toml"), manifest).unwrap();
@@ -61,7 +65,7 @@ fn a_window_that_is_too_small_goes_unnoticed() {
             allocator,
             "static ALLOC: dogtag::Dogtag<Fallback<MappedRegion, dogtag::Jemalloc>> = \
              dogtag::Dogtag::with_backend(Fallback::new(MappedRegion::deferred(1 << 20), dogtag::Jemalloc));\n\
-             use dogtag::mapped::{Fallback, MappedRegion};",
+             use dogtag_mapped::{Fallback, MappedRegion};",
         )
         .replace(
             "fn main() -> ExitCode {",

@@ -4,10 +4,10 @@
 //! size are kept as they are; they are merged with their neighbours as soon as it makes a
 //! difference: when there is no other room, and before anybody counts what is free.
 
-use super::placement::Placement;
+use crate::tlsf::Tlsf;
 
 /// Offsets and sizes are in granules.
-pub(super) struct Recent {
+pub(crate) struct QuickLists {
     /// By size.
     shelves: [Shelf; SIZES],
     /// Which shelves are not empty.
@@ -24,17 +24,17 @@ struct Shelf {
 const SIZES: usize = u64::BITS as usize;
 const DEPTH: usize = 7;
 
-impl Recent {
-    pub(super) const fn new() -> Self {
+impl QuickLists {
+    pub(crate) const fn new() -> Self {
         Self { shelves: [Shelf { offsets: [0; DEPTH], len: 0 }; SIZES], filled: 0 }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.filled == 0
     }
 
     /// The youngest one of that size.
-    pub(super) fn take(&mut self, len: u32) -> Option<u32> {
+    pub(crate) fn take(&mut self, len: u32) -> Option<u32> {
         let shelf = self.shelves.get_mut(len as usize - 1)?;
         shelf.len = shelf.len.checked_sub(1)?;
         self.filled ^= u64::from(shelf.len == 0) << (len - 1);
@@ -42,7 +42,7 @@ impl Recent {
     }
 
     /// Keeps a block, if it is small and there is a place for it.
-    pub(super) fn keep(&mut self, offset: u32, len: u32) -> bool {
+    pub(crate) fn keep(&mut self, offset: u32, len: u32) -> bool {
         let Some(shelf) = self.shelves.get_mut(len as usize - 1) else { return false };
         let Some(place) = shelf.offsets.get_mut(shelf.len as usize) else { return false };
         *place = offset;
@@ -52,12 +52,12 @@ impl Recent {
     }
 
     /// Gives all of them back.
-    pub(super) fn settle(&mut self, placement: &mut Placement) {
+    pub(crate) fn settle(&mut self, tlsf: &mut Tlsf) {
         while self.filled != 0 {
             let size = self.filled.trailing_zeros();
             let shelf = &mut self.shelves[size as usize];
             for offset in &shelf.offsets[..shelf.len as usize] {
-                placement.give(*offset, size + 1);
+                tlsf.give(*offset, size + 1);
             }
             shelf.len = 0;
             self.filled &= self.filled - 1;

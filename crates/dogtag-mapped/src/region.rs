@@ -1,16 +1,19 @@
 //! A region as a program has it: what it is mapped by, asked about, and allocated from, uncounted
 //! as a backend and counted as the allocator of collections.
 
-use super::mapping::Plan;
-use super::window::Window;
-use super::{HugePages, MapError, Owns, Protection, RegionStats, roll};
-use crate::Dogtag;
-use crate::sync::{AtomicBool, AtomicPtr, Ordering};
+use crate::error::MapError;
+use crate::fallback::Owns;
+use crate::mapping::{HugePages, Plan, Protection};
+use crate::registry;
+use crate::window::Window;
 use allocator_api2::alloc::{AllocError, Allocator};
+use dogtag::__private::stays_mapped;
+use dogtag::{Dogtag, RegionStats};
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
 use std::fs::File;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 /// A window of memory that is mapped, and blocks in it: [the module](super) tells of it.
 ///
@@ -21,11 +24,11 @@ use std::ptr::{self, NonNull};
 /// stays on its service's account.
 ///
 /// ```compile_fail,E0505
-/// let region = dogtag::mapped::MappedRegion::anonymous(4096)?;
+/// let region = dogtag_mapped::MappedRegion::anonymous(4096)?;
 /// let numbers = allocator_api2::vec::Vec::<u32, _>::with_capacity_in(10, &region);
 /// drop(region);
 /// drop(numbers);
-/// # Ok::<(), dogtag::mapped::MapError>(())
+/// # Ok::<(), dogtag_mapped::MapError>(())
 /// ```
 pub struct MappedRegion {
     /// What collections allocate is counted; the backend of another allocator is not.
@@ -81,7 +84,7 @@ impl MappedRegion {
     /// nothing. (What asks about it does not use it.)
     ///
     /// ```
-    /// use dogtag::mapped::{Fallback, MappedRegion};
+    /// use dogtag_mapped::{Fallback, MappedRegion};
     /// use dogtag::Dogtag;
     /// use std::alloc::System;
     ///
@@ -113,7 +116,7 @@ impl MappedRegion {
     /// Maps a region of so many bytes in steps.
     ///
     /// ```
-    /// use dogtag::mapped::{HugePages, MappedRegion};
+    /// use dogtag_mapped::{HugePages, MappedRegion};
     ///
     /// let region = MappedRegion::builder(4 << 20)
     ///     .name("samples")
@@ -121,7 +124,7 @@ impl MappedRegion {
     ///     .guard_pages()
     ///     .map()?;
     /// assert_eq!(region.stats().free, 4 << 20);
-    /// # Ok::<(), dogtag::mapped::MapError>(())
+    /// # Ok::<(), dogtag_mapped::MapError>(())
     /// ```
     pub fn builder<'a>(len: usize) -> RegionBuilder<'a> {
         RegionBuilder { plan: Plan::anonymous(len), granularity: 16 }
@@ -160,13 +163,13 @@ impl MappedRegion {
     /// to know.
     ///
     /// ```
-    /// # let region = dogtag::mapped::MappedRegion::anonymous(4096)?;
+    /// # let region = dogtag_mapped::MappedRegion::anonymous(4096)?;
     /// let number = allocator_api2::boxed::Box::new_in(7_u32, &region);
     /// let offset = region.offset_of(&raw const *number).unwrap();
     /// // SAFETY: there is a number, which nobody changes.
     /// assert_eq!(unsafe { *region.at::<u32>(offset).unwrap().as_ref() }, 7);
     /// assert!(region.at::<u32>(offset + 1).is_none() && region.at::<u32>(4096).is_none());
-    /// # Ok::<(), dogtag::mapped::MapError>(())
+    /// # Ok::<(), dogtag_mapped::MapError>(())
     /// ```
     pub fn at<T>(&self, offset: usize) -> Option<NonNull<T>> {
         self.slice_at::<T>(offset, 1).map(NonNull::cast)
@@ -289,7 +292,7 @@ impl<'a> RegionBuilder<'a> {
         unsafe {
             let window = Window::map(&self.plan, self.granularity)?;
             raw.window.store(window.as_ptr(), Ordering::Release);
-            roll::add(window);
+            registry::add(window);
         }
         Ok(region)
     }
@@ -316,7 +319,7 @@ impl Raw {
 
     fn map(&self) -> Result<(), MapError> {
         // SAFETY: the drop below ends it, once.
-        roll::add_first(&self.window, || unsafe { Window::map(&Plan::anonymous(self.len), 16) })
+        registry::add_first(&self.window, || unsafe { Window::map(&Plan::anonymous(self.len), 16) })
     }
 
     fn owns(&self, address: *const u8) -> bool {
@@ -329,11 +332,11 @@ impl Drop for Raw {
         let Some(window) = NonNull::new(*self.window.get_mut()) else { return };
         // SAFETY: it was put in, and nobody uses it any more.
         unsafe {
-            roll::take_out(window);
-            #[cfg(feature = "memory-check")]
-            if window.as_ref().stats().blocks > 0 {
-                // Whoever has them goes on using them, so it stays mapped.
-                return crate::check::region_in_use(window.as_ref().start().addr().get());
+            registry::remove(window);
+            let blocks = window.as_ref().stats().blocks;
+            if blocks > 0 && stays_mapped(window.as_ref().start().addr().get()) {
+                // Whoever has the blocks goes on using them.
+                return;
             }
             Window::end(window);
         }

@@ -1,9 +1,9 @@
 //! An allocator, and another one for what the first has no room for.
 
-use crate::sync::{AtomicU64, Ordering};
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An allocator that knows its own blocks by their addresses.
 ///
@@ -23,7 +23,7 @@ pub unsafe trait Owns: GlobalAlloc {
 ///
 /// ```
 /// use dogtag::Dogtag;
-/// use dogtag::mapped::{Fallback, MappedRegion};
+/// use dogtag_mapped::{Fallback, MappedRegion};
 /// use std::alloc::System;
 ///
 /// let window = MappedRegion::anonymous(1 << 16)?;
@@ -31,7 +31,7 @@ pub unsafe trait Owns: GlobalAlloc {
 /// let mut numbers = allocator_api2::vec::Vec::new_in(&memory);
 /// (0_u64..10_000).for_each(|number| numbers.push(number));
 /// assert!(memory.backend().stats().secondary_blocks > 0, "it has grown out of the window");
-/// # Ok::<(), dogtag::mapped::MapError>(())
+/// # Ok::<(), dogtag_mapped::MapError>(())
 /// ```
 #[derive(Default)]
 pub struct Fallback<Primary, Secondary> {

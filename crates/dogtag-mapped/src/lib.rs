@@ -8,13 +8,13 @@
 //! was put there, and what was never handed out is known to be zero.
 //!
 //! ```
-//! use dogtag::mapped::MappedRegion;
+//! use dogtag_mapped::MappedRegion;
 //!
 //! let region = MappedRegion::builder(1 << 20).name("scratch").guard_pages().map()?;
 //! let mut numbers = allocator_api2::vec::Vec::new_in(&region);
 //! numbers.extend(0..1000);
 //! assert!(region.stats().used >= 4000);
-//! # Ok::<(), dogtag::mapped::MapError>(())
+//! # Ok::<(), dogtag_mapped::MapError>(())
 //! ```
 //!
 //! All operations take a lock, and constant time, unless the window is so full that only ranges
@@ -22,20 +22,23 @@
 //! at once, or for blocks that are worth the wait. As the global allocator's backend it has
 //! another one behind it: [`MappedRegion::deferred`]. For Linux.
 
+#![deny(missing_docs)]
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("dogtag-mapped needs Linux");
+
 mod error;
 mod fallback;
 mod mapping;
-mod placement;
-mod recent;
+mod quick_lists;
 mod region;
-mod roll;
-mod stats;
+mod registry;
+mod tlsf;
 mod window;
 
+pub use dogtag::{Region, RegionStats};
 pub use error::MapError;
 pub use fallback::{Fallback, FallbackStats, Owns};
 pub use mapping::{HugePages, Protection};
 pub use region::{MappedRegion, RegionBuilder};
-pub(crate) use roll::{AllHeld, all};
-pub(crate) use stats::Regions;
-pub use stats::{Region, RegionStats};

@@ -1,6 +1,6 @@
 //! A window of memory that two processes share, with a tree of words in it.
 //!
-//! `cargo run --release --features mapped --example shared_window`
+//! `cargo run --release -p dogtag-mapped --example shared_window`
 //!
 //! The parent maps a file that is nowhere but in memory, and builds an index of the words of
 //! this repository's README in it. The nodes of the index know each other by offsets, since
@@ -15,8 +15,8 @@
 
 use allocator_api2::boxed::Box as RegionBox;
 use allocator_api2::vec::Vec as RegionVec;
-use dogtag::mapped::{Fallback, MappedRegion, Protection};
 use dogtag::{Dogtag, Service};
+use dogtag_mapped::{Fallback, MappedRegion, Protection};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::cmp::{Ordering, Reverse};

@@ -1,15 +1,16 @@
 //! Regions against other allocators over windows that are as large.
 //!
-//! `cargo bench --features mapped --bench regions -- 31`
+//! `cargo bench -p dogtag-mapped --features jemalloc --bench regions -- 31`
 //!
 //! Medians of interleaved rounds, 21 unless another number is given. The first line of
 //! each table is the yardstick; × is the median of the ratios to it within the rounds.
 //! What is locked is behind the kind of lock that a region has.
 
+#[path = "../../../benches/rounds/mod.rs"]
 mod rounds;
 
-use dogtag::mapped::MappedRegion;
 use dogtag::{Dogtag, Jemalloc};
+use dogtag_mapped::MappedRegion;
 use linked_list_allocator::Heap;
 use rlsf::Tlsf;
 use rounds::{compare, each, random, timed};

@@ -1,11 +1,11 @@
 //! Regions of mapped memory: what they are, what they refuse, and who stands behind them.
-#![cfg(feature = "mapped")]
 
+#[path = "../../../tests/watch/mod.rs"]
 mod watch;
 
 use allocator_api2::vec::Vec as RegionVec;
-use dogtag::mapped::{Fallback, HugePages, MapError, MappedRegion, Owns, Protection};
 use dogtag::{Dogtag, Service};
+use dogtag_mapped::{Fallback, HugePages, MapError, MappedRegion, Owns, Protection};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CString;
 use std::fs::File;

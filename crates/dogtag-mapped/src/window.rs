@@ -3,22 +3,23 @@
 //! What is known stands in pages of its own, since a region may be the global allocator's
 //! backend: nothing here allocates.
 
-use super::mapping::{Mapping, Plan, Protection, page_size};
-use super::placement::{Placement, bin_of};
-use super::recent::Recent;
-use super::roll::Entry;
-use super::{MapError, RegionStats};
-use crate::ledger::thread;
-use crate::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::error::MapError;
+use crate::mapping::{Mapping, Plan, Protection, page_size};
+use crate::quick_lists::QuickLists;
+use crate::registry::Entry;
+use crate::tlsf::{Tlsf, bin_of};
+use dogtag::__private::counts;
+use dogtag::RegionStats;
 use std::alloc::Layout;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// At the beginning of its tables, where it stays.
-pub(super) struct Window {
-    pub(super) entry: Entry,
+pub(crate) struct Window {
+    pub(crate) entry: Entry,
     mapping: Mapping,
     tables: Mapping,
     /// Blocks begin and end at multiples of 2 to this power.
@@ -36,8 +37,8 @@ pub(super) struct Window {
 }
 
 struct State {
-    placement: Placement,
-    recent: Recent,
+    tlsf: Tlsf,
+    quick_lists: QuickLists,
     blocks: usize,
     /// Bytes, rounded up to granules.
     used: usize,
@@ -51,7 +52,7 @@ impl Window {
     /// # Safety
     ///
     /// Whoever gets it must call [`end`](Self::end) once, and not use it then.
-    pub(super) unsafe fn map(plan: &Plan<'_>, granularity: usize) -> Result<NonNull<Self>, MapError> {
+    pub(crate) unsafe fn map(plan: &Plan<'_>, granularity: usize) -> Result<NonNull<Self>, MapError> {
         if !granularity.is_power_of_two() || granularity > page_size() {
             return Err(MapError::Granularity { bytes: granularity });
         }
@@ -64,8 +65,8 @@ impl Window {
         let shift = granularity.max(least).trailing_zeros();
         let len = (mapping.len() >> shift) as u32;
         let dirty_offset = size_of::<Self>().next_multiple_of(16);
-        let placement_offset = dirty_offset + Dirty::bytes(mapping.len());
-        let tables_len = placement_offset + Placement::table_bytes(len);
+        let tlsf_offset = dirty_offset + Dirty::bytes(mapping.len());
+        let tables_len = tlsf_offset + Tlsf::table_bytes(len);
         let tables = Plan { name: "region-tables", is_not_reserved: true, ..Plan::anonymous(tables_len) };
         let tables = Mapping::new(&tables).map_err(|error| match error {
             MapError::NoRoom { source, .. } => MapError::NoRoom { len: plan.len, source },
@@ -80,19 +81,18 @@ impl Window {
             if plan.file.is_some() {
                 dirty.fill();
             }
-            let placement =
-                Placement::new(if can_be_allocated { len } else { 0 }, memory.add(placement_offset));
+            let tlsf = Tlsf::new(if can_be_allocated { len } else { 0 }, memory.add(tlsf_offset));
             let this = memory.cast::<Self>();
             this.write(Self {
                 entry: Entry::new(plan.name),
                 shift,
                 base: (mapping.start().addr().get() >> shift) as u32,
-                first_empty: AtomicU32::new(placement.last()),
+                first_empty: AtomicU32::new(tlsf.last()),
                 refused: AtomicU64::new(0),
                 dirty,
                 state: Mutex::new(State {
-                    placement,
-                    recent: Recent::new(),
+                    tlsf,
+                    quick_lists: QuickLists::new(),
                     blocks: 0,
                     used: 0,
                     peak: 0,
@@ -113,32 +113,32 @@ impl Window {
     /// # Safety
     ///
     /// Nobody must use it, or what was allocated in it.
-    pub(super) unsafe fn end(this: NonNull<Self>) {
+    pub(crate) unsafe fn end(this: NonNull<Self>) {
         // SAFETY: the caller's promise. The tables go last, since it stands in them.
         let Self { mapping, tables, .. } = unsafe { this.read() };
         drop(mapping);
         drop(tables);
     }
 
-    pub(super) fn start(&self) -> NonNull<u8> {
+    pub(crate) fn start(&self) -> NonNull<u8> {
         self.mapping.start()
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.mapping.len()
     }
 
-    pub(super) fn owns(&self, block: *const u8) -> bool {
+    pub(crate) fn owns(&self, block: *const u8) -> bool {
         block.addr().wrapping_sub(self.start().addr().get()) < self.len()
     }
 
-    pub(super) fn allocate(&self, layout: Layout, is_zeroed: bool) -> Option<NonNull<u8>> {
+    pub(crate) fn allocate(&self, layout: Layout, is_zeroed: bool) -> Option<NonNull<u8>> {
         let Some((len, align)) = self.granules(layout) else { return self.refuse() };
         if bin_of(len) as u32 >= self.first_empty.load(Ordering::Relaxed) {
             return self.refuse();
         }
         let mut state = self.state();
-        let again = if align == 1 { state.recent.take(len) } else { None };
+        let again = if align == 1 { state.quick_lists.take(len) } else { None };
         let Some(start) = again.or_else(|| self.place(&mut state, len, align)) else {
             drop(state);
             return self.refuse();
@@ -159,12 +159,12 @@ impl Window {
     /// # Safety
     ///
     /// The block must be from here, of that layout, and used no more.
-    pub(super) unsafe fn free(&self, block: NonNull<u8>, layout: Layout) {
+    pub(crate) unsafe fn free(&self, block: NonNull<u8>, layout: Layout) {
         let Some((len, _)) = self.granules(layout) else { return };
         let start = self.granule(block);
         let mut state = self.state();
-        if !state.recent.keep(start, len) {
-            state.placement.give(start, len);
+        if !state.quick_lists.keep(start, len) {
+            state.tlsf.give(start, len);
         }
         state.blocks -= 1;
         state.used -= (len as usize) << self.shift;
@@ -177,7 +177,7 @@ impl Window {
     /// # Safety
     ///
     /// The block must be from here, and of that layout.
-    pub(super) unsafe fn resize(&self, block: NonNull<u8>, layout: Layout, new_size: usize) -> bool {
+    pub(crate) unsafe fn resize(&self, block: NonNull<u8>, layout: Layout, new_size: usize) -> bool {
         let new = Layout::from_size_align(new_size, layout.align()).ok().and_then(|new| self.granules(new));
         let (Some((old, _)), Some((new, _))) = (self.granules(layout), new) else { return false };
         let start = self.granule(block);
@@ -187,14 +187,14 @@ impl Window {
             return true;
         }
         if new > old {
-            let extends = state.placement.extend(start, old, new)
-                || state.settle() && state.placement.extend(start, old, new);
+            let extends =
+                state.tlsf.extend(start, old, new) || state.settle() && state.tlsf.extend(start, old, new);
             self.note_bins(&state);
             if !extends {
                 return false;
             }
         } else {
-            state.placement.give(start + new, old - new);
+            state.tlsf.give(start + new, old - new);
             self.note_bins(&state);
         }
         state.count(0, (new as usize) << self.shift, (old as usize) << self.shift);
@@ -204,12 +204,12 @@ impl Window {
         true
     }
 
-    pub(super) fn trim(&self) -> usize {
+    pub(crate) fn trim(&self) -> usize {
         let mut state = self.state();
         state.settle();
         let page = self.mapping.page();
         let mut bytes = 0;
-        for (start, len) in state.placement.free_ranges() {
+        for (start, len) in state.tlsf.free_ranges() {
             let start = (start as usize) << self.shift;
             let end = (start + ((len as usize) << self.shift)) / page * page;
             let mut from = start.next_multiple_of(page);
@@ -227,34 +227,34 @@ impl Window {
         bytes
     }
 
-    pub(super) fn stats(&self) -> RegionStats {
+    pub(crate) fn stats(&self) -> RegionStats {
         let mut state = self.state();
         state.settle();
         self.note_bins(&state);
         let bytes = |granules: u32| (granules as usize) << self.shift;
-        RegionStats {
-            size: self.len(),
-            used: state.used,
-            free: bytes(state.placement.free()),
-            largest_free: bytes(state.placement.largest()),
-            free_ranges: state.placement.ranges() as usize,
-            blocks: state.blocks,
-            peak: state.peak,
-            refused: self.refused.load(Ordering::Relaxed),
-        }
+        let mut stats = RegionStats::default();
+        stats.size = self.len();
+        stats.used = state.used;
+        stats.free = bytes(state.tlsf.free());
+        stats.largest_free = bytes(state.tlsf.largest());
+        stats.free_ranges = state.tlsf.ranges() as usize;
+        stats.blocks = state.blocks;
+        stats.peak = state.peak;
+        stats.refused = self.refused.load(Ordering::Relaxed);
+        stats
     }
 
     /// Bytes of blocks that somebody counts, with what stands around them.
-    pub(super) fn counted(&self) -> usize {
+    pub(crate) fn counted(&self) -> usize {
         self.state().counted
     }
 
-    /// Takes the lock, until it is [let go](Self::let_go).
+    /// Takes the lock, until it is [released](Self::release).
     ///
     /// # Safety
     ///
     /// The window must be there until then, and nobody else hold it.
-    pub(super) unsafe fn hold(&self) {
+    pub(crate) unsafe fn hold(&self) {
         // SAFETY: the caller's promise.
         unsafe {
             let guard =
@@ -266,13 +266,13 @@ impl Window {
     /// # Safety
     ///
     /// It must be held, by this thread or by the one that this one is a fork's copy of.
-    pub(super) unsafe fn let_go(&self) {
+    pub(crate) unsafe fn release(&self) {
         // SAFETY: the caller's promise.
         drop(unsafe { (*self.held.get()).take() });
     }
 
     /// Addresses of the window.
-    pub(super) fn addresses(&self) -> Range<usize> {
+    pub(crate) fn addresses(&self) -> Range<usize> {
         let start = self.start().addr().get();
         start..start + self.len()
     }
@@ -301,9 +301,9 @@ impl Window {
 
     /// Finds room that is not a recent block's; those give way if there is no other.
     fn place(&self, state: &mut State, len: u32, align: u32) -> Option<u32> {
-        let found = state.placement.take(len, align, self.base);
+        let found = state.tlsf.take(len, align, self.base);
         let found = match found {
-            None if state.settle() => state.placement.take(len, align, self.base),
+            None if state.settle() => state.tlsf.take(len, align, self.base),
             found => found,
         };
         self.note_bins(state);
@@ -312,7 +312,7 @@ impl Window {
 
     fn note_bins(&self, state: &State) {
         // Recent blocks may become a range of any length.
-        let first = if state.recent.is_empty() { state.placement.last() } else { u32::MAX };
+        let first = if state.quick_lists.is_empty() { state.tlsf.last() } else { u32::MAX };
         if self.first_empty.load(Ordering::Relaxed) != first {
             self.first_empty.store(first, Ordering::Relaxed);
         }
@@ -322,9 +322,9 @@ impl Window {
 impl State {
     /// Merges recent blocks with their neighbours, and says whether there were any.
     fn settle(&mut self) -> bool {
-        let were_any = !self.recent.is_empty();
+        let were_any = !self.quick_lists.is_empty();
         if were_any {
-            self.recent.settle(&mut self.placement);
+            self.quick_lists.settle(&mut self.tlsf);
         }
         were_any
     }
@@ -337,7 +337,7 @@ impl State {
 
     /// Notes what was asked for and given back, if whoever does it counts that.
     fn note_counted(&mut self, more: usize, less: usize) {
-        if thread::counts() {
+        if counts() {
             self.counted = (self.counted + more).saturating_sub(less);
         }
     }
