@@ -5,7 +5,7 @@
 
 use allocator_api2::alloc::Allocator;
 use arbitrary::Arbitrary;
-use dogtag::mapped::{MappedRegion, RegionStats};
+use dogtag_mapped::{MappedRegion, RegionStats};
 use dogtag::{Service, Usage};
 use dogtag_fuzz::{Align, Block, Size, are_all, layout, pick};
 use libfuzzer_sys::fuzz_target;

@@ -4,7 +4,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use dogtag::mapped::MappedRegion;
+use dogtag_mapped::MappedRegion;
 use dogtag::{
     Balance, Dogtag, JemallocStats, Lost, Quarantine, RegisterError, Row, Service, Snapshot, Usage,
 };
