@@ -1,5 +1,5 @@
-//! The process's own books: what the services hold, what that costs beyond, and what
-//! is not heap at all, up to what the operating system says that the process has.
+//! The balance of the process's memory: the services' bytes, what the allocator adds to them, and
+//! what is not heap, up to the process's RSS.
 
 mod others;
 
@@ -12,16 +12,16 @@ use crate::sys::smaps::Resident;
 use std::fmt;
 use std::ops::Range;
 
-/// Where the process's physical memory (RSS) is.
+/// Measures where the process's physical memory (RSS) is.
 ///
-/// The services' figures are what the program asked for, and RSS is what the system
-/// gave, which is more, or less: this adds everything up that is in between. Each
-/// part is measured on its own, and what they do not explain is a line of its own.
+/// The services' figures are what the program asked for; RSS is what the system
+/// gave. The balance lists all that is between. Each
+/// part is measured on its own, and the rest is a line of its own.
 ///
-/// Reads jemalloc's figures and `/proc/self/smaps`, for which the kernel goes
-/// through the process's pages: about a millisecond, and more for each
-/// GiB. Takes no lock that an allocation takes. While other threads allocate, the
-/// parts are of slightly different moments, which is unexplained too.
+/// It reads jemalloc's figures and `/proc/self/smaps`, for which the kernel walks
+/// the process's pages: about a millisecond, and more for each
+/// GiB. It takes no lock that an allocation takes. While other threads allocate, the
+/// parts are of slightly different moments; the difference is unexplained, too.
 ///
 /// ```
 /// # #[global_allocator]
@@ -101,88 +101,85 @@ pub fn balance() -> Balance {
     balance
 }
 
-/// The process's books: [`balance`].
+/// Lists the parts of the process's physical memory, as [`balance`] measured them.
 ///
-/// Its `Display` is a table.
+/// `Display` writes a table. With the feature `serde`, fields that are missing in what is read are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Balance {
-    /// Bytes that services requested and have not freed, without the unattributed
-    /// one.
+    /// Live bytes of all services but the unattributed one, as requested.
     pub services: u64,
-    /// The unattributed service's.
+    /// Live bytes of the unattributed service, as requested.
     pub unattributed: u64,
-    /// What stands behind and in front of live blocks: cookies, or with
-    /// `memory-check` guards. (As if no block had its owner beside the heap, which
-    /// those of 4 KiB and more have.)
+    /// Bytes around live blocks: cookies, or with
+    /// `memory-check` guards and headers. (Counted as if every block had a cookie, though blocks of
+    /// 4 KiB and more have none.)
     pub cookies: u64,
-    /// Freed blocks that memory-check keeps back.
+    /// Freed blocks in memory-check's quarantine.
     pub quarantine: u64,
-    /// What jemalloc adds to blocks to fill a size class. Where another crate has made it the C
+    /// Bytes that jemalloc adds to blocks to fill a size class. If another crate has made it the C
     /// library's `malloc`, also what C allocates.
     pub rounding: u64,
     /// Freed blocks that jemalloc keeps for each thread.
     pub thread_caches: u64,
-    /// Room for blocks in pages that hold others. With [`is_profiled`](Self::is_profiled) also what
-    /// would be rounding.
+    /// Free space for blocks in pages that hold others. With [`is_profiled`](Self::is_profiled) also
+    /// the rounding.
     pub free_slots: u64,
-    /// Pages without blocks that jemalloc has not given back yet; it does so within
+    /// Pages without blocks that jemalloc has not returned to the system yet; it does so within
     /// some ten seconds.
     pub dirty_pages: u64,
     /// jemalloc's bookkeeping.
     pub metadata: u64,
-    /// Pages of mapped regions (crate `dogtag-mapped`), beyond their live blocks, if these are some
-    /// service's. (Those of a region that is used without a [`Dogtag`](crate::Dogtag) are nobody's,
-    /// and so are those of a `Dogtag` whose backend is a type without fields that goes on to a
-    /// region.)
+    /// Pages of mapped regions (crate `dogtag-mapped`), without the live blocks that services own there.
+    /// (No service owns blocks of a region that is used without a [`Dogtag`](crate::Dogtag), or by
+    /// way of a backend that is a type without fields.)
     pub regions: u64,
-    /// This crate's: counters, services, owners of large blocks, and what
-    /// memory-check knows of blocks.
+    /// dogtag's own data: counters, services, owners of large blocks, and memory-check's state of
+    /// blocks.
     pub ledger: u64,
-    /// The program, its libraries, and files that it has mapped.
+    /// Pages of the program, its libraries, and files that it has mapped.
     pub files: u64,
-    /// Stacks of threads.
+    /// Pages of threads' stacks.
     pub stacks: u64,
     /// Other memory that is not from this allocator: static variables, the C
-    /// library's `malloc`, what the program has mapped. Without jemalloc's figures
-    /// (feature `jemalloc-stats`), also what the backend needs for itself.
+    /// library's `malloc`, mappings of the program. Without jemalloc's figures
+    /// (feature `jemalloc-stats`), also the backend's own data.
     pub other_mappings: u64,
-    /// Memory that was mapped like jemalloc's, but not by it: of other allocators, other copies of
-    /// jemalloc among them, of glibc's `malloc` in threads, of garbage collectors. Told from
-    /// jemalloc's own by its addresses, mostly to within the size of its bookkeeping. 0 with a
+    /// Memory that other allocators mapped as jemalloc does: other copies of
+    /// jemalloc, glibc's `malloc` in threads, garbage collectors. Addresses tell it from jemalloc's
+    /// own, mostly to within the size of jemalloc's bookkeeping. 0 with a
     /// jemalloc before 5.3.1, which cannot be asked; then it is part of what is unexplained.
     pub other_allocators: u64,
-    /// Whether jemalloc's profiling is on (`prof:true`), with which it does not tell what size
-    /// classes round up: then [`rounding`](Self::rounding) is 0, and part of
-    /// [`free_slots`](Self::free_slots).
+    /// Whether jemalloc's profiling is on (`prof:true`). Then it does not report the rounding, which
+    /// is part of [`free_slots`](Self::free_slots), and [`rounding`](Self::rounding) is 0.
     pub is_profiled: bool,
-    /// What is part of the lines above and yet not in physical memory: pages of
-    /// blocks that nobody has written to, or that were swapped out. The only part
+    /// Bytes of the parts above that are not in physical memory: pages of
+    /// blocks that nothing has written to, or that were swapped out. It is the only part
     /// that counts negative.
     pub not_in_memory: u64,
-    /// What the process has in physical memory, RSS: the sum of all parts. `None`
-    /// where the system does not tell.
+    /// The process's physical memory (RSS): the sum of all parts. `None`
+    /// where the system does not report it.
     pub resident: Option<u64>,
 }
 
-/// A part of a [`Balance`].
+/// Names one part of a [`Balance`] and has its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BalanceLine {
-    /// What it is called, in lower case.
+    /// The part's name, in lower case.
     pub part: &'static str,
-    /// Its bytes.
+    /// The part's bytes; negative for what is not in memory.
     pub bytes: i64,
-    /// What it is, in one line.
+    /// What the part is, in one line.
     pub meaning: &'static str,
 }
 
 impl Balance {
-    /// What no part explains: what huge pages round up, and what changed meanwhile; negative for
-    /// what was counted twice.
+    /// Returns what is left of RSS without all parts: rounding by huge pages, and changes during the
+    /// measurement. It is negative if something was counted twice.
     ///
-    /// 0 where the system does not tell what the process has.
+    /// It is 0 where the system does not report RSS.
     #[must_use]
     pub fn unexplained(&self) -> i64 {
         // Of another process they may be anything, and so may their sum.
@@ -193,8 +190,18 @@ impl Balance {
         })
     }
 
-    /// All parts, the unexplained one last. Their sum is [`Balance::resident`]. (What is more
-    /// than an `i64` can be, in figures that were made up, is the most that it can.)
+    /// Returns all parts, the unexplained one last. Their sum is [`Balance::resident`]. (Figures that
+    /// were made up saturate at what an `i64` holds.)
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() {
+    /// for line in dogtag::balance().lines() {
+    ///     println!("{:>12} {:<16} {}", line.bytes, line.part, line.meaning);
+    /// }
+    /// # }
+    /// ```
     #[must_use]
     pub fn lines(&self) -> Vec<BalanceLine> {
         let mut lines = self.parts().to_vec();

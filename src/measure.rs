@@ -3,20 +3,20 @@
 use crate::ledger::thread;
 use crate::usage::Usage;
 
-/// Runs `work`, and tells what the calling thread has allocated and freed
-/// meanwhile, for whichever services. Who it is attributed to does not change.
+/// Runs `work` and returns what it returned, with what the calling thread has allocated and freed
+/// meanwhile, in all services.
 ///
-/// For tests of the kind "this makes exactly three allocations". What other
-/// threads do on behalf of `work` is not counted. [`Usage::denied`] and
-/// [`Usage::peak_bytes`] are those of services, and 0 here.
+/// It is meant for tests such as "this makes exactly three allocations". Attribution to services
+/// does not change. Other threads that work for `work` are not counted. [`Usage::denied`] and
+/// [`Usage::peak_bytes`] belong to services, and are 0 here.
 ///
-/// Adds up the thread's cells: up to 256 for each service that this thread, or one
-/// that ended before it began, has touched. A thread for which the system had no
-/// memory, or whose thread-local variables are being destroyed, is not counted.
+/// The cost is a sum over the thread's cells: up to 256 for each service that this thread has
+/// touched, or one that ended before it began. On a thread for whose cells the system had no
+/// memory, and while thread-local variables are destroyed, the figures are 0.
 ///
 /// # Panics
 ///
-/// When `work` does.
+/// Panics if `work` does.
 ///
 /// ```
 /// # #[global_allocator]

@@ -1,4 +1,4 @@
-//! All services at one glance, as data and as a table.
+//! All services at one moment, as data.
 
 mod display;
 mod regions;
@@ -15,11 +15,11 @@ use crate::usage::Usage;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// What all services of the process have allocated and freed, in sum, those
-/// that have ended among them.
+/// Returns the sum of what all services of the process have allocated and freed, including those
+/// that have ended.
 ///
-/// Reads every service's cells: for one service [`Service::usage`] is cheaper. Takes no
-/// lock and allocates nothing: also for [signal handlers](crate#signals).
+/// It reads the cells of every service; for one service [`Service::usage`] is cheaper. It takes no
+/// lock and allocates nothing, so that [signal handlers](crate#signals) may call it.
 ///
 /// ```
 /// # #[global_allocator]
@@ -38,11 +38,11 @@ pub fn totals() -> Usage {
     ledger::usages(|_, _| {})
 }
 
-/// Who holds what, now.
+/// Takes a snapshot of all services: their names, figures, families and limits.
 ///
-/// Stops nobody: while other threads allocate, each service's figures are of a
-/// slightly different moment, but none is ever negative and the totals are the
-/// sum of the rows and of what has ended. Reads a cell for each service and thread.
+/// It reads a cell for each service and thread, and stops no thread. While other threads allocate,
+/// each service's figures are of a slightly different moment. No figure is ever negative, and the
+/// totals are the sum of the rows and of what has ended.
 ///
 /// ```
 /// # #[global_allocator]
@@ -93,8 +93,7 @@ pub fn snapshot() -> Snapshot {
     }
 }
 
-/// Sorts rows, which come with who they are and who is their parent, and adds up
-/// what families hold.
+/// Sorts rows, which come with their identities and those of their parents, and adds up families.
 fn arrange<Id: Eq + Hash>(mut found: Vec<(Row, Id, Option<Id>)>) -> Vec<Row> {
     found.sort_by(|(a, ..), (b, ..)| b.usage.bytes().cmp(&a.usage.bytes()).then_with(|| a.name.cmp(&b.name)));
     let places: HashMap<&Id, usize> = found.iter().zip(0..).map(|((_, id, _), place)| (id, place)).collect();
@@ -118,37 +117,39 @@ fn arrange<Id: Eq + Hash>(mut found: Vec<(Row, Id, Option<Id>)>) -> Vec<Row> {
     rows
 }
 
-/// All services and their sum: [`snapshot`].
+/// Holds the figures of all services and their sum, as [`snapshot`] took them.
 ///
-/// Its `Display` is a table, the largest service first. A precision bounds the
-/// number of services shown, and the others are summed up in one row:
+/// `Display` writes a table, the largest service first. A precision bounds the
+/// number of services shown, and sums up the others in one row:
 /// `format!("{snapshot:.10}")` shows the ten largest. The alternate form (`{:#}`) is
-/// a tree of all services: children below their parents, with what they hold
-/// together, peaks, limits, and what these have denied. (What is more than 16 steps below the
-/// head of its family is indented no more, and has the number of steps in front of its name.)
+/// a tree of all services: children below their parents, with the sums of families, peaks, limits,
+/// and denied allocations. (Indentation ends at 16 levels; deeper rows have their level in front of
+/// their name.)
+///
+/// With the feature `serde` it is read from JSON that lacks fields, as an older dogtag wrote it,
+/// which are then as in `Snapshot::default()`, and from JSON that has more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// A row for each service, those with the most live bytes first.
+    /// A row for each service, the one with the most live bytes first.
     pub rows: Vec<Row>,
-    /// What services have allocated and freed that have ended; without a peak.
+    /// The sum of what services that have ended have allocated and freed; its peak is 0.
     pub ended: Usage,
     /// The sum of all rows and of what has ended: what the process has allocated
     /// and freed since it began.
     pub totals: Usage,
-    /// Blocks that were freed with an overwritten cookie. Whose they were
-    /// cannot be told, so they are still live in some row.
+    /// Blocks that were freed with an overwritten cookie. Their owners are unknown, so they still
+    /// count as live in some row.
     pub lost: Lost,
-    /// Freed blocks that memory-check keeps back (feature `memory-check`). They
+    /// Freed blocks in memory-check's quarantine (feature `memory-check`). They
     /// are in no row.
     pub quarantine: Option<Quarantine>,
-    /// jemalloc's own figures, where jemalloc holds the memory (feature
-    /// `jemalloc-stats`).
+    /// jemalloc's own figures, if jemalloc is a backend (feature `jemalloc-stats`).
     pub jemalloc: Option<JemallocStats>,
     /// Mapped regions (crate `dogtag-mapped`), the youngest first.
     pub regions: Vec<Region>,
-    /// The process's books, if they were [asked for](Self::with_balance).
+    /// The process's balance, if it was [added](Self::with_balance).
     pub balance: Option<Balance>,
 }
 
@@ -161,48 +162,48 @@ pub struct Row {
     pub name: String,
     /// The service's handle.
     pub handle: u32,
-    /// Whether it was dropped, and lives on because of blocks or scopes that were
-    /// not.
+    /// Whether its last clone was dropped: it lives on until its blocks are freed and its scopes
+    /// have ended.
     pub is_retired: bool,
-    /// What it has allocated and freed.
+    /// What the service has allocated and freed.
     pub usage: Usage,
-    /// Its parent's place in [`Snapshot::rows`], as they were taken, if it has one.
+    /// The index of its parent's row in [`Snapshot::rows`], in the order in which they were taken.
     pub parent: Option<usize>,
-    /// The same with all below it, as in
-    /// [`Service::usage_with_children`](crate::Service::usage_with_children).
+    /// What the service and all its descendants have allocated and freed, as
+    /// [`Service::usage_with_children`](crate::Service::usage_with_children) returns it.
     pub usage_with_children: Usage,
-    /// The most bytes that it and all below it may hold, if there is a limit.
+    /// The hard limit: the most bytes that the service and its descendants may hold.
     pub hard_limit: Option<u64>,
-    /// The bytes from which on it is announced that they hold much.
+    /// The soft limit: an event and a callback tell when they hold more bytes.
     pub soft_limit: Option<u64>,
 }
 
-/// Blocks whose owner can no longer be told.
+/// Counts freed blocks whose owner was unknown, because something had overwritten the cookie.
 ///
 /// Something wrote past the end of each of them, a bug in `unsafe` code or in a
 /// foreign library: the first bytes behind a block are its cookie. (With
-/// `memory-check`, in front of them.) A number
+/// `memory-check` the owner is in front of the block.) Any number
 /// other than 0 is worth an alarm; a `tracing` event (target `dogtag`, level
-/// error) raises it. The feature `memory-check` says who did it, and where.
+/// error) raises it. The feature `memory-check` finds out who did it, and where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Lost {
-    /// Their requested bytes.
+    /// Requested bytes of these blocks.
     pub bytes: u64,
-    /// Their number.
+    /// Number of these blocks.
     pub blocks: u64,
 }
 
-/// Freed blocks whose memory is not used again yet, so that a second free and
-/// late writes are found out.
+/// Counts freed blocks in memory-check's quarantine: their memory is not used again yet, so that a
+/// second free and late writes are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Quarantine {
-    /// The bytes that they hold, with what surrounds them.
+    /// Bytes of these blocks, with their guards and headers.
     pub bytes: u64,
-    /// Their number.
+    /// Number of these blocks.
     pub blocks: u64,
 }
 
@@ -217,8 +218,8 @@ fn quarantine() -> Option<Quarantine> {
 }
 
 impl Snapshot {
-    /// Adds the process's books, as they are now; they are shown below the table.
-    /// [`balance`](crate::balance) says what that costs.
+    /// Adds the process's balance, as it is now; `Display` writes it below the table.
+    /// [`balance`](crate::balance()) says what it costs.
     ///
     /// ```
     /// # #[global_allocator]

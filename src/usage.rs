@@ -1,18 +1,16 @@
-//! Plain numbers: what a reader of the ledger gets.
+//! The figures that a reader of the ledger gets: plain numbers.
 
 use std::ops::{Add, AddAssign};
 
-/// How much memory was allocated and freed, and so how much is live.
+/// Counts the memory that was allocated and freed, and so what is live.
 ///
-/// Sizes are the bytes the program asked for (`Layout::size`), not what the
-/// backend rounds them up to. All but the peak are counters that only grow: [`since`](Self::since)
-/// tells what happened between two readings. They are sums
-/// over all threads: the allocation is counted where it was made and the free
-/// where it was freed. (A counter that gets past 16 EiB begins again at 0. What is live, and
-/// what happened since an earlier reading, stay right.)
+/// Sizes are the bytes that the program asked for (`Layout::size`), before the backend rounds them
+/// up. All fields but the peak are counters that only grow; [`since`](Self::since)
+/// subtracts an earlier reading. They are sums over all threads. (A counter that passes 16 EiB
+/// begins again at 0. What is live, and what happened since an earlier reading, stay exact.)
 ///
-/// New fields may be added. Figures that were not read, in a test of a dashboard say, begin with
-/// [`Usage::default`].
+/// More fields may come. Code that makes figures up, such as a test of a dashboard, starts from
+/// [`Usage::default`] and assigns fields.
 ///
 /// ```
 /// use dogtag::Usage;
@@ -33,26 +31,24 @@ pub struct Usage {
     pub allocated_bytes: u64,
     /// Blocks allocated since the service was registered.
     pub allocated_blocks: u64,
-    /// Bytes freed since the service was registered, by whichever thread or service.
+    /// Bytes freed since the service was registered, by any thread, in any service.
     pub freed_bytes: u64,
-    /// Blocks freed since the service was registered, by whichever thread or service.
+    /// Blocks freed since the service was registered, by any thread, in any service.
     pub freed_blocks: u64,
-    /// The service's allocations that were refused, by its own limit or by one of
-    /// a service above it.
+    /// Allocations of the service that failed, because of its own hard limit or an ancestor's.
     pub denied: u64,
     /// The most bytes that were live at once, since the service was registered or
     /// its peak was [reset](crate::Service::reset_peak).
     ///
-    /// Never less than any reading. It may be less than what was live between two
-    /// readings, by up to 1 MiB for each thread that allocated. It may be more by
-    /// what others freed and allocated again while a reading was taken, as the
-    /// reading itself. Of a sum over services: the sum of their peaks; of
-    /// [`totals`](crate::totals): the most that was ever read.
+    /// The peak is never less than any reading. It may be less than what was live between two
+    /// readings, by up to 1 MiB for each thread that allocated. It may be more, as a reading may, by
+    /// what other threads freed and allocated again while the reading was taken. A sum over services
+    /// has the sum of their peaks. [`totals`](crate::totals) has the highest that was ever read.
     pub peak_bytes: u64,
 }
 
 impl Usage {
-    /// No memory at all, as [`Usage::default`], for constants and statics.
+    /// Counts nothing: [`Usage::default`] for constants and statics.
     ///
     /// ```
     /// use dogtag::Usage;
@@ -70,33 +66,32 @@ impl Usage {
         peak_bytes: 0,
     };
 
-    /// Live bytes: allocated and not yet freed.
+    /// Returns the live bytes: allocated and not yet freed.
     ///
-    /// Never negative for a reading, also while other threads run. Of what happened
-    /// [`since`](Self::since) a reading it is 0 if more was freed than allocated.
+    /// A reading never has more freed than allocated, also while other threads run. The difference
+    /// of two readings ([`since`](Self::since)) may; then this is 0.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         growth(self.allocated_bytes, self.freed_bytes)
     }
 
-    /// Live blocks: allocated and not yet freed.
+    /// Returns the live blocks: allocated and not yet freed; 0 if more were freed.
     #[must_use]
     pub const fn blocks(&self) -> u64 {
         growth(self.allocated_blocks, self.freed_blocks)
     }
 
-    /// What was allocated, freed and denied since an earlier reading of the same service, or of the
-    /// same totals.
+    /// Returns what was allocated, freed and denied since an earlier reading of the same service, or
+    /// of the same totals.
     ///
-    /// Each counter of the result is this one's less the earlier one's: exact, also when the
-    /// counter has begun again at 0 in between. A counter that is smaller than the earlier
-    /// one's, because the readings were exchanged or are not of the same service, is 0 in the
-    /// result. (It is told from one that has begun again by its distance: half of what a
-    /// `u64` holds, or more, is no growth.)
+    /// Each counter of the result is this reading's minus the earlier one's. It is exact, also when
+    /// the counter has begun again at 0 in between. It is 0 where this reading's counter is behind
+    /// the earlier one's, because the readings were swapped or belong to different services. (A
+    /// counter that is smaller by 8 EiB or more has begun again; by less, it is behind.)
     ///
-    /// [`peak_bytes`](Self::peak_bytes) is no counter. It is this reading's: the highest since the
-    /// service was registered or its peak reset, not since the earlier reading. For that,
-    /// [reset](crate::Service::reset_peak) it there.
+    /// [`peak_bytes`](Self::peak_bytes) is not a counter: the result has this reading's, the highest
+    /// since the service was registered or its peak was reset. To have a peak of the time between,
+    /// [reset](crate::Service::reset_peak) it at the earlier reading.
     ///
     /// ```
     /// # #[global_allocator]
@@ -126,8 +121,8 @@ impl Usage {
         }
     }
 
-    /// The sum of figures of this process, which past the end of a counter begins again with it.
-    /// (The peaks', which are no counters, ends.)
+    /// Adds figures of this process: a counter wraps, as each of them does at its end. (Peaks are no
+    /// counters, and saturate.)
     pub(crate) fn and(self, other: Self) -> Self {
         Self {
             allocated_bytes: self.allocated_bytes.wrapping_add(other.allocated_bytes),
@@ -151,8 +146,7 @@ const fn growth(counter: u64, other: u64) -> u64 {
 impl Add for Usage {
     type Output = Self;
 
-    /// Figures of another process may be anything: what is too large for a sum is the largest
-    /// there is.
+    /// Adds figure by figure, and saturates: figures that another process wrote may be anything.
     fn add(self, other: Self) -> Self {
         Self {
             allocated_bytes: self.allocated_bytes.saturating_add(other.allocated_bytes),
@@ -166,12 +160,14 @@ impl Add for Usage {
 }
 
 impl AddAssign for Usage {
+    /// Adds figure by figure, and saturates.
     fn add_assign(&mut self, other: Self) {
         *self = *self + other;
     }
 }
 
 impl std::iter::Sum for Usage {
+    /// Adds figure by figure, and saturates.
     fn sum<I: Iterator<Item = Self>>(usages: I) -> Self {
         usages.fold(Self::default(), Self::add)
     }

@@ -1,4 +1,4 @@
-//! A snapshot as text: a table, or a tree of families, and what stands below them.
+//! A snapshot as text: a table, or a tree of families, with footnotes.
 
 use super::{Row, Snapshot, regions};
 use crate::format::{Bytes, Grouped, Share, printable};
