@@ -7,7 +7,16 @@ use super::registry;
 use crate::contained::drop_contained;
 use std::sync::Arc;
 
-/// A service about to be registered: [`Service::builder`].
+/// Registers a service with a chosen handle, a parent, or limits: [`Service::builder`].
+///
+/// ```
+/// use dogtag::Service;
+///
+/// let tenant = Service::register("tenant")?;
+/// let query = Service::builder("query-17").parent(&tenant).hard_limit(64 << 20).register()?;
+/// assert_eq!((query.parent(), query.hard_limit()), (Some(tenant), Some(64 << 20)));
+/// # Ok::<(), dogtag::RegisterError>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "nothing is registered before `register`"]
 pub struct ServiceBuilder<N> {
@@ -20,22 +29,22 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
         Self { name, plan: Plan::default() }
     }
 
-    /// Chooses the handle: any number but 0, which is the unattributed
-    /// service's, and those that are in use. Numbers from 0x80000000 on are
-    /// also what services without a choice are assigned, upwards.
+    /// Chooses the handle: any number that is not in use. 0 is the unattributed
+    /// service's. Services without a choice are assigned numbers from 0x80000000 upwards.
     pub fn handle(mut self, handle: u32) -> Self {
         self.plan.handle = Some(handle);
         self
     }
 
-    /// Makes the service a child of another one. Its usage is its own;
-    /// [`usage_with_children`](Service::usage_with_children) of the parent has
-    /// it too, and so have the parent's limits. The parent lives as long as its
-    /// children, and they as long as their blocks; until then it is also found by
-    /// its name.
+    /// Makes the service a child of another one.
     ///
-    /// A family may be of any depth, which costs nothing here. An allocation under limits asks all
-    /// of them now and then, from its service upwards.
+    /// The child's [`usage`](Service::usage) is its own. The parent's
+    /// [`usage_with_children`](Service::usage_with_children) includes it, and the parent's limits hold
+    /// for both together. The parent lives as long as its
+    /// children, and they as long as their blocks; until then its name is taken, and finds it.
+    ///
+    /// A family may be of any depth. An allocation under limits checks those of all ancestors on the
+    /// slow path.
     pub fn parent(mut self, parent: &Service) -> Self {
         self.plan.parent = Some(parent.clone());
         self

@@ -4,7 +4,19 @@ use super::Service;
 use crate::ledger::slots;
 use std::fmt;
 
-/// Why a service could not be registered.
+/// Says why a service could not be registered, and in its message what to do about it.
+///
+/// More reasons may come, and more details of those that there are.
+///
+/// ```
+/// use dogtag::{RegisterError, Service};
+///
+/// let launcher = Service::builder("launcher").handle(8).register()?;
+/// let error = Service::builder("launcher").handle(9).register().unwrap_err();
+/// assert!(matches!(error, RegisterError::NameTaken { handle: 8, requested: 9, .. }));
+/// assert!(error.to_string().ends_with("ask for that handle or for none, or choose another name"));
+/// # Ok::<(), RegisterError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RegisterError {
@@ -18,7 +30,7 @@ pub enum RegisterError {
         /// Its length, in bytes.
         len: usize,
     },
-    /// The name is registered already, with another handle than the one asked for.
+    /// A living service has the name, with another handle than the one asked for.
     #[non_exhaustive]
     NameTaken {
         /// The name.
@@ -28,7 +40,7 @@ pub enum RegisterError {
         /// The handle that was asked for.
         requested: u32,
     },
-    /// The handle is registered already, with another name.
+    /// A living service has the handle, with another name.
     #[non_exhaustive]
     HandleTaken {
         /// The handle.
@@ -36,7 +48,7 @@ pub enum RegisterError {
         /// The name of the service that has it.
         name: String,
     },
-    /// The name is registered already, with another parent than the one asked for.
+    /// A living service has the name, with another parent than the one asked for.
     #[non_exhaustive]
     OtherParent {
         /// The name.
@@ -44,7 +56,7 @@ pub enum RegisterError {
         /// The name of the living service's parent, if it has one.
         parent: Option<String>,
     },
-    /// The name is registered already, with other limits than those asked for.
+    /// A living service has the name, with other limits than those asked for.
     #[non_exhaustive]
     OtherLimits {
         /// The name.
@@ -54,8 +66,8 @@ pub enum RegisterError {
         /// The living service's soft limit, if it has one.
         soft_limit: Option<u64>,
     },
-    /// The name is registered already, and a callback was given, of which nobody can tell whether
-    /// it is the living service's.
+    /// A living service has the name, and a callback was given, which cannot be compared with the
+    /// living service's.
     #[non_exhaustive]
     OtherCallback {
         /// The name.

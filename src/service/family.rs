@@ -6,7 +6,7 @@ use crate::ledger::tree::{self, Tree};
 use crate::usage::Usage;
 
 impl Service {
-    /// The service that this one is a part of.
+    /// Returns the parent that this service was registered with.
     ///
     /// ```
     /// use dogtag::Service;
@@ -23,13 +23,13 @@ impl Service {
         record.lifecycle().revive().then(|| Self { record })
     }
 
-    /// What this service and all below it have allocated and freed, those that
-    /// have ended among them.
+    /// Returns what this service and its descendants have allocated and freed, including those that
+    /// have ended.
     ///
-    /// The peak is the sum of their peaks, which they need not have had at the
+    /// The peak is the sum of their peaks, which need not have been at the
     /// same time.
     ///
-    /// Takes a lock that registering and dropping children take too, and reads a
+    /// It takes a lock that registering and dropping children take too, and reads a
     /// cell for each of these services and each thread.
     ///
     /// ```

@@ -7,8 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 pin_project! {
-    /// A future that is polled, and dropped, in a service:
-    /// [`in_service`](InServiceExt::in_service).
+    /// Polls a future, and drops it, in a service: [`in_service`](InServiceExt::in_service).
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct InService<F> {
@@ -27,11 +26,10 @@ pin_project! {
     }
 }
 
-/// Puts futures into services.
+/// Puts futures into services; implemented for every [`Future`].
 pub trait InServiceExt: Future + Sized {
-    /// Attributes every poll of this future to the service, on whichever thread
-    /// and however often it is moved between them, and the drop of the future
-    /// too. Between polls the thread is in the service it was in before.
+    /// Runs every poll of this future, on whichever thread, and its drop in the service. Between polls
+    /// the thread is in the service that it was in before.
     ///
     /// Futures nest: the innermost service owns what is allocated in it.
     ///
@@ -61,7 +59,7 @@ pub trait InServiceExt: Future + Sized {
 impl<F: Future> InServiceExt for F {}
 
 impl<F> InService<F> {
-    /// The service that the future runs in.
+    /// Returns the service that the future runs in.
     #[must_use]
     pub fn service(&self) -> &Service {
         &self.service

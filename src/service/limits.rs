@@ -1,4 +1,4 @@
-//! Limits: how much a service, with its children, may hold.
+//! Limits: how much a service may hold together with its descendants.
 
 use super::error::RegisterError;
 use super::scope::Scope;
@@ -23,40 +23,37 @@ pub fn is_limited(service: &Service) -> bool {
 }
 
 impl Service {
-    /// The most bytes that this service and its children may hold, if there is
-    /// such a limit.
+    /// Returns the hard limit: the most bytes that this service and its descendants may hold.
     #[must_use]
     pub fn hard_limit(&self) -> Option<u64> {
         limits(self.record).0
     }
 
-    /// Sets or lifts the most bytes that this service and its children may hold.
+    /// Sets or lifts the hard limit: the most bytes that this service and its descendants may hold.
     ///
-    /// An allocation that would take them past it gets null: `try_reserve` and
-    /// its like fail, other code ends in
-    /// [`handle_alloc_error`](std::alloc::handle_alloc_error). It is counted in
-    /// [`Usage::denied`](crate::Usage::denied), and a `tracing` event (target
-    /// `dogtag`, level warn) tells of it, from a thread of dogtag's own and once a
-    /// second at most. What is held already stays,
-    /// also above a limit that is lowered; what is freed can be had again at
-    /// once.
+    /// An allocation over the limit fails: it gets null. `try_reserve` and
+    /// its like return an error, other code ends in
+    /// [`handle_alloc_error`](std::alloc::handle_alloc_error). It increments
+    /// [`Usage::denied`](crate::Usage::denied), and a thread of dogtag's own emits a `tracing` event
+    /// (target `dogtag`, level warn) once a second at most. Lowering the limit frees nothing. Bytes
+    /// that are freed can be allocated again at once.
     ///
-    /// A block that is resized and does not grow ([`Vec::shrink_to_fit`],
-    /// [`String::into_boxed_str`]) is never denied: it goes to the service that the thread is in,
-    /// or where that has no room for it, stays its former owner's.
+    /// Resizing a block without growth ([`Vec::shrink_to_fit`],
+    /// [`String::into_boxed_str`]) is never denied: the block goes to the service that the thread is
+    /// in, or stays its former owner's if that service is at its limit.
     ///
-    /// A thread on its own never gets past the limit. Where several allocate at
-    /// once, each may get up to 64 KiB past it, and an allocation is denied only if
-    /// there was no more room than that at some moment while it was asked for. (Or
-    /// if that could not be told for about a second, because others went on
-    /// allocating and freeing more than what was left.)
+    /// A single thread never gets past the limit. Of several threads that allocate at
+    /// once, each may get up to 64 KiB past it. An allocation is denied only if
+    /// no more than that was left at some moment during it. (Or
+    /// if this could not be told for about a second, because other threads allocated and freed more
+    /// than what was left all the time.)
     ///
-    /// A limited service asks once for each 64 KiB that a thread allocates. Its and
-    /// its children's cells are added up when what was left the last time has been
-    /// allocated, or 4 GiB: rarely far from the limit, often close to it.
+    /// A thread checks the limit once for each 64 KiB that it allocates for the service. The cells of
+    /// the service and its descendants are added up when as much was allocated as was left the last
+    /// time, or 4 GiB: rarely while far from the limit, often close to it.
     ///
-    /// What the registry and dogtag's own thread need belongs to the unattributed
-    /// service; a limit for that one may end the process.
+    /// The registry and dogtag's own thread allocate in the unattributed
+    /// service, so a limit for that one may end the process.
     ///
     /// ```
     /// # #[global_allocator]
@@ -76,31 +73,39 @@ impl Service {
         set(self.record, |_, soft| (bytes, soft));
     }
 
-    /// The bytes from which on it is announced that this service and its children
-    /// hold much, if there is such a limit.
+    /// Returns the soft limit: an event and a callback tell when this service and its descendants
+    /// hold more bytes.
     #[must_use]
     pub fn soft_limit(&self) -> Option<u64> {
         limits(self.record).1
     }
 
-    /// Sets or lifts the number of bytes past which it is announced that this
-    /// service and its children hold much.
+    /// Sets or lifts the soft limit: the bytes that this service and its descendants may hold without
+    /// anybody being told.
     ///
-    /// Each time that they get past it, a `tracing` event tells (target `dogtag`,
-    /// level warn), and what was given to
-    /// [`set_on_soft_limit`](Self::set_on_soft_limit) is called, both on
-    /// a thread of dogtag's own. That they got below it in between is noticed when
-    /// an eighth of the limit, or 64 KiB on each thread, has been allocated.
+    /// Each time that they get past it, a thread of dogtag's own emits a `tracing` event (target
+    /// `dogtag`, level warn) and calls the callback of
+    /// [`set_on_soft_limit`](Self::set_on_soft_limit). Nothing is denied. That they got below it in
+    /// between is noticed when an eighth of the limit, or 64 KiB on each thread, has been allocated.
+    ///
+    /// ```
+    /// let cache = dogtag::Service::register("cache")?;
+    /// cache.set_soft_limit(Some(64 << 20));
+    /// assert_eq!((cache.soft_limit(), cache.hard_limit()), (Some(64 << 20), None));
+    /// cache.set_soft_limit(None);
+    /// assert_eq!(cache.soft_limit(), None);
+    /// # Ok::<(), dogtag::RegisterError>(())
+    /// ```
     pub fn set_soft_limit(&self, bytes: Option<u64>) {
         set(self.record, |hard, _| (hard, bytes));
     }
 
-    /// Chooses what is called each time that this service and its children get past their [soft
-    /// limit](Self::set_soft_limit), in place of what was called before.
+    /// Sets the callback for each time that this service and its descendants get past their [soft
+    /// limit](Self::set_soft_limit), and drops the former one.
     ///
-    /// Called on a thread of dogtag's own, one at a time, so it should not wait for anything; a
-    /// forked child has no such thread. The former callback may be under way while this returns, and
-    /// is dropped after that.
+    /// A thread of dogtag's own calls the callbacks of all services, one at a time, so none should
+    /// wait for anything. A forked child has no such thread. A call of the former callback may go on
+    /// when this returns; then it is dropped after that call.
     ///
     /// ```
     /// # #[global_allocator]
@@ -121,10 +126,9 @@ impl Service {
         drop_contained(set_callback(self.record, Arc::new(callback)));
     }
 
-    /// Takes away what is called when the soft limit is crossed, and returns it, if there was
-    /// something. It may be called from elsewhere, or set again.
+    /// Removes the callback of the soft limit and returns it, if one was set.
     ///
-    /// A call that is under way is not waited for.
+    /// A call of it may go on when this returns.
     ///
     /// ```
     /// let cache = dogtag::Service::register("cache")?;
@@ -145,10 +149,26 @@ impl Service {
         take_callback(self.record)
     }
 
-    /// Bytes that this service may still allocate under its hard limit and those
-    /// of its parents; `None` if there is none.
+    /// Returns the bytes that this service may still allocate under its hard limit and those
+    /// of its ancestors; `None` if there is none.
     ///
-    /// Reads a cell for each thread and each service of the limited families.
+    /// It reads a cell for each thread and each service of the limited families, and takes a lock
+    /// that registering and dropping children take too.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() -> Result<(), dogtag::RegisterError> {
+    /// use dogtag::Service;
+    ///
+    /// let tenant = Service::builder("tenant").hard_limit(1 << 20).register()?;
+    /// let query = Service::builder("query-17").parent(&tenant).register()?;
+    /// let rows = query.run(|| vec![0_u8; 1 << 19]);
+    /// assert_eq!(query.headroom(), Some(1 << 19));
+    /// # drop(rows);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn headroom(&self) -> Option<u64> {
         fork::prepare();

@@ -1,7 +1,7 @@
-//! Services: whoever memory is accounted to, and how code runs on their behalf.
+//! Services: owners of memory, and how code runs on their behalf.
 //!
-//! Users enter here; the allocator never does. Registering may lock and
-//! allocate (the registry is a dashmap). Entering a service does neither.
+//! The allocator does not call this module. Registering locks and
+//! allocates (the registry is a dashmap). Entering a service does neither.
 
 mod builder;
 mod error;
@@ -35,22 +35,22 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ptr;
 
-/// Whoever memory is accounted to: an actor, a module, a tenant, a query.
+/// Owns memory: an actor, a module, a tenant, a query.
 ///
-/// A service has a name and a handle, a 32-bit number that is skynet's idea:
-/// chosen by the user or assigned. Code runs on its behalf inside
+/// A service has a name and a handle, a 32-bit number that the program chooses or dogtag assigns (as
+/// in skynet). Code runs on its behalf inside
 /// [`run`](Self::run), [`enter`](Self::enter) or
-/// [`in_service`](InServiceExt::in_service); every block that is
-/// allocated there is the service's until it is freed, wherever that happens.
-/// `realloc` hands a block to the service that is current then: whoever grows
+/// [`in_service`](InServiceExt::in_service). Every block that is
+/// allocated there belongs to the service until it is freed, wherever that happens.
+/// `realloc` gives a block to the service that is current then: whoever grows
 /// it owns it.
 ///
-/// Cheap to clone and to share. A service lives while one of its clones, its
-/// scopes or its blocks does. When the last clone is dropped, its name and its
-/// handle are free for another; while there are blocks left, it is shown as
-/// retired, under its old name, and then it ends. No block is ever counted for,
-/// or shown under, another service than its own. (A scope or a clone that was forgotten, not
-/// dropped, keeps its service for good, however many there are.)
+/// `Service` is a handle that is cheap to clone and to share. A service lives while one of its
+/// clones, scopes or blocks does. When the last clone is dropped, its name and its
+/// handle are free for another service, and it is retired: snapshots show it under its old name
+/// until its last block is freed. Then it ends. No block is ever counted for,
+/// or shown under, another service than its own. (A scope or a clone that was forgotten instead of
+/// dropped keeps its service for good.)
 ///
 /// ```
 /// # #[global_allocator]
@@ -75,20 +75,21 @@ pub struct Service {
 }
 
 impl Service {
-    /// The bytes that a name has at most.
+    /// The longest name, in bytes.
     ///
-    /// A name is any text that is not empty and no longer than this: of a service that is
-    /// registered, from Rust or C, or named by a span or a thread. Names are kept, and written into
-    /// logs, tables and labels. Prometheus throws away all of a scrape in which one label is
-    /// longer than its `label_value_length_limit`, where one is set, and other databases cut
-    /// labels, or refuse them, at 1 or 2 KiB. Most file systems have the same bound for names.
+    /// A name is any text from 1 byte to this length, whether Rust or C registers it or a span or a
+    /// thread names it. Names are written into
+    /// logs, tables and labels. Prometheus rejects a whole scrape in which one label is
+    /// longer than its `label_value_length_limit`, if one is set, and other databases cut or
+    /// refuse labels at 1 or 2 KiB. Most file systems have the same bound for names.
     pub const MAX_NAME_LEN: usize = 255;
 
-    /// The service of that name, as it is, or a new one with a handle assigned to it.
+    /// Returns the living service of that name, as it is, or registers a new one with an assigned
+    /// handle.
     ///
-    /// Takes a lock and allocates; register once and keep the service. What
-    /// the registry itself needs is charged to the unattributed service. To
-    /// register and to drop a service each read a cell for each thread.
+    /// It takes a lock and allocates, so register once and keep the service. The registry's own
+    /// memory is charged to the unattributed service. Registering and dropping a service each read a
+    /// cell for each thread.
     ///
     /// # Errors
     ///
@@ -107,7 +108,7 @@ impl Service {
         Self::builder(name).register()
     }
 
-    /// Registers a service in steps: with a handle of one's own, a parent, limits.
+    /// Begins to register a service with a chosen handle, a parent, or limits.
     ///
     /// ```
     /// use dogtag::Service;
@@ -121,7 +122,7 @@ impl Service {
         ServiceBuilder::new(name)
     }
 
-    /// The service that the calling thread is in.
+    /// Returns the service that the calling thread is in.
     ///
     /// ```
     /// use dogtag::Service;
@@ -137,7 +138,7 @@ impl Service {
         if record.lifecycle().revive() { Self { record } } else { Self::unattributed() }
     }
 
-    /// The service of what nobody claims, named `unattributed`, with handle 0.
+    /// Returns the service of memory that no other one claims: `unattributed`, with handle 0.
     /// Every thread begins in it.
     ///
     /// ```
@@ -148,7 +149,7 @@ impl Service {
         Self { record: &slots::UNATTRIBUTED }
     }
 
-    /// The living service of that name, if there is one. Takes a lock.
+    /// Returns the living service of that name, if there is one. It takes a lock.
     ///
     /// ```
     /// assert_eq!(dogtag::Service::by_name("nobody"), None);
@@ -158,7 +159,7 @@ impl Service {
         registry::by_name(name)
     }
 
-    /// The living service with that handle, if there is one. Takes a lock.
+    /// Returns the living service with that handle, if there is one. It takes a lock.
     ///
     /// ```
     /// use dogtag::Service;
@@ -172,16 +173,17 @@ impl Service {
 
     /// Puts the calling thread into this service until the scope is dropped.
     ///
-    /// Scopes nest, and may be entered from many threads at once; dropping one
-    /// goes back to the service that was current when it was entered, in a
-    /// panic too. Some ten instructions, no lock, no allocation.
+    /// Scopes nest, and many threads may be in one service at once. Dropping a scope, by a panic
+    /// too, goes back to the service that was current when it was entered. That takes some ten
+    /// instructions, no lock and no allocation.
     ///
     /// Do not hold a scope across an `.await`: use
     /// [`in_service`](InServiceExt::in_service) there.
     ///
-    /// All that the thread runs until then is charged to this service, also what it runs for others:
-    /// while rayon's `join` or `scope` waits, that is any job of the pool. Jobs that enter
-    /// their own service are charged to that one ([the guide](crate::guide#services) has an example).
+    /// All that the thread runs in the scope is charged to this service, including jobs of others:
+    /// while rayon's `join` or `scope` waits, the thread runs any job of its pool. Jobs that enter
+    /// a service of their own are charged to that one ([the guide](crate::guide#services) has an
+    /// example).
     ///
     /// ```
     /// use dogtag::Service;
@@ -201,7 +203,8 @@ impl Service {
         Scope::enter(self.record)
     }
 
-    /// Runs `work` in this service: [`enter`](Self::enter) and a call. In a thread pool (rayon), run
+    /// Runs `work` in this service: [enters](Self::enter) it, and leaves it when `work` returns or
+    /// panics. In a thread pool (rayon), run
     /// each job so, inside the closure that the pool gets.
     ///
     /// ```
@@ -221,11 +224,11 @@ impl Service {
         work()
     }
 
-    /// What this service has allocated and freed so far, and so holds now.
+    /// Returns what this service has allocated and freed since it was registered.
     ///
-    /// Reads one cell for each thread that was alive at the busiest moment of
-    /// the process; takes no lock and stops nobody. Also for
-    /// [signal handlers](crate#signals).
+    /// It reads one cell for each thread that was alive at the busiest moment of
+    /// the process. It takes no lock and stops no thread, and
+    /// [signal handlers](crate#signals) may call it.
     ///
     /// ```
     /// let idle = dogtag::Service::register("idle")?;
@@ -237,7 +240,7 @@ impl Service {
         ledger::usage(self.record)
     }
 
-    /// Begins [`Usage::peak_bytes`] anew, with what is live now.
+    /// Sets [`Usage::peak_bytes`] to what is live now.
     ///
     /// ```
     /// # #[global_allocator]
@@ -287,14 +290,28 @@ impl Service {
         self.record
     }
 
-    /// The name it was registered with.
+    /// Returns the name that the service was registered with.
+    ///
+    /// ```
+    /// assert_eq!(dogtag::Service::register("auth")?.name(), "auth");
+    /// # Ok::<(), dogtag::RegisterError>(())
+    /// ```
     #[must_use]
     pub fn name(&self) -> &str {
         self.record.name()
     }
 
-    /// Its number: the one that was chosen, or the one that was assigned, which
+    /// Returns the service's handle: the one that was chosen, or an assigned one, which
     /// is 0x80000000 or above.
+    ///
+    /// ```
+    /// use dogtag::Service;
+    ///
+    /// let auth = Service::register("auth")?;
+    /// assert!(auth.handle() >= 0x8000_0000);
+    /// assert_eq!(Service::by_handle(auth.handle()), Some(auth));
+    /// # Ok::<(), dogtag::RegisterError>(())
+    /// ```
     #[must_use]
     pub fn handle(&self) -> u32 {
         self.record.handle()
@@ -302,7 +319,7 @@ impl Service {
 }
 
 impl Clone for Service {
-    /// Another owner of the service: an atomic addition.
+    /// Makes another clone of the handle to the same service: an atomic addition.
     #[inline]
     fn clone(&self) -> Self {
         self.record.lifecycle().retain();
@@ -311,7 +328,7 @@ impl Clone for Service {
 }
 
 impl Drop for Service {
-    /// An atomic subtraction; the last clone takes a lock and reads a cell for
+    /// Drops a clone: an atomic subtraction. The last clone also takes a lock and reads a cell for
     /// each thread.
     #[inline]
     fn drop(&mut self) {

@@ -5,10 +5,10 @@ use crate::ledger::slots::Record;
 use crate::ledger::thread;
 use std::marker::PhantomData;
 
-/// Keeps the calling thread in a service until it is dropped, and the service
-/// alive: [`Service::enter`](crate::Service::enter).
+/// Keeps the calling thread in a service, and the service alive, until it is dropped:
+/// [`Service::enter`](crate::Service::enter).
 ///
-/// Not `Send`, since it is about the thread that entered:
+/// A scope is not `Send`, since it belongs to the thread that entered:
 ///
 /// ```compile_fail,E0277
 /// let service = dogtag::Service::register("worker").unwrap();
@@ -18,10 +18,10 @@ use std::marker::PhantomData;
 /// });
 /// ```
 ///
-/// While it waits in a scope, a thread of a pool may run jobs of others: they are charged to
+/// A thread of a pool that waits in a scope may run jobs of others. They are charged to
 /// this scope's service, unless they enter their own ([`Service::enter`](crate::Service::enter)).
 ///
-/// Scopes that are dropped out of order each go back to what was current when
+/// Scopes that are dropped out of order each restore the service that was current when
 /// they were entered; the last one dropped decides.
 #[derive(Debug)]
 #[must_use = "the service is left when the scope is dropped"]
