@@ -1,10 +1,11 @@
-//! Who is called when a crime is found: a closure of the program's, which is exchanged while other
-//! threads may be about to call it.
+//! The handler of violations: a closure of the program's, which may be exchanged while other
+//! threads are about to call it.
 //!
-//! It is called inside the allocator, so to find it takes no lock, which a forked child could find
-//! held for ever, and no memory. It is shared ([`Arc`]), and stands behind a pointer that is
-//! exchanged whole. Whoever reads the pointer counts as a reader until it has a clone; whoever has
-//! exchanged it waits until nobody reads, and only then frees the place that it pointed to.
+//! It is called inside the allocator, so finding it takes no memory and no lock, which a forked child
+//! could find held for ever. The closure is shared ([`Arc`]), behind a pointer that is
+//! exchanged atomically. A thread that reads the pointer counts as a reader until it has a clone of
+//! the closure. A thread that has exchanged the pointer waits until there are no readers, and only
+//! then frees what it pointed to.
 
 use super::reaction::{Reaction, report};
 use super::settings::Settings;
@@ -16,7 +17,7 @@ use crate::sys::stderr;
 use std::ptr;
 use std::sync::Arc;
 
-/// What is called when a crime is found.
+/// A handler that is set.
 type Handler = Arc<dyn Fn(&Violation) -> Reaction + Send + Sync>;
 
 /// From [`Box::into_raw`]; null for [`report`].
@@ -25,18 +26,18 @@ static HANDLER: AtomicPtr<Handler> = AtomicPtr::new(ptr::null_mut());
 /// Threads between the load of the pointer and the end of the clone.
 static READERS: AtomicUsize = AtomicUsize::new(0);
 
-/// Sets what is called when a crime is found, in place of [`report`] or of the former handler,
-/// which is dropped.
+/// Sets the handler of violations: a function or closure that is called instead of [`report`]. Drops
+/// the former one.
 ///
-/// The handler runs on the thread that met the crime, inside the allocator's
-/// function that met it. It may allocate and free, and a crime that is met
-/// meanwhile on the same thread is told in a line on standard error. It must
-/// not wait for anything that the program may hold there, a lock say: leave
-/// that to `report`, which does not. If it panics, the process aborts.
+/// The handler runs on the thread that met the violation, inside the allocator's
+/// function that met it. It may allocate and free; a violation that the same thread meets
+/// meanwhile is reported as one line on standard error. It must
+/// not wait for anything that the program may hold at that point, such as a lock; `report` does
+/// not. If it panics, the process aborts.
 ///
-/// To find and call the handler takes neither memory nor a lock. It may be set and taken at any
-/// time, also by a handler; one that is replaced while it runs is dropped when it returns, on the
-/// thread that runs it.
+/// Finding and calling the handler takes neither memory nor a lock. Handlers may be set and taken at
+/// any time, also by a handler. One that is replaced while it runs is dropped when it returns, on
+/// the thread that runs it.
 ///
 /// ```
 /// use dogtag::check::{self, Reaction, Violation};
@@ -56,22 +57,22 @@ pub fn set_handler(handler: impl Fn(&Violation) -> Reaction + Send + Sync + 'sta
     drop(exchange(Box::into_raw(Box::new(handler))));
 }
 
-/// Takes away the handler and returns it; [`report`] is called from now on. Returns that if no
-/// handler was set.
+/// Removes the handler of violations and returns it, as [`std::panic::take_hook`] does. From now on
+/// [`report`] is called, which is also what this returns if no handler was set.
 ///
-/// A call that is under way is not waited for.
+/// A call of the handler may go on when this returns.
 ///
 /// ```
 /// use dogtag::check;
 ///
-/// // Adds something to whatever is done about a crime.
+/// // Adds something to whatever is done about a violation.
 /// let former = check::take_handler();
 /// check::set_handler(move |violation| {
 ///     eprintln!("found by build {}", env!("CARGO_PKG_VERSION"));
 ///     former(violation)
 /// });
 /// ```
-#[must_use = "to drop the handler is to have crimes reported"]
+#[must_use = "to drop the handler is to go back to reports"]
 pub fn take_handler() -> Arc<dyn Fn(&Violation) -> Reaction + Send + Sync> {
     exchange(ptr::null_mut()).unwrap_or_else(|| Arc::new(report))
 }
@@ -89,7 +90,7 @@ fn current() -> Option<Handler> {
 
 /// Returns the former one.
 fn exchange(place: *mut Handler) -> Option<Handler> {
-    /// How often it is looked, about a second. In a child that was forked while another thread read,
+    /// Attempts, in about a second. In a child that was forked while another thread read the pointer,
     /// that thread's count stays.
     const PATIENCE: u32 = 1000;
 
@@ -99,8 +100,8 @@ fn exchange(place: *mut Handler) -> Option<Handler> {
     }
     for attempt in 0..PATIENCE {
         if READERS.load(Ordering::SeqCst) == 0 {
-            // SAFETY: from `Box::into_raw`, and nobody else's since it was exchanged. Who reads it
-            // has loaded it before that, and counts until it is done: there is none.
+            // SAFETY: from `Box::into_raw`, and only this thread has it since it was exchanged. A
+            // reader that loaded it before would still be counted.
             return Some(unsafe { *Box::from_raw(former) });
         }
         spin(attempt);
@@ -116,7 +117,7 @@ pub(super) fn react(violation: &Violation) {
     let violation = if Settings::get().backtrace { &violation.with_backtrace() } else { violation };
     let Some(_inside) = Inside::enter() else {
         stderr::print(format_args!(
-            "dogtag: {} of {:#x} was met while another crime was being told\n",
+            "dogtag: {} of {:#x} was met while another violation was being reported\n",
             violation.kind(),
             violation.address(),
         ));

@@ -15,10 +15,10 @@ use std::fmt;
 use std::ptr::{self, NonNull};
 use std::time::Duration;
 
-/// The live blocks of a service, the largest first.
+/// Lists the live blocks of a service, the largest first.
 ///
-/// Reads a byte for each 16 bytes of the heap, and each block that there is.
-/// Other threads go on meanwhile, so what they allocate and free may be there
+/// It reads a byte for each 16 bytes of the heap, and the header of each block.
+/// Other threads go on meanwhile, so blocks that they allocate and free may be in the list
 /// or not. The list itself is charged to the unattributed service.
 ///
 /// ```
@@ -68,11 +68,11 @@ pub fn live_blocks(service: &Service) -> LiveBlocks {
     })
 }
 
-/// For tests: panics if a service has live blocks, and lists them.
+/// Panics if a service has live blocks, with a list of them; for tests.
 ///
 /// # Panics
 ///
-/// If it has.
+/// Panics if [`live_blocks`] finds any.
 ///
 /// ```
 /// # #[global_allocator]
@@ -92,10 +92,10 @@ pub fn assert_no_leaks(service: &Service) {
     assert!(live.blocks.is_empty(), "{live}");
 }
 
-/// The live blocks of a service: [`live_blocks`].
+/// Holds the live blocks of a service, as [`live_blocks`] found them.
 ///
-/// Its `Display` groups them by call stack (`DOGTAG_CHECK=backtrace=1`), those
-/// with the most bytes first; without call stacks, by size. A precision bounds
+/// `Display` groups them by call stack (`DOGTAG_CHECK=backtrace=1`) or, without call stacks, by
+/// size, the group with the most bytes first. A precision bounds
 /// the number of groups shown: `format!("{live:.10}")`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -106,19 +106,19 @@ pub struct LiveBlocks {
     pub blocks: Vec<LiveBlock>,
 }
 
-/// A live block.
+/// Describes one live block in [`LiveBlocks`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LiveBlock {
-    /// Where it begins.
+    /// The block's first byte.
     pub address: usize,
-    /// Its size in bytes, and its alignment, as requested.
+    /// The size and the alignment that were requested.
     pub layout: Layout,
-    /// How long ago it was allocated, to some milliseconds.
+    /// The time since it was allocated, to within some milliseconds.
     pub age: Duration,
-    /// The number of the thread that allocated it, as in reports.
+    /// The number of the thread that allocated it, as in reports: 1 for the first that allocated.
     pub thread: u32,
-    /// Where it was allocated, if call stacks are kept.
+    /// The call stack of the allocation, if call stacks are kept (`DOGTAG_CHECK=backtrace=1`).
     pub backtrace: Option<Backtrace>,
 }
 

@@ -1,29 +1,32 @@
-//! memory-check (feature `memory-check`): catches what is done to memory that
-//! must not be, and says who did it to whom.
+//! Finds what is done to memory that must not be, and says who did it to whose block (feature
+//! `memory-check`).
 //!
 //! skynet's `MEMORY_CHECK` tells a double free from an overrun by a magic word
-//! behind each block, the *dogtag*. This keeps skynet's words and goes on from
+//! behind each block, the *dogtag*. This module keeps skynet's words and goes on from
 //! there.
 //!
-//! | crime | how sure |
+//! | violation | how sure |
 //! | --- | --- |
 //! | [`Overrun`](ViolationKind::Overrun): a write past the requested size, if only of a bit | certain for the first 16 bytes |
 //! | [`Underrun`](ViolationKind::Underrun): a write in front of the block | certain for the first 16 bytes |
 //! | [`DoubleFree`](ViolationKind::DoubleFree): at once, later, from another thread | certain while the block is in quarantine |
 //! | [`WriteAfterFree`](ViolationKind::WriteAfterFree) | certain while the block is in quarantine |
 //! | [`LayoutMismatch`](ViolationKind::LayoutMismatch): freed or resized with another size or alignment | certain |
-//! | [`InvalidFree`](ViolationKind::InvalidFree): of what was never handed out, such as a pointer to the stack, into a block, or from another allocator | certain; the pointer is not followed |
+//! | [`InvalidFree`](ViolationKind::InvalidFree): of a pointer that was never handed out, such as one to the stack, into a block, or from another allocator | certain; the pointer is not followed |
 //! | [`RegionInUse`](ViolationKind::RegionInUse): a mapped region that is dropped before its blocks | certain |
 //! | [`AllocDeallocMismatch`](ViolationKind::AllocDeallocMismatch): C++'s `delete` of `new[]` or `malloc`, `free` of `new`, and all other such pairs | certain |
-//! | [`BadUsableSize`](ViolationKind::BadUsableSize): C's `malloc_usable_size` of what is no live block | certain |
+//! | [`BadUsableSize`](ViolationKind::BadUsableSize): C's `malloc_usable_size` of a pointer to no live block | certain |
 //!
-//! Each is found by the free or the reallocation that meets it (a write after
-//! free when the block leaves the quarantine), and by [`verify`] on demand. A
-//! write that leaves every byte as it was is no change and cannot be seen.
+//! The free or the reallocation that meets a violation finds it (a write after
+//! free: the block's end of quarantine), and so does [`verify`]. A
+//! write that leaves every byte as it was changes nothing and cannot be seen.
+//!
+//! What is done about it is up to a [handler](set_handler). Without one it is
+//! [reported](report), and the process aborts.
 //!
 //! # Use it in debug builds and in CI only
 //!
-//! The feature is for the whole program, and costs both time and memory: a
+//! The feature holds for the whole program, and costs both time and memory: a
 //! program that parses JSON takes 2.4 times as long, and each block is at
 //! least 80 bytes larger. So give it a feature of your own,
 //!
@@ -34,58 +37,59 @@
 //!
 //! and build with it where you test: `cargo test --features memory-check`.
 //! Nothing else in the program has to change. Without the feature dogtag still
-//! counts blocks whose tail was overwritten: [`Snapshot::lost`].
+//! counts blocks whose cookie was overwritten: [`Snapshot::lost`].
 //!
-//! # What stands where
+//! # Guards, patterns, quarantine
 //!
-//! A block is surrounded by guards, with what is known of it in front of them,
-//! all mixed with the block's address. The block's *state* (live, freed) is kept
+//! A block is surrounded by guards, bytes from `0xF5` to `0xFC`. In front of them is the block's
+//! header, all mixed with the block's address. The block's *state* (live, freed) is kept
 //! apart from the heap, where no overrun reaches it. Fresh memory is filled with
 //! `0xCD` (the first 64 MiB of a block), freed memory with `0xDD` (the patterns
-//! of Microsoft's debug heap); zeroed memory is zero. A pointer that is read from either is not one that
-//! x86-64 can follow. Guards are bytes from `0xF5` to `0xFC`.
+//! of Microsoft's debug heap); zeroed memory is zero. A pointer that is read from either pattern
+//! faults on x86-64.
 //!
-//! Freed blocks stay in *quarantine* before their memory is used again: first in,
-//! first out, by the 32 blocks, which each thread collects before they count
-//! towards the bounds. What a fork has to copy grows with it; so each fork halves the bytes that
-//! it may hold, down to 256 KiB, and a quarter of what is freed after that raises them again. They are not live in any service's figures;
-//! [`Snapshot::quarantine`] shows them. Where an allocator's backend has no memory left, all
-//! of its blocks leave the quarantine, and it is asked again. `realloc` always moves, so that pointers
-//! to the old place are found out.
+//! Freed blocks stay in *quarantine* before their memory is used again. It is a queue that each
+//! thread enters with 32 blocks at a time; until then they do not count towards its bounds. A fork
+//! copies it. So each fork halves the bytes that
+//! it may hold, down to 256 KiB, and a quarter of what is freed after that raises them again.
+//! Blocks in quarantine are not live in any service's figures;
+//! [`Snapshot::quarantine`] shows them. When an allocator's backend has no memory left, all
+//! blocks of the allocator leave the quarantine, and the backend is asked again. `realloc` always
+//! moves the block, so that stale pointers to the old one are found.
 //!
 //! # Settings
 //!
-//! The variable `DOGTAG_CHECK` is read at the first allocation:
-//! `DOGTAG_CHECK=quarantine=16M,backtrace=1 cargo test`. What it does not
-//! understand it says, and leaves as it was.
+//! The first allocation reads the environment variable `DOGTAG_CHECK`:
+//! `DOGTAG_CHECK=quarantine=16M,backtrace=1 cargo test`. Settings that it does not
+//! understand are reported on standard error and ignored.
 //!
 //! | setting | default | |
 //! | --- | --- | --- |
-//! | `quarantine` | `64M` | bytes in quarantine, with what surrounds the blocks, for each allocator, and a 64th of that (256 KiB at most) for each thread; 0 for none; larger blocks do not enter |
-//! | `quarantine-blocks` | `65536` | the same in blocks, rounded up to a power of two; and 32 for each thread |
+//! | `quarantine` | `64M` | bytes in quarantine, guards and headers included, for each allocator, and a 64th of that (256 KiB at most) for each thread; 0 for none; larger blocks do not enter |
+//! | `quarantine-blocks` | `65536` | blocks in quarantine for each allocator, rounded up to a power of two, and 32 for each thread |
 //! | `fill` | `1` | 0 leaves fresh and freed memory as it is: faster, and writes to freed blocks are only seen around them |
 //! | `backtrace` | `0` | 1 keeps the call stack of every allocation and free: slow |
 //! | `reaction` | `abort` | `leak` goes on after a report |
-//! | `alloc-dealloc-mismatch` | `all` | of blocks that are given back by another family's function: `new` tells of those of `new` and `new[]` only, for programs that have two C++ libraries, one of them on top of `malloc`; `none` of none |
-//! | `new-delete-type-mismatch` | `1` | 0 does not tell of C++'s `delete` with another size or alignment |
+//! | `alloc-dealloc-mismatch` | `all` | which blocks are reported that another family's function frees: `new` only those of `new` and `new[]`, for programs with two C++ libraries, one of them on top of `malloc`; `none` |
+//! | `new-delete-type-mismatch` | `1` | 0 does not report C++'s `delete` with another size or alignment |
 //!
 //! # Memory
 //!
-//! For each block 64 bytes in front of it, or its alignment if that is larger,
-//! and 16 behind; a byte for each 16 bytes of the heap, given back at a fork where there are no
-//! blocks; the quarantine; with
+//! The cost is 64 bytes in front of each block, or its alignment if that is larger,
+//! and 16 behind; a byte for each 16 bytes of the heap, which a fork gives back where there are no
+//! blocks; the quarantine; and with
 //! `backtrace=1` some 280 bytes for each different call stack.
 //!
 //! # Limits
 //!
-//! A write far from the block, a read of freed memory, and a crime to memory
-//! that is not this allocator's are not seen; sanitizers see them. A pointer
+//! A write far from the block, a read of freed memory, and a violation of memory
+//! from elsewhere are not seen; sanitizers see them. A pointer
 //! that is freed again after its memory has been handed out once more is taken
 //! for the new block. Of more than 65,534 allocators at once the others are not told apart,
 //! and have no quarantine.
 //!
 //! A signal handler must not allocate or free, here as with nearly every allocator: the
-//! thread may be looking at the very block, and would wait for itself.
+//! thread may be reading the very block, and would wait for itself.
 //!
 //! [`Snapshot::lost`]: crate::Snapshot::lost
 //! [`Snapshot::quarantine`]: crate::Snapshot::quarantine
@@ -168,8 +172,8 @@ pub use {
     violation::{AccessContext, Operation, Violation, ViolationKind},
 };
 
-/// Reports a region that is dropped while blocks in it are live. Returns if the process is to
-/// go on.
+/// Calls the handler for a region that is dropped while blocks in it are live. Returns if the process
+/// goes on.
 #[cfg(not(dogtag_loom))]
 pub(crate) fn region_in_use(start: usize) {
     handler::react(&Violation::new(ViolationKind::RegionInUse, Operation::Unmap, start));

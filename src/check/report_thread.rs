@@ -81,7 +81,7 @@ fn emit(violation: &Violation) {
     let freed = violation.freed();
     tracing::error!(
         target: "dogtag",
-        crime = %violation.kind(),
+        violation = %violation.kind(),
         operation = %violation.operation(),
         address = format_args!("{:#x}", violation.address()),
         size = violation.layout().map(|layout| layout.size()),
@@ -93,7 +93,7 @@ fn emit(violation: &Violation) {
         met_by = violation.met().service(),
         met_on = violation.met().thread_name(),
         first_wrong = violation.first_wrong().map(|offset| offset as i64),
-        "memory-check found a crime",
+        "memory-check found a violation",
     );
 }
 

@@ -1,4 +1,4 @@
-//! Looking at all blocks, on demand.
+//! Verification of all blocks, on demand.
 
 #[cfg(feature = "interpose")]
 use super::block_state;
@@ -12,13 +12,13 @@ use super::settings::Settings;
 use super::shadow;
 use super::violation::{Operation, ViolationKind};
 
-/// Looks at every block there is, live or in quarantine, and has each crime
-/// that was done to one told, as on a free.
+/// Verifies every block, live or in quarantine, and calls the handler for each violation, as a free
+/// does.
 ///
-/// For tests, and for watching a program that does not free much: a live block
-/// with an overrun is found now, not when it is freed. A byte is read for each
-/// 16 bytes of the heap, and each block is held for the moment in which it is
-/// read; other threads go on meanwhile.
+/// It is for tests, and for programs that do not free much: a live block
+/// with an overrun is found now, not when it is freed. It reads a byte for each
+/// 16 bytes of the heap, and pins each block while it reads it; other threads go on meanwhile.
+/// A violation that was found is not found again.
 ///
 /// ```
 /// # #[global_allocator]
@@ -82,14 +82,14 @@ pub(crate) fn verify_at_exit() {
     }
 }
 
-/// What [`verify`] has seen.
+/// Counts what [`verify`] has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verified {
-    /// Live blocks.
+    /// Live blocks, with and without violations.
     pub live_blocks: u64,
     /// Freed blocks in quarantine.
     pub quarantined_blocks: u64,
-    /// Crimes that were told, if the process went on.
+    /// Violations that were found, if the process went on.
     pub violations: u64,
 }

@@ -1,4 +1,4 @@
-//! What was done to a block, as data and as a report.
+//! Violations: what was done to a block, as data and as a report.
 
 use super::block::{self, BlockHeader, Family, Stamp, Tag};
 use super::claim::Claim;
@@ -13,7 +13,7 @@ use std::alloc::Layout;
 use std::fmt;
 use std::ptr::NonNull;
 
-/// What memory-check finds.
+/// Names what was done to a block, or with a pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ViolationKind {
@@ -35,8 +35,7 @@ pub enum ViolationKind {
     /// A block of one of C++'s `operator new`, `operator new[]` and C's `malloc` was freed by
     /// the function of another (feature `interpose`).
     AllocDeallocMismatch,
-    /// The size of a block (`malloc_usable_size`) was asked for by a pointer that is no live one
-    /// of C's (feature `capi`).
+    /// `malloc_usable_size` was called with a pointer to no live block of C's (feature `capi`).
     BadUsableSize,
 }
 
@@ -56,7 +55,7 @@ impl fmt::Display for ViolationKind {
     }
 }
 
-/// What was being done when a crime was met.
+/// Names the operation that found a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operation {
@@ -66,11 +65,11 @@ pub enum Operation {
     Realloc,
     /// A freed block left the quarantine, to be used again.
     Reuse,
-    /// Somebody called [`verify`](super::verify).
+    /// [`verify`](super::verify) was called.
     Verify,
     /// A mapped region was dropped.
     Unmap,
-    /// The size of a block was asked for.
+    /// `malloc_usable_size` was called.
     UsableSize,
 }
 
@@ -87,7 +86,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// Who did something, and where.
+/// Says who did something to a block, and where: a service, a thread, a call stack.
 #[derive(Clone, Copy, Debug)]
 pub struct AccessContext {
     name: Text,
@@ -98,34 +97,34 @@ pub struct AccessContext {
 }
 
 impl AccessContext {
-    /// The name of the service on whose behalf it was done; no more than 64
-    /// bytes of it. `(ended)` if the service has ended, and a thousand others
+    /// Returns the name of the service that was current, or its first 64
+    /// bytes. It is `(ended)` if that service has ended, and a thousand others
     /// since.
     #[must_use]
     pub fn service(&self) -> &str {
         self.name.as_str()
     }
 
-    /// The handle of that service.
+    /// Returns the handle of the service that was current; 0 if it is `(ended)`.
     #[must_use]
     pub const fn handle(&self) -> u32 {
         self.handle
     }
 
-    /// The number of the thread: 1 for the first that allocated, and so on.
+    /// Returns the number of the thread: 1 for the first that allocated, and so on.
     #[must_use]
     pub const fn thread(&self) -> u32 {
         self.thread
     }
 
-    /// The name of the thread, as the operating system keeps it; empty if it
+    /// Returns the name of the thread, as the operating system keeps it; empty if it
     /// has none.
     #[must_use]
     pub fn thread_name(&self) -> &str {
         self.thread_name.as_str()
     }
 
-    /// The call stack, where it was kept.
+    /// Returns the call stack, if call stacks are kept (`DOGTAG_CHECK=backtrace=1`).
     #[must_use]
     pub const fn backtrace(&self) -> Option<Backtrace> {
         self.backtrace
@@ -165,15 +164,15 @@ pub(crate) fn stamp(backtrace: bool) -> Stamp {
     }
 }
 
-/// A crime, and all that is known of it.
+/// Describes what was done to a block, by whom, and how it was found.
 ///
-/// Its `Display` is the report: a line that says what happened, what is known
-/// of the block, and a hexdump in which wrong bytes stand in brackets. The
-/// alternate form (`{:#}`) has the call stacks too, with the functions' names,
-/// which allocates and takes locks; the plain one does neither.
+/// `Display` writes the report: a line that says what happened, what is known
+/// of the block, and a hexdump with wrong bytes in brackets. The
+/// alternate form (`{:#}`) adds the call stacks with the functions' names,
+/// which allocates and takes locks; the plain form does neither.
 #[derive(Clone, Copy, Debug)]
 pub struct Violation {
-    crime: ViolationKind,
+    kind: ViolationKind,
     operation: Operation,
     address: usize,
     block: Option<usize>,
@@ -189,67 +188,66 @@ pub struct Violation {
 }
 
 impl Violation {
-    /// What was done.
+    /// Returns what was done.
     #[must_use]
     pub const fn kind(&self) -> ViolationKind {
-        self.crime
+        self.kind
     }
 
-    /// What met it.
+    /// Returns the operation that found the violation.
     #[must_use]
     pub const fn operation(&self) -> Operation {
         self.operation
     }
 
-    /// The pointer that it is about: the block's, but for an
-    /// [`InvalidFree`](ViolationKind::InvalidFree) the one that was to be freed, and for a
-    /// [`RegionInUse`](ViolationKind::RegionInUse) where the region begins.
+    /// Returns the pointer that was used: that of the block, of an
+    /// [`InvalidFree`](ViolationKind::InvalidFree) the one that was to be freed, of a
+    /// [`RegionInUse`](ViolationKind::RegionInUse) the beginning of the region.
     #[must_use]
     pub const fn address(&self) -> usize {
         self.address
     }
 
-    /// Where the block begins to which it was done. `None` for a pointer that
-    /// is in no block.
+    /// Returns the address of the block. `None` if the pointer is in no block.
     #[must_use]
     pub const fn block(&self) -> Option<usize> {
         self.block
     }
 
-    /// The size in bytes and the alignment that the block was requested with;
-    /// `None` if there is no block, or that has been overwritten.
+    /// Returns the size and the alignment that the block was requested with;
+    /// `None` if there is no block, or if they have been overwritten.
     #[must_use]
     pub const fn layout(&self) -> Option<Layout> {
         self.layout
     }
 
-    /// What the block was to be freed or resized with; `None` where nobody said. What was not
-    /// said (C++ says the size or the alignment, or both) is as it was requested.
+    /// Returns the size and the alignment that the free or the reallocation gave; `None` if it gave
+    /// neither. (C++ gives one or both; the other one is as it was requested.)
     #[must_use]
     pub const fn given(&self) -> Option<Layout> {
         self.given
     }
 
-    /// Who allocated the block, and so owns it.
+    /// Returns who allocated the block, and so owns it.
     #[must_use]
     pub const fn allocated(&self) -> Option<&AccessContext> {
         self.allocated.as_ref()
     }
 
-    /// Who freed the block, if it is freed.
+    /// Returns who freed the block, if it is freed.
     #[must_use]
     pub const fn freed(&self) -> Option<&AccessContext> {
         self.freed.as_ref()
     }
 
-    /// Who met the crime.
+    /// Returns who found the violation.
     #[must_use]
     pub const fn met(&self) -> &AccessContext {
         &self.met
     }
 
-    /// The wrong byte nearest to the block, in bytes from its beginning; in the
-    /// block of a [`WriteAfterFree`](ViolationKind::WriteAfterFree), the first one.
+    /// Returns the position of the wrong byte nearest to the block, in bytes from its beginning; of a
+    /// [`WriteAfterFree`](ViolationKind::WriteAfterFree), the first wrong byte of the block.
     #[must_use]
     pub const fn first_wrong(&self) -> Option<isize> {
         self.first_wrong
@@ -257,9 +255,9 @@ impl Violation {
 
     /// Without the call stack of whoever met it, for which the unwinder takes the loader's lock: a
     /// thread that has it may be waiting for the block, which may be pinned.
-    pub(super) fn new(crime: ViolationKind, operation: Operation, address: usize) -> Self {
+    pub(super) fn new(kind: ViolationKind, operation: Operation, address: usize) -> Self {
         Self {
-            crime,
+            kind,
             operation,
             address,
             block: None,
@@ -326,9 +324,9 @@ impl Violation {
 
     /// Without the call stacks.
     fn report(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "dogtag: {}: ", self.crime)?;
+        write!(f, "dogtag: {}: ", self.kind)?;
         let size = self.layout.map(|layout| Amount(layout.size()));
-        match (self.crime, size) {
+        match (self.kind, size) {
             (ViolationKind::Overrun, Some(size)) => {
                 writeln!(f, "something wrote past the end of a block of {size}")?
             }

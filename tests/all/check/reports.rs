@@ -95,7 +95,7 @@ fn handler_that_panics() {
 
 #[test]
 fn handler_that_commits_a_crime() {
-    survives!("", "invalid free of 0x70", "was met while another crime was being told");
+    survives!("", "invalid free of 0x70", "was met while another violation was being reported");
     check::set_handler(|violation| {
         note(violation);
         // SAFETY: none.
@@ -112,7 +112,7 @@ fn event_of_a_crime() {
     aborts!(
         "",
         "event dogtag ERROR",
-        "crime=double free",
+        "violation=double free",
         "service=victim",
         "size=24",
         &format!("freed_on={}", here!())
