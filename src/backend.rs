@@ -15,12 +15,12 @@ use Jemalloc as Inner;
 use std::alloc::System as Inner;
 use std::alloc::{GlobalAlloc, Layout};
 
-/// The backend of a [`Dogtag`](crate::Dogtag) that names none: jemalloc, or the system's allocator
-/// where no crate of the program turns on the feature `jemalloc`.
+/// Gets memory for a [`Dogtag`](crate::Dogtag) that names no backend: from jemalloc, or from the
+/// system's allocator if no crate of the program turns on the feature `jemalloc`.
 ///
-/// It is one type whatever the features are. Features are united over a program, so that a crate
-/// cannot know which of the two it gets; its types stay the same. Whoever has to have one of them
-/// names it: `Dogtag<Jemalloc>`, or `Dogtag<System>`.
+/// It is one type with either feature set. Cargo unites the features of all crates of a program, so a
+/// crate cannot know which of the two it gets, and its types must not depend on it. A program that
+/// needs one of them names it: `Dogtag<Jemalloc>`, or `Dogtag<System>`.
 ///
 /// ```
 /// use dogtag::{DefaultBackend, Dogtag};
@@ -66,29 +66,28 @@ unsafe impl GlobalAlloc for DefaultBackend {
     }
 }
 
-/// jemalloc's own figures, in bytes, for the whole process.
+/// Holds jemalloc's own figures for the whole process, in bytes.
 ///
-/// They tell what the services' figures cannot: what size classes round up,
-/// what is kept for reuse, what the operating system sees. Read from jemalloc's
-/// `stats.*`, whose documentation has the fine print.
+/// They include what the services' figures leave out: the rounding of size classes,
+/// memory that is kept for reuse, pages as the operating system sees them. jemalloc's documentation
+/// of `stats.*` has the details.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct JemallocStats {
-    /// In live blocks, rounded up to size classes; cookies are part of it. (Where jemalloc's
-    /// profiling is on, without the small blocks that it has sampled.)
+    /// Bytes in live blocks, cookies included, rounded up to size classes. (Without the small blocks
+    /// that jemalloc has sampled, if its profiling is on.)
     pub allocated: u64,
-    /// In pages that hold live blocks.
+    /// Bytes in pages that hold live blocks.
     pub active: u64,
-    /// In physical memory, as far as jemalloc knows: active pages, metadata,
+    /// Bytes in physical memory, as far as jemalloc knows: active pages, metadata,
     /// and pages that are no longer used but not yet given back.
     pub resident: u64,
-    /// In address space that is mapped and may be touched.
+    /// Bytes of address space that are mapped and may be touched.
     pub mapped: u64,
-    /// In address space that was given back to the operating system but is
-    /// kept reserved.
+    /// Bytes of address space that are kept reserved, without memory of the operating system.
     pub retained: u64,
-    /// jemalloc's own bookkeeping.
+    /// Bytes of jemalloc's own bookkeeping.
     pub metadata: u64,
 }
 

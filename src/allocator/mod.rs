@@ -17,7 +17,7 @@ use crate::check::Checker;
 use std::alloc::System;
 use std::alloc::{GlobalAlloc, Layout};
 
-/// A global allocator that charges every block to the service that asked for it.
+/// Charges every block that it allocates to the service that asked for it: a global allocator.
 ///
 /// `B` is the backend, the allocator that really holds the memory: any [`GlobalAlloc`], and
 /// [`DefaultBackend`] where none is named, which is jemalloc, or the system's allocator without the
@@ -25,22 +25,21 @@ use std::alloc::{GlobalAlloc, Layout};
 /// on changes it. Several instances may be in use, with different backends;
 /// they share one ledger.
 ///
-/// An allocation and its free each cost a handful of plain loads and stores
+/// An allocation and its free each cost a few plain loads and stores
 /// more than the backend's own: no lock, no locked instruction, no system call.
-/// (All that is rare, such as a thread's first allocation, may map memory.)
-/// Behind each block stand 2 bytes that name its owner (6 for services beyond
+/// (The slow path, such as a thread's first allocation, may map memory.)
+/// The cookie behind each block is 2 bytes that name its owner (6 for services beyond
 /// the first 65,533 of a process). Blocks of 4 KiB and more have their owner in a
-/// table beside the heap instead (4 bytes for each 4 KiB of addresses where there are
+/// table beside the heap instead (4 bytes for each 4 KiB of addresses in which there are
 /// such blocks), if the backend is a type without fields, as `Jemalloc`,
-/// [`System`] and the default are. All this is otherwise with the feature
-/// `memory-check`, which finds what is done to blocks that must not be.
+/// [`System`] and the default are. The feature
+/// `memory-check` puts guards and a header around each block instead.
 ///
-/// An allocator that is dropped gives back what its quarantine holds (with
-/// `memory-check`; it looks through the addresses between its blocks for that). Blocks
-/// must be freed before.
+/// An allocation that fails returns null, so `try_reserve` works. No function of the allocator
+/// panics, unwinds or aborts (except memory-check, over a violation).
 ///
-/// An allocation that fails returns null, so `try_reserve` works; nothing here
-/// panics, unwinds or aborts (but for memory-check, over a crime).
+/// All blocks must be freed before an allocator is dropped. With `memory-check`, dropping it gives the
+/// blocks in its quarantine back to the backend, for which it searches the addresses between them.
 ///
 /// ```
 /// #[global_allocator]
@@ -60,7 +59,7 @@ pub struct Dogtag<B = DefaultBackend> {
 }
 
 impl Dogtag {
-    /// An allocator on top of the default backend.
+    /// Makes an allocator on top of the default backend.
     #[must_use]
     pub const fn new() -> Self {
         Self::with_backend(DefaultBackend::new())
@@ -68,12 +67,12 @@ impl Dogtag {
 }
 
 impl<B> Dogtag<B> {
-    /// An allocator on top of `backend`.
+    /// Makes an allocator on top of `backend`.
     ///
     /// A backend may get its memory from another instance, as an arena does. If it is
-    /// a type without fields, though (with all it knows in a static), it must not hand
+    /// a type without fields (with its state in a static), it must not hand
     /// out a block of 4 KiB or more that begins in the same 4 KiB as the memory that it
-    /// got: there is one place for the owner of both.
+    /// got: the owners of both would share one entry.
     ///
     /// ```
     /// use std::alloc::System;
@@ -91,7 +90,16 @@ impl<B> Dogtag<B> {
         }
     }
 
-    /// The backend.
+    /// Returns the backend.
+    ///
+    /// ```
+    /// use dogtag::Dogtag;
+    /// use std::alloc::System;
+    ///
+    /// let alloc = Dogtag::with_backend(System);
+    /// let _: &System = alloc.backend();
+    /// ```
+    #[must_use]
     pub const fn backend(&self) -> &B {
         &self.backend
     }
@@ -117,29 +125,29 @@ impl<B> Counted<'_, B> {
     }
 }
 
-// SAFETY: the backend's own.
+// SAFETY: each function is the backend's own, so all blocks are the backend's.
 unsafe impl<B: GlobalAlloc> GlobalAlloc for Counted<'_, B> {
     #[inline(always)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's layout, which is not empty.
         self.with(|backend| unsafe { backend.alloc(layout) })
     }
 
     #[inline(always)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's layout, which is not empty.
         self.with(|backend| unsafe { backend.alloc_zeroed(layout) })
     }
 
     #[inline(always)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is a live one of the backend, with that layout.
         self.with(|backend| unsafe { backend.dealloc(block, layout) });
     }
 
     #[inline(always)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is a live one of the backend, with that layout; the new size is valid for it.
         self.with(|backend| unsafe { backend.realloc(block, layout, new_size) })
     }
 }

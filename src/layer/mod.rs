@@ -1,8 +1,8 @@
 //! Spans of `tracing` as scopes of services, for programs that have spans already.
 //!
-//! Above everything but `lib.rs`: this room enters services like any user does. A
-//! span's service is kept with the span, in the subscriber's own storage; what a
-//! thread is in, is kept with the thread ([`spans`]).
+//! This module enters services by their public interface, as a program does. A
+//! span's service is kept with the span, in the subscriber's own storage. The spans that a
+//! thread is in are kept with the thread ([`spans`]).
 
 mod attribution;
 mod spans;
@@ -28,11 +28,11 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, SpanRef};
 
-/// A layer for `tracing` subscribers that runs spans in services.
+/// Runs spans in services: a layer for `tracing` subscribers.
 ///
 /// A span with a field `service` runs in the service of that name, wherever it is
-/// entered: on any thread, in any number of threads at once, at each poll of an
-/// instrumented future. Services are registered when they are first named.
+/// entered: on any thread, on any number of threads at once, at each poll of an
+/// instrumented future. The layer registers services when spans first name them.
 ///
 /// ```
 /// # #[global_allocator]
@@ -50,31 +50,30 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 /// ```
 ///
 /// A span without a service of its own runs in that of its nearest ancestor that
-/// has one. So a task which is spawned with a child of a request's span belongs to
-/// the request's service, on whichever thread. Where that ancestor is what the
-/// thread is in already, the thread stays where it is: a scope entered by hand
-/// inside of the ancestor holds in its children too.
+/// has one. So a task that is spawned with a child of a request's span belongs to
+/// the request's service, on whichever thread. If the thread is already in that ancestor, its service
+/// does not change: a scope that was entered by hand
+/// inside the ancestor holds in its children too.
 ///
-/// # Without a change to code
+/// # Libraries that are not changed
 ///
 /// [`by_target`](Self::by_target), [`by_span_name`](Self::by_span_name) and
-/// [`by`](Self::by) choose services for spans that name none; libraries that have
-/// spans show up with no line changed. By hand: [`Service::attach`].
+/// [`by`](Self::by) choose services for spans that name none, such as those of libraries.
+/// [`Service::attach`] chooses one for a single span.
 ///
 /// # What tracing itself allocates
 ///
 /// Subscribers allocate for spans and events, on the thread that makes them. What
-/// this layer allocates is nobody's, that is, the unattributed service's; so that
-/// this holds for the registry and for all other layers too, end with
+/// this layer allocates belongs to the unattributed service. To have the same for the registry and
+/// all other layers, end the subscriber with
 /// [`unattributed()`](UnattributedExt::unattributed).
 ///
 /// # Filters
 ///
 /// A span that is filtered out does not exist, and changes no service. Filters
-/// of a single layer (`with_filter`) do not touch the others, so a log can be terse and services complete;
-/// but a subscriber in which one layer has no filter makes all spans and events, to
-/// throw most of them away. This layer looks at spans only, and at as many as you
-/// like:
+/// of a single layer (`with_filter`) do not affect the others, so a log can be terse and services
+/// complete. But a subscriber in which one layer has no filter makes all spans and events, and
+/// throws most of them away. So give this layer a filter too, for the spans that it needs:
 ///
 /// ```
 /// use dogtag::ServiceLayer;
@@ -90,16 +89,16 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 /// ```
 ///
 /// One such layer is enough for a subscriber; its place among the others does not
-/// matter. (Of two, the one that comes first has the spans that it finds services for.)
+/// matter. (Of two, the first one chooses for the spans that it finds services for.)
 /// Each subscriber may have its own.
 ///
 /// # Layers that are exchanged
 ///
-/// A layer may be exchanged or taken away at any time, by tracing-subscriber's `reload`. Spans keep
-/// their services, and their children inherit them from the next layer on. A thread
-/// that is in a span meanwhile is taken out of the span's service when it leaves the span, if
-/// there is another layer by then; if there is none, when the span is closed on that thread,
-/// or when the thread enters or leaves a span that a layer, whichever, is told of.
+/// tracing-subscriber's `reload` may exchange or remove the layer at any time. Spans keep
+/// their services, and their children under the next layer inherit them. A thread
+/// that is in a span meanwhile leaves the span's service when it leaves the span, if
+/// there is another layer by then. If there is none, it does when the span is closed on that thread,
+/// or when the thread enters or leaves a span that any layer sees.
 ///
 /// A layer that came into a subscriber later, or is shared by several, looks spans up
 /// whenever they are entered.
@@ -108,9 +107,9 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 /// [`unattributed()`](UnattributedExt::unattributed) in all other layers,
 /// [`Service::current`] is the unattributed service.
 ///
-/// A thread remembers the services of some 30 spans that it made or entered last; to
-/// enter one of those costs some 80 instructions. Others are looked up in the
-/// subscriber, which takes a lock of the span. To leave one looks nothing up. The
+/// A thread remembers the services of some 30 spans that it made or entered last. Entering
+/// one of those takes some 80 instructions. Others are looked up in the
+/// subscriber, which takes a lock of the span. Leaving a span looks nothing up. The
 /// allocations in it cost what they cost after [`Service::enter`].
 #[derive(Debug)]
 #[must_use = "a layer does nothing before it is part of a subscriber"]
@@ -128,18 +127,18 @@ pub struct ServiceLayer {
 }
 
 impl ServiceLayer {
-    /// Spans with a field `service` run in the service of that name.
+    /// Makes a layer that runs spans with a field `service` in the service of that name.
     ///
     /// The value may be a string, or anything that is recorded with `%` or `?`. A
-    /// span declared with an `Empty` field gets its service when it is recorded. A value that
-    /// can be no name, since it is empty or longer than [`Service::MAX_NAME_LEN`], chooses none,
+    /// span that is declared with an `Empty` field gets its service when the field is recorded. A value
+    /// that is no name, since it is empty or longer than [`Service::MAX_NAME_LEN`], chooses none,
     /// and a `tracing` event (target `dogtag`, level error) tells of it, once a second at most.
     pub fn new() -> Self {
         Self::with_rule(Rule::None)
     }
 
-    /// Spans that name no service run in one that is named as their target: the path of
-    /// the module that they are in, unless they say otherwise.
+    /// Makes a layer that runs spans without a service of their own in the service named as their
+    /// target: the path of the span's module, unless the span sets another target.
     ///
     /// ```
     /// # #[global_allocator]
@@ -166,14 +165,28 @@ impl ServiceLayer {
         Self::with_rule(Rule::Target)
     }
 
-    /// Spans that name no service run in one that has the span's name.
+    /// Makes a layer that runs spans without a service of their own in the service named as the span.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() {
+    /// use dogtag::{Service, ServiceLayer};
+    /// use tracing_subscriber::prelude::*;
+    ///
+    /// tracing_subscriber::registry().with(ServiceLayer::by_span_name()).init();
+    /// let parsed = tracing::info_span!("parse").in_scope(|| vec![0_u8; 1000]);
+    /// assert_eq!(Service::by_name("parse").unwrap().usage().bytes(), 1000);
+    /// # drop(parsed);
+    /// # }
+    /// ```
     pub fn by_span_name() -> Self {
         Self::with_rule(Rule::Name)
     }
 
-    /// Spans that name no service run in the one that `choose` chooses, if any. It
-    /// is called once for each span, on the thread that makes it, and must not
-    /// make spans itself.
+    /// Makes a layer that runs spans without a service of their own in the one that `choose` returns,
+    /// if any. The layer calls it once for each such span, on the thread that makes the span. It must
+    /// not make spans itself.
     ///
     /// ```
     /// use dogtag::{Service, ServiceLayer};
@@ -189,19 +202,46 @@ impl ServiceLayer {
         Self::with_rule(Rule::By(Box::new(choose)))
     }
 
-    /// Chooses the field that names the service, instead of `service`.
+    /// Sets the name of the field that names the service, which is `service` by default.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() {
+    /// use dogtag::{Service, ServiceLayer};
+    /// use tracing_subscriber::prelude::*;
+    ///
+    /// tracing_subscriber::registry().with(ServiceLayer::new().with_field("tenant")).init();
+    /// let rows = tracing::info_span!("query", tenant = "acorn").in_scope(|| vec![0_u8; 1000]);
+    /// assert_eq!(Service::by_name("acorn").unwrap().usage().bytes(), 1000);
+    /// # drop(rows);
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_field(mut self, field: &'static str) -> Self {
         self.field = field;
         self
     }
 
-    /// Whether services that spans have named are kept as long as the layer (which
-    /// is so unless this says otherwise), or end with their last span and block.
+    /// Sets whether the layer keeps the services that spans have named for as long as it exists, which
+    /// is the default. With `false` they end with their last span and block.
     ///
-    /// Choose `false` where names are made up as the program runs, one for each
-    /// tenant or request: their figures go to those that have
-    /// [ended](crate::Snapshot::ended) then.
+    /// Choose `false` if names come and go, such as one for each
+    /// tenant or request. Then their figures go to those that have
+    /// [ended](crate::Snapshot::ended).
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() {
+    /// use dogtag::{Service, ServiceLayer};
+    /// use tracing_subscriber::prelude::*;
+    ///
+    /// tracing_subscriber::registry().with(ServiceLayer::new().keep_services(false)).init();
+    /// tracing::info_span!("request", service = "request-17").in_scope(|| drop(vec![0_u8; 1000]));
+    /// assert_eq!(Service::by_name("request-17"), None);
+    /// # }
+    /// ```
     #[must_use]
     pub fn keep_services(mut self, keep: bool) -> Self {
         self.keeps_services = keep;
@@ -314,14 +354,14 @@ where
 }
 
 impl Service {
-    /// Has a span run in this service from now on, wherever it is entered; also
-    /// where the calling thread has entered it already. Children that it has
-    /// already keep what they have.
+    /// Runs a span in this service from now on, wherever it is entered, also
+    /// if the calling thread has entered it already. Children that it has
+    /// already keep their services.
     ///
-    /// `false` if that is not possible: the span is disabled, or its subscriber
+    /// Returns `false` if the span is disabled, or if its subscriber
     /// has no [`ServiceLayer`], or one whose own filter hides the span. The layer may be
-    /// behind whatever passes [`on_record`](tracing_subscriber::Layer::on_record) on, such as
-    /// `reload`: it is told by way of that, and other layers get a record without values.
+    /// behind anything that passes [`on_record`](tracing_subscriber::Layer::on_record) on, such as
+    /// `reload`; that carries the request, and other layers get a record without values.
     ///
     /// ```
     /// # #[global_allocator]

@@ -1,4 +1,4 @@
-//! A subscriber whose own work is charged to nobody.
+//! A subscriber whose own allocations belong to the unattributed service.
 
 use super::spans::{self, Apart};
 use std::any::TypeId;
@@ -10,16 +10,13 @@ use tracing_core::span::Current;
 use tracing_subscriber::filter::FilterId;
 use tracing_subscriber::registry::LookupSpan;
 
-/// Keeps what a subscriber allocates apart from services:
-/// [`unattributed`](Self::unattributed).
+/// Keeps a subscriber's own allocations out of services; implemented for every [`Subscriber`].
 pub trait UnattributedExt: Subscriber + Sized {
-    /// Has all that this subscriber and its layers allocate charged to the
-    /// unattributed service, and not to the one that happens to make a span or an event:
-    /// storage for spans, formatted fields, lines of a log. Costs two
-    /// changes of service for each call of the subscriber.
+    /// Charges all that this subscriber and its layers allocate (storage for spans, formatted fields,
+    /// lines of a log) to the unattributed service, and not to the one that makes a span or an event.
     ///
-    /// Spans are entered and left as before. To be put on the outside, after the
-    /// last layer:
+    /// It costs two changes of service for each call of the subscriber. Spans are entered and left as
+    /// before. It goes on the outside, after the last layer:
     ///
     /// ```
     /// use dogtag::{ServiceLayer, UnattributedExt};
@@ -38,7 +35,7 @@ pub trait UnattributedExt: Subscriber + Sized {
 
 impl<S: Subscriber> UnattributedExt for S {}
 
-/// A subscriber whose own work is charged to nobody:
+/// Wraps a subscriber whose own allocations belong to the unattributed service:
 /// [`unattributed`](UnattributedExt::unattributed).
 #[derive(Clone, Debug)]
 #[must_use = "a subscriber does nothing before it is installed"]
@@ -126,7 +123,8 @@ impl<S: Subscriber> Subscriber for Unattributed<S> {
         if id == TypeId::of::<Self>() {
             return Some(std::ptr::from_ref(self).cast());
         }
-        // SAFETY: the caller's promise, about what is asked for.
+        // SAFETY: the caller uses what this returns as the type that it asked for, and while `self`
+        // lives, which the inner subscriber does as well.
         unsafe { self.subscriber.downcast_raw(id) }
     }
 }
