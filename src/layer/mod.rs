@@ -217,7 +217,6 @@ impl ServiceLayer {
     /// # drop(rows);
     /// # }
     /// ```
-    #[must_use]
     pub fn with_field(mut self, field: &'static str) -> Self {
         self.field = field;
         self
@@ -242,7 +241,6 @@ impl ServiceLayer {
     /// assert_eq!(Service::by_name("request-17"), None);
     /// # }
     /// ```
-    #[must_use]
     pub fn keep_services(mut self, keep: bool) -> Self {
         self.keeps_services = keep;
         self

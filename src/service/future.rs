@@ -60,7 +60,6 @@ impl<F: Future> InServiceExt for F {}
 
 impl<F> InService<F> {
     /// Returns the service that the future runs in.
-    #[must_use]
     pub fn service(&self) -> &Service {
         &self.service
     }
