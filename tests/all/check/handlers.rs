@@ -84,3 +84,54 @@ fn handler_is_whole_while_others_exchange_it() {
     let found = found.load(Ordering::Relaxed);
     assert!((1..=2 * CRIMES).contains(&found), "{found}");
 }
+
+/// A child is forked while another thread finds or exchanges the handler, and finds it all the same.
+#[test]
+fn handler_is_found_by_forked_children() {
+    survives!("");
+    const CHILDREN: usize = 30;
+
+    let leak = |_: &Violation| Reaction::Leak;
+    check::set_handler(leak);
+    twice(culprit());
+    let (is_over, mut ends) = (AtomicBool::new(false), Vec::new());
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                check::set_handler(leak);
+            }
+        });
+        threads.spawn(|| {
+            // What is leaked is copied by forks.
+            for _ in 0..100_000 {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                twice(culprit());
+            }
+        });
+        for _ in 0..CHILDREN {
+            // SAFETY: the child uses dogtag, which heeds forks, and ends without the parent's destructors.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                twice(culprit());
+                let found = Arc::new(AtomicUsize::new(0));
+                let counter = Arc::clone(&found);
+                check::set_handler(move |_| {
+                    counter.fetch_add(1, Ordering::Relaxed);
+                    Reaction::Leak
+                });
+                twice(culprit());
+                let is_well = found.load(Ordering::Relaxed) == 1;
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(if is_well { 7 } else { 1 }) };
+            }
+            let mut status = 0;
+            // SAFETY: a child of this process, and a place for its status.
+            let ended = unsafe { libc::waitpid(child, &mut status, 0) } == child;
+            ends.push(ended && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7);
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(ends, [true; CHILDREN]);
+}
