@@ -153,7 +153,27 @@ pub struct Snapshot {
     pub balance: Option<Balance>,
 }
 
-/// One service in a [`Snapshot`].
+/// Holds the figures of one service in a [`Snapshot`].
+///
+/// ```
+/// # #[global_allocator]
+/// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+/// # fn main() -> Result<(), dogtag::RegisterError> {
+/// use dogtag::Service;
+///
+/// let tenant = Service::builder("tenant").hard_limit(1 << 20).register()?;
+/// let query = Service::builder("query-17").parent(&tenant).register()?;
+/// let rows = query.run(|| vec![0_u8; 1 << 19]);
+///
+/// let snapshot = dogtag::snapshot();
+/// let row = snapshot.rows.iter().find(|row| row.name == "query-17").unwrap();
+/// let parent = &snapshot.rows[row.parent.unwrap()];
+/// assert_eq!((row.usage.bytes(), parent.usage.bytes()), (1 << 19, 0));
+/// assert_eq!((parent.usage_with_children.bytes(), parent.hard_limit), (1 << 19, Some(1 << 20)));
+/// # drop(rows);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]

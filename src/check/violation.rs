@@ -170,6 +170,16 @@ pub(crate) fn stamp(backtrace: bool) -> Stamp {
 /// of the block, and a hexdump with wrong bytes in brackets. The
 /// alternate form (`{:#}`) adds the call stacks with the functions' names,
 /// which allocates and takes locks; the plain form does neither.
+///
+/// ```
+/// use dogtag::check::{self, Reaction};
+///
+/// check::set_handler(|violation| {
+///     let owner = violation.allocated().map_or("unknown", |context| context.service());
+///     eprintln!("{} of a block of {owner}, found by {}", violation.kind(), violation.met());
+///     Reaction::Abort
+/// });
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Violation {
     kind: ViolationKind,
