@@ -218,9 +218,9 @@ impl Balance {
             meaning: "of the above: never written to, or swapped out",
         };
         let (rounding, free_slots) = if self.is_profiled {
-            ("not told from free slots while jemalloc profiles", "rounding, and room between live blocks")
+            ("part of free slots while jemalloc profiles", "rounding, and free space between live blocks")
         } else {
-            ("what fills blocks up to a size class", "room between live blocks")
+            ("what fills blocks up to a size class", "free space between live blocks")
         };
         [
             line("services", self.services, "requested by services, and live"),

@@ -326,7 +326,8 @@ impl Violation {
         };
         if let Some(around) = around {
             let filled = tag == Tag::Freed && Settings::get().fill;
-            // SAFETY: the caller's promise.
+            // SAFETY: the block is a checking allocator's, not given back, and the caller's alone or
+            // pinned; the layout is from its header, which was believed.
             self.evidence = unsafe { Hexdump::around(around, block, self.layout, filled) };
         }
         self
