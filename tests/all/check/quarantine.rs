@@ -103,7 +103,7 @@ fn live_blocks_have_call_stacks() {
     // The three have their call stack in common.
     assert!(shown.contains("\n  3 live blocks, 72 bytes;"), "{shown}");
     assert!(
-        shown.contains("1: check::culprit") && shown.contains("::live_blocks_have_call_stacks"),
+        shown.contains("1: all::check::culprit") && shown.contains("::live_blocks_have_call_stacks"),
         "{shown}"
     );
     // SAFETY: the blocks are live.
