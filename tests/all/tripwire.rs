@@ -1,6 +1,7 @@
 //! The tripwire of ordinary builds: a block whose tail was overwritten is
 //! noticed when it is freed, and changes no other service's figures.
 
+use crate::random::Random;
 use crate::watch;
 use dogtag::Service;
 use std::alloc::{Layout, alloc, dealloc, realloc};
@@ -58,18 +59,6 @@ impl tracing::Subscriber for Listener {
 const TAIL: usize = 8;
 const LAYOUT: Layout = Layout::new::<[u8; 40]>();
 
-/// A generator of numbers that are random enough (Marsaglia's xorshift).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-}
-
 #[test]
 fn overwritten_tails_are_noticed_and_harm_nobody() {
     alone!();
@@ -83,7 +72,7 @@ fn overwritten_tails_are_noticed_and_harm_nobody() {
     let others_before: Vec<_> = others.iter().map(Service::usage).collect();
 
     let full = Service::builder("full").hard_limit(0).register().unwrap();
-    let mut random = Random(0x2014_0605);
+    let mut random = Random::new(0x2014_0605);
     let (mut noticed, mut believed_elsewhere) = (0, 0);
     for _ in 0..OVERWRITES {
         // SAFETY: what is overwritten lies in the block's size class of 48 bytes.
@@ -92,12 +81,12 @@ fn overwritten_tails_are_noticed_and_harm_nobody() {
             let tail = std::slice::from_raw_parts_mut(block.add(LAYOUT.size()), TAIL);
             let before: [u8; TAIL] = (&*tail).try_into().unwrap();
             // From one byte on, and so that the cookie is another than it was.
-            let length = 1 + random.next() as usize % TAIL;
+            let length = 1 + random.below(TAIL);
             while tail[..2] == before[..2] {
                 tail[..length].fill_with(|| random.next() as u8);
             }
             let (lost, live) = (dogtag::snapshot().lost.blocks, careless.usage().blocks());
-            match random.next() % 3 {
+            match random.below(3) {
                 0 => dealloc(block, LAYOUT),
                 1 => {
                     // What is freed next would not be resized, but freed with a size that it has not.

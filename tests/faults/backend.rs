@@ -1,11 +1,12 @@
 //! A backend that refuses what the calling thread has planned, and keeps books.
 
+use crate::random::Random;
 #[cfg(feature = "jemalloc")]
 use dogtag::Jemalloc as Inner;
 #[cfg(not(feature = "jemalloc"))]
 use std::alloc::System as Inner;
 use std::alloc::{GlobalAlloc, Layout};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ptr;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
@@ -16,14 +17,14 @@ pub enum Plan {
     /// Every nth of the thread's.
     Every(u64),
     /// One of so many, at random.
-    OneIn(u64),
+    OneIn(usize),
     All,
 }
 
 thread_local! {
     static PLAN: Cell<Plan> = const { Cell::new(Plan::None) };
     static CALLS: Cell<u64> = const { Cell::new(0) };
-    static NUMBERS: Cell<u64> = const { Cell::new(0x2014_0605) };
+    static NUMBERS: RefCell<Random> = const { RefCell::new(Random::new(0x2014_0605)) };
     static REFUSED: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -52,12 +53,7 @@ fn refuses() -> bool {
             CALLS.set(CALLS.get() + 1);
             CALLS.get().is_multiple_of(nth)
         }
-        Plan::OneIn(many) => {
-            let next =
-                NUMBERS.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(0x1405_7B7E_F767_814F);
-            NUMBERS.set(next);
-            (next >> 33).is_multiple_of(many)
-        }
+        Plan::OneIn(many) => NUMBERS.with_borrow_mut(|numbers| numbers.once_in(many)),
         Plan::All => true,
     };
     REFUSED.set(REFUSED.get() + u32::from(refuses));
@@ -118,12 +114,12 @@ macro_rules! refuse_by_plan {
         // SAFETY: another backend does the work.
         unsafe impl GlobalAlloc for $backend {
             unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-                // SAFETY: the caller's promise.
+                // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
                 given(self.books(), layout.size(), || unsafe { Inner.alloc(layout) })
             }
 
             unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-                // SAFETY: the caller's promise.
+                // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
                 given(self.books(), layout.size(), || unsafe { Inner.alloc_zeroed(layout) })
             }
 
@@ -131,12 +127,12 @@ macro_rules! refuse_by_plan {
                 if let Some(books) = self.books() {
                     books.count(layout.size(), -1);
                 }
-                // SAFETY: the caller's promise.
+                // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
                 unsafe { Inner.dealloc(block, layout) };
             }
 
             unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-                // SAFETY: the caller's promise.
+                // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
                 let moved = given(self.books(), size, || unsafe { Inner.realloc(block, layout, size) });
                 if let Some(books) = self.books().filter(|_| !moved.is_null()) {
                     books.count(layout.size(), -1);

@@ -6,7 +6,7 @@ use crate::child::watch;
 use crate::events::listen;
 #[cfg(not(feature = "memory-check"))]
 use crate::events::wait_for;
-use crate::tight::{address_space, limit_address_space};
+use crate::tight::limit_address_space;
 use dogtag::{Row, Service};
 use std::sync::mpsc;
 #[cfg(not(feature = "memory-check"))]
@@ -71,7 +71,7 @@ fn the_announcer_is_begun_when_there_is_memory() {
     drop(Service::builder("child").parent(&service).register().unwrap());
     let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
     let before = threads();
-    limit_address_space(address_space());
+    limit_address_space(watch::memory().mapped as libc::rlim_t);
     backend::with(Plan::All, || service.set_soft_limit(Some(1000)));
     assert_eq!(threads(), before, "there is memory for a thread");
     // Crossed while there is nobody to tell it to; and so scopes end, without memory.

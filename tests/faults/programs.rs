@@ -1,14 +1,13 @@
 //! Random programs on a backend that refuses now and then, held against books of their own.
 
 use crate::backend::{self, BOOKS, Books, Faulty, FaultyWithoutFields, Plan};
-use crate::random::{Random, seed};
+use crate::random::{Random, seed, times};
 use dogtag::{Dogtag, Service, Usage};
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const THREADS: u64 = 4;
-const STEPS: usize = 15_000;
 const SERVICES: usize = 6;
 
 /// What the program has allocated and freed for one service.
@@ -202,6 +201,7 @@ impl<A: GlobalAlloc> Program<'_, A> {
 fn run(name: &str, allocator: impl GlobalAlloc + Sync) {
     let allocator = &allocator;
     let seed = seed();
+    let steps = times(15_000).max(1_000) as usize;
     let plans = [Plan::None, Plan::Every(2), Plan::Every(7), Plan::OneIn(3), Plan::OneIn(100), Plan::All];
     let services: Vec<(Service, Account)> = (0..SERVICES)
         .map(|i| (Service::register(format!("{name} {i}")).unwrap(), Account::default()))
@@ -217,7 +217,7 @@ fn run(name: &str, allocator: impl GlobalAlloc + Sync) {
                 threads.spawn(move || {
                     let random = Random::nth(seed, round * THREADS + thread);
                     let mut program = Program::new(allocator, services, post, random, true);
-                    for _ in 0..STEPS {
+                    for _ in 0..steps {
                         program.step(plan);
                     }
                     nulls.fetch_add(program.nulls, SeqCst);
@@ -227,7 +227,7 @@ fn run(name: &str, allocator: impl GlobalAlloc + Sync) {
         });
         check();
     }
-    println!("{name}: {} steps, {} refused", THREADS as usize * STEPS * plans.len(), nulls.load(SeqCst));
+    println!("{name}: {} steps, {} refused", THREADS as usize * steps * plans.len(), nulls.load(SeqCst));
     assert!(nulls.load(SeqCst) > 1000);
     let mut program = Program::new(allocator, &services, &post, Random::nth(seed, u64::MAX), true);
     program.blocks.append(&mut post.lock().unwrap());

@@ -7,6 +7,7 @@
 
 use crate::ALLOC;
 use crate::backend::Plan;
+use crate::child::watch;
 use crate::programs::{Account, Program};
 use crate::random::{Random, seed};
 use dogtag::Service;
@@ -22,7 +23,7 @@ const SERVICES: usize = 700;
 #[test]
 fn an_address_space_that_is_used_up_ends_nothing() {
     alone!();
-    goes_on(|| limit_address_space(address_space()), || {});
+    goes_on(|| limit_address_space(watch::memory().mapped as libc::rlim_t), || {});
 }
 
 #[test]
@@ -81,13 +82,6 @@ fn goes_on(close: impl FnOnce(), close_each: impl Fn() + Sync) {
     }
     check();
     assert!(services.iter().all(|(service, _)| service.usage().blocks() == 0));
-}
-
-/// The bytes that the process's address space has now.
-pub fn address_space() -> libc::rlim_t {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: libc::rlim_t = statm.split(' ').next().unwrap().parse().unwrap();
-    pages * 4096
 }
 
 pub fn limit_address_space(bytes: libc::rlim_t) {

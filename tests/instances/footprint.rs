@@ -9,11 +9,8 @@ static ALLOC: Dogtag<System> = Dogtag::with_backend(System);
 
 /// The process's address space and resident memory, in bytes.
 fn memory() -> (isize, isize) {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let mut pages = statm.split_whitespace().map(|pages| pages.parse::<isize>().unwrap());
-    // SAFETY: asks for a number.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as isize;
-    (pages.next().unwrap() * page, pages.next().unwrap() * page)
+    let memory = crate::child::watch::memory();
+    (memory.mapped as isize, memory.resident as isize)
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Random programs against a model of a few lines, with shrinking.
 
 use crate::common::{ZeroSized, around_zero_sized, quarantined};
+use crate::random::times;
 use dogtag::{Dogtag, Scope, Service, Usage};
 use proptest::prelude::*;
 use std::alloc::{GlobalAlloc, Layout};
@@ -173,7 +174,7 @@ fn the_ledger_follows_the_model() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: times(500) as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
     fn random_programs(program in proptest::collection::vec(operation(), 1..200)) {
         let mut machine = Machine::new();

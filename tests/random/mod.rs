@@ -1,4 +1,4 @@
-//! Random numbers for tests that run for long: the same ones for the same seed.
+//! Random numbers for tests that run for long, the same ones for the same seed; and for how long.
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
 /// `DOGTAG_SEED`, or a seed that no earlier run had. It is printed, so that a run can be
@@ -11,8 +11,24 @@ pub fn seed() -> u64 {
             now.as_nanos() as u64 % 1_000_000_007
         }
     };
-    println!("DOGTAG_SEED={seed}");
+    println!("DOGTAG_SEED={seed} DOGTAG_EFFORT={}", effort());
     seed
+}
+
+/// `DOGTAG_EFFORT`, or 1: how much longer than usual whatever may go on for as long as one likes does
+/// so. Usual is some seconds each.
+pub fn effort() -> f64 {
+    std::env::var("DOGTAG_EFFORT").map_or(1.0, |effort| effort.parse().expect("DOGTAG_EFFORT is a number"))
+}
+
+/// What is usually done so many times: with little effort, or much, as many times less or more.
+pub fn times(usual: u64) -> u64 {
+    ((usual as f64 * effort()) as u64).max(1)
+}
+
+/// What usually takes so many seconds, likewise.
+pub fn seconds(usual: f64) -> std::time::Duration {
+    std::time::Duration::from_secs_f64(usual * effort())
 }
 
 /// SplitMix64.
@@ -20,7 +36,7 @@ pub fn seed() -> u64 {
 pub struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 

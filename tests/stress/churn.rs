@@ -1,9 +1,8 @@
 //! Services that come and go on several threads, with blocks that outlive them
 //! and are freed by others, held against a model.
-//!
-//! `DOGTAG_CYCLES` sets how many services come and go (default 400,000, a tenth
-//! of that with memory-check).
 
+use crate::random::{self, Random, times};
+use crate::watch;
 use dogtag::{Service, Usage};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Barrier, Mutex};
@@ -22,9 +21,8 @@ struct Handed {
 #[test]
 fn no_byte_is_ever_anothers() {
     alone!();
-    let default = if cfg!(feature = "memory-check") { 40_000 } else { 400_000 };
-    let cycles = std::env::var("DOGTAG_CYCLES")
-        .map_or(default, |number| number.parse().expect("DOGTAG_CYCLES is a number"));
+    let cycles = times(if cfg!(feature = "memory-check") { 40_000 } else { 400_000 }) as usize;
+    let seed = random::seed();
     let mailboxes: [Mutex<VecDeque<Handed>>; THREADS] = std::array::from_fn(|_| Mutex::default());
     let barrier = Barrier::new(THREADS);
     let memory = Mutex::new(Vec::new());
@@ -32,7 +30,7 @@ fn no_byte_is_ever_anothers() {
         for thread in 0..THREADS {
             let (mailboxes, barrier, memory) = (&mailboxes, &barrier, &memory);
             threads.spawn(move || {
-                let mut random = fastrand(thread as u64);
+                let mut random = Random::nth(seed, thread as u64);
                 for round in 0..ROUNDS {
                     for cycle in 0..cycles / THREADS / ROUNDS {
                         let number = ((round * cycles + cycle) * THREADS + thread) as u32;
@@ -41,7 +39,7 @@ fn no_byte_is_ever_anothers() {
                     // While nobody works, every row is what the model says.
                     if barrier.wait().is_leader() {
                         compare(mailboxes);
-                        memory.lock().unwrap().push(resident());
+                        memory.lock().unwrap().push(watch::memory().resident);
                     }
                     barrier.wait();
                 }
@@ -66,10 +64,10 @@ fn name(service: u32) -> String {
     format!("service {service}")
 }
 
-fn come_and_go(number: u32, random: &mut impl FnMut(usize) -> usize, mailboxes: &[Mutex<VecDeque<Handed>>]) {
+fn come_and_go(number: u32, random: &mut Random, mailboxes: &[Mutex<VecDeque<Handed>>]) {
     let service = Service::register(name(number)).unwrap();
     assert_eq!(service.usage(), Usage::default(), "begins with another's figures");
-    let sizes = [(); 2].map(|()| 1 + random(200));
+    let sizes = [(); 2].map(|()| 1 + random.below(200));
     let blocks = sizes.map(|size| service.run(|| vec![1_u8; size]));
     let usage = service.usage();
     assert_eq!((usage.bytes(), usage.blocks()), ((sizes[0] + sizes[1]) as u64, 2));
@@ -77,8 +75,8 @@ fn come_and_go(number: u32, random: &mut impl FnMut(usize) -> usize, mailboxes: 
     drop(freed);
     assert_eq!(service.usage().bytes(), sizes[0] as u64);
     // One in eight leaves nothing behind.
-    if random(8) > 0 {
-        let mut mailbox = mailboxes[random(mailboxes.len())].lock().unwrap();
+    if random.below(8) > 0 {
+        let mut mailbox = mailboxes[random.below(mailboxes.len())].lock().unwrap();
         mailbox.push_back(Handed { service: number, block: handed });
         if mailbox.len() > OUTLIVING {
             let old = mailbox.pop_front();
@@ -108,18 +106,4 @@ fn compare(mailboxes: &[Mutex<VecDeque<Handed>>]) {
         }
     }
     assert_eq!(model, HashMap::new(), "no row shows them");
-}
-
-/// A generator that does for this; the higher bits of an LCG.
-fn fastrand(seed: u64) -> impl FnMut(usize) -> usize {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    move |below| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % below
-    }
-}
-
-fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }

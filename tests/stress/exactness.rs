@@ -1,9 +1,7 @@
 //! The ledger against the truth, to the byte, while everything happens at once.
-//!
-//! `DOGTAG_OPERATIONS` sets the number of operations (default 10 million, a
-//! tenth of that with memory-check).
 
 use crate::common::{CHECKED, LARGE};
+use crate::random::{self, Random, times};
 use dogtag::{Scope, Service, Usage};
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::cell::RefCell;
@@ -19,10 +17,8 @@ const SHORT_LIVED: usize = 10_000;
 #[test]
 fn the_ledger_equals_the_truth() {
     alone!();
-    let operations = std::env::var("DOGTAG_OPERATIONS")
-        .map_or(if CHECKED { 1_000_000 } else { 10_000_000 }, |number| {
-            number.parse().expect("DOGTAG_OPERATIONS is a number")
-        });
+    let operations = times(if CHECKED { 1_000_000 } else { 10_000_000 }) as usize;
+    let seed = random::seed();
     let services: &'static [Service] =
         (0..SERVICES).map(|i| Service::register(format!("service {i}")).unwrap()).collect::<Vec<_>>().leak();
     let mailboxes: &'static Mailboxes = Box::leak(Box::new(std::array::from_fn(|_| Mutex::default())));
@@ -30,9 +26,9 @@ fn the_ledger_equals_the_truth() {
 
     std::thread::scope(|scope| {
         let truth = &truth;
-        let spawn = |seed: usize, operations: usize, late: bool| {
+        let spawn = |number: usize, operations: usize, late: bool| {
             scope.spawn(move || {
-                let mut worker = Worker::new(seed as u64, services, mailboxes);
+                let mut worker = Worker::new(Random::nth(seed, number as u64), services, mailboxes);
                 worker.work(operations);
                 if late {
                     // Freed by a thread-local destructor, when the thread ends.
@@ -41,7 +37,7 @@ fn the_ledger_equals_the_truth() {
                 worker.finish(truth);
             })
         };
-        let workers: Vec<_> = (0..THREADS).map(|seed| spawn(seed, operations / THREADS, false)).collect();
+        let workers: Vec<_> = (0..THREADS).map(|number| spawn(number, operations / THREADS, false)).collect();
         // Meanwhile threads come and go, and no figure is ever negative.
         for batch in 0..SHORT_LIVED / 10 {
             let short_lived: Vec<_> = (0..10).map(|i| spawn(1000 + batch * 10 + i, 50, true)).collect();
@@ -138,7 +134,7 @@ impl Block {
 }
 
 struct Worker {
-    random: u64,
+    random: Random,
     services: &'static [Service],
     mailboxes: &'static Mailboxes,
     truth: Vec<Usage>,
@@ -148,9 +144,9 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(seed: u64, services: &'static [Service], mailboxes: &'static Mailboxes) -> Self {
+    fn new(random: Random, services: &'static [Service], mailboxes: &'static Mailboxes) -> Self {
         Self {
-            random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+            random,
             services,
             mailboxes,
             // All that the worker itself needs is there before it enters a service.
@@ -161,30 +157,22 @@ impl Worker {
         }
     }
 
-    fn random(&mut self, below: usize) -> usize {
-        // xorshift64*
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        ((self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize) % below
-    }
-
     fn current(&self) -> usize {
         self.scopes.last().map_or(0, |(service, _)| *service)
     }
 
     fn size(&mut self) -> usize {
-        match self.random(100) {
-            0 => LARGE + self.random(100_000),
+        match self.random.below(100) {
+            0 => LARGE + self.random.below(100_000),
             // Up to what the backend's books cannot tell from large ones.
-            1..10 => 1 + self.random(LARGE - 3),
-            _ => 1 + self.random(300),
+            1..10 => 1 + self.random.below(LARGE - 3),
+            _ => 1 + self.random.below(300),
         }
     }
 
     fn work(&mut self, operations: usize) {
         for _ in 0..operations {
-            match self.random(100) {
+            match self.random.below(100) {
                 0..40 => self.allocate(),
                 40..55 => self.reallocate(),
                 55..85 => {
@@ -194,7 +182,7 @@ impl Worker {
                 }
                 85..88 => self.hand_over(),
                 88..94 if self.scopes.len() < DEPTH => {
-                    let service = self.random(SERVICES);
+                    let service = self.random.below(SERVICES);
                     self.scopes.push((service, self.services[service].enter()));
                 }
                 _ => drop(self.scopes.pop()),
@@ -207,9 +195,10 @@ impl Worker {
             let block = self.take_any().unwrap();
             return block.free(&mut self.truth);
         }
-        let align = if self.random(50) == 0 { 1 << self.random(13) } else { 1 << self.random(5) };
+        let align =
+            if self.random.below(50) == 0 { 1 << self.random.below(13) } else { 1 << self.random.below(5) };
         let layout = Layout::from_size_align(self.size(), align).unwrap();
-        let zeroed = self.random(4) == 0;
+        let zeroed = self.random.below(4) == 0;
         // SAFETY: sizes begin at 1.
         let ptr = unsafe { if zeroed { alloc_zeroed(layout) } else { alloc(layout) } };
         assert!(!ptr.is_null() && (ptr as usize).is_multiple_of(align));
@@ -249,8 +238,8 @@ impl Worker {
 
     /// Gives a few blocks to somebody else, and frees what others gave.
     fn hand_over(&mut self) {
-        let from = self.random(THREADS);
-        let to = self.random(THREADS);
+        let from = self.random.below(THREADS);
+        let to = self.random.below(THREADS);
         let mine = (self.take_any(), self.take_any());
         // The mailboxes' own memory is nobody's.
         let nobody = Service::unattributed();
@@ -269,7 +258,7 @@ impl Worker {
         if self.blocks.is_empty() {
             return None;
         }
-        let i = self.random(self.blocks.len());
+        let i = self.random.below(self.blocks.len());
         Some(self.blocks.swap_remove(i))
     }
 

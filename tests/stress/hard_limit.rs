@@ -1,9 +1,7 @@
 //! A hard limit under fire, held against what is truly live: how far past it
 //! threads get, whether a denial was ever wrong, and what is left in the end.
-//!
-//! `DOGTAG_ALLOCATIONS` sets how many are tried (default 1,000,000, a tenth of that
-//! with memory-check).
 
+use crate::random::{self, Random, times};
 use dogtag::Service;
 use std::alloc::{Layout, alloc, dealloc, realloc};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
@@ -37,15 +35,15 @@ fn it_holds_and_denies_nothing_wrongly() {
 
 /// Each thread works for all services.
 fn hammer(what: &str, limited: &Service, services: &[Service]) {
-    let default = if cfg!(feature = "memory-check") { 100_000 } else { 200_000 };
-    let allocations = std::env::var("DOGTAG_ALLOCATIONS")
-        .map_or(default, |number| number.parse().expect("DOGTAG_ALLOCATIONS is a number"));
+    let allocations = times(if cfg!(feature = "memory-check") { 100_000 } else { 200_000 }) as usize;
+    let seed = random::seed();
     MOST.store(0, SeqCst);
     DENIED.store(0, SeqCst);
     std::thread::scope(|threads| {
         for thread in 0..THREADS {
             threads.spawn(move || {
-                let mut worker = Worker { thread, services, random: thread as u64 + 1, blocks: Vec::new() };
+                let mut worker =
+                    Worker { thread, services, random: Random::nth(seed, thread as u64), blocks: Vec::new() };
                 (0..allocations / THREADS).for_each(|_| worker.work());
                 worker.blocks.drain(..).for_each(free);
             });
@@ -69,16 +67,16 @@ fn hammer(what: &str, limited: &Service, services: &[Service]) {
 struct Worker<'a> {
     thread: usize,
     services: &'a [Service],
-    random: u64,
+    random: Random,
     blocks: Vec<(usize, Layout)>,
 }
 
 impl Worker<'_> {
     fn work(&mut self) {
-        let size = match self.random(100) {
-            0 => 1 + self.random(1 << 20),
-            1..5 => 1 + self.random(64 << 10),
-            _ => 1 + self.random(4 << 10),
+        let size = match self.random.below(100) {
+            0 => 1 + self.random.below(1 << 20),
+            1..5 => 1 + self.random.below(64 << 10),
+            _ => 1 + self.random.below(4 << 10),
         };
         let layout = Layout::from_size_align(size, 8).unwrap();
         let size = size as i64;
@@ -88,7 +86,7 @@ impl Worker<'_> {
         SPIKES.iter().zip(0..).filter(|(_, thread)| *thread != self.thread).for_each(|(spike, _)| {
             spike.fetch_max(before + size, SeqCst);
         });
-        let service = &self.services[self.random(self.services.len())];
+        let service = &self.services[self.random.below(self.services.len())];
         // SAFETY: the layout is not empty.
         let block = service.run(|| unsafe { alloc(layout) });
         if block.is_null() {
@@ -102,14 +100,14 @@ impl Worker<'_> {
             MOST.fetch_max(live, SeqCst);
             Service::unattributed().run(|| self.blocks.push((block.expose_provenance(), layout)));
         }
-        if !self.blocks.is_empty() && self.random(10) == 0 {
-            let index = self.random(self.blocks.len());
+        if !self.blocks.is_empty() && self.random.below(10) == 0 {
+            let index = self.random.below(self.blocks.len());
             self.shrink(index, service);
         }
-        while !self.blocks.is_empty() && (block.is_null() || self.random(100) < 49) {
-            let index = self.random(self.blocks.len());
+        while !self.blocks.is_empty() && (block.is_null() || self.random.below(100) < 49) {
+            let index = self.random.below(self.blocks.len());
             free(self.blocks.swap_remove(index));
-            if block.is_null() && self.random(3) == 0 {
+            if block.is_null() && self.random.below(3) == 0 {
                 break;
             }
         }
@@ -118,7 +116,7 @@ impl Worker<'_> {
     /// Never denied, whoever does it.
     fn shrink(&mut self, index: usize, service: &Service) {
         let (block, layout) = self.blocks[index];
-        let smaller = layout.size() - self.random(layout.size());
+        let smaller = layout.size() - self.random.below(layout.size());
         let less = (layout.size() - smaller) as i64;
         AT_LEAST.fetch_sub(less, SeqCst);
         let old = std::ptr::with_exposed_provenance_mut(block);
@@ -127,12 +125,6 @@ impl Worker<'_> {
         AT_MOST.fetch_sub(less, SeqCst);
         assert!(!new.is_null(), "shrinking from {} to {smaller} was denied", layout.size());
         self.blocks[index] = (new.expose_provenance(), Layout::from_size_align(smaller, 8).unwrap());
-    }
-
-    fn random(&mut self, below: usize) -> usize {
-        self.random =
-            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.random >> 33) as usize % below
     }
 }
 

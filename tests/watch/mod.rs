@@ -4,6 +4,9 @@
 //! processor than any test needs.
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
+#[path = "../random/mod.rs"]
+mod random;
+
 use std::fmt::Display;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -24,7 +27,8 @@ const LOOKS: u32 = 60;
 const MOMENT: Duration = Duration::from_millis(30);
 const MOMENT_OF_BUSY: Duration = Duration::from_millis(10);
 
-/// What a process may use of a processor: minutes more than what valgrind makes of any test.
+/// What a process may use of a processor: minutes more than what valgrind makes of any test. With more
+/// effort than usual, as many times more.
 const MOST: Duration = Duration::from_secs(1800);
 
 /// Runs a program, with all that it starts, until it ends or hangs. What hangs is killed, and
@@ -160,7 +164,7 @@ impl Watch {
             if asleep >= self.looks {
                 return Some(format!("\nkilled: process {id} sleeps and does nothing else\n"));
             }
-            if *used > MOST {
+            if used.as_secs_f64() > MOST.as_secs_f64() * random::effort().max(1.0) {
                 return Some(format!("\nkilled: process {id} has used {used:?} of a processor\n"));
             }
             self.before.push((process.clone(), asleep));
@@ -251,4 +255,21 @@ fn marked(mark: &str) -> Vec<Process> {
         .filter(is_marked)
         .filter_map(|id| Process::read(id, None))
         .collect()
+}
+
+/// What this process has of memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Its addresses.
+    pub mapped: usize,
+    /// What of it is in memory.
+    pub resident: usize,
+}
+
+pub fn memory() -> Memory {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    // SAFETY: asks for a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let mut bytes = statm.split_whitespace().map(|pages| pages.parse::<usize>().unwrap() * page);
+    Memory { mapped: bytes.next().unwrap(), resident: bytes.next().unwrap() }
 }

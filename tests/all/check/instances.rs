@@ -1,6 +1,7 @@
 //! memory-check of allocators that come and go by the thousand, and of those that have
 //! little memory; each test in a process of its own.
 
+use crate::watch;
 use dogtag::check::{self, Operation, Reaction, Violation, ViolationKind};
 use dogtag::{Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -116,11 +117,11 @@ fn two_hundred_thousand_instances_in_a_row() {
         }
         drop(memory);
         if instance == INSTANCES / 10 {
-            mapped = mapped_bytes();
+            mapped = watch::memory().mapped;
         }
     }
     assert_eq!(met(), []);
-    assert!(mapped_bytes() < mapped + (8 << 20), "{} bytes after {mapped}", mapped_bytes());
+    assert!(watch::memory().mapped < mapped + (8 << 20), "{} bytes after {mapped}", watch::memory().mapped);
     assert_eq!(check::verify().violations, 0);
 }
 
@@ -137,7 +138,7 @@ fn more_instances_than_numbers() {
     // SAFETY: the blocks are freed as they were allocated, but for the crime.
     unsafe {
         let blocks: Vec<_> = memories.iter().map(|memory| memory.alloc(LAYOUT)).collect();
-        mapped = mapped_bytes();
+        mapped = watch::memory().mapped;
         let (told_apart, others) = memories.split_at(NUMBERS - 1);
         assert!(has_quarantine(&told_apart[NUMBERS - 2]));
         for memory in others {
@@ -154,7 +155,7 @@ fn more_instances_than_numbers() {
     drop(memories);
     assert_eq!(met(), []);
     // Rings for the others would be 8 MiB.
-    assert!(mapped_bytes() < mapped + (4 << 20), "{} bytes after {mapped}", mapped_bytes());
+    assert!(watch::memory().mapped < mapped + (4 << 20), "{} bytes after {mapped}", watch::memory().mapped);
     assert!(has_quarantine(&Dogtag::with_backend(System)), "there are numbers again");
     assert!(has_quarantine(&ALLOC_BESIDE));
 }
@@ -346,10 +347,4 @@ fn crime_in_little_memory() {
         others.iter().for_each(|other| memory.dealloc(*other, KIB));
     }
     assert_eq!(met(), []);
-}
-
-/// Bytes of this process's addresses.
-fn mapped_bytes() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 4096
 }

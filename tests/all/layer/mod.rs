@@ -4,6 +4,7 @@ mod filtered;
 mod load;
 mod reload;
 
+use crate::random::times;
 use crate::watch;
 use dogtag::{Service, ServiceLayer, UnattributedExt};
 use proptest::prelude::*;
@@ -676,6 +677,8 @@ fn spans_are_as_a_simple_model_has_them() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: times(256) as u32, ..ProptestConfig::default() })]
+
     fn random_spans(steps in proptest::collection::vec((0..7_usize, any::<bool>(), 0..8_usize), 0..60)) {
         with_default(plain(), || {
             let mut spans = vec![

@@ -6,8 +6,6 @@
 //! another living service's is that one's: its figures have a free too many. One that
 //! is nobody's is counted as lost. All other figures stay exact. With memory-check each
 //! change of a guard is told of, once, and the figures are those of a program without one.
-//!
-//! `DOGTAG_CORRUPTIONS` says how many there are, `DOGTAG_SEED` which. Each run prints both.
 
 #[cfg(feature = "memory-check")]
 mod checked;
@@ -15,18 +13,13 @@ mod field;
 #[cfg(not(feature = "memory-check"))]
 mod plain;
 
-fn corruptions() -> u64 {
-    let given = std::env::var("DOGTAG_CORRUPTIONS").ok();
-    let number = given.map_or(30_000, |number| number.parse().expect("DOGTAG_CORRUPTIONS is a number"));
-    println!("DOGTAG_CORRUPTIONS={number}");
-    number
-}
+use crate::random::times;
 
 #[cfg(not(feature = "memory-check"))]
 #[test]
 fn what_a_cookie_says_is_all_that_changes() {
     alone!();
-    plain::run(plain::FEW, corruptions());
+    plain::run(plain::FEW, times(30_000));
 }
 
 /// Then cookies of blocks differ in length, and nearly all that can be written is somebody's.
@@ -34,12 +27,12 @@ fn what_a_cookie_says_is_all_that_changes() {
 #[test]
 fn among_more_services_than_short_cookies_too() {
     alone!();
-    plain::run(plain::MANY, corruptions() / 4);
+    plain::run(plain::MANY, times(7_500));
 }
 
 #[cfg(feature = "memory-check")]
 #[test]
 fn every_change_of_a_guard_is_told() {
     alone!("quarantine-blocks=128");
-    checked::run(corruptions());
+    checked::run(times(30_000));
 }

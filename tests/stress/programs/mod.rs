@@ -2,8 +2,7 @@
 //! run in turn, where every figure is known after each step, and at once, where they are
 //! known when all have stopped and bounded meanwhile. What fails is made smaller.
 //!
-//! `DOGTAG_MODEL_SECONDS` sets for how long (2 by default), `DOGTAG_SEED` which programs: with the
-//! seed of one that failed, that one is the first. `DOGTAG_MODEL_WAY` has them all run `in-turn`,
+//! `DOGTAG_SEED` sets which programs: with the seed of one that failed, that one is the first. `DOGTAG_MODEL_WAY` has them all run `in-turn`,
 //! or all `at-once`.
 
 mod blocks;
@@ -24,7 +23,7 @@ mod world;
 use program::Program;
 use run::Way;
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// How often a program is run at once to see whether it fails again.
 const TRIES: usize = 20;
@@ -32,11 +31,11 @@ const TRIES: usize = 20;
 #[test]
 fn programs_do_as_the_model_does() {
     alone!();
-    let seconds = number("DOGTAG_MODEL_SECONDS").unwrap_or(2);
+    let whole = crate::random::seconds(2.0);
     let first = crate::random::seed();
     // Not by `print`, which waits for an end that there may not be.
     let say = |text: String| _ = writeln!(std::io::stderr(), "{text}");
-    say(format!("programs for {seconds} s: DOGTAG_SEED={first} DOGTAG_MODEL_SECONDS={seconds}"));
+    say(format!("programs for {whole:?}: DOGTAG_SEED={first}"));
     let ways = match std::env::var("DOGTAG_MODEL_WAY").as_deref() {
         Ok("in-turn") => &[Way::InTurn][..],
         Ok("at-once") => &[Way::AtOnce],
@@ -46,7 +45,7 @@ fn programs_do_as_the_model_does() {
     run::note_panics();
     let begin = Instant::now();
     let (mut programs, mut steps) = (0_u64, 0);
-    while programs == 0 || begin.elapsed() < Duration::from_secs(seconds) {
+    while programs == 0 || begin.elapsed() < whole {
         let seed = first.wrapping_add(programs);
         let program = Program::random(seed);
         for &way in ways {
@@ -64,9 +63,4 @@ fn programs_do_as_the_model_does() {
     }
     drop(std::panic::take_hook());
     say(format!("{programs} programs, run {ways:?}, {steps} steps, in {:?}", begin.elapsed()));
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let number = std::env::var(variable).ok()?;
-    Some(number.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {number:?}")))
 }

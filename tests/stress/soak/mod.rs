@@ -2,9 +2,6 @@
 //! and snapshots come and go, blocks of all sizes go from thread to thread. Again and again
 //! all stop for a moment, and then the ledger is what the test's own books say, to the byte,
 //! and no more memory is needed than at the beginning.
-//!
-//! `DOGTAG_SOAK_SECONDS` sets how long (default 2), `DOGTAG_SEED` what happens, as far as
-//! threads let it.
 
 #[cfg(target_os = "linux")]
 mod backend;
@@ -27,12 +24,9 @@ const SEATS: usize = 4;
 #[test]
 fn nothing_drifts_and_nothing_grows() {
     alone!();
-    let seconds = std::env::var("DOGTAG_SOAK_SECONDS")
-        .map_or(2.0, |seconds| seconds.parse().expect("DOGTAG_SOAK_SECONDS is a number"));
-    let whole = Duration::from_secs_f64(seconds);
+    let whole = crate::random::seconds(2.0);
     let pause = (whole / 12).clamp(Duration::from_millis(100), Duration::from_secs(2));
     let seed = crate::random::seed();
-    println!("DOGTAG_SOAK_SECONDS={seconds}");
 
     // A panic ends it all, where others would wait for whoever has panicked.
     let usual = std::panic::take_hook();
