@@ -1,39 +1,41 @@
 //! The `tracing` events of this crate; none is emitted inside an allocation.
 //!
-//! What was noticed there is told afterwards, when users call for other reasons,
-//! and from another thread. For the caller may be a tracing subscriber, and hold its
-//! lock. It is one thread that tells everything, which `service::limits` starts. Where there is
-//! no memory for it, or for what it is to tell, the program goes on without.
+//! What happens there is announced afterwards, when users call for other reasons,
+//! and from another thread: the caller may be a tracing subscriber, and hold its
+//! lock. One thread announces everything, the announcer. Where there is
+//! no memory for it, or for an event, the program goes on without.
+//!
+//! Events carry plain data. What limits do is announced by a function that `service` registers
+//! ([`announce_limits_by`]).
 
 use crate::contained::{contain, drop_contained};
 #[cfg(feature = "tracing-layer")]
 use crate::format::beginning;
-use crate::ledger::anomalies;
-use crate::ledger::pending_events;
-use crate::ledger::slots::UNATTRIBUTED;
-#[cfg(feature = "tracing-layer")]
-use crate::service::RegisterError;
-use crate::service::{Scope, Service, start_announcer};
-use crate::sync::{AtomicU64, Mutex, MutexGuard};
+use crate::ledger::pending_events::{self, EventFlags};
+use crate::ledger::slots::{Record, UNATTRIBUTED};
+use crate::ledger::{anomalies, thread};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::sys;
 use std::collections::VecDeque;
-use std::sync::PoisonError;
+#[cfg(feature = "tracing-layer")]
+use std::fmt;
+use std::sync::{OnceLock, PoisonError};
 use tracing::Dispatch;
 use tracing::dispatcher::{WeakDispatch, get_default, with_default};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::NoSubscriber;
 
-/// Has the `tracing` events emitted that are due.
+/// Announces what happened inside allocations, if anything did.
 #[inline]
 pub(crate) fn deliver() {
     if pending_events::needs_attention() {
-        attend();
+        deliver_slow();
     }
 }
 
-/// Has somebody tell of what went wrong inside allocations, once a second: mostly it goes on.
+/// Announces what went wrong inside allocations, once a second at most: mostly it goes on.
 #[cold]
-fn attend() {
+fn deliver_slow() {
     static LAST: AtomicU64 = AtomicU64::new(0);
 
     if !sys::is_time(&LAST) {
@@ -41,15 +43,16 @@ fn attend() {
     }
     // First: what happens from here on is for the next time.
     pending_events::attend();
-    let _scope = Scope::enter(&UNATTRIBUTED);
+    let former = thread::enter(&UNATTRIBUTED);
     if pending_events::is_any() {
         start_announcer();
     }
     tell_later(LevelFilter::ERROR, || Some(Event::Anomalies));
+    thread::leave_for(former);
 }
 
-/// A service has begun.
-pub(crate) fn registered(service: &Service) {
+/// Announces that a service has begun. By whoever holds it.
+pub(crate) fn registered(service: &'static Record) {
     tell_later(LevelFilter::TRACE, || {
         Some(Event::Registered {
             name: try_copy(service.name())?,
@@ -62,25 +65,61 @@ pub(crate) fn registered(service: &Service) {
     });
 }
 
-/// A service's last clone was dropped, just now.
+/// Announces that a service's last clone was dropped, just now.
 pub(crate) fn retired(name: &str, handle: u32) {
     tell_later(LevelFilter::TRACE, || Some(Event::Retired { name: try_copy(name)?, handle }));
 }
 
-/// A span names a service that there cannot be. Told once a second: others
-/// will follow.
+/// Announces that a span names a service that there cannot be, once a second at most: others
+/// will follow. Of the name no more than `most` bytes are shown.
 #[cfg(feature = "tracing-layer")]
-pub(crate) fn span_without_service(name: &str, error: RegisterError) {
+pub(crate) fn span_without_service(name: &str, most: usize, error: &dyn std::error::Error) {
     static LAST: AtomicU64 = AtomicU64::new(0);
 
     if sys::is_time(&LAST) {
-        let name = beginning(name, Service::MAX_NAME_LEN);
-        tell_later(LevelFilter::ERROR, || Some(Event::NotRegistered { name: try_copy(name)?, error }));
+        let name = beginning(name, most);
+        tell_later(LevelFilter::ERROR, || {
+            Some(Event::NotRegistered { name: try_copy(name)?, error: Reason::try_of(error)? })
+        });
     }
 }
 
-/// Emits what has happened to services since; by the thread that announces.
-pub(crate) fn tell() {
+/// Has the announcer call `announce` for each limited service that something has happened to. The
+/// service is retained, and `announce` has to release it.
+pub(crate) fn announce_limits_by(announce: fn(&'static Record, EventFlags)) {
+    // It is always the same one.
+    let _ = ANNOUNCE_LIMITS.set(announce);
+}
+
+static ANNOUNCE_LIMITS: OnceLock<fn(&'static Record, EventFlags)> = OnceLock::new();
+
+/// Starts the announcer, a thread that does nothing else: limits are met inside an allocation, and
+/// the caller that ends a scope or registers a service may hold any lock.
+///
+/// If there is no thread to be had, the next end of a scope tries again.
+pub(crate) fn start_announcer() {
+    if pending_events::is_off() || pending_events::HAS_ANNOUNCER.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    let announce = || {
+        loop {
+            // A service's beginning before what it meets.
+            tell();
+            // Where nothing is registered, no service has a limit.
+            if let Some(announce) = ANNOUNCE_LIMITS.get() {
+                pending_events::take(announce);
+            }
+            pending_events::PARKER.park();
+        }
+    };
+    if !sys::spawn(announce) {
+        pending_events::HAS_ANNOUNCER.store(false, Ordering::SeqCst);
+        pending_events::ask_for_attention();
+    }
+}
+
+/// Emits the events that wait. By the announcer.
+fn tell() {
     while let Some((event, subscriber)) = { waiting().pop_front() } {
         let Some(subscriber) = subscriber.upgrade() else { continue };
         // A subscriber's panic must not end the announcements; nor that of its drop, should this
@@ -104,9 +143,9 @@ enum Event {
     #[cfg(feature = "tracing-layer")]
     NotRegistered {
         name: String,
-        error: RegisterError,
+        error: Reason,
     },
-    /// Whatever went wrong inside allocations and was not told yet.
+    /// Whatever went wrong inside allocations and was not announced yet.
     Anomalies,
 }
 
@@ -128,12 +167,12 @@ impl Event {
                     "a span runs in no service: the one that it names cannot be registered",
                 );
             }
-            Self::Anomalies => tell_of_mishaps(),
+            Self::Anomalies => emit_anomalies(),
         }
     }
 }
 
-fn tell_of_mishaps() {
+fn emit_anomalies() {
     if let Some(blocks) = anomalies::LOST.take_news() {
         let (total_blocks, total_bytes) = anomalies::LOST.so_far();
         tracing::error!(
@@ -183,26 +222,63 @@ fn try_copy(text: &str) -> Option<String> {
     Some(copy)
 }
 
-/// Whoever registers or drops a service may be a subscriber, in the middle of its
-/// work. So another thread tells, if anybody may want to know.
+/// The text of an error.
+#[cfg(feature = "tracing-layer")]
+#[derive(Debug)]
+struct Reason(String);
+
+#[cfg(feature = "tracing-layer")]
+impl Reason {
+    /// The error's text, if there is memory for it.
+    fn try_of(error: &dyn std::error::Error) -> Option<Self> {
+        use fmt::Write;
+
+        struct Text(String);
+
+        impl Write for Text {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0.try_reserve(text.len()).map_err(|_| fmt::Error)?;
+                self.0.push_str(text);
+                Ok(())
+            }
+        }
+
+        let mut text = Text(String::new());
+        write!(text, "{error}").ok()?;
+        Some(Self(text.0))
+    }
+}
+
+#[cfg(feature = "tracing-layer")]
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(feature = "tracing-layer")]
+impl std::error::Error for Reason {}
+
+/// Queues an event for the announcer, if a subscriber may want to know: the caller that registers
+/// or drops a service may be a subscriber, in the middle of its work.
 fn tell_later(level: LevelFilter, event: impl FnOnce() -> Option<Event>) {
-    /// Where nobody listens fast enough, the rest is not told.
+    /// Where subscribers are slower than that, further events are dropped.
     const MOST: usize = 10_000;
 
     if LevelFilter::current() < level || pending_events::is_off() {
         return;
     }
-    let is_told = event().is_some_and(|event| {
+    let is_queued = event().is_some_and(|event| {
         let item = (event, get_default(Dispatch::downgrade));
         let mut waiting = waiting();
-        let has_room = waiting.len() < MOST && waiting.try_reserve(1).is_ok();
-        if has_room {
+        let fits = waiting.len() < MOST && waiting.try_reserve(1).is_ok();
+        if fits {
             waiting.push_back(item);
         }
-        has_room
+        fits
     });
-    if !is_told {
-        // Anomalies can be told later.
+    if !is_queued {
+        // Anomalies can be announced later.
         pending_events::ask_for_attention();
     }
     start_announcer();

@@ -1,141 +1,26 @@
-//! Where a block's owner is kept. No other room knows: they ask for the layout
+//! Where a block's owner is kept. Other modules do not depend on it: they ask for the layout
 //! to request from the backend, and write or read an owner.
 //!
 //! (With memory-check owners are kept elsewhere: `check::block`.)
 //!
-//! That of a [large](page_map) block stands in a table beside the heap, for most backends.
-//! That of any other stands in a *cookie* right behind the block, at `ptr + layout.size()`,
+//! For most backends a table beside the heap has the owners of [large](page_map) blocks.
+//! Each other block has a [`cookie`] right behind it, at `ptr + layout.size()`,
 //! unaligned. So the block's own alignment is never disturbed, and the first byte
 //! past its end is ours: an overrun of a single byte changes the cookie before it
 //! changes a neighbour. The idea is skynet's, which kept a handle and, when
 //! checking, a dogtag at the end of the usable size.
-//!
-//! ```text
-//! short   | the block: layout.size() bytes | mark |               slots below 65,536
-//!                                           2 bytes
-//! long    | the block: layout.size() bytes | escape | slot, tag |  all others
-//!                                           2 bytes   4 bytes
-//! ```
-//!
-//! A short cookie is the slot, its higher byte first, scrambled so that what an
-//! overrun is likely to leave there (zeros, ones, text, small numbers) is
-//! unlikely to be a slot in use: with fewer than 256 services a single byte
-//! that is written past the end never is one. A long one begins with a mark
-//! that no slot has: services beyond the first 65,533 cost four more bytes a
-//! block, and nobody else pays for them. Once there are so many, though, nearly
-//! every short mark is somebody's, and an overwritten cookie is believed.
 
+mod cookie;
 mod page_map;
+mod slot;
 #[cfg(all(feature = "capi", not(feature = "memory-check")))]
 pub(crate) mod unsized_free;
 
-use crate::sync::{AtomicBool, Ordering, shared};
+use cookie::SHORT;
 #[cfg(all(feature = "capi", not(feature = "memory-check")))]
 pub(crate) use page_map::LARGE;
+pub(crate) use slot::{Mark, Slot};
 use std::alloc::Layout;
-
-/// The dense index behind a service's handle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Slot(u32);
-
-impl Slot {
-    /// Where memory goes that nobody claims.
-    pub(crate) const UNATTRIBUTED: Self = Self(0);
-
-    /// How many slots there can be: what a long cookie has room for.
-    pub(crate) const COUNT: u32 = 1 << 24;
-
-    /// How many of them have short cookies: the first.
-    pub(crate) const SHORT_COUNT: usize = 1 << 16;
-
-    /// The slot of that index; `None` past the end and for the few indexes
-    /// whose mark is reserved.
-    pub(crate) const fn new(index: u32) -> Option<Self> {
-        let scrambled = index ^ SCRAMBLE;
-        if index >= Self::COUNT || scrambled == ZEROS || scrambled == ONES || scrambled == ESCAPE as u32 {
-            return None;
-        }
-        Some(Self(index))
-    }
-
-    #[inline]
-    pub(crate) const fn index(self) -> usize {
-        self.0 as usize
-    }
-
-    /// What a block of this slot is marked with.
-    #[inline]
-    pub(crate) const fn mark(self) -> Mark {
-        if !self.is_short() {
-            return Mark::LONG;
-        }
-        let [.., higher, lower] = (self.0 ^ SCRAMBLE).to_be_bytes();
-        Mark::from_cookie([higher, lower])
-    }
-
-    /// The short slot whose blocks have that mark.
-    const fn of_mark(mark: Mark) -> Option<Self> {
-        Self::new(u16::from_be_bytes(mark.to_cookie()) as u32 ^ SCRAMBLE)
-    }
-
-    /// A long slot's number, as it is kept with a block.
-    const fn tagged(self) -> u32 {
-        self.0 | TAG
-    }
-
-    const fn of_tagged(tagged: u32) -> Option<Self> {
-        let index = tagged & INDEX;
-        if tagged & !INDEX != TAG || index <= u16::MAX as u32 { None } else { Self::new(index) }
-    }
-
-    /// Whether its blocks need no more than a short cookie.
-    #[inline]
-    pub(crate) const fn is_short(self) -> bool {
-        self.index() < Self::SHORT_COUNT
-    }
-
-    /// The bytes that a cookie of this slot has.
-    pub(crate) const fn cookie_size(self) -> usize {
-        if self.is_short() { SHORT } else { LONG }
-    }
-}
-
-/// The first two bytes of a cookie, as a number that is never 0: so a cell of
-/// zeroed memory, which nobody has claimed, has no cookie's mark.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mark(u32);
-
-impl Mark {
-    /// What no cookie reads as.
-    pub(crate) const NONE: Self = Self(0);
-
-    /// What every block of a slot beyond the short ones is marked with.
-    pub(crate) const LONG: Self = Self::from_cookie(ESCAPE.to_be_bytes());
-
-    const fn from_cookie(bytes: [u8; SHORT]) -> Self {
-        Self(FROM_COOKIE | u16::from_ne_bytes(bytes) as u32)
-    }
-
-    const fn to_cookie(self) -> [u8; SHORT] {
-        (self.0 as u16).to_ne_bytes()
-    }
-
-    pub(crate) const fn from_bits(bits: u32) -> Self {
-        Self(bits)
-    }
-
-    pub(crate) const fn bits(self) -> u32 {
-        self.0
-    }
-
-    /// The two bytes of the cookie, as indexes: of a chunk of 256 slots that
-    /// are close together, and in it.
-    #[inline(always)]
-    pub(crate) const fn position(self) -> (usize, usize) {
-        let [chunk, cell] = self.to_cookie();
-        (chunk as usize, cell as usize)
-    }
-}
 
 /// Which blocks of an allocator have their owner beside the heap.
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +29,7 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// That of blocks from a backend.
+    /// The placement for blocks from a backend.
     ///
     /// Beside the heap there is one place for an address. A backend with fields may
     /// be an arena in a block of another instance, whose owner stands there already;
@@ -169,7 +54,7 @@ impl Placement {
         Layout::from_size_align(size, block.align()).ok()
     }
 
-    /// The same for a short slot.
+    /// The layout to request for a block of a short slot, without a check for overflow.
     ///
     /// # Safety
     ///
@@ -197,19 +82,13 @@ impl Placement {
         if self.is_large(size) {
             return page_map::write(ptr, slot);
         }
-        // SAFETY: the mark is the first two bytes of a short and of a long cookie.
-        unsafe { write_cookie(ptr, size, slot.mark()) };
-        if !slot.is_short() {
-            if !long_cookies_exist() {
-                LONG_COOKIES_EXIST.store(true, Ordering::Relaxed);
-            }
-            // SAFETY: a long slot's layout has room for four more bytes.
-            unsafe { ptr.add(size + SHORT).cast::<u32>().write_unaligned(slot.tagged()) };
-        }
+        // SAFETY: `layout` asked for the cookie's bytes too, and `ptr` is valid for writes of it.
+        unsafe { cookie::write(ptr, size, slot) };
         true
     }
 
-    /// The same for a short slot.
+    /// Notes the owner of a block by its mark, if its slot is a short one. `false` as in
+    /// [`write`](Self::write).
     ///
     /// # Safety
     ///
@@ -221,8 +100,8 @@ impl Placement {
         if self.is_large(size) {
             return page_map::write_short(ptr, mark);
         }
-        // SAFETY: the caller's promise.
-        unsafe { write_cookie(ptr, size, mark) };
+        // SAFETY: `short_layout` asked for the cookie's bytes too, and `ptr` is valid for writes of it.
+        unsafe { cookie::write_short(ptr, size, mark) };
         true
     }
 
@@ -237,8 +116,8 @@ impl Placement {
         if self.is_large(size) {
             return page_map::read_mark(ptr);
         }
-        // SAFETY: the caller's promise.
-        unsafe { read_cookie(ptr, size) }
+        // SAFETY: the block is live, and one that is not large has a cookie behind it.
+        unsafe { cookie::read_mark(ptr, size) }
     }
 
     /// Reads the owner of a block: a slot, which need not be in use, or `None`
@@ -251,25 +130,14 @@ impl Placement {
         if self.is_large(size) {
             return page_map::read(ptr);
         }
-        // SAFETY: the caller's promise.
-        let mark = unsafe { read_cookie(ptr, size) };
-        if mark != Mark::LONG {
-            return Slot::of_mark(mark);
-        }
-        if !long_cookies_exist() {
-            return None;
-        }
-        // SAFETY: a long cookie has four more bytes. Only a short one that was
-        // overwritten with the very bytes of the escape has none, in a process
-        // with more services than short slots; then this reads what follows in
-        // the heap, after undefined behaviour elsewhere.
-        Slot::of_tagged(unsafe { ptr.add(size + SHORT).cast::<u32>().read_unaligned() })
+        // SAFETY: the block is live, and one that is not large has a cookie behind it.
+        unsafe { cookie::read(ptr, size) }
     }
 
     /// The layout that was requested for a block whose cookie is unbelievable;
     /// `None` when it cannot be known, because long cookies are about.
     pub(crate) fn layout_without_cookie(self, block: Layout) -> Option<Layout> {
-        if long_cookies_exist() && !self.is_large(block.size()) {
+        if cookie::long_ones_exist() && !self.is_large(block.size()) {
             return None;
         }
         self.layout(block, Slot::UNATTRIBUTED)
@@ -280,56 +148,10 @@ impl Placement {
 /// its alignment: 2^61.
 pub(crate) const UNCHECKED_SIZES: u64 = 1 << 61;
 
-/// # Safety
-///
-/// `ptr` must be valid for writes of a short cookie behind `size` bytes.
-#[inline(always)]
-unsafe fn write_cookie(ptr: *mut u8, size: usize, mark: Mark) {
-    // SAFETY: the caller's promise.
-    unsafe { ptr.add(size).cast::<[u8; SHORT]>().write_unaligned(mark.to_cookie()) };
-}
-
-/// # Safety
-///
-/// `ptr` must be a live block of `size` bytes with a cookie behind it.
-#[inline(always)]
-unsafe fn read_cookie(ptr: *const u8, size: usize) -> Mark {
-    // SAFETY: a cookie is at least two bytes, and they were written before the
-    // block was handed out; an overrun leaves other bytes there, no fewer.
-    Mark::from_cookie(unsafe { ptr.add(size).cast::<[u8; SHORT]>().read_unaligned() })
-}
-
-fn long_cookies_exist() -> bool {
-    LONG_COOKIES_EXIST.load(Ordering::Relaxed)
-}
-
-shared! {
-    /// Set before the first long cookie is written, and never taken back. Who
-    /// meets one got its block from who wrote it, and so sees this set.
-    static LONG_COOKIES_EXIST: AtomicBool = AtomicBool::new(false);
-}
-
-/// Bytes of a short cookie.
-const SHORT: usize = size_of::<u16>();
-/// Bytes of a long cookie.
-const LONG: usize = SHORT + size_of::<u32>();
-
-/// Set in every mark, and in no unclaimed cell.
-const FROM_COOKIE: u32 = 1 << 16;
-/// The mark that a long cookie begins with.
-const ESCAPE: u16 = 0xE5CA;
-/// What cookies are scrambled with.
-const SCRAMBLE: u32 = 0xD07A;
-/// The two commonest overwrites are no slot's cookie.
-const ZEROS: u32 = 0;
-const ONES: u32 = 0xffff;
-/// The part of a long cookie that is the slot, and what the rest must be.
-const INDEX: u32 = Slot::COUNT - 1;
-const TAG: u32 = 0x14 << 24;
-
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
     use super::*;
+    use cookie::LONG;
 
     /// Cookies behind every block.
     const COOKIES: Placement = Placement { large: usize::MAX };

@@ -13,8 +13,9 @@
 //! A reader of a block *pins* it: while it does, who wants to seize it waits.
 //! In a forked child the pins of other threads stay, and are void.
 
-use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Ordering, shared, yield_now};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering, shared, yield_now};
 use crate::sys;
+use std::ptr;
 
 /// A block's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +208,7 @@ shared! {
     static MAGAZINES_AT_FORK: AtomicU64 = AtomicU64::new(u64::MAX);
     static GENERATION: AtomicU8 = AtomicU8::new(1);
     static HEEDS_FORKS: AtomicBool = AtomicBool::new(false);
+    static TABLE: AtomicPtr<EntryTable> = AtomicPtr::new(ptr::null_mut());
 }
 
 /// Before the first pin.
@@ -236,15 +238,29 @@ extern "C" fn in_the_child() {
 
 const LAST_GENERATION: u8 = u8::MAX >> STATE_BITS;
 
-/// Takes away what has stayed of readers whom this process does not have.
+/// The table of all entries, which is built on this module.
+pub(crate) struct EntryTable {
+    /// Calls a function for the entry of each block.
+    pub(crate) for_each: fn(fn(&Entry)),
+}
+
+/// Makes the table known, before there is an entry.
+#[cfg_attr(dogtag_loom, allow(dead_code))]
+pub(crate) fn set_table(table: &'static EntryTable) {
+    TABLE.store(ptr::from_ref(table).cast_mut(), Ordering::Release);
+}
+
+/// Takes the pins away that readers left which this process does not have.
 fn forget_pins() {
-    #[cfg(not(dogtag_loom))]
-    super::shadow::for_each(|_, entry| {
-        let bits = entry.0.load(Ordering::Relaxed);
-        if bits >> STATE_BITS != 0 {
-            entry.set(state(bits));
-        }
-    });
+    // SAFETY: what was stored is a static.
+    if let Some(table) = unsafe { TABLE.load(Ordering::Acquire).as_ref() } {
+        (table.for_each)(|entry| {
+            let bits = entry.0.load(Ordering::Relaxed);
+            if bits >> STATE_BITS != 0 {
+                entry.set(state(bits));
+            }
+        });
+    }
 }
 
 /// Nobody needs that long to change a state, if he is still there: in a forked
@@ -262,28 +278,19 @@ fn wait(waited: &mut u32) {
     }
 }
 
+/// For a test of the table: pins an entry by a reader that stays behind in another process.
 #[cfg(all(test, not(dogtag_loom)))]
-mod tests {
-    use super::*;
-    use crate::check::shadow;
-
-    /// However often it is forked off again.
-    #[test]
-    fn a_pin_of_another_process_is_void() {
-        // Where no program has blocks.
-        let entry = shadow::occupy(5 << 32).expect("memory");
-        for _ in 0..2 {
-            let pinned = State::Live as u8 | GENERATION.load(Ordering::Relaxed) << STATE_BITS;
-            entry.0.store(pinned, Ordering::Relaxed);
-            assert!(is_pinned(pinned) && entry.get() == State::Live);
-            for _ in 0..100 {
-                in_the_child();
-                assert!(!is_pinned(entry.0.load(Ordering::Relaxed)));
-                assert_eq!(entry.get(), State::Live);
-            }
-            assert!(entry.seize_any_live() == Ok(State::Live));
+pub(crate) fn a_pin_of_another_process_is_void(entry: &'static Entry) {
+    for _ in 0..2 {
+        let pinned = State::Live as u8 | GENERATION.load(Ordering::Relaxed) << STATE_BITS;
+        entry.0.store(pinned, Ordering::Relaxed);
+        assert!(is_pinned(pinned) && entry.get() == State::Live);
+        for _ in 0..100 {
+            in_the_child();
+            assert!(!is_pinned(entry.0.load(Ordering::Relaxed)));
+            assert_eq!(entry.get(), State::Live);
         }
-        shadow::vacate(5 << 32, entry);
+        assert!(entry.seize_any_live() == Ok(State::Live));
     }
 }
 

@@ -1,6 +1,7 @@
 //! A block's way through memory-check: handed out, looked at when it comes
 //! back, kept in quarantine, and released.
 
+use super::access_context::stamp;
 use super::address_ranges::Spans;
 use super::block::{self, BlockHeader, FREED, Family, Tag};
 use super::block_state::{self, Entry, State};
@@ -16,7 +17,7 @@ use super::quarantine::Quarantine;
 use super::settings::Settings;
 use super::shadow;
 use super::threads;
-use super::violation::{Operation, ViolationKind, stamp};
+use super::violation_kind::{Operation, ViolationKind};
 use crate::backend;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys;

@@ -2,7 +2,7 @@
 
 use super::block::{BlockHeader, Family};
 use super::settings::{Settings, Told};
-use super::violation::ViolationKind;
+use super::violation_kind::ViolationKind;
 use std::alloc::Layout;
 
 /// As far as the program says.

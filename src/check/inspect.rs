@@ -5,7 +5,8 @@ use super::block_state::State;
 use super::claim::Claim;
 use super::settings::Settings;
 use super::shadow;
-use super::violation::{Operation, Violation, ViolationKind};
+use super::violation::Violation;
+use super::violation_kind::{Operation, ViolationKind};
 use crate::sync::{AtomicBool, Ordering};
 use std::ptr::{self, NonNull};
 

@@ -100,6 +100,8 @@ mod magazine;
 mod quarantine;
 
 #[cfg(not(dogtag_loom))]
+mod access_context;
+#[cfg(not(dogtag_loom))]
 mod address_ranges;
 mod block;
 #[cfg(not(dogtag_loom))]
@@ -134,6 +136,8 @@ mod threads;
 mod verify;
 #[cfg(not(dogtag_loom))]
 mod violation;
+#[cfg(not(dogtag_loom))]
+mod violation_kind;
 
 #[cfg(all(feature = "interpose", not(dogtag_loom)))]
 pub(crate) use threads::renamed as thread_was_renamed;
@@ -155,21 +159,23 @@ fn about_to_fork() {
 #[cfg(all(feature = "interpose", not(dogtag_loom)))]
 pub(crate) use verify::verify_at_exit;
 #[cfg(not(dogtag_loom))]
+pub use {
+    access_context::AccessContext,
+    handler::{set_handler, take_handler},
+    live::{LiveBlock, LiveBlocks, assert_no_leaks, live_blocks},
+    reaction::{Reaction, report},
+    stack_depot::Backtrace,
+    verify::{Verified, verify},
+    violation::Violation,
+    violation_kind::{Operation, ViolationKind},
+};
+#[cfg(not(dogtag_loom))]
 pub(crate) use {
     block::{AROUND, BlockHeader, FRESH, Family, layout, offset},
     checker::{Checker, Returned, Whole},
     claim::Claim,
     depot::quarantined,
     settings::Settings,
-};
-#[cfg(not(dogtag_loom))]
-pub use {
-    handler::{set_handler, take_handler},
-    live::{LiveBlock, LiveBlocks, assert_no_leaks, live_blocks},
-    reaction::{Reaction, report},
-    stack_depot::Backtrace,
-    verify::{Verified, verify},
-    violation::{AccessContext, Operation, Violation, ViolationKind},
 };
 
 /// Calls the handler for a region that is dropped while blocks in it are live. Returns if the process

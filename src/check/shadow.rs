@@ -10,7 +10,7 @@
 //! for each page. Whoever counts a block in waits while its page is given back.
 
 use super::block::ALIGN;
-use super::block_state::{Entry, State};
+use super::block_state::{self, Entry, EntryTable, State};
 use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, yield_now};
 use crate::sys;
 use std::ops::RangeInclusive;
@@ -50,6 +50,7 @@ pub(crate) fn occupy(address: usize) -> Option<&'static Entry> {
 
 #[cold]
 fn map_leaf(middles: &'static Middle, root: usize, middle: usize) -> Option<&'static Leaf> {
+    block_state::set_table(&ENTRIES);
     let number = root * MIDDLES + middle;
     FIRST.fetch_min(number, Ordering::Relaxed);
     END.fetch_max(number + 1, Ordering::Relaxed);
@@ -103,7 +104,9 @@ pub(crate) fn for_each(each: impl FnMut(usize, &'static Entry)) {
     for_each_in(0..=usize::MAX, each);
 }
 
-/// The same of the blocks that begin from the first of these addresses to the last.
+static ENTRIES: EntryTable = EntryTable { for_each: |each| for_each(|_, entry| each(entry)) };
+
+/// Calls `each` for the blocks that begin from the first of these addresses to the last.
 pub(crate) fn for_each_in(addresses: RangeInclusive<usize>, mut each: impl FnMut(usize, &'static Entry)) {
     /// Entries that are looked at together: nearly all are for no block.
     const RUN: usize = 16;
@@ -258,6 +261,15 @@ fn split(index: usize) -> (usize, usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// However often it is forked off again.
+    #[test]
+    fn a_pin_of_another_process_is_void() {
+        // Where no program has blocks.
+        let entry = occupy(5 << 32).expect("memory");
+        block_state::a_pin_of_another_process_is_void(entry);
+        vacate(5 << 32, entry);
+    }
 
     /// Addresses that no program has blocks at: the tests of this crate are not checked.
     const MIB: usize = LEAVES * ALIGN;

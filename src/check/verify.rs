@@ -10,7 +10,7 @@ use super::inspect::{
 };
 use super::settings::Settings;
 use super::shadow;
-use super::violation::{Operation, ViolationKind};
+use super::violation_kind::{Operation, ViolationKind};
 
 /// Verifies every block, live or in quarantine, and calls the handler for each violation, as a free
 /// does.

@@ -1,168 +1,14 @@
 //! Violations: what was done to a block, as data and as a report.
 
-use super::block::{self, BlockHeader, Family, Stamp, Tag};
+use super::access_context::AccessContext;
+use super::block::{self, BlockHeader, Family, Tag};
 use super::claim::Claim;
 use super::hexdump::Hexdump;
 use super::settings::Settings;
-use super::stack_depot::Backtrace;
-use super::text::Text;
-use super::{stack_depot, threads};
-use crate::ledger::{slots, thread};
-use crate::owner::Slot;
+use super::violation_kind::{Operation, ViolationKind};
 use std::alloc::Layout;
 use std::fmt;
 use std::ptr::NonNull;
-
-/// Names what was done to a block, or with a pointer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ViolationKind {
-    /// Something was written past the end of a live block.
-    Overrun,
-    /// Something was written in front of a live block.
-    Underrun,
-    /// A block was freed, or reallocated, that was freed before.
-    DoubleFree,
-    /// Something was written to a block after it was freed.
-    WriteAfterFree,
-    /// A block was freed, or reallocated, with another size or alignment than
-    /// it was allocated with, by C++'s sized and aligned `operator delete` among others.
-    LayoutMismatch,
-    /// A pointer was freed, or reallocated, that is no block of this allocator.
-    InvalidFree,
-    /// A mapped region was dropped while blocks in it were live (feature `mapped`).
-    RegionInUse,
-    /// A block of one of C++'s `operator new`, `operator new[]` and C's `malloc` was freed by
-    /// the function of another (feature `interpose`).
-    AllocDeallocMismatch,
-    /// `malloc_usable_size` was called with a pointer to no live block of C's (feature `capi`).
-    BadUsableSize,
-}
-
-impl fmt::Display for ViolationKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Overrun => "overrun",
-            Self::Underrun => "underrun",
-            Self::DoubleFree => "double free",
-            Self::WriteAfterFree => "write after free",
-            Self::LayoutMismatch => "layout mismatch",
-            Self::InvalidFree => "invalid free",
-            Self::RegionInUse => "region in use",
-            Self::AllocDeallocMismatch => "alloc-dealloc mismatch",
-            Self::BadUsableSize => "bad malloc_usable_size",
-        })
-    }
-}
-
-/// Names the operation that found a violation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Operation {
-    /// A block was freed.
-    Dealloc,
-    /// A block was resized.
-    Realloc,
-    /// A freed block left the quarantine, to be used again.
-    Reuse,
-    /// [`verify`](super::verify) was called.
-    Verify,
-    /// A mapped region was dropped.
-    Unmap,
-    /// `malloc_usable_size` was called.
-    UsableSize,
-}
-
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Dealloc => "dealloc",
-            Self::Realloc => "realloc",
-            Self::Reuse => "leaving the quarantine",
-            Self::Verify => "verify",
-            Self::Unmap => "unmapping a region",
-            Self::UsableSize => "malloc_usable_size",
-        })
-    }
-}
-
-/// Says who did something to a block, and where: a service, a thread, a call stack.
-#[derive(Clone, Copy, Debug)]
-pub struct AccessContext {
-    name: Text,
-    handle: u32,
-    thread: u32,
-    thread_name: Text,
-    backtrace: Option<Backtrace>,
-}
-
-impl AccessContext {
-    /// Returns the name of the service that was current, or its first 64
-    /// bytes. It is `(ended)` if that service has ended, and a thousand others
-    /// since.
-    #[must_use]
-    pub fn service(&self) -> &str {
-        self.name.as_str()
-    }
-
-    /// Returns the handle of the service that was current; 0 if it is `(ended)`.
-    #[must_use]
-    pub const fn handle(&self) -> u32 {
-        self.handle
-    }
-
-    /// Returns the number of the thread: 1 for the first that allocated, and so on.
-    #[must_use]
-    pub const fn thread(&self) -> u32 {
-        self.thread
-    }
-
-    /// Returns the name of the thread, as the operating system keeps it; empty if it
-    /// has none.
-    #[must_use]
-    pub fn thread_name(&self) -> &str {
-        self.thread_name.as_str()
-    }
-
-    /// Returns the call stack, if call stacks are kept (`DOGTAG_CHECK=backtrace=1`).
-    #[must_use]
-    pub const fn backtrace(&self) -> Option<Backtrace> {
-        self.backtrace
-    }
-
-    pub(crate) fn of(stamp: Stamp) -> Self {
-        // `None` if another service has the slot by now.
-        let service = Slot::new(stamp.slot).and_then(slots::any_record).and_then(|record| {
-            let is_it = || record.generation() as u16 == stamp.generation;
-            record.lifecycle().pinned(|| is_it().then(|| (record.name().into(), record.handle())))?
-        });
-        let (name, handle) = service.unwrap_or_else(|| ("(ended)".into(), 0));
-        Self {
-            name,
-            handle,
-            thread: stamp.thread,
-            thread_name: threads::name(stamp.thread),
-            backtrace: Backtrace::from_number(stamp.trace),
-        }
-    }
-
-    fn now(backtrace: bool) -> Self {
-        threads::refresh_name();
-        Self::of(stamp(backtrace))
-    }
-}
-
-/// What is going on at this moment.
-#[inline]
-pub(crate) fn stamp(backtrace: bool) -> Stamp {
-    let service = thread::current_record();
-    Stamp {
-        slot: service.index(),
-        generation: service.generation() as u16,
-        thread: threads::number(),
-        trace: if backtrace { stack_depot::take() } else { 0 },
-    }
-}
 
 /// Describes what was done to a block, by whom, and how it was found.
 ///
@@ -450,7 +296,7 @@ impl Violation {
     }
 
     pub(super) fn has_backtraces(&self) -> bool {
-        self.met.backtrace.is_some() || self.allocated.is_some_and(|deed| deed.backtrace.is_some())
+        self.met.backtrace().is_some() || self.allocated.is_some_and(|context| context.backtrace().is_some())
     }
 }
 
@@ -458,17 +304,6 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.report(f)?;
         if f.alternate() { self.backtraces(f, true) } else { Ok(()) }
-    }
-}
-
-impl fmt::Display for AccessContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { handle, thread, .. } = self;
-        write!(f, "{} ({handle:#010x}), on thread {thread}", self.service().escape_debug())?;
-        match self.thread_name() {
-            "" => Ok(()),
-            name => write!(f, " {name:?}"),
-        }
     }
 }
 

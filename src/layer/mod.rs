@@ -5,7 +5,9 @@
 //! thread is in are kept with the thread ([`spans`]).
 
 mod attribution;
+mod layer_id;
 mod spans;
+mod token;
 mod unattributed;
 
 pub use unattributed::{Unattributed, UnattributedExt};
@@ -14,11 +16,13 @@ use crate::contained::drop_contained;
 use crate::events;
 use crate::format::beginning;
 use crate::service::{Service, check_name, gate, name_too_long};
-use attribution::{Attribution, LayerId, Token, generation_of};
+use attribution::Attribution;
 use dashmap::DashMap;
+use layer_id::LayerId;
 use spans::{Apart, Current, Here, Key};
 use std::fmt::{self, Write as _};
 use std::mem;
+use token::{Token, generation_of};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record as Values};
@@ -269,7 +273,7 @@ impl Drop for ServiceLayer {
     fn drop(&mut self) {
         let _apart = Apart::enter();
         self.id.end();
-        attribution::begin_epoch();
+        layer_id::begin_epoch();
         spans::leave_if_nobody_tells();
         drop_contained(mem::replace(&mut self.rule, Rule::None));
     }
@@ -281,17 +285,17 @@ where
 {
     fn on_layer(&mut self, _: &mut S) {
         self.subscribers = self.subscribers.saturating_add(1).min(2);
-        attribution::begin_epoch();
+        layer_id::begin_epoch();
     }
 
     // This and the next are asked again whenever a layer was exchanged, of every layer.
     fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
-        attribution::begin_epoch();
+        layer_id::begin_epoch();
         Interest::always()
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        attribution::begin_epoch();
+        layer_id::begin_epoch();
         None
     }
 
@@ -549,7 +553,7 @@ impl ServiceLayer {
 
     fn service(&self, name: &str) -> Option<Service> {
         if let Err(error) = check_name(name) {
-            events::span_without_service(name, error);
+            events::span_without_service(name, Service::MAX_NAME_LEN, &error);
             return None;
         }
         if let Some(known) = self.kept(name) {
@@ -558,7 +562,7 @@ impl ServiceLayer {
         let service = match Service::register(name) {
             Ok(service) => service,
             Err(error) => {
-                events::span_without_service(name, error);
+                events::span_without_service(name, Service::MAX_NAME_LEN, &error);
                 return None;
             }
         };
@@ -573,7 +577,11 @@ impl ServiceLayer {
     /// Of a name that may be too long.
     fn service_of(&self, name: &Formatted) -> Option<Service> {
         if name.len > name.text.len() {
-            events::span_without_service(&name.text, name_too_long(&name.text, name.len));
+            events::span_without_service(
+                &name.text,
+                Service::MAX_NAME_LEN,
+                &name_too_long(&name.text, name.len),
+            );
             return None;
         }
         self.service(&name.text)

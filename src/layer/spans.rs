@@ -13,7 +13,8 @@
 //! While tracing is at work for itself the thread is *apart*, in the unattributed
 //! service; spans that are entered or left meanwhile change where it goes back to.
 
-use super::attribution::{LayerId, Origin, Token, epoch, is_any_layer, is_same};
+use super::layer_id::{LayerId, epoch, is_any_layer};
+use super::token::{Origin, Token, is_same};
 use crate::ledger::anomalies;
 use crate::ledger::recall::Generation;
 use crate::ledger::slots::{Record, UNATTRIBUTED};

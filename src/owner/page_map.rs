@@ -17,7 +17,7 @@
 //! unattributed service. So reading never fails, and where the system has no
 //! memory left for a leaf, that service gets the block.
 
-use super::{Mark, Slot};
+use super::slot::{Mark, Slot};
 use crate::sync::{AtomicPtr, AtomicU32, Ordering, nulls, shared};
 use crate::sys;
 
@@ -33,16 +33,16 @@ pub(crate) fn write(block: *mut u8, slot: Slot) -> bool {
     set(block, slot.tagged())
 }
 
-/// The same for a short slot.
+/// Notes the owner of a large block by its mark, if its slot is a short one.
 #[inline]
 pub(crate) fn write_short(block: *mut u8, mark: Mark) -> bool {
-    set(block, mark.0 ^ UNATTRIBUTED)
+    set(block, mark.bits() ^ UNATTRIBUTED)
 }
 
 /// The mark of a large block's owner; none that a cell has if its slot is a long one.
 #[inline]
 pub(crate) fn read_mark(block: *const u8) -> Mark {
-    Mark(get(block) ^ UNATTRIBUTED)
+    Mark::from_bits(get(block) ^ UNATTRIBUTED)
 }
 
 /// The owner of a large block. Of what is no block of ours: any, or `None`.
@@ -55,7 +55,7 @@ pub(super) fn owner(entry: u32) -> Option<Slot> {
     if entry > u32::from(u16::MAX) {
         Slot::of_tagged(entry)
     } else {
-        Slot::of_mark(Mark(entry ^ UNATTRIBUTED))
+        Slot::of_mark(Mark::from_bits(entry ^ UNATTRIBUTED))
     }
 }
 
@@ -75,7 +75,7 @@ shared! {
 
 /// The mark that is kept as zero; all others differ from it, and in their lower
 /// half alone.
-pub(super) const UNATTRIBUTED: u32 = Slot::UNATTRIBUTED.mark().0;
+pub(super) const UNATTRIBUTED: u32 = Slot::UNATTRIBUTED.mark().bits();
 
 /// The entry of the page in which a block begins.
 #[inline(always)]
@@ -140,7 +140,11 @@ mod tests {
             assert_eq!(read(block), Some(slot));
             // What the hot path looks up is the slot's, or none that a cell has.
             let mark = read_mark(block);
-            assert!(if slot.is_short() { mark == slot.mark() } else { mark.0 > Mark::LONG.0 | 0xffff });
+            assert!(if slot.is_short() {
+                mark == slot.mark()
+            } else {
+                mark.bits() > Mark::LONG.bits() | 0xffff
+            });
         }
     }
 

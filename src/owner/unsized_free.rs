@@ -18,9 +18,9 @@
 //!           bit 31    bits 16 to 30                     bits 0 to 15
 //! ```
 
+use super::cookie::{self, LONG, SHORT};
 use super::page_map::{self, LARGE};
-use super::{LONG, LONG_COOKIES_EXIST, Mark, SHORT, Slot, long_cookies_exist, read_cookie, write_cookie};
-use crate::sync::Ordering;
+use super::slot::{Mark, Slot};
 
 /// Whether the owner of a block in so many usable bytes stands beside the heap.
 #[inline(always)]
@@ -120,13 +120,11 @@ pub(crate) unsafe fn write(block: *mut u8, usable: usize, slot: Slot) -> bool {
         };
     }
     if !slot.is_short() {
-        if !long_cookies_exist() {
-            LONG_COOKIES_EXIST.store(true, Ordering::Relaxed);
-        }
+        cookie::note_long_one();
         // SAFETY: a long slot's request has room for four more bytes.
         unsafe { block.add(usable - LONG).cast::<u32>().write_unaligned(slot.tagged()) };
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the block is not large, and has `usable` bytes, the cookie's among them.
     unsafe { write_short(block, usable, slot.mark()) };
     true
 }
@@ -144,8 +142,8 @@ pub(crate) unsafe fn write_short(block: *mut u8, usable: usize, mark: Mark) {
     if page_map::get(block) != entry {
         note_for_page(block, entry);
     }
-    // SAFETY: the caller's promise.
-    unsafe { write_cookie(block, usable - SHORT, mark) };
+    // SAFETY: the block has `usable` bytes, and the last two of them are the cookie.
+    unsafe { cookie::write_short(block, usable - SHORT, mark) };
 }
 
 /// Where there is no memory for it, a free asks the backend.
@@ -177,8 +175,8 @@ pub(crate) unsafe fn read_mark(block: *const u8, usable: usize) -> Mark {
     if is_large(usable) {
         return Mark::from_bits(Beside::of(block).owner() ^ page_map::UNATTRIBUTED);
     }
-    // SAFETY: the caller's promise.
-    unsafe { read_cookie(block, usable - SHORT) }
+    // SAFETY: the block is live, and the last two of its `usable` bytes are the cookie.
+    unsafe { cookie::read_mark(block, usable - SHORT) }
 }
 
 /// Reads the owner of a block, as [`Placement::read`](super::Placement::read).
@@ -190,12 +188,12 @@ pub(crate) unsafe fn read(block: *const u8, usable: usize) -> Option<Slot> {
     if is_large(usable) {
         return page_map::owner(Beside::of(block).owner());
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the block is live, in `usable` bytes.
     let mark = unsafe { read_mark(block, usable) };
     if mark != Mark::LONG {
         return Slot::of_mark(mark);
     }
-    if !long_cookies_exist() || usable < LONG {
+    if !cookie::long_ones_exist() || usable < LONG {
         return None;
     }
     // SAFETY: there are as many usable bytes.

@@ -1,11 +1,51 @@
 //! A service in steps, before it is registered.
 
-use super::Service;
 use super::error::RegisterError;
+use super::handle::Service;
 use super::plan::Plan;
-use super::registry;
+use super::register::register;
 use crate::contained::drop_contained;
 use std::sync::Arc;
+
+impl Service {
+    /// Returns the living service of that name, as it is, or registers a new one with an assigned
+    /// handle.
+    ///
+    /// It takes a lock and allocates, so register once and keep the service. The registry's own
+    /// memory is charged to the unattributed service. Registering and dropping a service each read a
+    /// cell for each thread.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError::NoName`], [`RegisterError::NameTooLong`] (longer than
+    /// [`MAX_NAME_LEN`](Self::MAX_NAME_LEN)), [`RegisterError::Full`] and
+    /// [`RegisterError::NoMemory`].
+    ///
+    /// ```
+    /// use dogtag::Service;
+    ///
+    /// let auth = Service::register("auth")?;
+    /// assert_eq!(Service::register("auth")?, auth);
+    /// # Ok::<(), dogtag::RegisterError>(())
+    /// ```
+    pub fn register(name: impl AsRef<str>) -> Result<Self, RegisterError> {
+        Self::builder(name).register()
+    }
+
+    /// Begins to register a service with a chosen handle, a parent, or limits.
+    ///
+    /// ```
+    /// use dogtag::Service;
+    ///
+    /// let launcher = Service::builder("launcher").handle(0x0100_0008).register()?;
+    /// assert_eq!(launcher.handle(), 0x0100_0008);
+    /// assert_eq!(Service::by_handle(0x0100_0008), Some(launcher));
+    /// # Ok::<(), dogtag::RegisterError>(())
+    /// ```
+    pub fn builder<N: AsRef<str>>(name: N) -> ServiceBuilder<N> {
+        ServiceBuilder::new(name)
+    }
+}
 
 /// Registers a service with a chosen handle, a parent, or limits: [`Service::builder`].
 ///
@@ -25,7 +65,7 @@ pub struct ServiceBuilder<N> {
 }
 
 impl<N: AsRef<str>> ServiceBuilder<N> {
-    pub(super) fn new(name: N) -> Self {
+    fn new(name: N) -> Self {
         Self { name, plan: Plan::default() }
     }
 
@@ -119,7 +159,7 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     /// # Ok::<(), RegisterError>(())
     /// ```
     pub fn register(self) -> Result<Service, RegisterError> {
-        let registered = registry::register(self.name.as_ref(), &self.plan);
+        let registered = register(self.name.as_ref(), &self.plan);
         // Where there is no service, nobody has the callback.
         drop_contained(self.plan.limits.on_soft);
         registered

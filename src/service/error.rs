@@ -1,8 +1,17 @@
 //! Why a service could not be registered, and what to do about it.
 
-use super::Service;
+use crate::format::beginning;
 use crate::ledger::slots;
 use std::fmt;
+
+/// The longest name, in bytes.
+///
+/// A name is any text from 1 byte to this length, whether Rust or C registers it or a span or a
+/// thread names it. Names are written into
+/// logs, tables and labels. Prometheus rejects a whole scrape in which one label is
+/// longer than its `label_value_length_limit`, if one is set, and other databases cut or
+/// refuse labels at 1 or 2 KiB. Most file systems have the same bound for names.
+pub(super) const MAX_NAME_LEN: usize = 255;
 
 /// Says why a service could not be registered, and in its message what to do about it.
 ///
@@ -43,9 +52,9 @@ pub enum RegisterError {
     /// A living service has the handle, with another name.
     #[non_exhaustive]
     HandleTaken {
-        /// The handle.
+        /// The handle that the living service has.
         handle: u32,
-        /// The name of the service that has it.
+        /// The name.
         name: String,
     },
     /// A living service has the name, with another parent than the one asked for.
@@ -89,7 +98,7 @@ impl fmt::Display for RegisterError {
                 f,
                 "a service's name has no more than {} bytes, and the one that begins with {beginning:?} has {len}: \
                  shorten it, for instance to a hash of what it stands for",
-                Service::MAX_NAME_LEN,
+                MAX_NAME_LEN,
             ),
             Self::NameTaken { name, handle, requested } => write!(
                 f,
@@ -137,3 +146,20 @@ impl fmt::Display for RegisterError {
 }
 
 impl std::error::Error for RegisterError {}
+
+/// Whether a service may have that name.
+pub(crate) fn check_name(name: &str) -> Result<(), RegisterError> {
+    match name.len() {
+        0 => Err(RegisterError::NoName),
+        len if len > MAX_NAME_LEN => Err(name_too_long(name, len)),
+        _ => Ok(()),
+    }
+}
+
+/// Of a name that has so many bytes, and of which this is the beginning, or all.
+pub(crate) fn name_too_long(name: &str, len: usize) -> RegisterError {
+    /// Bytes of it.
+    const SHOWN: usize = 60;
+
+    RegisterError::NameTooLong { beginning: beginning(name, SHOWN).to_owned(), len }
+}

@@ -1,6 +1,7 @@
 //! Services as a tree: tenants and their queries, modules and their parts.
 
-use super::{Service, fork};
+use super::fork;
+use super::handle::Service;
 use crate::ledger;
 use crate::ledger::tree::{self, Tree};
 use crate::usage::Usage;

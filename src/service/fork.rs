@@ -1,7 +1,7 @@
 //! What a fork finds of services: everything whole, and no lock held by a thread that the child
 //! does not have.
 
-use super::retirement::{self, SpareGuard};
+use super::spare_slots::{self, SpareGuard};
 use crate::ledger::thread::Stay;
 use crate::ledger::tree::Tree;
 use crate::ledger::{pending_events, slots};
@@ -39,7 +39,7 @@ fn before() {
         _stay: Stay::begin(),
         _gate: GATE.write().unwrap_or_else(PoisonError::into_inner),
         _tree: Tree::lock(),
-        _spare: retirement::spare(),
+        _spare: spare_slots::spare(),
     };
     // SAFETY: this is the hook's `before`.
     unsafe { LOCKS.keep(locks) };

@@ -1,6 +1,6 @@
 //! Futures that run in a service, wherever they are polled.
 
-use crate::service::Service;
+use super::handle::Service;
 use pin_project_lite::pin_project;
 use std::future::Future;
 use std::pin::Pin;

@@ -1,17 +1,16 @@
 //! Limits: how much a service may hold together with its descendants.
 
 use super::error::RegisterError;
+use super::handle::Service;
 use super::scope::Scope;
-use super::{Service, fork};
+use super::{fork, retirement};
 use crate::contained::{contain, drop_contained};
 use crate::events;
 use crate::ledger::budget::{Grants, NONE};
-use crate::ledger::pending_events::{self, EventFlags};
+use crate::ledger::pending_events::EventFlags;
 use crate::ledger::slots::{self, Record};
 use crate::ledger::threshold;
 use crate::ledger::tree::{self, Tree};
-use crate::sync::Ordering;
-use crate::sys;
 use dashmap::DashMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -242,9 +241,8 @@ pub(crate) fn limits(record: &Record) -> (Option<u64>, Option<u64>) {
     })
 }
 
-/// For a service that has ended. Does not allocate: there may be no memory where something is
-/// dropped.
-pub(super) fn forget(record: &'static Record) {
+/// Drops the callback of a service that has ended.
+fn forget(record: &'static Record) {
     drop_contained(take_callback(record));
 }
 
@@ -254,13 +252,14 @@ fn set_callback(record: &'static Record, callback: OnSoftLimit) -> Option<OnSoft
     // Who has none has no callback either.
     record.family().limit_group_or_new();
     let _gate = fork::gate();
+    retirement::at_end(forget);
     ON_SOFT_LIMIT.get_or_init(DashMap::new).insert(record.index(), callback)
 }
 
 fn take_callback(record: &'static Record) -> Option<OnSoftLimit> {
     record.family().limit_group()?;
     let on_soft_limit = ON_SOFT_LIMIT.get()?;
-    // Who waits for a map may have to make a queue first.
+    // A thread that waits for a map may have to allocate a queue first.
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
     let _gate = fork::gate();
     on_soft_limit.remove(&record.index()).map(|(_, callback)| callback)
@@ -279,43 +278,23 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
     limit_group.budget.set(hard.unwrap_or(NONE), soft.unwrap_or(NONE));
     families.note_limits(record);
     threshold::shut(&families, record);
+    // Under the lock, so that no forked child finds it half done.
+    events::announce_limits_by(|record, flags| announce(Service { record }, flags));
     drop(families);
     if hard.is_some() || soft.is_some() {
-        start_announcer();
+        events::start_announcer();
     }
 }
 
-/// What limits do, and what happens to services, is announced by a thread that does
-/// nothing else: limits are met inside an allocation, and whoever ends a scope or
-/// registers a service may hold any lock.
-///
-/// If there is no thread to be had, whoever ends a scope later tries again.
-pub(crate) fn start_announcer() {
-    if pending_events::is_off() || pending_events::HAS_ANNOUNCER.swap(true, Ordering::SeqCst) {
-        return;
-    }
-    let announce = || {
-        loop {
-            // A service's beginning before what it meets.
-            events::tell();
-            pending_events::take(|record, news| announce(Service { record }, news));
-            pending_events::PARKER.park();
-        }
-    };
-    if !sys::spawn(announce) {
-        pending_events::HAS_ANNOUNCER.store(false, Ordering::SeqCst);
-        pending_events::ask_for_attention();
-    }
-}
-
-fn announce(service: Service, news: EventFlags) {
+/// Announces what limits have done to a service. By the announcer.
+fn announce(service: Service, flags: EventFlags) {
     // A panic of a subscriber or a callback must not end the announcements, nor a scope that one of
     // them forgets keep this thread.
     let in_no_service = |work: &dyn Fn()| {
         let _scope = Scope::enter(&slots::UNATTRIBUTED);
         contain(work);
     };
-    if news.has(EventFlags::DENIED) {
+    if flags.has(EventFlags::DENIED) {
         in_no_service(&|| {
             let usage = service.usage_with_children();
             tracing::warn!(
@@ -329,7 +308,7 @@ fn announce(service: Service, news: EventFlags) {
             );
         });
     }
-    if !news.has(EventFlags::CROSSED) {
+    if !flags.has(EventFlags::CROSSED) {
         return;
     }
     in_no_service(&|| {

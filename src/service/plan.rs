@@ -1,6 +1,6 @@
 //! What is asked for when a service is registered.
 
-use super::Service;
+use super::handle::Service;
 use super::limits::Limits;
 
 /// What a service is to be, beside its name.

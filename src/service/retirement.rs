@@ -6,15 +6,13 @@
 //! dropped, and there are never many more slots than services that live, or
 //! have lived and left blocks behind.
 
+use super::scope::Scope;
+use super::spare_slots::{Spare, spare};
+use super::{fork, registry};
 use crate::events;
 use crate::ledger::slots::{self, Record, SlotError};
 use crate::ledger::tree::Tree;
-use crate::owner::Slot;
-use crate::service::scope::Scope;
-use crate::service::{fork, limits, registry};
-use crate::sync::{Mutex, MutexGuard};
-use std::collections::{TryReserveError, VecDeque};
-use std::sync::PoisonError;
+use std::sync::OnceLock;
 
 /// Takes a service, whose last clone was dropped, out of the registry, and ends
 /// it as soon as it can be.
@@ -84,39 +82,15 @@ const SOME: usize = 2;
 /// services that had them.
 const KEPT: usize = if cfg!(feature = "memory-check") { 1024 } else { 0 };
 
-/// Slots that are not fresh, and not simply in use.
-pub(super) struct Spare {
-    /// Unused ones whose cookie is short, and the others. Those that were used
-    /// last are used first: their cells are in a cache.
-    short: VecDeque<&'static Record>,
-    long: VecDeque<&'static Record>,
-    /// Still in use by retired services, looked at in turn.
-    retired: VecDeque<&'static Record>,
+/// Has `forget` called for each service that ends from now on. It must not allocate: there may be
+/// no memory where something is dropped. The caller has the [gate](fork::gate), so that no child
+/// finds this half done.
+pub(super) fn at_end(forget: fn(&'static Record)) {
+    // It is always the same one.
+    let _ = AT_END.set(forget);
 }
 
-impl Spare {
-    /// Has every queue be large enough for so many slots, all that there are: they are put in
-    /// where something is dropped, and there may be no memory then.
-    fn make_room(&mut self, slots: usize) -> Result<(), TryReserveError> {
-        let short = slots.min(Slot::SHORT_COUNT);
-        for (queue, slots) in
-            [(&mut self.short, short), (&mut self.long, slots - short), (&mut self.retired, slots)]
-        {
-            queue.try_reserve(slots.saturating_sub(queue.len()))?;
-        }
-        Ok(())
-    }
-}
-
-/// The slots, locked.
-pub(super) type SpareGuard = MutexGuard<'static, Spare>;
-
-pub(super) fn spare() -> SpareGuard {
-    static SPARE: Mutex<Spare> =
-        Mutex::new(Spare { short: VecDeque::new(), long: VecDeque::new(), retired: VecDeque::new() });
-
-    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
-}
+static AT_END: OnceLock<fn(&'static Record)> = OnceLock::new();
 
 /// Something is left of a retired service.
 struct Lives;
@@ -132,7 +106,9 @@ fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
         record.forget_name();
         record.lifecycle().abandon();
     }
-    limits::forget(record);
+    if let Some(forget) = AT_END.get() {
+        forget(record);
+    }
     if !record.is_used_up() {
         let mut spare = spare();
         let free = if record.slot().is_short() { &mut spare.short } else { &mut spare.long };
@@ -145,7 +121,7 @@ fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
 fn fresh() -> Result<&'static Record, SlotError> {
     let mut spare = spare();
     // Only under the lock there come more.
-    spare.make_room(slots::end() as usize + 1).map_err(|_| SlotError::NoMemory)?;
+    spare.try_reserve(slots::end() as usize + 1).map_err(|_| SlotError::NoMemory)?;
     slots::fresh()
 }
 

@@ -1,5 +1,8 @@
-use super::*;
+//! Services, and the slots behind them.
+
+use super::{Service, end_retired};
 use crate::ledger::account::Account;
+use crate::ledger::{slots, thread};
 
 #[test]
 fn an_ended_services_slot_is_nobodys() {

@@ -1,34 +1,9 @@
-//! Services: owners of memory, and how code runs on their behalf.
-//!
-//! The allocator does not call this module. Registering locks and
-//! allocates (the registry is a dashmap). Entering a service does neither.
+//! A service, as its users have it.
 
-mod builder;
-mod error;
-mod family;
-mod fork;
-mod future;
-mod limits;
-mod plan;
-mod registry;
-mod retirement;
-mod scope;
-#[cfg(all(test, not(dogtag_loom)))]
-mod tests;
-
-pub use builder::ServiceBuilder;
-pub use error::RegisterError;
-pub use future::{InService, InServiceExt};
-pub use scope::Scope;
-
-#[cfg(any(feature = "tracing-layer", feature = "interpose", feature = "skynet"))]
-pub(crate) use fork::gate;
-pub use limits::is_limited;
-pub(crate) use limits::{limits, start_announcer};
-#[cfg(feature = "tracing-layer")]
-pub(crate) use registry::{check_name, name_too_long};
-pub(crate) use retirement::end_retired;
-
+use super::error::MAX_NAME_LEN;
+use super::registry::Retained;
+use super::retirement;
+use super::scope::Scope;
 use crate::ledger::{self, slots, thread};
 use crate::usage::Usage;
 use std::fmt;
@@ -71,56 +46,18 @@ use std::ptr;
 #[must_use = "a service ends when it is dropped and its blocks are freed"]
 pub struct Service {
     /// One of the clones that the record counts is this one's.
-    record: &'static slots::Record,
+    pub(super) record: &'static slots::Record,
 }
 
 impl Service {
     /// The longest name, in bytes.
     ///
-    /// A name is any text from 1 byte to this length, whether Rust or C registers it or a span or a
-    /// thread names it. Names are written into
-    /// logs, tables and labels. Prometheus rejects a whole scrape in which one label is
-    /// longer than its `label_value_length_limit`, if one is set, and other databases cut or
-    /// refuse labels at 1 or 2 KiB. Most file systems have the same bound for names.
-    pub const MAX_NAME_LEN: usize = 255;
-
-    /// Returns the living service of that name, as it is, or registers a new one with an assigned
-    /// handle.
-    ///
-    /// It takes a lock and allocates, so register once and keep the service. The registry's own
-    /// memory is charged to the unattributed service. Registering and dropping a service each read a
-    /// cell for each thread.
-    ///
-    /// # Errors
-    ///
-    /// [`RegisterError::NoName`], [`RegisterError::NameTooLong`] (longer than
-    /// [`MAX_NAME_LEN`](Self::MAX_NAME_LEN)), [`RegisterError::Full`] and
-    /// [`RegisterError::NoMemory`].
-    ///
-    /// ```
-    /// use dogtag::Service;
-    ///
-    /// let auth = Service::register("auth")?;
-    /// assert_eq!(Service::register("auth")?, auth);
-    /// # Ok::<(), dogtag::RegisterError>(())
-    /// ```
-    pub fn register(name: impl AsRef<str>) -> Result<Self, RegisterError> {
-        Self::builder(name).register()
-    }
-
-    /// Begins to register a service with a chosen handle, a parent, or limits.
-    ///
-    /// ```
-    /// use dogtag::Service;
-    ///
-    /// let launcher = Service::builder("launcher").handle(0x0100_0008).register()?;
-    /// assert_eq!(launcher.handle(), 0x0100_0008);
-    /// assert_eq!(Service::by_handle(0x0100_0008), Some(launcher));
-    /// # Ok::<(), dogtag::RegisterError>(())
-    /// ```
-    pub fn builder<N: AsRef<str>>(name: N) -> ServiceBuilder<N> {
-        ServiceBuilder::new(name)
-    }
+    /// A name is any text that is not empty and no longer than this: of a service that is
+    /// registered, from Rust or C, or named by a span or a thread. Names are kept, and written into
+    /// logs, tables and labels. Prometheus throws away all of a scrape in which one label is
+    /// longer than its `label_value_length_limit`, where one is set, and other databases cut
+    /// labels, or refuse them, at 1 or 2 KiB. Most file systems have the same bound for names.
+    pub const MAX_NAME_LEN: usize = MAX_NAME_LEN;
 
     /// Returns the service that the calling thread is in.
     ///
@@ -147,28 +84,6 @@ impl Service {
     pub fn unattributed() -> Self {
         slots::UNATTRIBUTED.lifecycle().retain();
         Self { record: &slots::UNATTRIBUTED }
-    }
-
-    /// Returns the living service of that name, if there is one. It takes a lock.
-    ///
-    /// ```
-    /// assert_eq!(dogtag::Service::by_name("nobody"), None);
-    /// ```
-    #[must_use]
-    pub fn by_name(name: &str) -> Option<Self> {
-        registry::by_name(name)
-    }
-
-    /// Returns the living service with that handle, if there is one. It takes a lock.
-    ///
-    /// ```
-    /// use dogtag::Service;
-    ///
-    /// assert_eq!(Service::by_handle(0), Some(Service::unattributed()));
-    /// ```
-    #[must_use]
-    pub fn by_handle(handle: u32) -> Option<Self> {
-        registry::by_handle(handle)
     }
 
     /// Puts the calling thread into this service until the scope is dropped.
@@ -259,6 +174,11 @@ impl Service {
     pub fn reset_peak(&self) {
         self.record.reset_peak();
         let _ = self.usage();
+    }
+
+    /// The service that a lookup has retained.
+    pub(super) fn of_retained(retained: Retained) -> Self {
+        Self { record: retained.0 }
     }
 
     /// Another clone of a service that somebody holds.

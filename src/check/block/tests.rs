@@ -1,0 +1,122 @@
+//! What stands around a block reads back, and nothing else passes for it.
+
+use super::*;
+
+/// A block of 40 bytes with everything around it.
+#[repr(align(16))]
+struct Memory([u8; HEAD + 40 + GUARD]);
+
+fn stamp() -> Stamp {
+    Stamp { slot: 7, generation: 6, thread: 8, trace: 9 }
+}
+
+fn written() -> (Box<Memory>, NonNull<u8>) {
+    let mut memory = Box::new(Memory([0; HEAD + 40 + GUARD]));
+    let block = NonNull::from(&mut memory.0[HEAD]);
+    let layout = Layout::from_size_align(40, 8).unwrap();
+    // SAFETY: the memory has the room and is ours.
+    unsafe {
+        BlockHeader::new(layout, Family::NewArray, 3, 123_456_789_012, stamp()).write(block, Tag::Live);
+        write_guards(block, 40);
+    }
+    (memory, block)
+}
+
+#[test]
+fn particulars_read_back() {
+    let (_memory, block) = written();
+    // SAFETY: written above.
+    let read = unsafe { BlockHeader::read(block, Tag::Live) }.expect("whole");
+    assert_eq!((read.layout().size(), read.layout().align()), (40, 8));
+    assert_eq!((read.instance(), read.born(), read.family()), (3, 123_456_789_012, Family::NewArray));
+    assert_eq!(read.allocated(), stamp());
+    assert_eq!(read.owner(), Slot::new(7));
+    // SAFETY: written above.
+    unsafe {
+        assert!(BlockHeader::read(block, Tag::Freed).is_none(), "a live block is not a freed one");
+        assert!(has_guards(block, 40) && wrong_guard(block, 40).is_none());
+    }
+}
+
+#[test]
+fn who_freed_a_block_is_noted_beside_who_allocated_it() {
+    let (_memory, block) = written();
+    let other = Stamp { slot: SLOTS, generation: u16::MAX, thread: THREADS, trace: u32::MAX };
+    // SAFETY: written above.
+    let read = unsafe {
+        let mut read = BlockHeader::read(block, Tag::Live).expect("whole");
+        read.set_freed(block, other);
+        assert!(BlockHeader::read(block, Tag::Live).is_none(), "a freed block is not a live one");
+        BlockHeader::read(block, Tag::Freed).expect("whole")
+    };
+    assert_eq!((read.allocated(), read.freed()), (stamp(), other));
+}
+
+#[test]
+fn every_single_bit_around_a_block_counts() {
+    let (mut memory, block) = written();
+    for byte in (0..HEAD).chain(HEAD + 40..HEAD + 40 + GUARD) {
+        for bit in 0..8 {
+            memory.0[byte] ^= 1 << bit;
+            // SAFETY: written above.
+            let (whole, wrong) =
+                unsafe { (BlockHeader::read(block, Tag::Live).is_some(), wrong_guard(block, 40)) };
+            // SAFETY: written above.
+            assert_eq!(unsafe { has_guards(block, 40) }, wrong.is_none());
+            memory.0[byte] ^= 1 << bit;
+            let offset = byte as isize - HEAD as isize;
+            match wrong {
+                Some(first) => assert_eq!(first, offset),
+                // Who freed it: 8 bytes, and 4 for the call stack.
+                None if [0..8, 12..16].iter().any(|freed| freed.contains(&byte)) => assert!(whole),
+                None => assert!(!whole && offset < -(GUARD as isize), "byte {offset} bit {bit}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_copied_from_elsewhere_does_not_pass() {
+    let (mut memory, _) = written();
+    let (copied, block) = written();
+    memory.0 = copied.0;
+    let other = NonNull::from(&mut memory.0[HEAD]);
+    assert_ne!(other, block);
+    // SAFETY: the copy has everything that the original has.
+    unsafe {
+        assert!(BlockHeader::read(other, Tag::Live).is_none());
+        assert!(wrong_guard(other, 40).is_some());
+    }
+}
+
+#[test]
+fn guards_are_nothing_that_programs_write() {
+    for address in (16..100_000).step_by(16) {
+        for byte in guard(NonNull::without_provenance(address.try_into().unwrap())).to_ne_bytes() {
+            assert!((0xF5..=0xFC).contains(&byte) && str::from_utf8(&[byte]).is_err());
+        }
+    }
+}
+
+#[test]
+fn the_first_wrong_byte_is_found() {
+    let mut bytes = [FREED; 300];
+    for offset in [0, 1, 63, 64, 65, 255, 256, 299] {
+        bytes[offset] ^= 1;
+        // SAFETY: the array is that long.
+        let found = unsafe { wrong_fill(NonNull::from(&mut bytes[0]), 300) };
+        assert_eq!(found, Some(offset as isize));
+        bytes[offset] ^= 1;
+    }
+    // SAFETY: as above.
+    assert_eq!(unsafe { wrong_fill(NonNull::from(&mut bytes[0]), 300) }, None);
+}
+
+#[test]
+fn layouts_that_overflow_are_refused() {
+    let of = |size, align| Layout::from_size_align(size, align).unwrap();
+    assert_eq!(layout(of(isize::MAX as usize, 1)), None);
+    assert_eq!(layout(of(1, 1 << 62)), None);
+    assert_eq!(layout(of(1, 4096)), Some(of(4096 + 1 + GUARD, 4096)));
+    assert_eq!(layout(of(100, 1)), Some(of(HEAD + 100 + GUARD, 16)));
+}

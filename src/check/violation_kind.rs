@@ -1,0 +1,76 @@
+//! What memory-check finds, and by which operation.
+
+use std::fmt;
+
+/// Names what was done to a block, or with a pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ViolationKind {
+    /// Something was written past the end of a live block.
+    Overrun,
+    /// Something was written in front of a live block.
+    Underrun,
+    /// A block was freed, or reallocated, that was freed before.
+    DoubleFree,
+    /// Something was written to a block after it was freed.
+    WriteAfterFree,
+    /// A block was freed, or reallocated, with another size or alignment than
+    /// it was allocated with, by C++'s sized and aligned `operator delete` among others.
+    LayoutMismatch,
+    /// A pointer was freed, or reallocated, that is no block of this allocator.
+    InvalidFree,
+    /// A mapped region was dropped while blocks in it were live (feature `mapped`).
+    RegionInUse,
+    /// A block of one of C++'s `operator new`, `operator new[]` and C's `malloc` was freed by
+    /// the function of another (feature `interpose`).
+    AllocDeallocMismatch,
+    /// `malloc_usable_size` was called with a pointer to no live block of C's (feature `capi`).
+    BadUsableSize,
+}
+
+impl fmt::Display for ViolationKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Overrun => "overrun",
+            Self::Underrun => "underrun",
+            Self::DoubleFree => "double free",
+            Self::WriteAfterFree => "write after free",
+            Self::LayoutMismatch => "layout mismatch",
+            Self::InvalidFree => "invalid free",
+            Self::RegionInUse => "region in use",
+            Self::AllocDeallocMismatch => "alloc-dealloc mismatch",
+            Self::BadUsableSize => "bad malloc_usable_size",
+        })
+    }
+}
+
+/// Names the operation that found a violation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// A block was freed.
+    Dealloc,
+    /// A block was resized.
+    Realloc,
+    /// A freed block left the quarantine, to be used again.
+    Reuse,
+    /// [`verify`](super::verify) was called.
+    Verify,
+    /// A mapped region was dropped.
+    Unmap,
+    /// `malloc_usable_size` was called.
+    UsableSize,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dealloc => "dealloc",
+            Self::Realloc => "realloc",
+            Self::Reuse => "leaving the quarantine",
+            Self::Verify => "verify",
+            Self::Unmap => "unmapping a region",
+            Self::UsableSize => "malloc_usable_size",
+        })
+    }
+}

@@ -1,0 +1,113 @@
+//! Slots, and the marks by which blocks name them.
+
+/// The dense index behind a service's handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Slot(u32);
+
+impl Slot {
+    /// The slot of the service `unattributed`, which gets memory that nobody claims.
+    pub(crate) const UNATTRIBUTED: Self = Self(0);
+
+    /// The number of slots: what a long cookie can tell apart.
+    pub(crate) const COUNT: u32 = 1 << 24;
+
+    /// The number of slots with short cookies: the first ones.
+    pub(crate) const SHORT_COUNT: usize = 1 << 16;
+
+    /// The slot of that index; `None` past the end and for the few indexes
+    /// whose mark is reserved.
+    pub(crate) const fn new(index: u32) -> Option<Self> {
+        let scrambled = index ^ SCRAMBLE;
+        if index >= Self::COUNT || scrambled == ZEROS || scrambled == ONES || scrambled == ESCAPE as u32 {
+            return None;
+        }
+        Some(Self(index))
+    }
+
+    #[inline]
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The mark of this slot's blocks.
+    #[inline]
+    pub(crate) const fn mark(self) -> Mark {
+        if !self.is_short() {
+            return Mark::LONG;
+        }
+        let [.., higher, lower] = (self.0 ^ SCRAMBLE).to_be_bytes();
+        Mark::from_cookie([higher, lower])
+    }
+
+    /// The short slot whose blocks have that mark.
+    pub(super) const fn of_mark(mark: Mark) -> Option<Self> {
+        Self::new(u16::from_be_bytes(mark.to_cookie()) as u32 ^ SCRAMBLE)
+    }
+
+    /// A long slot's number, as it is kept with a block.
+    pub(super) const fn tagged(self) -> u32 {
+        self.0 | TAG
+    }
+
+    /// The long slot that is kept with a block as that number; `None` if none is.
+    pub(super) const fn of_tagged(tagged: u32) -> Option<Self> {
+        let index = tagged & INDEX;
+        if tagged & !INDEX != TAG || index <= u16::MAX as u32 { None } else { Self::new(index) }
+    }
+
+    /// Whether its blocks need no more than a short cookie.
+    #[inline]
+    pub(crate) const fn is_short(self) -> bool {
+        self.index() < Self::SHORT_COUNT
+    }
+}
+
+/// The first two bytes of a cookie, as a number that is never 0: so a cell of
+/// zeroed memory, which nobody has claimed, has no cookie's mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark(u32);
+
+impl Mark {
+    /// The mark of no cookie.
+    pub(crate) const NONE: Self = Self(0);
+
+    /// The mark of every block of a long slot.
+    pub(crate) const LONG: Self = Self::from_cookie(ESCAPE.to_be_bytes());
+
+    pub(super) const fn from_cookie(bytes: [u8; size_of::<u16>()]) -> Self {
+        Self(FROM_COOKIE | u16::from_ne_bytes(bytes) as u32)
+    }
+
+    pub(super) const fn to_cookie(self) -> [u8; size_of::<u16>()] {
+        (self.0 as u16).to_ne_bytes()
+    }
+
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The two bytes of the cookie, as indexes: of a chunk of 256 slots that
+    /// are close together, and in it.
+    #[inline(always)]
+    pub(crate) const fn position(self) -> (usize, usize) {
+        let [chunk, cell] = self.to_cookie();
+        (chunk as usize, cell as usize)
+    }
+}
+
+/// Set in every mark, and in no unclaimed cell.
+const FROM_COOKIE: u32 = 1 << 16;
+/// The mark that a long cookie begins with.
+const ESCAPE: u16 = 0xE5CA;
+/// What cookies are scrambled with.
+const SCRAMBLE: u32 = 0xD07A;
+/// The two commonest overwrites are no slot's cookie.
+const ZEROS: u32 = 0;
+const ONES: u32 = 0xffff;
+/// The part of a long cookie that is the slot, and what the rest must be.
+const INDEX: u32 = Slot::COUNT - 1;
+const TAG: u32 = 0x14 << 24;

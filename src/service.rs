@@ -1,0 +1,37 @@
+//! Services: whoever memory is accounted to, and how code runs on their behalf.
+//!
+//! Users call these; the allocator never does. Registering may lock and
+//! allocate (the registry is a dashmap). Entering a service does neither.
+//!
+//! From the ground up: `error`, `scope`, `spare_slots`, `fork`, `registry` (names and handles),
+//! `retirement`, `handle` ([`Service`]), `family`, `future`, `limits`, `plan`, `register`, `builder`.
+
+mod builder;
+mod error;
+mod family;
+mod fork;
+mod future;
+mod handle;
+mod limits;
+mod plan;
+mod register;
+mod registry;
+mod retirement;
+mod scope;
+mod spare_slots;
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests;
+
+pub use builder::ServiceBuilder;
+pub use error::RegisterError;
+pub use future::{InService, InServiceExt};
+pub use handle::Service;
+pub use scope::Scope;
+
+#[cfg(feature = "tracing-layer")]
+pub(crate) use error::{check_name, name_too_long};
+#[cfg(any(feature = "tracing-layer", feature = "interpose", feature = "skynet"))]
+pub(crate) use fork::gate;
+pub use limits::is_limited;
+pub(crate) use limits::limits;
+pub(crate) use retirement::end_retired;

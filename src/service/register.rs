@@ -1,0 +1,140 @@
+//! Registering: the living service of a name, or a new one.
+
+use super::error::{RegisterError, check_name};
+use super::handle::Service;
+use super::plan::Plan;
+use super::registry::{self, Conflict};
+use super::retirement;
+use super::scope::Scope;
+use crate::events;
+use crate::ledger::slots::{self, SlotError};
+use crate::ledger::threshold;
+use crate::ledger::tree::Tree;
+use crate::sync::{AtomicU32, Ordering};
+use std::mem::ManuallyDrop;
+
+impl Service {
+    /// Returns the living service of that name, if there is one. It takes a lock.
+    ///
+    /// ```
+    /// assert_eq!(dogtag::Service::by_name("nobody"), None);
+    /// ```
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        registry::by_name(name).map(Self::of_retained)
+    }
+
+    /// Returns the living service with that handle, if there is one. It takes a lock.
+    ///
+    /// ```
+    /// use dogtag::Service;
+    ///
+    /// assert_eq!(Service::by_handle(0), Some(Service::unattributed()));
+    /// ```
+    #[must_use]
+    pub fn by_handle(handle: u32) -> Option<Self> {
+        registry::by_handle(handle).map(Self::of_retained)
+    }
+}
+
+/// The living service of that name, or a new one.
+pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError> {
+    check_name(name)?;
+    // To find a name again is the common case, and needs a shared lock only.
+    if let Some(living) = Service::by_name(name) {
+        return as_planned(living, plan);
+    }
+    let _scope = Scope::enter(&slots::UNATTRIBUTED);
+    let record = retirement::claim_slot().map_err(|error| match error {
+        SlotError::Full => RegisterError::Full,
+        SlotError::NoMemory => RegisterError::NoMemory,
+    })?;
+    record.begin(name.into(), plan.handle.unwrap_or_else(next_handle));
+    let new = Service { record };
+    if let Some(parent) = plan.parent.clone() {
+        let families = Tree::lock();
+        families.adopt(ManuallyDrop::new(parent).record, record);
+        if threshold::is_limited(record) {
+            // Threads may have cells of the slot, opened for another service.
+            threshold::shut(&families, record);
+        }
+    }
+    plan.limits.set(record);
+    // Ends: there are more handles to assign than there can be services.
+    loop {
+        return match registry::publish(record) {
+            Ok(()) => {
+                events::registered(record);
+                Ok(new)
+            }
+            Err(Conflict::Name(living)) => as_planned(Service::of_retained(living), plan),
+            Err(Conflict::Handle(living)) => {
+                let living = Service::of_retained(living);
+                if plan.handle.is_none() {
+                    // Somebody chose the number that would have been assigned.
+                    record.set_handle(next_handle());
+                    continue;
+                }
+                Err(RegisterError::HandleTaken { handle: living.handle(), name: living.name().to_owned() })
+            }
+        };
+    }
+}
+
+/// The name is taken; is it by whom the caller means?
+fn as_planned(living: Service, plan: &Plan) -> Result<Service, RegisterError> {
+    let name = || living.name().to_owned();
+    if let Some(requested) = plan.handle
+        && requested != living.handle()
+    {
+        return Err(RegisterError::NameTaken { name: name(), handle: living.handle(), requested });
+    }
+    let parent = living.parent();
+    if plan.parent.is_some() && plan.parent != parent {
+        let parent = parent.map(|parent| parent.name().to_owned());
+        return Err(RegisterError::OtherParent { name: name(), parent });
+    }
+    plan.limits.compare(&living)?;
+    Ok(living)
+}
+
+/// The next handle of the upper half, where few number their own. After the last of them comes
+/// the first again, and those that are in use are passed over.
+fn next_handle() -> u32 {
+    const UPPER_HALF: u32 = 1 << 31;
+
+    UPPER_HALF | NEXT_HANDLE.fetch_add(1, Ordering::Relaxed)
+}
+
+static NEXT_HANDLE: AtomicU32 = AtomicU32::new(0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handles_begin_again_and_those_in_use_are_passed_over() {
+        let first = Service::register("has a handle already").unwrap();
+        NEXT_HANDLE.store(first.handle() ^ 1 << 31, Ordering::Relaxed);
+        let second = Service::register("is to have the same").unwrap();
+        assert_ne!(first.handle(), second.handle());
+        NEXT_HANDLE.store(u32::MAX, Ordering::Relaxed);
+        let [last, again] = ["last", "again"].map(|name| Service::register(name).unwrap());
+        assert!([&first, &second, &last, &again].iter().all(|service| service.handle() >> 31 == 1));
+        for service in [first, second, last, again] {
+            assert_eq!(Service::by_handle(service.handle()).as_ref(), Some(&service));
+        }
+    }
+
+    /// Looked up after its last clone was dropped, and before it is taken out of the maps.
+    #[test]
+    fn a_service_without_clones_is_not_found_and_stays_as_it_is() {
+        let record = ManuallyDrop::new(Service::register("about to be removed").unwrap()).record;
+        assert!(record.lifecycle().release());
+        assert_eq!(Service::by_name("about to be removed"), None);
+        assert_eq!(Service::by_handle(record.handle()), None);
+        assert!(record.lifecycle().is_in_use() && record.lifecycle().is_retired());
+        retirement::retire(record);
+        assert!(!record.lifecycle().is_in_use());
+    }
+}
