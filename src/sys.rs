@@ -185,7 +185,7 @@ pub(crate) unsafe fn zero_pages<T>(pages: &[T]) {
 
 /// Has `hook` called in every child that this process forks, before `fork`
 /// returns there. Without memory for that, it is not.
-#[cfg(any(feature = "memory-check", feature = "interpose"))]
+#[cfg(feature = "interpose")]
 pub(crate) fn at_fork_in_child(hook: extern "C" fn()) {
     // SAFETY: the hook lives as long as the process.
     unsafe { libc::pthread_atfork(None, None, Some(hook)) };

@@ -211,19 +211,24 @@ shared! {
     static TABLE: AtomicPtr<EntryTable> = AtomicPtr::new(ptr::null_mut());
 }
 
-/// Before the first pin.
+/// Before the first pin, and at load where the system has a way to.
 #[cold]
 fn heed_forks() {
     if !HEEDS_FORKS.swap(true, Ordering::Relaxed) {
-        sys::at_fork_in_child(in_the_child);
         #[cfg(not(dogtag_loom))]
-        sys::fork::register_fork_hook(&super::FORK_HOOK);
+        {
+            sys::fork::register_fork_hook(&super::FORK_HOOK);
+            sys::fork::prepare();
+        }
     }
 }
 
+#[cfg(not(dogtag_loom))]
+sys::fork::at_load!(heed_forks);
+
 /// One generation on.
 #[cfg_attr(dogtag_loom, allow(dead_code))]
-extern "C" fn in_the_child() {
+pub(super) fn in_the_child() {
     let next = match GENERATION.load(Ordering::Relaxed) {
         LAST_GENERATION.. => {
             // From here on old ones would look like those that are to come.

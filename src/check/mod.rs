@@ -147,8 +147,12 @@ use crate::sys::fork::{ForkHook, ForkOrder};
 
 /// What a fork has to copy is not to grow with what was ever allocated.
 #[cfg(not(dogtag_loom))]
-static FORK_HOOK: ForkHook =
-    ForkHook { order: ForkOrder::Last, before: about_to_fork, in_parent: || (), in_child: || () };
+static FORK_HOOK: ForkHook = ForkHook {
+    order: ForkOrder::Last,
+    before: about_to_fork,
+    in_parent: || (),
+    in_child: block_state::in_the_child,
+};
 
 #[cfg(not(dogtag_loom))]
 fn about_to_fork() {
