@@ -455,7 +455,7 @@ fn pools_in_scopes() {
         let _ = pool.pre_cleanup(|| caller.run(|| panic_quietly()));
         pool.alloc(Guard::new(&caller, true, 100));
         assert!(panics(|| _ = pool.alloc_with(|| -> Vec<u8> { service.run(|| panic_quietly()) })));
-        assert!(panics(|| _ = pool.alloc_slice_with(10, |i| {
+        assert!(panics(|| _ = pool.alloc_slice_fill_with(10, |i| {
             if i == 7 { service.run(|| panic_quietly()) } else { vec![0_u8; 10] }
         })));
         assert_eq!(Service::current(), caller);

@@ -1,19 +1,19 @@
-//! A pool as the allocator of collections, by the interface that stands in for the standard
-//! library's until that is stable.
+//! A pool as the allocator of collections, by the trait of `allocator-api2`, which stands in for the
+//! standard library's until that is stable.
 
-use crate::Pool;
+use crate::memory::OnFailure;
 use crate::node::Refusal;
-use crate::values::OnFailure;
+use crate::pool::Pool;
 use allocator_api2::alloc::{AllocError, Allocator};
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
-/// Collections whose memory is a pool's: of the crate `allocator-api2`, of `hashbrown`, and
-/// of all that take one of its allocators. They cannot outlive what clears the pool.
+/// Lets collections have their memory in a pool: those of `allocator-api2` and of `hashbrown`, and all
+/// that take an allocator of that trait. They cannot outlive the next [`clear`](Pool::clear).
 ///
-/// The last allocation can grow where it is, and is handed out again when it is freed; large
-/// ones are freed at once, as [`Pool::free`] does it; of all others the memory is free when
-/// the pool is cleared.
+/// The last allocation can grow in place, and its memory is handed out again when it is freed. Large
+/// allocations are freed at once, as [`Pool::free`] does it. The memory of all others is free when the
+/// pool is cleared.
 ///
 /// ```
 /// use allocator_api2::vec::Vec;
@@ -24,8 +24,8 @@ use std::ptr::NonNull;
 /// primes.extend([2, 3, 5, 7]);
 /// assert!(pool.stats().used >= 4 * size_of::<i32>());
 /// ```
-// SAFETY: memory lasts until the pool is cleared or dropped, which the borrow does not let
-// happen; what moves is copied whole.
+// SAFETY: memory is valid until the pool is cleared or dropped, which the borrow prevents. Copies of
+// the reference are the same pool. What moves is copied whole.
 unsafe impl Allocator for &Pool<'_> {
     #[inline]
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
@@ -34,15 +34,14 @@ unsafe impl Allocator for &Pool<'_> {
     }
 
     fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        let memory = self.node().reserve_zeroed(layout);
-        let memory =
-            memory.map_err(|refusal| _ = self.refused(refusal, layout.size())).map_err(|()| AllocError)?;
+        let memory = self.node().reserve_zeroed(layout).map_err(|refusal| self.told(refusal, layout))?;
         Ok(NonNull::slice_from_raw_parts(memory, layout.size()))
     }
 
     #[inline]
     unsafe fn deallocate(&self, memory: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the memory was allocated by this pool with a layout that fits, so with this one,
+        // and is not used any more.
         unsafe { self.node().give_back(memory, layout) };
     }
 
@@ -52,7 +51,7 @@ unsafe impl Allocator for &Pool<'_> {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the memory was allocated by this pool with the old layout.
         unsafe { self.resize(memory, old, new) }
     }
 
@@ -62,7 +61,8 @@ unsafe impl Allocator for &Pool<'_> {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise; what is new is as large.
+        // SAFETY: the memory was allocated by this pool with the old layout, whose size is no larger
+        // than the new one's.
         unsafe {
             let grown = self.resize(memory, old, new)?;
             grown.cast::<u8>().add(old.size()).write_bytes(0, new.size() - old.size());
@@ -76,12 +76,12 @@ unsafe impl Allocator for &Pool<'_> {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the memory was allocated by this pool with the old layout.
         unsafe { self.resize(memory, old, new) }
     }
 }
 
-/// As an allocator does: the pool's handler has heard what the error does not say.
+/// A failure is an [`AllocError`]. The pool's handler is called with the error that says more.
 struct Tells;
 
 impl OnFailure for Tells {
@@ -89,27 +89,30 @@ impl OnFailure for Tells {
 
     #[cold]
     #[inline(never)]
-    fn reserve_slowly(pool: &Pool<'_>, layout: Layout) -> Result<NonNull<u8>, AllocError> {
-        pool.node().reserve_slowly(layout).map_err(|refusal| pool.told(refusal, layout))
+    fn reserve_slow(pool: &Pool<'_>, layout: Layout) -> Result<NonNull<u8>, AllocError> {
+        pool.node().reserve_slow(layout).map_err(|refusal| pool.told(refusal, layout))
     }
 }
 
 impl Pool<'_> {
     fn told(&self, refusal: Refusal, layout: Layout) -> AllocError {
-        self.refused(refusal, layout.size());
+        self.node().refused(refusal, layout.size());
         AllocError
     }
 
+    /// Makes an allocation larger or smaller.
+    ///
     /// # Safety
     ///
-    /// As for [`Node::resize`](crate::node::Node::resize).
+    /// The memory must have been allocated by this pool with the old layout. Once this succeeds,
+    /// nobody may use the old memory any more.
     unsafe fn resize(
         &self,
         memory: NonNull<u8>,
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the memory is this pool's, with the old layout, as this function demands, too.
         let moved = unsafe { self.node().resize(memory, old, new) };
         let moved = moved.map_err(|refusal| self.told(refusal, new))?;
         Ok(NonNull::slice_from_raw_parts(moved, new.size()))

@@ -1,14 +1,18 @@
-//! How a pool is to be, said before it is made.
+//! How pools are made.
 
+use crate::block::{Block, GRAIN};
+use crate::child::Child;
+use crate::error::PoolError;
+use crate::failure::{limit_error, or_panic, tell};
 use crate::node::{ALWAYS_SMALL, Handler, LEAST_BLOCK, Node, Plan, Refusal, Source};
+use crate::pool::Pool;
 use crate::store::Store;
-use crate::{Child, GRAIN, Pool, PoolError};
 use dogtag::Service;
 use std::borrow::Cow;
 use std::fmt;
 use std::ptr::NonNull;
 
-/// Makes a pool in steps: [`Pool::builder`].
+/// Settings of a pool that is yet to be made, by [`Pool::builder`].
 ///
 /// ```
 /// use dogtag::Service;
@@ -36,63 +40,68 @@ pub struct PoolBuilder {
     on_failure: Option<Handler>,
 }
 
-/// What is kept for reuse unless something else is said: what Apache's httpd lets its
-/// pools keep (`MaxMemFree`).
+/// The default of [`PoolBuilder::max_free`]: what Apache's httpd lets its pools keep (`MaxMemFree`).
 const MAX_FREE: usize = 2 << 20;
+/// The default of [`PoolBuilder::block_size`].
 const BLOCK_SIZE: usize = 4096;
-/// A page less one byte, as in nginx.
+/// The default of [`PoolBuilder::max_small`]: a page less one byte, as in nginx.
 const MAX_SMALL: usize = 4095;
 
 impl PoolBuilder {
-    /// What the pool is called in errors and by [`Pool::name`] (APR: its tag).
+    /// Sets the pool's name, for errors and [`Pool::name`] (APR: its tag).
     pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Whose memory the pool's is, whoever allocates from it. Otherwise it is that of the
-    /// service in which the pool is built, and for a child that of its parent.
+    /// Sets the service to which the pool's memory is charged, whoever allocates from the pool.
+    /// Defaults to the service in which the pool is built, and for a child to that of its parent.
     pub fn service(mut self, service: &Service) -> Self {
         self.service = Some(service.clone());
         self
     }
 
-    /// Bytes of the first block, of which some 300 are the pool's own; 4096 otherwise, and no
-    /// fewer than 1024. Each block is twice as large as the one before, up to 128 KiB. A child
-    /// has its parent's.
+    /// Sets the size of the first block in bytes, of which some 300 are the pool's own. Defaults to
+    /// 4096, and for a child to that of its parent; the minimum is 1024. Each block is twice as large
+    /// as the one before, up to 128 KiB.
     pub fn block_size(mut self, bytes: usize) -> Self {
         self.block_size = Some(bytes);
         self
     }
 
-    /// Allocations of more bytes are large: each is one of the allocator's, and can be freed
-    /// before the pool is cleared. Otherwise, as in nginx, what does not fit into
-    /// a block of [`block_size`](Self::block_size) or fills a page (4096 bytes) is large. No
-    /// fewer than 256. A child has its parent's, unless it has another block size.
+    /// Sets the size of the largest allocation that is made in a block. A larger one is made by the
+    /// global allocator, and can be [freed](Pool::free) before the pool is cleared. Defaults to 4095,
+    /// or what fits into a block of [`block_size`](Self::block_size) if that is less, as in nginx, and
+    /// for a child that has its parent's block size to that of its parent; the minimum is 256.
     pub fn max_small(mut self, bytes: usize) -> Self {
         self.max_small = Some(bytes);
         self
     }
 
-    /// Bytes of cleared and destroyed pools that are kept for reuse at most, besides each pool's
-    /// first block; 2 MiB otherwise, and nothing for 0 (APR: `apr_allocator_max_free_set`, where all
-    /// is kept otherwise, and for 0). Children share what is kept with their parent, unless this or
-    /// another [`service`](Self::service) is said of them; then it is they that share it with theirs.
+    /// Sets how many bytes of cleared and destroyed pools are kept for reuse, in addition to the first
+    /// block of each pool. Defaults to 2 MiB; nothing is kept for 0. (APR:
+    /// `apr_allocator_max_free_set`, where all is kept by default, and for 0.)
+    ///
+    /// Children share what is kept with their parent, unless this or another
+    /// [`service`](Self::service) is set for them. Then it is they that share it with theirs.
     pub fn max_free(mut self, bytes: usize) -> Self {
         self.max_free = Some(bytes);
         self
     }
 
-    /// Bytes that the pool may hold, together with those below it: their blocks and large
-    /// allocations, not what is kept for reuse. What goes beyond is [`PoolError::Limit`].
+    /// Sets how many bytes the pool may hold, together with the pools below it: in blocks and large
+    /// allocations, without what is kept for reuse. An allocation over the limit fails with
+    /// [`PoolError::Limit`]. Defaults to none.
+    ///
+    /// Unlike bumpalo's `set_allocation_limit`, it counts the pools below, and cannot be changed later.
     pub fn limit(mut self, bytes: usize) -> Self {
         self.limit = Some(bytes);
         self
     }
 
-    /// What is told when the pool, or one below it that has no such handler, cannot have
-    /// memory (APR: `apr_pool_abort_set`): of [`PoolError::NoMemory`] and [`PoolError::Limit`].
-    /// Then the error is returned, or panicked with.
+    /// Sets a closure that is called when the pool, or a pool below it that has no such closure, gets
+    /// no memory (APR: `apr_pool_abort_set`): with [`PoolError::NoMemory`] or [`PoolError::Limit`],
+    /// before the error is returned or panicked with.
     ///
     /// ```
     /// use dogtag_pool::{Pool, PoolError};
@@ -112,7 +121,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Makes a pool that is nobody's child.
+    /// Makes a pool without a parent.
     ///
     /// # Errors
     ///
@@ -121,28 +130,30 @@ impl PoolBuilder {
         Ok(Pool::of(self.make(None, false)?))
     }
 
-    /// Makes a child, which ends when it is dropped: [`Pool::child`].
+    /// Makes a child, which ends when it is dropped, as [`Pool::child`] does.
     ///
     /// # Errors
     ///
-    /// As for [`build`](Self::build); the limits of those above are to be kept, too.
+    /// [`PoolError::NoMemory`], and [`PoolError::Limit`] if its limit, or what the limits above it
+    /// still allow, is less than 1024 bytes.
     pub fn child_of<'parent>(self, parent: &'parent Pool<'_>) -> Result<Child<'parent>, PoolError> {
         Ok(Child::of(self.make(Some(parent.node()), false)?))
     }
 
-    /// Makes a child, which ends when its parent is cleared or destroyed:
-    /// [`Pool::lasting_child`].
+    /// Makes a child, which ends when its parent is cleared or destroyed, as [`Pool::lasting_child`]
+    /// does.
     ///
     /// # Errors
     ///
-    /// As for [`child_of`](Self::child_of).
+    /// [`PoolError::NoMemory`], and [`PoolError::Limit`] if its limit, or what the limits above it
+    /// still allow, is less than 1024 bytes.
     pub fn lasting_child_of<'parent, 'env>(
         self,
         parent: &'parent Pool<'env>,
     ) -> Result<&'parent Pool<'env>, PoolError> {
         let node = self.make(Some(parent.node()), true)?;
-        // SAFETY: the node is there until the parent is cleared, which takes the borrow; it
-        // holds only what outlives 'env, as its parent does.
+        // SAFETY: the node ends when the parent is cleared or dropped, which the borrow prevents; what
+        // it drops outlives 'env, by the bounds of a pool's functions.
         Ok(unsafe { Pool::of_lasting(node) })
     }
 
@@ -150,7 +161,7 @@ impl PoolBuilder {
         let inherited = if self.block_size.is_none() { parent } else { None };
         let block_size = self.block_size.or(parent.map(|parent| parent.block_size)).unwrap_or(BLOCK_SIZE);
         let block_size = block_size.max(LEAST_BLOCK).checked_next_multiple_of(GRAIN).unwrap_or(block_size);
-        let fitting = || MAX_SMALL.min(block_size - crate::block::Block::HEADER);
+        let fitting = || MAX_SMALL.min(block_size - Block::HEADER);
         let max_small = self.max_small.or(inherited.map(|parent| parent.max_small)).unwrap_or_else(fitting);
         let source = match parent.map(Node::store) {
             Some(store)
@@ -176,13 +187,13 @@ impl PoolBuilder {
         Node::new(plan, parent).map_err(|(plan, refusal)| {
             let bytes = LEAST_BLOCK;
             let error = match (refusal, plan.limit) {
-                (Refusal::Limit(limiting), _) => crate::limit_error(limiting, bytes),
+                (Refusal::Limit(limiting), _) => limit_error(limiting, bytes),
                 (Refusal::NoMemory, Some(limit)) if limit < bytes => {
                     PoolError::Limit { pool: plan.name, bytes, limit, held: 0 }
                 }
                 (Refusal::NoMemory, _) => PoolError::NoMemory { pool: plan.name, bytes },
             };
-            crate::tell(&error, plan.on_failure.as_ref(), parent);
+            tell(&error, plan.on_failure.as_ref(), parent);
             error
         })
     }
@@ -198,5 +209,108 @@ impl fmt::Debug for PoolBuilder {
             .field("max_free", &self.max_free)
             .field("limit", &self.limit)
             .finish_non_exhaustive()
+    }
+}
+
+impl<'env> Pool<'env> {
+    /// Makes a pool without a parent, in the service that the thread is in, with a first block of 4096
+    /// bytes. (bumpalo's `Bump::new` allocates nothing yet.)
+    ///
+    /// # Panics
+    ///
+    /// If there is no memory.
+    #[must_use]
+    pub fn new() -> Self {
+        or_panic(Self::try_new())
+    }
+
+    /// Fallible variant of [`new`](Self::new): returns an error instead of panicking.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoMemory`].
+    pub fn try_new() -> Result<Self, PoolError> {
+        Self::builder().build()
+    }
+
+    /// Returns a builder, for a pool with a name, a service, a limit, ...
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::default()
+    }
+
+    /// Makes a pool below this one, which ends when it is dropped. Until then this one cannot be
+    /// cleared. What the child drops may refer to this one's memory.
+    ///
+    /// Whenever a pool takes a block or gives it back, that takes time in proportion to the number of
+    /// pools above it.
+    ///
+    /// If a child is forgotten ([`std::mem::forget`]), its memory is freed when this pool is cleared,
+    /// but its cleanups and drops do not run, since what they refer to may be gone.
+    ///
+    /// # Panics
+    ///
+    /// If there is no memory.
+    ///
+    /// ```
+    /// use dogtag_pool::Pool;
+    ///
+    /// let connection = Pool::new();
+    /// let user = connection.alloc_str("ada");
+    /// {
+    ///     let request = connection.child();
+    ///     let _ = request.cleanup(|| println!("a request of {user} ends"));
+    /// }
+    /// assert_eq!(connection.stats_with_children().pools, 1);
+    /// ```
+    #[must_use]
+    pub fn child(&self) -> Child<'_> {
+        or_panic(self.try_child())
+    }
+
+    /// Fallible variant of [`child`](Self::child): returns an error instead of panicking.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoMemory`] and [`PoolError::Limit`].
+    pub fn try_child(&self) -> Result<Child<'_>, PoolError> {
+        Self::builder().child_of(self)
+    }
+
+    /// Makes a pool below this one, which ends when this one is cleared or destroyed, before it, as
+    /// APR's do. What the child drops must outlive this pool.
+    ///
+    /// # Panics
+    ///
+    /// If there is no memory.
+    ///
+    /// ```
+    /// use dogtag_pool::Pool;
+    ///
+    /// let mut connection = Pool::new();
+    /// for _ in 0..3 {
+    ///     let request = connection.lasting_child();
+    ///     let _ = request.cleanup(|| println!("a request ends with its connection"));
+    /// }
+    /// connection.clear();
+    /// assert_eq!(connection.stats_with_children().pools, 1);
+    /// ```
+    pub fn lasting_child(&self) -> &Self {
+        or_panic(self.try_lasting_child())
+    }
+
+    /// Fallible variant of [`lasting_child`](Self::lasting_child): returns an error instead of
+    /// panicking.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoMemory`] and [`PoolError::Limit`].
+    pub fn try_lasting_child(&self) -> Result<&Self, PoolError> {
+        Self::builder().lasting_child_of(self)
+    }
+}
+
+impl Default for Pool<'_> {
+    fn default() -> Self {
+        Self::new()
     }
 }

@@ -1,55 +1,58 @@
-//! A child as its user has it: a pool that cannot be sent away from its parent.
+//! Child pools with an owner.
 
-use crate::Pool;
 use crate::node::Node;
+use crate::pool::Pool;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-/// A pool below another one, which ends when it is dropped: [`Pool::child`].
+/// A pool below another one that ends when it is dropped, made by [`Pool::child`].
 ///
-/// It is a [`Pool`] in all but that it cannot be sent to another thread.
+/// It dereferences to a [`Pool`]. Unlike a pool without a parent it cannot be sent to another thread,
+/// since it takes memory from its parent.
 pub struct Child<'parent> {
     pool: ManuallyDrop<Pool<'parent>>,
     _not_send: PhantomData<*const ()>,
 }
 
-impl<'parent> Child<'parent> {
+impl Child<'_> {
+    /// Makes a child of a node, which it owns from then on.
     pub(crate) fn of(node: NonNull<Node>) -> Self {
         Self { pool: ManuallyDrop::new(Pool::of(node)), _not_send: PhantomData }
     }
 
-    /// [`Pool::clear`].
+    /// Ends the pools below, runs the cleanups, drops the values, and makes all memory free again, as
+    /// [`Pool::clear`] does.
     ///
     /// # Panics
     ///
-    /// As that does.
+    /// As for [`Pool::clear`].
     pub fn clear(&mut self) {
         self.pool.clear();
     }
 
-    /// [`Pool::reset`].
+    /// Clears the pool, and keeps all blocks for reuse, as [`Pool::reset`] does.
     ///
     /// # Panics
     ///
-    /// As that does.
+    /// As for [`Pool::clear`].
     pub fn reset(&mut self) {
         self.pool.reset();
     }
 
-    /// [`Pool::destroy`].
+    /// Ends the pool, as dropping it does.
     ///
     /// # Panics
     ///
-    /// As that does.
+    /// As for [`Pool::clear`].
     pub fn destroy(self) {
         drop(self);
     }
 }
 
-// Not `DerefMut`, by which a child could be swapped with a pool that may be sent away.
+// Not `DerefMut`, by which a child could be swapped with a pool that can be sent away.
 impl<'parent> Deref for Child<'parent> {
     type Target = Pool<'parent>;
 
@@ -61,7 +64,7 @@ impl<'parent> Deref for Child<'parent> {
 
 impl Drop for Child<'_> {
     fn drop(&mut self) {
-        // SAFETY: it is not used again.
+        // SAFETY: the field is dropped here alone, once, and not used again.
         unsafe { ManuallyDrop::drop(&mut self.pool) };
     }
 }

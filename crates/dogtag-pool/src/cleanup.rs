@@ -1,21 +1,19 @@
-//! What is to be done when a pool is cleared: the cleanups that were registered, and the drops of
-//! the values that live in it.
+//! Cleanups: closures that run when a pool is cleared.
 
+use crate::error::PoolError;
+use crate::failure::or_panic;
 use crate::node::Node;
-use dogtag::__private::{Payload, call, discard};
-use std::alloc::Layout;
-use std::cell::Cell;
+use crate::pool::Pool;
+use crate::records::{Act, Record, Records, Task};
 use std::fmt;
-use std::mem::ManuallyDrop;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
-/// A cleanup that is registered: to be cancelled, or run before its time. Otherwise it runs
-/// when the pool is cleared or destroyed; to drop this changes nothing.
+/// A registered cleanup, made by [`Pool::cleanup`] and [`Pool::pre_cleanup`].
 ///
-/// The memory that it took is the pool's last again if nothing was allocated since.
+/// It can be [cancelled](Self::cancel), or [run](Self::run) now. Otherwise it runs when the pool is
+/// cleared or destroyed; dropping this handle does not change that.
 ///
-/// Made by [`Pool::cleanup`](crate::Pool::cleanup) and
-/// [`Pool::pre_cleanup`](crate::Pool::pre_cleanup).
+/// A cleanup that is cancelled or run returns its memory to the pool if nothing was allocated since.
 #[must_use = "to drop it does not cancel the cleanup; say so with `let _ =`"]
 pub struct Cleanup<'pool> {
     node: &'pool Node,
@@ -23,21 +21,13 @@ pub struct Cleanup<'pool> {
     record: NonNull<Record>,
 }
 
-impl<'pool> Cleanup<'pool> {
-    /// # Safety
-    ///
-    /// The record must be in the list, which is the node's, and be taken out by nobody else
-    /// before the pool is cleared.
-    pub(crate) unsafe fn of(node: &'pool Node, list: &'pool Records, record: NonNull<Record>) -> Self {
-        Self { node, list, record }
-    }
-
-    /// Takes the cleanup out, and drops it without running it (APR:
-    /// `apr_pool_cleanup_kill`, which takes it from both lists). Constant time.
+impl Cleanup<'_> {
+    /// Takes the cleanup out of the pool, and drops it without running it (APR:
+    /// `apr_pool_cleanup_kill`, which takes it from both lists). Takes constant time.
     ///
     /// # Panics
     ///
-    /// If the drop of what it has captured does.
+    /// If dropping what the closure has captured panics.
     ///
     /// ```
     /// use dogtag_pool::Pool;
@@ -50,12 +40,12 @@ impl<'pool> Cleanup<'pool> {
         self.act(Act::Forget);
     }
 
-    /// Takes the cleanup out and runs it now (APR: `apr_pool_cleanup_run`). Constant time,
-    /// but for what it does.
+    /// Takes the cleanup out of the pool, and runs it (APR: `apr_pool_cleanup_run`). Takes constant
+    /// time, but for what the closure does.
     ///
     /// # Panics
     ///
-    /// If the cleanup does.
+    /// If the closure panics.
     ///
     /// ```
     /// use dogtag_pool::Pool;
@@ -73,10 +63,11 @@ impl<'pool> Cleanup<'pool> {
     }
 
     fn act(self, act: Act) {
-        // SAFETY: it is in the list, since nobody else could have taken it out: clearing
-        // the pool takes all that is borrowed from it. Then nobody uses it.
+        // SAFETY: the record is in the list: this handle borrows the pool, so that it cannot have
+        // been cleared, and nobody else takes a record out. What the closure uses outlives the
+        // pool. Afterwards nobody uses the record's memory, which is the pool's.
         unsafe {
-            let layout = self.list.take_out(self.record).act(act);
+            let layout = self.list.take_out(self.record, act);
             self.node.give_back(self.record.cast(), layout);
         }
     }
@@ -88,142 +79,76 @@ impl fmt::Debug for Cleanup<'_> {
     }
 }
 
-/// Does something of the user's, and keeps its panic if it is the first one.
-pub(crate) fn catch(first_panic: &mut Option<Payload>, work: impl FnOnce()) {
-    match call(work) {
-        Ok(()) => {}
-        Err(payload) if first_panic.is_none() => *first_panic = Some(payload),
-        Err(payload) => discard(payload),
+impl<'env> Pool<'env> {
+    /// Registers a closure that runs when the pool is cleared or destroyed. Cleanups, and drops of
+    /// the pool's values, run in the reverse order of their registration.
+    ///
+    /// # Panics
+    ///
+    /// If there is no memory; then the closure is dropped, and not run.
+    ///
+    /// ```
+    /// use dogtag_pool::Pool;
+    ///
+    /// let path = std::env::temp_dir().join(format!("dogtag-{}", std::process::id()));
+    /// let pool = Pool::new();
+    /// std::fs::write(&path, "for now")?;
+    /// let _ = pool.cleanup(|| std::fs::remove_file(&path).expect("it can be removed"));
+    /// drop(pool);
+    /// assert!(!path.exists());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn cleanup<F: FnOnce() + Send + 'env>(&self, work: F) -> Cleanup<'_> {
+        or_panic(self.try_cleanup(work))
     }
-}
 
-/// Stands in front of what it is about.
-#[repr(C)]
-pub(crate) struct Record {
-    next: Cell<Option<NonNull<Record>>>,
-    previous: Cell<Option<NonNull<Record>>>,
-    /// Returns what the record lies in.
-    act: unsafe fn(NonNull<Record>, Act) -> Layout,
-}
+    /// Fallible variant of [`cleanup`](Self::cleanup): returns an error instead of panicking.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoMemory`] and [`PoolError::Limit`]. The closure is dropped, and not run.
+    pub fn try_cleanup<F: FnOnce() + Send + 'env>(&self, work: F) -> Result<Cleanup<'_>, PoolError> {
+        // SAFETY: the list is this pool's; what the closure uses outlives the pool, by its bound.
+        unsafe { self.register(&self.node().cleanups, work) }
+    }
 
-#[derive(Clone, Copy)]
-pub(crate) enum Act {
-    Run,
-    Forget,
-}
+    /// Registers a closure that runs when the pool is cleared or destroyed, before the pools below it
+    /// end.
+    ///
+    /// # Panics
+    ///
+    /// If there is no memory; then the closure is dropped, and not run.
+    pub fn pre_cleanup<F: FnOnce() + Send + 'env>(&self, work: F) -> Cleanup<'_> {
+        or_panic(self.try_pre_cleanup(work))
+    }
 
-/// The records of a pool, the last one first.
-#[derive(Default)]
-pub(crate) struct Records(Cell<Option<NonNull<Record>>>);
+    /// Fallible variant of [`pre_cleanup`](Self::pre_cleanup): returns an error instead of panicking.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoMemory`] and [`PoolError::Limit`]. The closure is dropped, and not run.
+    pub fn try_pre_cleanup<F: FnOnce() + Send + 'env>(&self, work: F) -> Result<Cleanup<'_>, PoolError> {
+        // SAFETY: the list is this pool's; what the closure uses outlives the pool, by its bound.
+        unsafe { self.register(&self.node().pre_cleanups, work) }
+    }
 
-impl Records {
+    /// Adds a closure to a list.
+    ///
     /// # Safety
     ///
-    /// The record must be in no list, and stay where it is.
-    pub(crate) unsafe fn push(&self, record: NonNull<Record>) {
-        let next = self.0.replace(Some(record));
-        // SAFETY: the caller's promise; its neighbour is there.
+    /// The list must be this pool's, and what the closure uses must live until that is cleared.
+    unsafe fn register<'pool, F: FnOnce()>(
+        &'pool self,
+        list: &'pool Records,
+        work: F,
+    ) -> Result<Cleanup<'pool>, PoolError> {
+        let task = self.try_memory_for::<Task<F>>()?;
+        // SAFETY: the memory was allocated for a task, and is the pool's until it is cleared, when
+        // the record is taken out.
         unsafe {
-            record.as_ref().next.set(next);
-            if let Some(next) = next {
-                next.as_ref().previous.set(Some(record));
-            }
+            task.write(Task::new(work));
+            list.push(task.cast());
         }
-    }
-
-    /// # Safety
-    ///
-    /// The record must be in this list.
-    unsafe fn take_out(&self, record: NonNull<Record>) -> Taken {
-        // SAFETY: the caller's promise; the neighbours are there.
-        unsafe {
-            let (next, previous) = (record.as_ref().next.get(), record.as_ref().previous.get());
-            if let Some(next) = next {
-                next.as_ref().previous.set(previous);
-            }
-            match previous {
-                Some(previous) => previous.as_ref().next.set(next),
-                None => self.0.set(next),
-            }
-        }
-        Taken(record)
-    }
-
-    /// Runs all, those included that come while this runs. The first panic is kept, if
-    /// there is none yet; none keeps the others from running.
-    ///
-    /// # Safety
-    ///
-    /// What the records are about must be there.
-    pub(crate) unsafe fn run_all(&self, first_panic: &mut Option<Payload>) {
-        while let Some(record) = self.0.get() {
-            // SAFETY: the caller's promise.
-            catch(first_panic, || _ = unsafe { self.take_out(record).act(Act::Run) });
-        }
-    }
-}
-
-/// A record that is in no list any more.
-struct Taken(NonNull<Record>);
-
-impl Taken {
-    /// # Safety
-    ///
-    /// What the record is about must be there.
-    unsafe fn act(self, act: Act) -> Layout {
-        // SAFETY: the caller's promise, and it is taken once.
-        unsafe { (self.0.as_ref().act)(self.0, act) }
-    }
-}
-
-/// A closure, behind its record.
-#[repr(C)]
-pub(crate) struct Task<F> {
-    record: Record,
-    work: ManuallyDrop<F>,
-}
-
-impl<F: FnOnce()> Task<F> {
-    pub(crate) fn new(work: F) -> Self {
-        Self { record: Record::new(Self::act), work: ManuallyDrop::new(work) }
-    }
-
-    unsafe fn act(record: NonNull<Record>, act: Act) -> Layout {
-        // SAFETY: the record is the first field of this, and acts once.
-        let work = unsafe { ptr::read(&raw const (*record.cast::<Self>().as_ptr()).work) };
-        match act {
-            Act::Run => ManuallyDrop::into_inner(work)(),
-            Act::Forget => drop(ManuallyDrop::into_inner(work)),
-        }
-        Layout::new::<Self>()
-    }
-}
-
-/// Values that have to be dropped, behind their record.
-#[repr(C)]
-pub(crate) struct Droppable<T> {
-    record: Record,
-    values: NonNull<T>,
-    len: usize,
-}
-
-impl<T> Droppable<T> {
-    pub(crate) fn new(values: NonNull<T>, len: usize) -> Self {
-        Self { record: Record::new(Self::act), values, len }
-    }
-
-    unsafe fn act(record: NonNull<Record>, _: Act) -> Layout {
-        // SAFETY: the record is the first field of this, and acts once.
-        unsafe {
-            let this = record.cast::<Self>().as_ref();
-            ptr::slice_from_raw_parts_mut(this.values.as_ptr(), this.len).drop_in_place();
-        }
-        Layout::new::<Self>()
-    }
-}
-
-impl Record {
-    fn new(act: unsafe fn(NonNull<Record>, Act) -> Layout) -> Self {
-        Self { next: Cell::new(None), previous: Cell::new(None), act }
+        Ok(Cleanup { node: self.node(), list, record: task.cast() })
     }
 }

@@ -1,47 +1,49 @@
-//! What users keep with a pool: one value of a type.
+//! Values that users keep with a pool, one for each type.
 
-use std::any::TypeId;
-use std::cell::Cell;
+use crate::error::PoolError;
+use crate::failure::or_panic;
+use crate::pool::Pool;
 use std::ptr::NonNull;
 
-/// A value of some type, somewhere in the pool.
-pub(crate) struct Datum {
-    next: Option<NonNull<Datum>>,
-    type_id: TypeId,
-    value: NonNull<()>,
-}
-
-/// The values of a pool, the last one first.
-#[derive(Default)]
-pub(crate) struct Data(Cell<Option<NonNull<Datum>>>);
-
-impl Data {
-    pub(crate) fn get<T: 'static>(&self) -> Option<NonNull<T>> {
-        let mut next = self.0.get();
-        while let Some(datum) = next {
-            // SAFETY: it lives until the pool is cleared, which empties the list.
-            let datum = unsafe { datum.as_ref() };
-            if datum.type_id == TypeId::of::<T>() {
-                return Some(datum.value.cast());
-            }
-            next = datum.next;
-        }
-        None
+impl Pool<'_> {
+    /// Keeps a value with the pool, to be found by its type, until the pool is cleared. It takes the
+    /// place of an earlier value of the same type, which is dropped when the pool is cleared, too.
+    ///
+    /// # Panics
+    ///
+    /// If there is no memory.
+    ///
+    /// ```
+    /// use dogtag_pool::Pool;
+    ///
+    /// struct Peer(&'static str);
+    ///
+    /// let pool = Pool::new();
+    /// pool.set_data(Peer("192.0.2.1"));
+    /// assert_eq!(pool.data::<Peer>().map(|peer| peer.0), Some("192.0.2.1"));
+    /// ```
+    pub fn set_data<T: Send + 'static>(&self, value: T) -> &T {
+        or_panic(self.try_set_data(value))
     }
 
-    /// Notes a value, in memory that is for it.
+    /// Fallible variant of [`set_data`](Self::set_data): returns an error instead of panicking.
     ///
-    /// # Safety
+    /// # Errors
     ///
-    /// Both must be there until the pool is cleared.
-    pub(crate) unsafe fn note<T: 'static>(&self, memory: NonNull<Datum>, value: NonNull<T>) {
-        let datum = Datum { next: self.0.get(), type_id: TypeId::of::<T>(), value: value.cast() };
-        // SAFETY: the caller's promise.
-        unsafe { memory.write(datum) };
-        self.0.set(Some(memory));
+    /// [`PoolError::NoMemory`] and [`PoolError::Limit`]. The value is dropped.
+    pub fn try_set_data<T: Send + 'static>(&self, value: T) -> Result<&T, PoolError> {
+        let entry = self.try_memory_for()?;
+        let value: &T = self.try_alloc(value)?;
+        // SAFETY: both are in the pool's memory until it is cleared, which empties the map first.
+        unsafe { self.node().data.insert(entry, NonNull::from(value)) };
+        Ok(value)
     }
 
-    pub(crate) fn clear(&self) {
-        self.0.set(None);
+    /// Returns the value of a type that was [kept](Self::set_data) last, in this pool itself. Takes
+    /// time in proportion to the number of values.
+    #[must_use]
+    pub fn data<T: 'static>(&self) -> Option<&T> {
+        // SAFETY: the value lives until the pool is cleared, and is only ever shared.
+        self.node().data.get::<T>().map(|value| unsafe { value.as_ref() })
     }
 }

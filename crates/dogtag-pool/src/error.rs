@@ -1,41 +1,47 @@
-//! Why a pool has no memory for somebody.
+//! The errors of pools.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// Why a pool does not give memory.
+/// The reason why a pool returns no memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PoolError {
-    /// The allocator gives none: the system has none, or the pool's service has reached its
-    /// hard limit.
+    /// The allocator returned none: the system has none, or the pool's service is at its hard
+    /// limit.
+    #[non_exhaustive]
     NoMemory {
-        /// The pool's name, if it has one.
+        /// The name of the pool, if it has one.
         pool: Option<Cow<'static, str>>,
-        /// Bytes that were asked for.
+        /// The number of bytes that were asked for.
         bytes: usize,
     },
-    /// The limit of the pool, or of one above it, does not allow for it.
+    /// The [limit](crate::PoolBuilder::limit) of the pool, or of a pool above it, would be
+    /// exceeded.
+    #[non_exhaustive]
     Limit {
         /// The name of the pool with the limit, if it has one.
         pool: Option<Cow<'static, str>>,
-        /// Bytes that were asked for.
+        /// The number of bytes that were asked for.
         bytes: usize,
-        /// Bytes that it may hold, together with the pools below it.
+        /// The number of bytes that the pool with the limit may hold, together with the pools
+        /// below it.
         limit: usize,
-        /// Bytes that they hold.
+        /// The number of bytes that they hold.
         held: usize,
     },
-    /// No address space has room for so much.
+    /// The size in bytes is larger than any allocation can be.
+    #[non_exhaustive]
     TooLarge {
-        /// Things that were asked for.
+        /// The number of elements that were asked for.
         count: usize,
-        /// Bytes of each.
+        /// The size of an element in bytes.
         size: usize,
     },
     /// The alignment is not a power of two.
+    #[non_exhaustive]
     Alignment {
-        /// The one that was asked for.
+        /// The alignment that was asked for.
         align: usize,
     },
 }
@@ -60,7 +66,7 @@ impl fmt::Display for PoolError {
                 )
             }
             Self::TooLarge { count, size } => {
-                write!(f, "{count} times {size} bytes is more than there are addresses for")
+                write!(f, "{count} times {size} bytes is more than there are addresses for; ask for less")
             }
             Self::Alignment { align } => write!(f, "an alignment is a power of two, and {align} is not"),
         }
@@ -69,6 +75,7 @@ impl fmt::Display for PoolError {
 
 impl std::error::Error for PoolError {}
 
+/// Displays a pool's name in a sentence.
 struct Named<'a>(&'a Option<Cow<'static, str>>);
 
 impl fmt::Display for Named<'_> {

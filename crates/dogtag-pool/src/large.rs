@@ -1,15 +1,15 @@
-//! Allocations that are too large for blocks: each is one of the allocator's, of exactly
-//! what was asked for, and can be freed on its own.
+//! Large allocations: each is one of the global allocator's, with exactly the layout that was
+//! asked for, and can be freed on its own.
 //!
-//! They are noted in the pool's blocks, as nginx does. In front of the memory a note would push
-//! a power of two into the next size class, and 32 KiB past what jemalloc keeps for each
-//! thread, which made them five times as slow.
+//! Their records are in the pool's blocks, as in nginx. A record in front of the memory would
+//! push a power of two into the next size class, and 32 KiB past what jemalloc caches for each
+//! thread: such allocations took five times as long.
 
 use std::alloc::{self, Layout};
 use std::cell::Cell;
 use std::ptr::NonNull;
 
-/// What is known of one.
+/// The record of a large allocation, in a doubly linked list.
 pub(crate) struct Large {
     older: Cell<Option<NonNull<Large>>>,
     younger: Cell<Option<NonNull<Large>>>,
@@ -17,62 +17,66 @@ pub(crate) struct Large {
     layout: Cell<Layout>,
 }
 
-/// The large allocations of a pool, between the youngest and the oldest.
+/// The large allocations of a pool, between the youngest and the oldest. Records stay valid
+/// until the pool is cleared.
 #[derive(Default)]
 pub(crate) struct Larges {
     youngest: Cell<Option<NonNull<Large>>>,
     oldest: Cell<Option<NonNull<Large>>>,
-    /// Notes that are about nothing.
+    /// Records whose allocations were freed, linked by `older`.
     unused: Cell<Option<NonNull<Large>>>,
 }
 
 impl Larges {
-    /// A note that is about nothing any more.
+    /// Removes a record from the list of unused ones.
     pub(crate) fn take_unused(&self) -> Option<NonNull<Large>> {
-        let note = self.unused.get()?;
-        // SAFETY: notes are there until the pool is cleared.
-        self.unused.set(unsafe { note.as_ref() }.older.get());
-        Some(note)
+        let record = self.unused.get()?;
+        // SAFETY: records are valid until the pool is cleared, which empties this list.
+        self.unused.set(unsafe { record.as_ref() }.older.get());
+        Some(record)
     }
 
-    /// Keeps a note for the next one.
+    /// Keeps a record for the next large allocation.
     ///
     /// # Safety
     ///
-    /// There must be room for it until the pool is cleared.
-    pub(crate) unsafe fn keep_unused(&self, note: NonNull<Large>) {
+    /// `record` must be valid for writes until the pool is cleared, and in no list.
+    pub(crate) unsafe fn keep_unused(&self, record: NonNull<Large>) {
         let layout = Layout::new::<()>();
-        let older = self.unused.replace(Some(note));
-        // SAFETY: the caller's promise.
-        unsafe { note.write(Large::new(older, NonNull::dangling(), layout)) };
+        let older = self.unused.replace(Some(record));
+        // SAFETY: the record's memory is valid for writes.
+        unsafe { record.write(Large::new(older, NonNull::dangling(), layout)) };
     }
 
+    /// Adds an allocation.
+    ///
     /// # Safety
     ///
-    /// There must be room for the note until the pool is cleared, and the memory be of that
-    /// layout, and nobody else's.
-    pub(crate) unsafe fn add(&self, note: NonNull<Large>, memory: NonNull<u8>, layout: Layout) {
-        let older = self.youngest.replace(Some(note));
-        // SAFETY: the caller's promise; its neighbour is there.
+    /// `record` must be valid for writes until the pool is cleared, and in no list. `memory` must
+    /// have been allocated by the global allocator with this layout, and be the caller's.
+    pub(crate) unsafe fn add(&self, record: NonNull<Large>, memory: NonNull<u8>, layout: Layout) {
+        let older = self.youngest.replace(Some(record));
+        // SAFETY: the record's memory is valid for writes, and records of the list are valid.
         unsafe {
-            note.write(Large::new(older, memory, layout));
+            record.write(Large::new(older, memory, layout));
             match older {
-                Some(older) => older.as_ref().younger.set(Some(note)),
-                None => self.oldest.set(Some(note)),
+                Some(older) => older.as_ref().younger.set(Some(record)),
+                None => self.oldest.set(Some(record)),
             }
         }
     }
 
-    /// The note of an allocation, which is looked for from both ends: collections are dropped
-    /// in one order or the other.
+    /// Returns the record of an allocation. Searches from both ends at once: collections are
+    /// dropped in one order or the other.
     ///
     /// # Safety
     ///
-    /// There must be one.
+    /// The allocation must be in the list.
     pub(crate) unsafe fn find(&self, memory: NonNull<u8>) -> &Large {
         let (mut young, mut old) = (self.youngest.get(), self.oldest.get());
         loop {
-            // SAFETY: notes are there, and one of them is about it.
+            debug_assert!(young.is_some() && old.is_some(), "no large allocation of this pool");
+            // SAFETY: the allocation is found before either walk ends, since each passes all.
             let (one, other) =
                 unsafe { (young.unwrap_unchecked().as_ref(), old.unwrap_unchecked().as_ref()) };
             if one.memory.get() == memory {
@@ -85,16 +89,17 @@ impl Larges {
         }
     }
 
-    /// Frees one. Returns how many bytes it was.
+    /// Frees an allocation, and returns its size.
     ///
     /// # Safety
     ///
-    /// It must be one of these, and nobody use it.
+    /// The allocation must be in the list, and nobody may use it any more.
     pub(crate) unsafe fn free(&self, memory: NonNull<u8>) -> usize {
-        // SAFETY: the caller's promise; the neighbours are there.
+        // SAFETY: the allocation is in the list, so it has a record, with the layout that it was
+        // allocated with; the record leaves this list before it is in that of the unused.
         unsafe {
-            let note = self.find(memory);
-            let (older, younger) = (note.older.get(), note.younger.get());
+            let record = self.find(memory);
+            let (older, younger) = (record.older.get(), record.younger.get());
             match younger {
                 Some(younger) => younger.as_ref().older.set(older),
                 None => self.youngest.set(older),
@@ -103,23 +108,24 @@ impl Larges {
                 Some(older) => older.as_ref().younger.set(younger),
                 None => self.oldest.set(younger),
             }
-            let layout = note.layout.get();
-            alloc::dealloc(note.memory.get().as_ptr(), layout);
-            self.keep_unused(NonNull::from(note));
+            let layout = record.layout.get();
+            alloc::dealloc(record.memory.get().as_ptr(), layout);
+            self.keep_unused(NonNull::from(record));
             layout.size()
         }
     }
 
-    /// Frees all, and forgets the notes. Returns how many bytes it were.
+    /// Frees all allocations, forgets all records, and returns the size of all together.
     ///
     /// # Safety
     ///
-    /// Nobody must use them.
+    /// Nobody may use the allocations any more.
     pub(crate) unsafe fn free_all(&self) -> usize {
         let mut bytes = 0;
         for large in self.iter() {
             bytes += large.layout.get().size();
-            // SAFETY: the caller's promise.
+            // SAFETY: a record has the layout that its memory was allocated with; each is freed
+            // once, since the list is emptied below.
             unsafe { alloc::dealloc(large.memory.get().as_ptr(), large.layout.get()) };
         }
         self.youngest.set(None);
@@ -128,14 +134,15 @@ impl Larges {
         bytes
     }
 
-    /// How many there are, and what was asked for.
+    /// Returns the number of allocations, and the size of all together.
     pub(crate) fn count(&self) -> (usize, usize) {
         self.iter().fold((0, 0), |(count, bytes), large| (count + 1, bytes + large.layout.get().size()))
     }
 
     fn iter(&self) -> impl Iterator<Item = &Large> {
-        // SAFETY: notes are there until the pool is cleared.
-        let follow = |note: &Cell<Option<NonNull<Large>>>| note.get().map(|note| unsafe { note.as_ref() });
+        // SAFETY: records are valid until the pool is cleared, which empties the list.
+        let follow =
+            |link: &Cell<Option<NonNull<Large>>>| link.get().map(|record| unsafe { record.as_ref() });
         std::iter::successors(follow(&self.youngest), move |large| follow(&large.older))
     }
 }
@@ -154,17 +161,19 @@ impl Large {
         self.memory.get()
     }
 
-    /// What it was allocated with.
+    /// Returns the layout that the memory was allocated with.
     pub(crate) fn layout(&self) -> Layout {
         self.layout.get()
     }
 
-    /// Changes its size by what is given its memory, its layout and the new size. It may move.
+    /// Changes the size of the allocation by `reallocate`, which gets its memory, its layout and
+    /// the new size. Returns the memory, which may have moved.
     pub(crate) fn resize(
         &self,
         new: Layout,
         reallocate: impl FnOnce(NonNull<u8>, Layout, usize) -> Option<NonNull<u8>>,
     ) -> Option<NonNull<u8>> {
+        debug_assert_eq!(new.align(), self.layout.get().align());
         let moved = reallocate(self.memory.get(), self.layout.get(), new.size())?;
         self.memory.set(moved);
         self.layout.set(new);

@@ -146,7 +146,7 @@ impl Machine {
                 let value = self.runs as u64 ^ 0x5555;
                 self.runs += 1;
                 let model = self.model(number);
-                let memory = model.handle.pool().alloc_slice(&vec![value; words]);
+                let memory = model.handle.pool().alloc_slice_copy(&vec![value; words]);
                 model.allocations.push((memory.as_mut_ptr(), words, value));
                 // A large one is noted in five words.
                 model.used += words * 8 + if words * 8 > MAX_SMALL { 5 * 8 } else { 0 };
@@ -396,7 +396,7 @@ fn a_million_iterations_take_no_more_memory() {
         let mut used = 0;
         for _ in 0..next(20) {
             let words = if next(50) == 0 { next(2000) } else { next(30) } as usize;
-            iteration.alloc_slice(&[u64::from(i); 2000][..words]);
+            iteration.alloc_slice_copy(&[u64::from(i); 2000][..words]);
             used += words * 8 + if words * 8 > 4000 { 5 * 8 } else { 0 };
         }
         if i % 1000 == 0 || i < 1000 {
