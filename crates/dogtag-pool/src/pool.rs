@@ -78,7 +78,6 @@ impl<'env> Pool<'env> {
     }
 
     /// Returns the service to which the pool's memory is charged.
-    #[must_use]
     pub fn service(&self) -> &Service {
         &self.node().store().service
     }
