@@ -51,10 +51,10 @@ fn the_c_librarys_functions() {
     }
 }
 
-/// `DOGTAG_OPERATIONS` sets how many.
+/// `DOGTAG_EFFORT` sets how many.
 #[test]
 fn random_operations_do_not_drift() {
-    let operations = env::var("DOGTAG_OPERATIONS").map_or(5_000_000, |number| number.parse().unwrap());
+    let operations = watch::random::times(5_000_000);
     for kind in KINDS {
         let mut random = Command::new(compile("random", kind, Link::Static));
         random.arg((operations / kind.slowness).to_string());
@@ -62,10 +62,10 @@ fn random_operations_do_not_drift() {
     }
 }
 
-/// `DOGTAG_FORKS` sets how many.
+/// `DOGTAG_EFFORT` sets how many.
 #[test]
 fn forks_threads_plugins_and_exits() {
-    let forks = env::var("DOGTAG_FORKS").unwrap_or_else(|_| "40".into());
+    let forks = watch::random::times(40).to_string();
     for kind in KINDS {
         let plugin = folder(kind).join("plugin.so");
         let mut cc = Command::new("cc");

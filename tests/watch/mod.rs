@@ -5,7 +5,7 @@
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
 #[path = "../random/mod.rs"]
-mod random;
+pub mod random;
 
 use std::fmt::Display;
 use std::fs;
