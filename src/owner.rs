@@ -64,6 +64,7 @@ impl Placement {
         if self.is_large(block.size()) {
             return block;
         }
+        debug_assert!((block.size() as u64) < UNCHECKED_SIZES);
         // SAFETY: rounded up to the alignment, the size must stay below
         // `isize::MAX`. Alignments go up to 2^62 for blocks that are not empty, so
         // a size below 2^61 has room for its cookie and then some.

@@ -1,11 +1,41 @@
 //! The hot path.
 //!
+//! ```text
+//! alloc(layout)
+//! ├─ size < 4 KiB ─▶ alloc_fast      (from 4 KiB on: alloc_large, the same out of line)
+//! │    ├─ allocated + size < threshold of the current cell
+//! │    │    └─ backend.alloc(size + 2), write the mark behind the block, charge the cell
+//! │    └─ otherwise ─▶ alloc_slow
+//! │         ├─ the thread's own cell of a long slot, within its grant
+//! │         │    └─ backend.alloc(size + 6), write the cookie, charge the cell
+//! │         └─ otherwise ─▶ charged: find or map the cell, ask the limits and the peak,
+//! │                         backend.alloc, write the owner, charge; or null
+//! │
+//! dealloc(block, layout)
+//! └─ size < 4 KiB ─▶ dealloc_fast    (from 4 KiB on: dealloc_large, the same out of line)
+//!      ├─ the thread's cell for the block's mark has that mark
+//!      │    └─ refund the cell, backend.dealloc(size + 2)
+//!      └─ otherwise ─▶ dealloc_slow
+//!           ├─ the thread's own cell of a long slot: refund it, backend.dealloc(size + 6)
+//!           ├─ a service in use: find or map the cell, refund it, backend.dealloc
+//!           └─ no service: the owner was overwritten. Count the block as lost, backend.dealloc,
+//!              unless long cookies exist, so that the size is unknown: then keep it
+//!
+//! realloc(block, layout, new_size)
+//! ├─ both conditions ─▶ backend.realloc, refund the old cell, write the mark, charge the current cell
+//! └─ otherwise ─▶ realloc_slow
+//! ```
+//!
+//! `ledger::threshold` lists what hides behind the compare with the threshold. A mark differs from
+//! its cell's where the thread has not touched that service yet, where the slot is a long one, and
+//! where something overwrote the mark.
+//!
 //! `dealloc` and `realloc` stay out of line on purpose: inlined into a program's
 //! drop glue they keep other things there from being inlined, which costs real
-//! programs more than a call. `alloc` may be inlined, which spares a jump. What
-//! is rare is a tail call into a cold function that takes over the whole job.
+//! programs more than a call. `alloc` may be inlined, which spares a jump. Each slow path
+//! is a tail call into a cold function that takes over the whole job.
 //!
-//! `alloc_zeroed` may be, too: out of line, all that is left of the symbol that the
+//! `alloc_zeroed` may be inlined, too: out of line, all that is left of the symbol that the
 //! compiler knows it by is a jump, which is inlined everywhere and deleted; LLVM,
 //! which makes calls of it out of an allocation and a `memset`, then calls what is not
 //! there, and rustc 1.95 crashes.
@@ -28,31 +58,33 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if Self::PLACEMENT.is_large(layout.size()) {
             cold_path();
-            // SAFETY: the caller's promise.
+            // SAFETY: the layout is not empty: `GlobalAlloc::alloc` requires it.
             return unsafe { self.alloc_large(layout) };
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.allocated(layout) }
+        // SAFETY: the layout is not empty: `GlobalAlloc::alloc` requires it.
+        unsafe { self.alloc_fast(layout) }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if thread::current().needs_slow_path(layout.size()) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the layout is not empty: `GlobalAlloc::alloc_zeroed` requires it.
             return unsafe { self.alloc_zeroed_slow(layout) };
         }
-        // SAFETY: the threshold stops sizes whose layout would need a check.
+        // SAFETY: the layout is not empty. No threshold is above `UNCHECKED_SIZES`, so neither is
+        // the size.
         let block = unsafe { self.counted().alloc_zeroed(Self::PLACEMENT.short_layout(layout)) };
         if !block.is_null() {
-            // SAFETY: it was allocated with that layout.
-            unsafe { Self::charge_current(block, layout.size()) };
+            // SAFETY: the block was allocated with `short_layout`.
+            unsafe { Self::charge_current(block, layout) };
         }
         block
     }
 
     #[inline(always)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live and was requested here with that layout: `GlobalAlloc::dealloc`
+        // requires it. An allocator without fields is anywhere.
         unsafe {
             if size_of::<Self>() == 0 {
                 dealloc::<B>(block, layout);
@@ -66,15 +98,17 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     /// not grow is never denied.
     #[inline(never)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the block is live and came from here, by the caller's promise.
+        // SAFETY: the block is live and was requested here with that layout: `GlobalAlloc::realloc`
+        // requires it.
         let mark = unsafe { Self::PLACEMENT.read_mark(block, layout.size()) };
         let old = thread::cell(mark);
         if old.mark() != mark || thread::current().needs_slow_path(new_size) {
-            // SAFETY: the caller's promise.
+            // SAFETY: as above, and the new size is not 0.
             return unsafe { self.realloc_slow(block, layout, new_size) };
         }
-        // SAFETY: as in `dealloc` for the old layout; the threshold stopped sizes
-        // that would need a check for the new one, which has the same alignment.
+        // SAFETY: a mark that a cell has is a short slot's, so the block was requested with its
+        // `short_layout`. No threshold is above `UNCHECKED_SIZES`, so neither is the new size, and
+        // with the same alignment it makes a layout.
         let block = unsafe {
             let outer = Self::PLACEMENT.short_layout(layout);
             let new_layout = Layout::from_size_align_unchecked(new_size, layout.align());
@@ -82,8 +116,10 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
         };
         if !block.is_null() {
             old.refund(layout.size());
-            // SAFETY: it was allocated with that layout.
-            unsafe { Self::charge_current(block, new_size) };
+            // SAFETY: the block has the new size's `short_layout` now, which is the size of a layout.
+            unsafe {
+                Self::charge_current(block, Layout::from_size_align_unchecked(new_size, layout.align()));
+            }
         }
         block
     }
@@ -92,20 +128,23 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
 impl<B: GlobalAlloc> Dogtag<B> {
     const PLACEMENT: Placement = Placement::of::<B>();
 
+    /// Allocates within the current cell's threshold.
+    ///
     /// # Safety
     ///
     /// As for [`GlobalAlloc::alloc`].
     #[inline(always)]
-    unsafe fn allocated(&self, layout: Layout) -> *mut u8 {
+    unsafe fn alloc_fast(&self, layout: Layout) -> *mut u8 {
         if thread::current().needs_slow_path(layout.size()) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the layout is not empty.
             return unsafe { self.alloc_slow(layout) };
         }
-        // SAFETY: the threshold stops sizes whose layout would need a check.
+        // SAFETY: the layout is not empty. No threshold is above `UNCHECKED_SIZES`, so neither is
+        // the size.
         let block = unsafe { self.counted().alloc(Self::PLACEMENT.short_layout(layout)) };
         if !block.is_null() {
-            // SAFETY: it was allocated with that layout.
-            unsafe { Self::charge_current(block, layout.size()) };
+            // SAFETY: the block was allocated with `short_layout`.
+            unsafe { Self::charge_current(block, layout) };
         }
         block
     }
@@ -118,44 +157,48 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// # Safety
     ///
     /// `block` must have been allocated with the layout that
-    /// [`Placement::short_layout`] says.
+    /// [`Placement::short_layout`] says for `layout`.
     #[inline(always)]
-    unsafe fn charge_current(block: *mut u8, size: usize) {
-        let cell = thread::current();
-        // SAFETY: the caller's promise.
+    unsafe fn charge_current(block: *mut u8, layout: Layout) {
+        let (cell, size) = (thread::current(), layout.size());
+        debug_assert!(block.addr().is_multiple_of(layout.align()), "the backend's block is not aligned");
+        debug_assert!(thread::is_own(cell), "another thread's cell is charged");
+        // SAFETY: `short_layout` has the bytes for a mark, where it stands behind the block.
         if unsafe { Self::PLACEMENT.write_short(block, size, cell.mark()) } {
+            // SAFETY: the block is live from here on, and has a mark.
+            debug_assert_eq!(unsafe { Self::PLACEMENT.read_mark(block, size) }, cell.mark());
             cell.charge(size);
         } else {
             thread::charge_ownerless(size);
         }
     }
 
-    /// Blocks whose owner stands beside the heap, out of the way of all others.
+    /// Allocates a block whose owner stands beside the heap, out of the way of all others.
     ///
     /// # Safety
     ///
     /// As for [`GlobalAlloc::alloc`].
     #[inline(never)]
     unsafe fn alloc_large(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        unsafe { self.allocated(layout) }
+        // SAFETY: the layout is not empty.
+        unsafe { self.alloc_fast(layout) }
     }
 
-    /// The same for a free. The allocator comes last, so that the others stay where
-    /// they are.
+    /// Frees a block whose owner stands beside the heap. The allocator comes last, so that the
+    /// other arguments stay in their registers.
     ///
     /// # Safety
     ///
     /// As for [`GlobalAlloc::dealloc`].
     #[inline(never)]
     unsafe fn dealloc_large(block: *mut u8, layout: Layout, allocator: &Self) {
-        // SAFETY: the caller's promise.
-        unsafe { freed(allocator, block, layout) };
+        // SAFETY: the block is live and was requested from the allocator with that layout.
+        unsafe { dealloc_fast(allocator, block, layout) };
     }
 }
 
-/// A free, for an allocator without fields. It is not passed on: an argument
-/// that nobody needs is in the way of the backend's, who has the same registers.
+/// Frees a block of an allocator without fields. The allocator is not passed on: an argument
+/// that nobody needs is in the way of the backend's, which have the same registers.
 ///
 /// # Safety
 ///
@@ -163,53 +206,56 @@ impl<B: GlobalAlloc> Dogtag<B> {
 #[inline(never)]
 unsafe fn dealloc<B: GlobalAlloc>(block: *mut u8, layout: Layout) {
     debug_assert!(size_of::<Dogtag<B>>() == 0);
-    // SAFETY: to have no bytes is to be anywhere. The caller has such an
-    // allocator, and so the rest is its promise.
-    unsafe { small_or_large(NonNull::<Dogtag<B>>::dangling().as_ref(), block, layout) };
+    // SAFETY: a value without bytes may be anywhere, and the caller has one. The block is live and
+    // was requested from it with that layout.
+    unsafe { dealloc_any_size(NonNull::<Dogtag<B>>::dangling().as_ref(), block, layout) };
 }
 
-/// The same for one with fields.
+/// Frees a block of an allocator with fields.
 ///
 /// # Safety
 ///
 /// As for [`GlobalAlloc::dealloc`].
 #[inline(never)]
 unsafe fn dealloc_of<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
-    // SAFETY: the caller's promise.
-    unsafe { small_or_large(allocator, block, layout) };
+    // SAFETY: the block is live and was requested from the allocator with that layout.
+    unsafe { dealloc_any_size(allocator, block, layout) };
 }
 
 /// # Safety
 ///
 /// As for [`GlobalAlloc::dealloc`].
 #[inline(always)]
-unsafe fn small_or_large<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
-    // SAFETY: the caller's promise.
+unsafe fn dealloc_any_size<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
+    // SAFETY: the block is live and was requested from the allocator with that layout.
     unsafe {
         if Dogtag::<B>::PLACEMENT.is_large(layout.size()) {
             cold_path();
             Dogtag::dealloc_large(block, layout, allocator);
         } else {
-            freed(allocator, block, layout);
+            dealloc_fast(allocator, block, layout);
         }
     }
 }
 
+/// Frees a block whose mark the calling thread has a cell for.
+///
 /// # Safety
 ///
 /// As for [`GlobalAlloc::dealloc`].
 #[inline(always)]
-unsafe fn freed<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
-    // SAFETY: the block is live and came from here, by the caller's promise.
+unsafe fn dealloc_fast<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
+    debug_assert!(!block.is_null() && block.addr().is_multiple_of(layout.align()), "no such block");
+    // SAFETY: the block is live and was requested here with that layout.
     let mark = unsafe { Dogtag::<B>::PLACEMENT.read_mark(block, layout.size()) };
     let cell = thread::cell(mark);
     if cell.mark() != mark {
-        // SAFETY: the caller's promise.
+        // SAFETY: as above.
         return unsafe { Dogtag::dealloc_slow(block, layout, allocator) };
     }
     cell.refund(layout.size());
-    // SAFETY: only blocks of short slots have a mark that a cell has too, and this
-    // is the layout they were requested with.
+    // SAFETY: a mark that a cell has is a short slot's, so the block was requested with its
+    // `short_layout`.
     unsafe { allocator.counted().dealloc(block, Dogtag::<B>::PLACEMENT.short_layout(layout)) };
 }
 
@@ -220,7 +266,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[cold]
     #[inline(never)]
     unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
-        // The long slots' shorter way: their doors are always shut.
+        // The long slots' shorter way: their thresholds are never raised.
         if let Some((cell, slot)) = thread::current_long(layout.size())
             && let Some(outer) = Self::PLACEMENT.layout(layout, slot)
         {
@@ -278,7 +324,8 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[inline(never)]
     unsafe fn realloc_slow(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         match Layout::from_size_align(new_size, layout.align()) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the block is live and was requested here with that layout, and the new size
+            // is not 0.
             Ok(new_layout) => unsafe { self.relayout(block, layout, new_layout) },
             Err(_) => ptr::null_mut(),
         }
@@ -403,7 +450,7 @@ impl Owner {
     ///
     /// `block` must be a live block of that layout.
     unsafe fn of(placement: Placement, block: *mut u8, layout: Layout) -> Self {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live, and has that layout.
         let slot = unsafe { placement.read(block, layout.size()) };
         match slot.and_then(slots::record) {
             Some(record) => Self { record: Some(record), outer: placement.layout(layout, record.slot()) },

@@ -158,6 +158,7 @@ impl Cell {
     /// Counts an allocation. Only the thread that has this cell may call it.
     #[inline(always)]
     pub(crate) fn charge(&self, size: usize) {
+        debug_assert!(self.mark() != Mark::NONE, "nobody's cell is charged");
         grow(&self.allocated_bytes, size as u64);
         grow(&self.allocated_blocks, 1);
     }
@@ -165,6 +166,7 @@ impl Cell {
     /// Counts a free. Only the thread that has this cell may call it.
     #[inline(always)]
     pub(crate) fn refund(&self, size: usize) {
+        debug_assert!(self.mark() != Mark::NONE, "nobody's cell is refunded");
         grow(&self.freed_bytes, size as u64);
         grow(&self.freed_blocks, 1);
     }

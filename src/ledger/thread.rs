@@ -59,6 +59,12 @@ pub(crate) fn account(record: &'static Record) -> Account {
     with(|thread| thread.account(record))
 }
 
+/// Whether a cell is one that only the calling thread writes. For assertions.
+#[cfg(not(feature = "memory-check"))]
+pub(crate) fn is_own(cell: &Cell) -> bool {
+    ptr::eq(self::cell(cell.mark()), cell)
+}
+
 /// Charges a block to the unattributed service, whose owner there was no memory to note.
 #[cfg(not(feature = "memory-check"))]
 #[cold]

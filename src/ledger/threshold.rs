@@ -1,10 +1,24 @@
-//! Behind the threshold: what an allocation asks for that the hot path does not let
-//! through.
+//! The threshold, and what an allocation asks for that reaches it.
 //!
-//! May this allocation be made, under the limits of its service and of those
-//! above it, and how much more before the thread has to ask again? And what is
-//! live now, lest a peak pass unseen? A service without limits is asked for the
-//! latter only.
+//! The hot path has one branch, `allocated_bytes + size >= threshold` of the current cell
+//! ([`Cell::needs_slow_path`]). Everything rare hides behind it:
+//!
+//! | what | why the threshold is reached |
+//! | --- | --- |
+//! | a thread's first allocation | it begins at the unattributed service's shared cell, whose threshold is 0 |
+//! | a thread's first allocation in a service | it is at that service's shared cell |
+//! | a thread that ends, or got no memory for a shard | it is at shared cells, which take atomic additions |
+//! | a service with a long slot | its cells' thresholds stay 0: the hot path writes short cookies only |
+//! | a peak | the threshold is no more than 256 KiB ahead |
+//! | a hard or soft limit | the threshold is at the end of the thread's grant, 64 KiB ahead at most |
+//! | a limit that was changed, a grant that was taken back | the thresholds were lowered to 0 |
+//! | a thread that may belong to another service by now | it has lowered its own threshold |
+//! | a size whose layout has to be checked, a counter beyond 2^61 | no threshold is above 2^61 |
+//!
+//! Of those that get here [`ask`] wants to know: may this allocation be made, under the limits of
+//! its service and of those above it, and how much more before the thread has to ask again? And
+//! what is live now, lest a peak pass unseen? A service without limits is asked for the latter
+//! only.
 
 use crate::ledger::account::Account;
 use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST};
