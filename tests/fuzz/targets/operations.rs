@@ -436,7 +436,12 @@ impl Machine {
             assert_eq!((row.hard_limit, row.soft_limit), (member.hard, member.soft), "{}", member.name);
             let family = service.usage_with_children();
             for with_children in [row.usage_with_children, family] {
-                assert_eq!(without_peak(with_children), self.with_children(number), "{} and below", member.name);
+                assert_eq!(
+                    without_peak(with_children),
+                    self.with_children(number),
+                    "{} and below",
+                    member.name
+                );
             }
             let room = |number: usize| {
                 Some(self.members[number].hard?.saturating_sub(self.with_children(number).bytes()))

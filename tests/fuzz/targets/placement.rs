@@ -5,9 +5,9 @@
 
 use allocator_api2::alloc::Allocator;
 use arbitrary::Arbitrary;
-use dogtag_mapped::{MappedRegion, RegionStats};
 use dogtag::{Service, Usage};
 use dogtag_fuzz::{Align, Block, Size, are_all, layout, pick};
+use dogtag_mapped::{MappedRegion, RegionStats};
 use libfuzzer_sys::fuzz_target;
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::BTreeMap;

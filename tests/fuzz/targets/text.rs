@@ -4,10 +4,10 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use dogtag_mapped::MappedRegion;
 use dogtag::{
     Balance, Dogtag, JemallocStats, Lost, Quarantine, RegisterError, Row, Service, Snapshot, Usage,
 };
+use dogtag_mapped::MappedRegion;
 use dogtag_prometheus::ServiceCollector;
 use libfuzzer_sys::fuzz_target;
 use prometheus_client::encoding::text::encode;
