@@ -4,8 +4,11 @@
 //! span's service is kept with the span, in the subscriber's own storage. The spans that a
 //! thread is in are kept with the thread ([`spans`]).
 
+mod attach;
 mod attribution;
 mod layer_id;
+mod names;
+mod rule;
 mod spans;
 mod token;
 mod unattributed;
@@ -13,21 +16,18 @@ mod unattributed;
 pub use unattributed::{Unattributed, UnattributedExt};
 
 use crate::contained::drop_contained;
-use crate::events;
-use crate::format::beginning;
-use crate::service::{Service, check_name, gate, name_too_long};
+use crate::service::Service;
 use attribution::Attribution;
-use dashmap::DashMap;
 use layer_id::LayerId;
+use names::Names;
+use rule::Rule;
 use spans::{Apart, Current, Here, Key};
-use std::fmt::{self, Write as _};
 use std::mem;
 use token::{Token, generation_of};
-use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record as Values};
 use tracing::subscriber::Interest;
-use tracing::{Dispatch, Metadata, Span, Subscriber};
+use tracing::{Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::{LookupSpan, SpanRef};
@@ -123,11 +123,8 @@ pub struct ServiceLayer {
     /// later, or is shared by some, cannot tell by a span's number which span that is, and looks
     /// it up.
     subscribers: u8,
-    field: &'static str,
     rule: Rule,
-    keeps_services: bool,
-    /// Those that are kept, by their names.
-    kept: DashMap<Box<str>, Service>,
+    names: Names,
 }
 
 impl ServiceLayer {
@@ -222,7 +219,7 @@ impl ServiceLayer {
     /// # }
     /// ```
     pub fn with_field(mut self, field: &'static str) -> Self {
-        self.field = field;
+        self.names.field = field;
         self
     }
 
@@ -246,20 +243,13 @@ impl ServiceLayer {
     /// # }
     /// ```
     pub fn keep_services(mut self, keep: bool) -> Self {
-        self.keeps_services = keep;
+        self.names.keeps_services = keep;
         self
     }
 
     fn with_rule(rule: Rule) -> Self {
         let _apart = Apart::enter();
-        Self {
-            id: LayerId::begin(),
-            subscribers: 0,
-            field: "service",
-            rule,
-            keeps_services: true,
-            kept: DashMap::new(),
-        }
+        Self { id: LayerId::begin(), subscribers: 0, rule, names: Names::new() }
     }
 }
 
@@ -303,7 +293,7 @@ where
         let _apart = Apart::enter();
         let Some(span) = context.span(id) else { return };
         spans::look_after(&Subscribed { context: &context, has_current: true });
-        let own = self.named(|name| attributes.record(name)).or_else(|| self.ruled(attributes));
+        let own = self.own(attributes);
         let inherited = if own.is_none() { self.inherited(attributes, &span, &context) } else { None };
         let number = id.into_u64();
         let mut extensions = span.extensions_mut();
@@ -332,7 +322,7 @@ where
         let Some(span) = context.span(id) else { return };
         if let Some(attached) = spans::receive(id.into_u64()) {
             self.set(&span, attached, |_| true);
-        } else if let Some(named) = self.named(|name| values.record(name)) {
+        } else if let Some(named) = self.names.named(|name| values.record(name)) {
             self.set(&span, named, |attribution| !attribution.is_anothers(self.id));
         }
     }
@@ -352,67 +342,6 @@ where
         if !(self.is_settled() && spans::exit(key)) {
             spans::exit_here(key, &Subscribed { context: &context, has_current: true });
         }
-    }
-}
-
-impl Service {
-    /// Runs a span in this service from now on, wherever it is entered, also
-    /// if the calling thread has entered it already. Children that it has
-    /// already keep their services.
-    ///
-    /// Returns `false` if the span is disabled, or if its subscriber
-    /// has no [`ServiceLayer`], or one whose own filter hides the span. The layer may be
-    /// behind anything that passes [`on_record`](tracing_subscriber::Layer::on_record) on, such as
-    /// `reload`; that carries the request, and other layers get a record without values.
-    ///
-    /// ```
-    /// # #[global_allocator]
-    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
-    /// # fn main() -> Result<(), dogtag::RegisterError> {
-    /// use dogtag::{Service, ServiceLayer};
-    /// use tracing_subscriber::prelude::*;
-    ///
-    /// tracing_subscriber::registry().with(ServiceLayer::new()).init();
-    ///
-    /// let auth = Service::register("auth")?;
-    /// let span = tracing::info_span!("login");
-    /// assert!(auth.attach(&span));
-    /// let tokens = span.in_scope(|| vec![0_u8; 1000]);
-    /// assert_eq!(auth.usage().bytes(), 1000);
-    /// # drop(tokens);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn attach(&self, span: &Span) -> bool {
-        let Some(metadata) = span.metadata() else { return false };
-        // To the span's layer, wherever in the subscriber it is, goes by way of all that have to do
-        // with the span: as values that were recorded, of which there are none.
-        let values = metadata.fields().value_set(&[]);
-        let send = |(id, dispatch): (&Id, &Dispatch)| {
-            spans::send(id.into_u64(), self.record(), || dispatch.record(id, &Values::new(&values)))
-        };
-        span.with_subscriber(send).unwrap_or(false)
-    }
-}
-
-/// How services are chosen for spans that name none.
-enum Rule {
-    None,
-    Target,
-    Name,
-    By(Choice),
-}
-
-type Choice = Box<dyn Fn(&Attributes<'_>) -> Option<Service> + Send + Sync>;
-
-impl fmt::Debug for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "None",
-            Self::Target => "Target",
-            Self::Name => "Name",
-            Self::By(_) => "By(..)",
-        })
     }
 }
 
@@ -512,11 +441,9 @@ impl ServiceLayer {
         drop(former);
     }
 
-    /// The service that a span's fields name.
-    fn named(&self, record: impl FnOnce(&mut Named<'_>)) -> Option<Service> {
-        let mut named = Named { layer: self, service: None };
-        record(&mut named);
-        named.service
+    /// What a span has not from its parent: the service that its fields name, or the rule chooses.
+    fn own(&self, attributes: &Attributes<'_>) -> Option<Service> {
+        self.names.named(|name| attributes.record(name)).or_else(|| self.rule.choose(attributes, &self.names))
     }
 
     /// What a span has from its parent.
@@ -539,101 +466,5 @@ impl ServiceLayer {
         }
         let parent = span.parent()?;
         parent.extensions().get::<Attribution>()?.inherit()
-    }
-
-    /// The service that the rule chooses.
-    fn ruled(&self, attributes: &Attributes<'_>) -> Option<Service> {
-        match &self.rule {
-            Rule::None => None,
-            Rule::Target => self.service(attributes.metadata().target()),
-            Rule::Name => self.service(attributes.metadata().name()),
-            Rule::By(choose) => choose(attributes),
-        }
-    }
-
-    fn service(&self, name: &str) -> Option<Service> {
-        if let Err(error) = check_name(name) {
-            events::span_without_service(name, Service::MAX_NAME_LEN, &error);
-            return None;
-        }
-        if let Some(known) = self.kept(name) {
-            return Some(known);
-        }
-        let service = match Service::register(name) {
-            Ok(service) => service,
-            Err(error) => {
-                events::span_without_service(name, Service::MAX_NAME_LEN, &error);
-                return None;
-            }
-        };
-        if self.keeps_services {
-            let clone = service.clone();
-            let _gate = gate();
-            self.kept.insert(name.into(), clone);
-        }
-        Some(service)
-    }
-
-    /// Of a name that may be too long.
-    fn service_of(&self, name: &Formatted) -> Option<Service> {
-        if name.len > name.text.len() {
-            events::span_without_service(
-                &name.text,
-                Service::MAX_NAME_LEN,
-                &name_too_long(&name.text, name.len),
-            );
-            return None;
-        }
-        self.service(&name.text)
-    }
-
-    fn kept(&self, name: &str) -> Option<Service> {
-        if !self.keeps_services {
-            return None;
-        }
-        let _gate = gate();
-        self.kept.get(name).map(|known| known.clone())
-    }
-}
-
-/// A value as text: the beginning, as far as it may be a name, and how long all of it is.
-#[derive(Default)]
-struct Formatted {
-    text: String,
-    len: usize,
-}
-
-impl fmt::Write for Formatted {
-    fn write_str(&mut self, more: &str) -> fmt::Result {
-        // What comes behind something that was cut is left out, too.
-        if self.len == self.text.len() {
-            self.text.push_str(beginning(more, Service::MAX_NAME_LEN - self.text.len()));
-        }
-        self.len = self.len.saturating_add(more.len());
-        Ok(())
-    }
-}
-
-/// Looks for the field that names a service.
-struct Named<'a> {
-    layer: &'a ServiceLayer,
-    service: Option<Service>,
-}
-
-impl Visit for Named<'_> {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == self.layer.field {
-            self.service = self.layer.service(value);
-        }
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == self.layer.field {
-            let mut name = Formatted::default();
-            // Fails where the value's own formatting does.
-            if write!(name, "{value:?}").is_ok() {
-                self.service = self.layer.service_of(&name);
-            }
-        }
     }
 }

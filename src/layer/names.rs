@@ -1,0 +1,117 @@
+//! From the names that spans have to services.
+
+use crate::events;
+use crate::format::beginning;
+use crate::service::{Service, check_name, gate, name_too_long};
+use dashmap::DashMap;
+use std::fmt::{self, Write as _};
+use tracing::field::{Field, Visit};
+
+/// Which field names a service, and the services that were named.
+#[derive(Debug)]
+pub(super) struct Names {
+    pub(super) field: &'static str,
+    pub(super) keeps_services: bool,
+    /// Those that are kept, by their names.
+    kept: DashMap<Box<str>, Service>,
+}
+
+impl Names {
+    pub(super) fn new() -> Self {
+        Self { field: "service", keeps_services: true, kept: DashMap::new() }
+    }
+
+    /// The service that a span's fields name.
+    pub(super) fn named(&self, record: impl FnOnce(&mut Named<'_>)) -> Option<Service> {
+        let mut named = Named { names: self, service: None };
+        record(&mut named);
+        named.service
+    }
+
+    /// Registered, if there is none of that name.
+    pub(super) fn service(&self, name: &str) -> Option<Service> {
+        if let Err(error) = check_name(name) {
+            events::span_without_service(name, Service::MAX_NAME_LEN, &error);
+            return None;
+        }
+        if let Some(known) = self.kept(name) {
+            return Some(known);
+        }
+        let service = match Service::register(name) {
+            Ok(service) => service,
+            Err(error) => {
+                events::span_without_service(name, Service::MAX_NAME_LEN, &error);
+                return None;
+            }
+        };
+        if self.keeps_services {
+            let clone = service.clone();
+            let _gate = gate();
+            self.kept.insert(name.into(), clone);
+        }
+        Some(service)
+    }
+
+    /// Of a name that may be too long.
+    fn service_of(&self, name: &Formatted) -> Option<Service> {
+        if name.len > name.text.len() {
+            events::span_without_service(
+                &name.text,
+                Service::MAX_NAME_LEN,
+                &name_too_long(&name.text, name.len),
+            );
+            return None;
+        }
+        self.service(&name.text)
+    }
+
+    fn kept(&self, name: &str) -> Option<Service> {
+        if !self.keeps_services {
+            return None;
+        }
+        let _gate = gate();
+        self.kept.get(name).map(|known| known.clone())
+    }
+}
+
+/// A value as text: the beginning, as far as it may be a name, and how long all of it is.
+#[derive(Default)]
+struct Formatted {
+    text: String,
+    len: usize,
+}
+
+impl fmt::Write for Formatted {
+    fn write_str(&mut self, more: &str) -> fmt::Result {
+        // What comes behind something that was cut is left out, too.
+        if self.len == self.text.len() {
+            self.text.push_str(beginning(more, Service::MAX_NAME_LEN - self.text.len()));
+        }
+        self.len = self.len.saturating_add(more.len());
+        Ok(())
+    }
+}
+
+/// Looks for the field that names a service.
+pub(super) struct Named<'a> {
+    names: &'a Names,
+    service: Option<Service>,
+}
+
+impl Visit for Named<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == self.names.field {
+            self.service = self.names.service(value);
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == self.names.field {
+            let mut name = Formatted::default();
+            // Fails where the value's own formatting does.
+            if write!(name, "{value:?}").is_ok() {
+                self.service = self.names.service_of(&name);
+            }
+        }
+    }
+}
