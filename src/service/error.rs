@@ -31,7 +31,7 @@ pub(super) const MAX_NAME_LEN: usize = 255;
 pub enum RegisterError {
     /// The name is empty.
     NoName,
-    /// The name is longer than [`Service::MAX_NAME_LEN`].
+    /// The name is longer than [`Service::MAX_NAME_LEN`](crate::Service::MAX_NAME_LEN).
     #[non_exhaustive]
     NameTooLong {
         /// Its beginning.

@@ -15,7 +15,7 @@ use std::ptr;
 /// A service has a name and a handle, a 32-bit number that the program chooses or dogtag assigns (as
 /// in skynet). Code runs on its behalf inside
 /// [`run`](Self::run), [`enter`](Self::enter) or
-/// [`in_service`](InServiceExt::in_service). Every block that is
+/// [`in_service`](crate::InServiceExt::in_service). Every block that is
 /// allocated there belongs to the service until it is freed, wherever that happens.
 /// `realloc` gives a block to the service that is current then: whoever grows
 /// it owns it.
@@ -93,7 +93,7 @@ impl Service {
     /// instructions, no lock and no allocation.
     ///
     /// Do not hold a scope across an `.await`: use
-    /// [`in_service`](InServiceExt::in_service) there.
+    /// [`in_service`](crate::InServiceExt::in_service) there.
     ///
     /// All that the thread runs in the scope is charged to this service, including jobs of others:
     /// while rayon's `join` or `scope` waits, the thread runs any job of its pool. Jobs that enter

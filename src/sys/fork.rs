@@ -133,7 +133,7 @@ fn after(call: impl Fn(&ForkHook)) {
 /// Has every fork of this process call the hooks; call it before the first lock is taken that a
 /// hook takes.
 ///
-/// A fork that is under way does not heed who comes now, so modules register [at load](at_load).
+/// A fork that is under way does not heed who comes now, so modules register at load.
 pub fn prepare() {
     if ONCE.is_completed() || is_under_way() {
         // The second: the allocation below led here again, as a region is mapped for it, or a
