@@ -3,9 +3,9 @@
 //! `cargo run --release --example connections [-- --connections N]`
 //!
 //! Two listeners on loopback, each a service: `files` answers a name with what the file
-//! holds, `words` a line with its words in order. What a request needs, its open file among
-//! it, is its pool's, and gone when that is cleared. Clients in the same program make N
-//! connections (default: 100000), of which most ask once and are reset, and others ask ten
+//! holds, `words` a line with its words in order. All that a request needs, its open file
+//! included, belongs to its pool, and is gone when that is cleared. Clients in the same program
+//! make N connections (default: 100000). Most of them ask once and are reset; others ask ten
 //! times and end in order. They check each byte that they get.
 //!
 //! Prints who holds what after a tenth of the connections and at the end, while none is open.
@@ -37,8 +37,8 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// What may become resident in between: the backend gives pages back when it sees fit.
 const RESIDENT_SLACK: u64 = 8 << 20;
 
-/// Names and sizes: nothing, what a pool's first block has room for, what takes another one,
-/// and what is large enough to be an allocation of its own.
+/// Names and sizes: nothing, what fits into a pool's first block, what takes another block, and what
+/// is large enough to be an allocation of its own.
 const FILES: [(&str, usize); 4] = [("empty", 0), ("note", 200), ("page", 3_900), ("picture", 40_000)];
 /// How many words the lines have.
 const LINES: [usize; 4] = [1, 10, 300, 2_000];

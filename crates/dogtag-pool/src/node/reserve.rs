@@ -156,7 +156,7 @@ impl Node {
     /// place.
     fn reserve_in_open(&self, layout: Layout) -> Option<NonNull<u8>> {
         let free_in_active = self.end.get().addr().get() - self.position.get().addr().get();
-        let (mut found, mut roomier) = (None, None);
+        let (mut found, mut freer) = (None, None);
         // SAFETY: blocks of a pool are not freed before it is cleared; one that is put elsewhere,
         // into the full blocks or as the active one, is removed from the list.
         unsafe {
@@ -168,7 +168,7 @@ impl Node {
                     if end.addr().get() - position.get().addr().get() <= free_in_active {
                         return Visit::Stop;
                     }
-                    roomier = Some(block);
+                    freer = Some(block);
                     return Visit::RemoveAndStop;
                 }
                 failures.set(failures.get() + 1);
@@ -178,7 +178,7 @@ impl Node {
                 self.pass_over(block);
                 Visit::Remove
             });
-            if let Some(block) = roomier {
+            if let Some(block) = freer {
                 self.put_aside();
                 self.activate(block);
             }

@@ -166,7 +166,7 @@ fn blocks_that_failed_too_often_are_passed_over() {
         while pool.stats().blocks <= failures {
             pool.alloc_zeroed(3900);
         }
-        // The first block has room for this, when the others have no more.
+        // This fits into the first block, when the others are full.
         let is_tried = loop {
             let blocks = pool.stats().blocks;
             if (first..first + 3900).contains(&pool.alloc_zeroed(112).as_ptr().addr()) {

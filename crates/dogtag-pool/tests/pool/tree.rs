@@ -81,7 +81,7 @@ fn deep_trees_end_too() {
         let _ = deepest.cleanup(|| log.note("the deepest"));
         let _ = pool.cleanup(|| log.note("the first"));
     };
-    // On a stack that has no room for 3,000 calls.
+    // On a stack that is too small for 3,000 calls.
     std::thread::scope(|threads| {
         std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(threads, work).unwrap();
     });

@@ -57,7 +57,7 @@ pub fn operations(peer: Peer, random: &mut Random, count: usize, has_loners: boo
                         1 if kind == "pre" => format!("p{}", new()),
                         2 => format!("k{}", random.pick(&cleanups).unwrap()),
                         3 if has_loners && !is_loner => format!("x{}", 900 + random.below(4)),
-                        // Any block has room for it, so that no other one is asked for.
+                        // It fits into any block, so that no other one is asked for.
                         _ => format!("a{}", size % 1000),
                     });
                 }
