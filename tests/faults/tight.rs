@@ -135,6 +135,9 @@ fn promise_no_more() {
     {
         use dogtag_mapped::{MapError, MappedRegion};
         let refused = MappedRegion::anonymous(1 << 20).unwrap_err();
-        assert!(matches!(refused, MapError::NoRoom { len, source: Some(_) } if len == 1 << 20), "{refused}");
+        assert!(
+            matches!(refused, MapError::OutOfMemory { len, source: Some(_) } if len == 1 << 20),
+            "{refused}"
+        );
     }
 }

@@ -1,16 +1,15 @@
-//! Why there is no region, and what to do about it.
+//! Why a region cannot be mapped, and what to do about it.
 
 use std::fmt;
 use std::io;
 
-/// Why a region could not be mapped. Nothing is left behind.
+/// An error of mapping a region. Nothing stays mapped then.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum MapError {
     /// A region of no bytes was asked for.
     Empty,
-    /// The region would reach beyond the end of the file: to touch it there would be a bus
-    /// error.
+    /// The region would reach beyond the end of the file, where touching it is a bus error.
     BeyondFile {
         /// Where in the file the region was to begin.
         offset: u64,
@@ -31,8 +30,7 @@ pub enum MapError {
         /// The one that was asked for.
         bytes: usize,
     },
-    /// The file is not open for what is to be done to the region, or the system does not
-    /// allow it.
+    /// The file is not opened for the wanted protection, or the system forbids the mapping.
     Permission {
         /// What the system said.
         source: io::Error,
@@ -46,12 +44,11 @@ pub enum MapError {
         /// What the system said.
         source: io::Error,
     },
-    /// There is no room for so much: in the process's addresses, or in the memory that the system
-    /// is ready to promise.
-    NoRoom {
+    /// There is not enough address space in the process, or the system does not promise so much memory.
+    OutOfMemory {
         /// Bytes that were asked for.
         len: usize,
-        /// What the system said; nothing, if there are not so many addresses.
+        /// What the system said; `None` if no address space is so large.
         source: Option<io::Error>,
     },
     /// The pages cannot be locked in memory.
@@ -61,11 +58,11 @@ pub enum MapError {
         /// What the system said.
         source: io::Error,
     },
-    /// What the system said otherwise.
+    /// Another system call failed.
     System {
-        /// What was asked of it.
+        /// The system call.
         call: &'static str,
-        /// What it said.
+        /// What the system said.
         source: io::Error,
     },
 }
@@ -96,8 +93,8 @@ impl fmt::Display for MapError {
                 "there are not enough huge pages of {page} bytes for {len} bytes: {source}; reserve some \
                  (/proc/sys/vm/nr_hugepages), and map no file but one of hugetlbfs's; or ask for transparent ones"
             ),
-            Self::NoRoom { len, source } => {
-                write!(f, "there is no room for {len} bytes")?;
+            Self::OutOfMemory { len, source } => {
+                write!(f, "there is no memory for {len} bytes")?;
                 if let Some(source) = source {
                     write!(f, ": {source}")?;
                 }
@@ -121,7 +118,7 @@ impl std::error::Error for MapError {
             | Self::NoHugePages { source, .. }
             | Self::NotLocked { source, .. }
             | Self::System { source, .. }
-            | Self::NoRoom { source: Some(source), .. } => Some(source),
+            | Self::OutOfMemory { source: Some(source), .. } => Some(source),
             _ => None,
         }
     }

@@ -1,4 +1,4 @@
-//! An allocator, and another one for what the first has no room for.
+//! Two allocators, of which the second serves what does not fit in the first.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
@@ -9,17 +9,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// # Safety
 ///
-/// Of all blocks that it has given and not got back it must say that it owns them, and of
-/// no others.
+/// [`owns`](Self::owns) must return `true` for every live block of this allocator, and `false` for all
+/// other addresses that another allocator has handed out.
 pub unsafe trait Owns: GlobalAlloc {
-    /// Whether a block is one of its own. Must be quick: it is asked at each free.
+    /// Returns whether a block is one of its own. Called at each free, so it must be quick.
     fn owns(&self, block: *const u8) -> bool;
 }
 
-/// Tries the first allocator, and then the second. What is freed goes to whoever owns the
-/// address; what grows moves to the second when there is no room for it in the first.
+/// An allocator that tries a first allocator, and if that fails a second one.
 ///
-/// What goes where is counted: by atomic operations, two for each allocation.
+/// A free goes to the allocator that owns the address. A block that cannot grow in the first moves to
+/// the second. [`stats`](Self::stats) counts what each of them got, by two atomic operations for each
+/// allocation.
 ///
 /// ```
 /// use dogtag::Dogtag;
@@ -54,44 +55,44 @@ struct Figure {
     bytes: AtomicU64,
 }
 
-/// What went where, since the beginning: [`Fallback::stats`].
+/// What each allocator of a [`Fallback`] got since the beginning, returned by [`Fallback::stats`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct FallbackStats {
-    /// Blocks that the first allocator gave.
+    /// Blocks that the first allocator returned.
     pub primary_blocks: u64,
     /// Bytes of these blocks when they were allocated, and by which they grew since.
     pub primary_bytes: u64,
-    /// Blocks that the second allocator gave.
+    /// Blocks that the second allocator returned.
     pub secondary_blocks: u64,
     /// Bytes of these blocks when they were allocated, and by which they grew since.
     pub secondary_bytes: u64,
-    /// How many of the second one's blocks were the first one's, which had no room for them
-    /// to grow.
+    /// How many of the second allocator's blocks came from the first, where they could not grow.
     pub moved_blocks: u64,
-    /// Allocations that neither of them had room for.
+    /// Allocations that both allocators refused.
     pub failures: u64,
 }
 
 impl<Primary, Secondary> Fallback<Primary, Secondary> {
-    /// Both of them.
+    /// Makes an allocator of a first and a second one.
     #[must_use]
     pub const fn new(primary: Primary, secondary: Secondary) -> Self {
         Self { primary, secondary, figures: Figures::new() }
     }
 
-    /// The one that is tried first.
+    /// Returns the first allocator.
     pub const fn primary(&self) -> &Primary {
         &self.primary
     }
 
-    /// The other one.
+    /// Returns the second allocator.
     pub const fn secondary(&self) -> &Secondary {
         &self.secondary
     }
 
-    /// What went where, since the beginning.
+    /// Returns what each allocator got since the beginning.
+    #[must_use]
     pub fn stats(&self) -> FallbackStats {
         let Figures { primary, secondary, moved_blocks, failures } = &self.figures;
         FallbackStats {
@@ -105,11 +106,11 @@ impl<Primary, Secondary> Fallback<Primary, Secondary> {
     }
 }
 
-// SAFETY: each block is one allocator's, and goes back to it, with the layout that it was
-// allocated with.
+// SAFETY: both allocators keep to the contract, and `Owns` tells whose a block is, so each block goes
+// back to the one that returned it, with its layout.
 unsafe impl<Primary: Owns, Secondary: GlobalAlloc> GlobalAlloc for Fallback<Primary, Secondary> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout and the block fit, as for this method; `owns` says whose the block is.
         unsafe {
             let block = self.primary.alloc(layout);
             if !block.is_null() {
@@ -120,7 +121,7 @@ unsafe impl<Primary: Owns, Secondary: GlobalAlloc> GlobalAlloc for Fallback<Prim
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout and the block fit, as for this method; `owns` says whose the block is.
         unsafe {
             let block = self.primary.alloc_zeroed(layout);
             if !block.is_null() {
@@ -131,7 +132,7 @@ unsafe impl<Primary: Owns, Secondary: GlobalAlloc> GlobalAlloc for Fallback<Prim
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout and the block fit, as for this method; `owns` says whose the block is.
         unsafe {
             if self.primary.owns(block) {
                 self.primary.dealloc(block, layout);
@@ -143,7 +144,7 @@ unsafe impl<Primary: Owns, Secondary: GlobalAlloc> GlobalAlloc for Fallback<Prim
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let Figures { primary, secondary, .. } = &self.figures;
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout and the block fit, as for this method; `owns` says whose the block is.
         unsafe {
             if !self.primary.owns(block) {
                 let moved = self.secondary.realloc(block, layout, new_size);
@@ -153,7 +154,7 @@ unsafe impl<Primary: Owns, Secondary: GlobalAlloc> GlobalAlloc for Fallback<Prim
             if !moved.is_null() {
                 return self.figures.grown(primary, moved, layout.size(), new_size);
             }
-            // The caller has made sure that this is a layout.
+            // `new_size` rounded up to the alignment fits an `isize`, as for `GlobalAlloc::realloc`.
             let new = Layout::from_size_align_unchecked(new_size, layout.align());
             let moved = self.figures.second(self.secondary.alloc(new), new_size);
             if !moved.is_null() {
@@ -204,7 +205,7 @@ impl Figure {
     }
 }
 
-// SAFETY: a block is one's or the other's.
+// SAFETY: a live block of this allocator is live in one of the two, which says so; others are in neither.
 unsafe impl<Primary: Owns, Secondary: Owns> Owns for Fallback<Primary, Secondary> {
     fn owns(&self, block: *const u8) -> bool {
         self.primary.owns(block) || self.secondary.owns(block)

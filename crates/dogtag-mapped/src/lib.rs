@@ -1,11 +1,11 @@
-//! Mapped regions: memory from a window of `mmap`, and another allocator for what it has no
-//! room for.
+//! Memory from windows of `mmap`, for programs that allocate with [dogtag](dogtag), and an allocator
+//! behind a window for what does not fit.
 //!
-//! A region is memory that is the system's rather than the heap's: a device's, huge pages, what
-//! processes share, what must not be swapped, or what has a hard ceiling. Blocks are placed in it
-//! as in a heap, of any size and alignment; free neighbours are merged, and nothing of the
-//! bookkeeping lies in the window itself: whoever else sees its memory sees nothing but what
-//! was put there, and what was never handed out is known to be zero.
+//! A [`MappedRegion`] is memory that a heap cannot give: a device's, huge pages, memory that
+//! processes share, that is never swapped, or with a hard ceiling. It places blocks of any size and
+//! alignment, and merges free neighbours at once. The bookkeeping is outside of the window: other
+//! processes that map its memory see nothing but what was put there, and memory that was never
+//! handed out is known to be zero.
 //!
 //! ```
 //! use dogtag_mapped::MappedRegion;
@@ -17,12 +17,34 @@
 //! # Ok::<(), dogtag_mapped::MapError>(())
 //! ```
 //!
-//! All operations take a lock, and constant time, unless the window is so full that only ranges
-//! of just about the size may do: then all of these are looked at. A region is for few threads
-//! at once, or for blocks that are worth the wait. As the global allocator's backend it has
-//! another one behind it: [`MappedRegion::deferred`]. For Linux.
+//! - Collections in a region are charged to dogtag's [services](dogtag::Service), as all blocks are.
+//! - [`dogtag::snapshot`] has a row for each region, and [`dogtag::balance`] counts its pages once.
+//! - With dogtag's feature `memory-check` blocks in regions have guards too, and a region that is
+//!   dropped while blocks in it are live is reported.
+//! - A forked child finds every region whole.
+//!
+//! # Cost
+//!
+//! Every operation takes the region's lock: a region is for few threads at once, or for large
+//! blocks. It takes constant time (two-level segregated fit), unless the window is so full that only
+//! ranges of about the wanted size may do: then it looks at all of these.
+//!
+//! # As the global allocator's backend
+//!
+//! [`MappedRegion::deferred`] makes a region that can stand in a `static`, and [`Fallback`] puts another
+//! allocator behind it.
+//!
+//! # Features
+//!
+//! | feature | what it adds |
+//! | --- | --- |
+//! | `serde` | `Serialize` and `Deserialize` for [`FallbackStats`] and [`RegionStats`] |
+//! | `memory-check` | dogtag's feature of that name |
+//! | `jemalloc` | dogtag's feature of that name |
+//!
+//! For Linux.
 
-#![deny(missing_docs)]
+#![deny(missing_docs, missing_debug_implementations)]
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
 #[cfg(not(target_os = "linux"))]

@@ -1,4 +1,4 @@
-//! Pages of the system's: a window, with pages in front and behind that nobody may touch.
+//! Mapping and unmapping pages: a window, with guard pages around it.
 
 use crate::error::MapError;
 use rustix::fs::fstatfs;
@@ -12,23 +12,23 @@ use std::ptr::{self, NonNull};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Protection {
-    /// They can be read. Nothing can be allocated in such a region.
+    /// Read only. Nothing can be allocated in such a region.
     Read,
-    /// They can be read and written to.
+    /// Read and write.
     #[default]
     ReadWrite,
-    /// They can be executed, too.
+    /// Read, write and execute.
     ReadWriteExecute,
 }
 
-/// How large the pages of a region are.
+/// The size of a region's pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HugePages {
-    /// As the system has it.
+    /// The system's choice.
     #[default]
     Unspecified,
-    /// The system is asked to use huge pages where it can (`MADV_HUGEPAGE`).
+    /// Huge pages where the system can use them (`MADV_HUGEPAGE`).
     Transparent,
     /// Pages of 2 MiB, which must be reserved (`MAP_HUGETLB`).
     Reserved2MiB,
@@ -36,7 +36,7 @@ pub enum HugePages {
     Reserved1GiB,
 }
 
-/// What a window is to be.
+/// What a builder has collected: the properties of a window.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan<'a> {
     pub(crate) len: usize,
@@ -65,7 +65,7 @@ pub(crate) struct Mapping {
 
 // SAFETY: pages belong to no thread.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; nobody changes them through this.
+// SAFETY: `&Mapping` only reads addresses and lengths, and pages belong to no thread.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -78,7 +78,7 @@ impl Mapping {
         // From here on this gives everything back.
         let whole = reserved.map_or((start, len), Reserved::keep);
         let (Some(window), Some(whole_start)) = (NonNull::new(start), NonNull::new(whole.0)) else {
-            return Err(MapError::NoRoom { len, source: None });
+            return Err(MapError::OutOfMemory { len, source: None });
         };
         let whole = (whole_start, whole.1);
         let is_anonymous = plan.file.is_none() && !plan.is_shared;
@@ -105,22 +105,23 @@ impl Mapping {
     ///
     /// # Safety
     ///
-    /// They must be the window's, and nobody need what is in them.
+    /// The range must be within the window, and hold nothing that is still needed.
     pub(crate) unsafe fn give_back(&self, start: usize, len: usize) -> bool {
         let advice = if self.is_anonymous { Advice::LinuxDontNeed } else { Advice::LinuxRemove };
-        // SAFETY: the caller's promise.
+        // SAFETY: the range is within the window, and its contents are not needed, as for this function.
         unsafe { mm::madvise(self.window.0.as_ptr().add(start).cast(), len, advice) }.is_ok()
     }
 
     pub(crate) fn is_read_at_random(&self) {
-        // SAFETY: the window is ours. Should the system refuse, nothing depends on it.
+        // SAFETY: this mapping owns the window, and the advice changes no contents. If the system
+        // refuses, nothing depends on it.
         let _ = unsafe { mm::madvise(self.window.0.as_ptr().cast(), self.window.1, Advice::Random) };
     }
 
     fn advise(&self, plan: &Plan<'_>) -> Result<(), MapError> {
         let (start, len) = (self.window.0.as_ptr().cast(), self.window.1);
         let system = |call| move |error: Errno| MapError::System { call, source: error.into() };
-        // SAFETY: the window is ours.
+        // SAFETY: this mapping owns the window, and neither call changes its contents.
         unsafe {
             if plan.huge_pages == HugePages::Transparent {
                 // A kernel without them has the usual ones.
@@ -145,7 +146,7 @@ impl Mapping {
         for (place, byte) in text[..79].iter_mut().zip(name.bytes()) {
             *place = if shown(&byte) { byte } else { b'_' };
         }
-        // SAFETY: the window is ours, and the text ends with a zero.
+        // SAFETY: this mapping owns the window, and the text ends with a zero.
         unsafe {
             libc::prctl(
                 libc::PR_SET_VMA,
@@ -160,12 +161,13 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: it is ours, and whoever drops this uses it no more. It cannot fail.
+        // SAFETY: this mapping owns all of `whole`, and nobody uses it after the drop, as for
+        // `Window::end`. It cannot fail.
         let _ = unsafe { mm::munmap(self.whole.0.as_ptr().cast(), self.whole.1) };
     }
 }
 
-/// Addresses that nobody may touch, for a window in their midst.
+/// Address space that faults when it is touched, for a window in its midst.
 struct Reserved {
     start: *mut u8,
     len: usize,
@@ -178,11 +180,11 @@ impl Reserved {
         let guard = page_size();
         let len = window_len.checked_add(guard + window_page.max(guard));
         let len = len.filter(|len| isize::try_from(*len).is_ok());
-        let len = len.ok_or(MapError::NoRoom { len: window_len, source: None })?;
+        let len = len.ok_or(MapError::OutOfMemory { len: window_len, source: None })?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: the system chooses the place.
+        // SAFETY: the system chooses the place, so no mapping that exists is touched.
         let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) };
-        let start: *mut u8 = start.map_err(|error| no_room(len, error))?.cast();
+        let start: *mut u8 = start.map_err(|error| out_of_memory(len, error))?.cast();
         let place = start.map_addr(|address| (address + guard).next_multiple_of(window_page));
         Ok(Self { start, len, place })
     }
@@ -194,13 +196,13 @@ impl Reserved {
     }
 }
 
-fn no_room(len: usize, error: Errno) -> MapError {
-    MapError::NoRoom { len, source: Some(error.into()) }
+fn out_of_memory(len: usize, error: Errno) -> MapError {
+    MapError::OutOfMemory { len, source: Some(error.into()) }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        // SAFETY: nobody else has them.
+        // SAFETY: these addresses were reserved by `around`, and no window was kept in them.
         let _ = unsafe { mm::munmap(self.start.cast(), self.len) };
     }
 }
@@ -227,7 +229,7 @@ impl Plan<'_> {
             return Err(MapError::Empty);
         }
         let len = self.len.checked_next_multiple_of(page);
-        let len = len.ok_or(MapError::NoRoom { len: self.len, source: None })?;
+        let len = len.ok_or(MapError::OutOfMemory { len: self.len, source: None })?;
         let Some((file, offset)) = self.file else { return Ok((len, len)) };
         if !offset.is_multiple_of(page as u64) {
             return Err(MapError::MisalignedOffset { offset, page });
@@ -274,7 +276,8 @@ impl Plan<'_> {
             HugePages::Reserved1GiB => MapFlags::HUGETLB | MapFlags::HUGE_1GB,
             HugePages::Unspecified | HugePages::Transparent => MapFlags::empty(),
         };
-        // SAFETY: the place is what was reserved for it, or the system's choice.
+        // SAFETY: `place` is within addresses that `Reserved` owns, or null for the system's choice, so no
+        // other mapping is replaced.
         let mapped = unsafe {
             match self.file {
                 Some((file, offset)) => mm::mmap(place.cast(), len, protection, flags, file, offset),
@@ -293,13 +296,13 @@ fn refusal(error: Errno, len: usize, page: usize) -> MapError {
         Errno::NOMEM | Errno::INVAL | Errno::NODEV | Errno::NOENT if page > page_size() => {
             MapError::NoHugePages { page, len, source }
         }
-        Errno::NOMEM | Errno::OVERFLOW => no_room(len, error),
+        Errno::NOMEM | Errno::OVERFLOW => out_of_memory(len, error),
         _ => MapError::System { call: "mmap", source },
     }
 }
 
 /// Bytes of a page that is not a huge one. Allocates nothing, as rustix's may.
 pub(crate) fn page_size() -> usize {
-    // SAFETY: it only asks.
+    // SAFETY: `sysconf` reads a constant, and has no preconditions.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }

@@ -1,5 +1,5 @@
-//! A region as a program has it: what it is mapped by, asked about, and allocated from, uncounted
-//! as a backend and counted as the allocator of collections.
+//! The public face of a region: builder, figures, and the two ways to allocate from it: uncounted as
+//! a backend, counted as the allocator of collections.
 
 use crate::error::MapError;
 use crate::fallback::Owns;
@@ -15,13 +15,13 @@ use std::fs::File;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-/// A window of memory that is mapped, and blocks in it: [the module](super) tells of it.
+/// A window of mapped memory, and an allocator of blocks in it.
 ///
-/// To drop it unmaps the window. Collections borrow it, and so go first, which the compiler sees
-/// to; blocks that were allocated by way of [`GlobalAlloc`] must have been freed, or must not be
-/// used any more. With `memory-check` it is reported if there are any, and the window stays.
-/// What a collection has leaked ([`mem::forget`](std::mem::forget)) goes with the window, but
-/// stays on its service's account.
+/// Dropping it unmaps the window. Collections borrow the region, so the compiler makes sure that they
+/// are dropped first; blocks that were allocated by way of [`GlobalAlloc`] must be freed before, or
+/// never used again. With `memory-check` a region that is dropped while blocks in it are live is
+/// reported, and the window stays mapped. Memory that a collection has leaked
+/// ([`mem::forget`](std::mem::forget)) goes with the window, but stays on its service's account.
 ///
 /// ```compile_fail,E0505
 /// let region = dogtag_mapped::MappedRegion::anonymous(4096)?;
@@ -31,57 +31,58 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 /// # Ok::<(), dogtag_mapped::MapError>(())
 /// ```
 pub struct MappedRegion {
-    /// What collections allocate is counted; the backend of another allocator is not.
+    /// Counts for collections. As a backend the region is asked without this.
     counted: Dogtag<Raw>,
 }
 
-/// The region, uncounted.
+/// The region without counting.
 struct Raw {
-    /// This region's alone; null until it is mapped.
+    /// Owned by this region; null until it is mapped. Changes once, from null.
     window: AtomicPtr<Window>,
-    /// Of a deferred region: it could not be mapped.
+    /// Whether a deferred region could not be mapped at its first use.
     has_failed: AtomicBool,
     len: usize,
 }
 
-/// Maps a region in steps: [`MappedRegion::builder`].
+/// Builder of a [`MappedRegion`], made by [`MappedRegion::builder`].
 #[derive(Clone, Copy, Debug)]
-#[must_use = "the region is mapped by `map`"]
+#[must_use = "a builder maps nothing until `map` is called"]
 pub struct RegionBuilder<'a> {
     plan: Plan<'a>,
     granularity: usize,
 }
 
 impl MappedRegion {
-    /// Memory of nobody else's, zeroed; so many bytes, rounded up to whole pages.
+    /// Maps private, zeroed memory: `len` bytes, rounded up to whole pages.
     ///
     /// # Errors
     ///
-    /// [`MapError::Empty`] and [`MapError::NoRoom`].
+    /// [`MapError::Empty`] and [`MapError::OutOfMemory`].
     pub fn anonymous(len: usize) -> Result<Self, MapError> {
         Self::builder(len).map()
     }
 
-    /// A part of a file that can be mapped (in `tmpfs`, a memfd, of `hugetlbfs`, `/dev/mem`),
-    /// shared with all that map it.
+    /// Maps `len` bytes of a file from `offset` on, shared with all processes that map it. The file may
+    /// be any that can be mapped: in `tmpfs`, a memfd, of `hugetlbfs`, `/dev/mem`.
     ///
     /// # Safety
     ///
-    /// As of [`RegionBuilder::file`].
+    /// The conditions of [`RegionBuilder::file`].
     ///
     /// # Errors
     ///
     /// [`MapError::Empty`], [`MapError::BeyondFile`], [`MapError::MisalignedOffset`],
-    /// [`MapError::Permission`], [`MapError::NoRoom`], and [`MapError::System`] for a file
+    /// [`MapError::Permission`], [`MapError::OutOfMemory`], and [`MapError::System`] for a file
     /// that cannot be mapped.
     pub unsafe fn file(file: &File, offset: u64, len: usize) -> Result<Self, MapError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: nobody changes or cuts what is allocated in this part of the file, as this
+        // function's conditions are those of the builder's.
         unsafe { Self::builder(len).file(file, offset) }.map()
     }
 
-    /// As [`anonymous`](Self::anonymous), but mapped when it is used first, so that it can be
-    /// a static, and a backend of the global allocator. If that fails, it has room for
-    /// nothing. (What asks about it does not use it.)
+    /// Makes a region of private, zeroed memory that is mapped at the first allocation, so that it can
+    /// stand in a `static` and be a backend of the global allocator. If it cannot be mapped then, all
+    /// its allocations fail. Asking for its figures does not map it.
     ///
     /// ```
     /// use dogtag_mapped::{Fallback, MappedRegion};
@@ -103,17 +104,17 @@ impl MappedRegion {
         Self { counted: Dogtag::with_backend(Raw { window, has_failed, len }) }
     }
 
-    /// Maps a [deferred](Self::deferred) region, unless it is mapped: to hear why it cannot be, or
-    /// to try again.
+    /// Maps a [deferred](Self::deferred) region now, unless it is mapped already: to learn why it cannot
+    /// be mapped, or to try again.
     ///
     /// # Errors
     ///
-    /// [`MapError::Empty`] and [`MapError::NoRoom`].
+    /// [`MapError::Empty`] and [`MapError::OutOfMemory`].
     pub fn ensure_mapped(&self) -> Result<(), MapError> {
         self.raw().map()
     }
 
-    /// Maps a region of so many bytes in steps.
+    /// Begins to build a region of `len` bytes, rounded up to whole pages.
     ///
     /// ```
     /// use dogtag_mapped::{HugePages, MappedRegion};
@@ -130,37 +131,42 @@ impl MappedRegion {
         RegionBuilder { plan: Plan::anonymous(len), granularity: 16 }
     }
 
-    /// Where the window begins; `None` of a deferred region that is not mapped.
+    /// Returns the window's first address, or `None` for a deferred region that is not mapped.
+    #[must_use]
     pub fn start(&self) -> Option<NonNull<u8>> {
         self.raw().mapped().map(Window::start)
     }
 
-    /// Bytes of the window: those that were asked for, rounded up to whole pages, but for what
-    /// would be beyond the end of a file.
+    /// Returns the window's size in bytes: as requested, rounded up to whole pages, but never beyond the
+    /// end of a file. 0 for a deferred region that is not mapped.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.raw().mapped().map_or(0, Window::len)
     }
 
-    /// Whether there is no window.
+    /// Returns whether there is no window: a deferred region that is not mapped.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether an address is in the window.
+    /// Returns whether an address is in the window.
+    #[must_use]
     pub fn contains<T>(&self, address: *const T) -> bool {
         self.raw().owns(address.cast())
     }
 
-    /// How far from the window's beginning an address is, in bytes: what another process that has
-    /// mapped the same file finds it by.
+    /// Returns an address's distance from the window's beginning in bytes, by which another process
+    /// that maps the same file finds it with [`at`](Self::at); `None` if it is not in the window.
+    #[must_use]
     pub fn offset_of<T>(&self, address: *const T) -> Option<usize> {
         let start = self.start()?.addr().get();
         self.contains(address).then(|| address.addr() - start)
     }
 
-    /// Where a value is that is so many bytes from the window's beginning: `None` if it would
-    /// not be aligned there, or not all of it in the window. Whether there is one is for the caller
-    /// to know.
+    /// Returns the address of a `T` that is `offset` bytes from the window's beginning: `None` if it
+    /// would not be aligned there, or not all of it in the window. It does not look whether there is a
+    /// valid `T`; the caller must know before dereferencing.
     ///
     /// ```
     /// # let region = dogtag_mapped::MappedRegion::anonymous(4096)?;
@@ -171,28 +177,33 @@ impl MappedRegion {
     /// assert!(region.at::<u32>(offset + 1).is_none() && region.at::<u32>(4096).is_none());
     /// # Ok::<(), dogtag_mapped::MapError>(())
     /// ```
+    #[must_use]
     pub fn at<T>(&self, offset: usize) -> Option<NonNull<T>> {
         self.slice_at::<T>(offset, 1).map(NonNull::cast)
     }
 
-    /// The same of several values, one behind the other.
+    /// Returns the address of `len` values of type `T`, one behind the other, that begin `offset` bytes
+    /// from the window's beginning: `None` if they would not be aligned there, or not all of them in the
+    /// window. The caller must know that they are valid before dereferencing.
+    #[must_use]
     pub fn slice_at<T>(&self, offset: usize, len: usize) -> Option<NonNull<[T]>> {
         let end = size_of::<T>().checked_mul(len)?.checked_add(offset)?;
-        // SAFETY: it is in the window, or at its end.
+        // SAFETY: `offset <= end <= len`, so the sum is in the window, or at its end.
         let first = (end <= self.len()).then(|| self.start().map(|start| unsafe { start.add(offset) }))??;
         let is_aligned = first.addr().get().is_multiple_of(align_of::<T>());
         is_aligned.then(|| NonNull::slice_from_raw_parts(first.cast(), len))
     }
 
-    /// What there is of the region.
+    /// Returns the region's figures: all 0 for a deferred region that is not mapped.
+    #[must_use]
     pub fn stats(&self) -> RegionStats {
         self.raw().mapped().map(Window::stats).unwrap_or_default()
     }
 
-    /// Gives the pages of free ranges back to the system, and returns how many bytes that were.
-    /// They are zero when they are used again. Of a shared file they are taken out of it, also
-    /// what was there before. Pages that are [locked](RegionBuilder::lock), and those of a file that
-    /// is mapped [privately](RegionBuilder::private), cannot be given back.
+    /// Gives the pages of free ranges back to the system, and returns how many bytes these are. They
+    /// are zero when they are used again. For a shared file this punches holes into it, also where it
+    /// had contents before it was mapped. Pages that are [locked](RegionBuilder::lock), and those of a
+    /// file that is mapped [privately](RegionBuilder::private), cannot be given back.
     pub fn trim(&self) -> usize {
         self.raw().mapped().map_or(0, Window::trim)
     }
@@ -203,78 +214,77 @@ impl MappedRegion {
 }
 
 impl<'a> RegionBuilder<'a> {
-    /// A part of a file, from a multiple of the page size on, instead of anonymous memory.
-    /// Shared, unless [`private`](Self::private) is said after this. Its pages are huge ones if
-    /// it is of `hugetlbfs`.
+    /// Maps a part of a file instead of anonymous memory, from `offset` on, a multiple of the page
+    /// size. It is shared, unless [`private`](Self::private) is called after this. Files of `hugetlbfs`
+    /// have huge pages. The file's contents count as free.
     ///
     /// # Safety
     ///
-    /// A file may be changed, or cut, by whoever else has it open. As long as the region is
-    /// there nobody may do so to what is allocated in it: above all, of the regions of one part of a
-    /// file no more than one may be used to allocate, to free or to [trim](MappedRegion::trim).
-    /// (The others find what is there by its [offset](MappedRegion::at); [`Protection::Read`]
-    /// keeps them from more.) What the file has already counts as free.
+    /// As long as the region exists, nobody else may change or truncate the part of the file that
+    /// blocks are allocated in. In particular at most one of all regions that map the same part may be
+    /// used to allocate, to free or to [trim](MappedRegion::trim). The others find blocks by their
+    /// [offset](MappedRegion::at); [`Protection::Read`] keeps them from more.
     pub unsafe fn file(mut self, file: &'a File, offset: u64) -> Self {
         (self.plan.file, self.plan.is_shared) = (Some((file, offset)), true);
         self
     }
 
-    /// What is written is seen by all that have mapped the same file, and by forked children.
-    /// (After a fork only one of the processes may allocate in the region, free or
-    /// [trim](MappedRegion::trim): each of them would think that what the other takes is free.)
+    /// Shares the pages: with all processes that map the same file, and with forked children. After a
+    /// fork only one of the processes may allocate in the region, free or [trim](MappedRegion::trim),
+    /// since each would take for free what the other has allocated.
     pub fn shared(mut self) -> Self {
         self.plan.is_shared = true;
         self
     }
 
-    /// What is written is seen by nobody else.
+    /// Keeps what is written to the pages from other processes (copy on write).
     pub fn private(mut self) -> Self {
         self.plan.is_shared = false;
         self
     }
 
-    /// What may be done to the pages.
+    /// Sets what may be done to the pages; [`Protection::ReadWrite`] otherwise.
     pub fn protection(mut self, protection: Protection) -> Self {
         self.plan.protection = protection;
         self
     }
 
-    /// How large the pages are.
+    /// Sets the size of the pages; the system's choice otherwise.
     pub fn huge_pages(mut self, huge_pages: HugePages) -> Self {
         self.plan.huge_pages = huge_pages;
         self
     }
 
-    /// Pages are there from the beginning, as far as there is memory, rather than when they are
-    /// touched first.
+    /// Populates the pages when the region is mapped, as far as there is memory, rather than at their
+    /// first use.
     pub fn populate(mut self) -> Self {
         self.plan.is_populated = true;
         self
     }
 
-    /// The pages stay in memory.
+    /// Locks the pages in memory: they are never swapped.
     pub fn lock(mut self) -> Self {
         self.plan.is_locked = true;
         self
     }
 
-    /// A page in front of the window and one behind it that nobody may touch.
+    /// Adds a page in front of the window and one behind it that fault when they are touched.
     pub fn guard_pages(mut self) -> Self {
         self.plan.has_guards = true;
         self
     }
 
-    /// What the region is called in snapshots (otherwise `region`), and in `/proc/self/maps` where
-    /// the kernel can show it (Linux 5.17, anonymous memory).
+    /// Sets the region's name in snapshots (`region` otherwise), and in `/proc/self/maps` where the
+    /// kernel can show it (Linux 5.17, anonymous memory). Snapshots have its first 64 bytes.
     pub fn name(mut self, name: &'a str) -> Self {
         self.plan.name = name;
         self
     }
 
-    /// Blocks begin at multiples of so many bytes, and take whole ones: a power of two up to
-    /// the page size, 16 otherwise. Of windows of 34 GiB and more it is more; none can have more
-    /// than 2³¹ pages. For each of these units 12 bytes of addresses are set aside, of
-    /// which memory is used only where blocks are.
+    /// Sets the granularity, of which the address and size of each block are multiples: a power of two
+    /// up to the page size, 16 otherwise. Windows of 34 GiB and more have a coarser one; none can have
+    /// more than 2³¹ pages. The tables take 12 bytes of address space for each granule, and memory
+    /// only where blocks are.
     pub fn granularity(mut self, bytes: usize) -> Self {
         self.granularity = bytes;
         self
@@ -284,11 +294,11 @@ impl<'a> RegionBuilder<'a> {
     ///
     /// # Errors
     ///
-    /// All of [`MapError`].
+    /// Every variant of [`MapError`].
     pub fn map(self) -> Result<MappedRegion, MapError> {
         let region = MappedRegion::deferred(self.plan.len);
         let raw = region.raw();
-        // SAFETY: the region ends the window, and takes it out first.
+        // SAFETY: the window is in `raw`, whose drop removes it from the registry and then ends it.
         unsafe {
             let window = Window::map(&self.plan, self.granularity)?;
             raw.window.store(window.as_ptr(), Ordering::Release);
@@ -299,13 +309,13 @@ impl<'a> RegionBuilder<'a> {
 }
 
 impl Raw {
-    /// The window; a deferred region's is mapped by this.
+    /// Returns the window; maps a deferred region's.
     fn window(&self) -> Option<&Window> {
         self.mapped().or_else(|| self.first_use())
     }
 
     fn mapped(&self) -> Option<&Window> {
-        // SAFETY: a window is there as long as this.
+        // SAFETY: `window` is null or points to a window that only the drop of `self` ends.
         unsafe { self.window.load(Ordering::Acquire).as_ref() }
     }
 
@@ -318,7 +328,7 @@ impl Raw {
     }
 
     fn map(&self) -> Result<(), MapError> {
-        // SAFETY: the drop below ends it, once.
+        // SAFETY: the window is put into `self.window`, and only the drop of `self` ends it, once.
         registry::add_first(&self.window, || unsafe { Window::map(&Plan::anonymous(self.len), 16) })
     }
 
@@ -330,7 +340,7 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         let Some(window) = NonNull::new(*self.window.get_mut()) else { return };
-        // SAFETY: it was put in, and nobody uses it any more.
+        // SAFETY: a mapped window is in the registry, and `&mut self` says that nobody else uses it.
         unsafe {
             registry::remove(window);
             let blocks = window.as_ref().stats().blocks;
@@ -357,7 +367,7 @@ unsafe impl GlobalAlloc for Raw {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if let (Some(window), Some(block)) = (self.window(), NonNull::new(block)) {
-            // SAFETY: the caller's promise.
+            // SAFETY: `block` is live, from this window, and of that layout, as for this method.
             unsafe { window.free(block, layout) };
         }
     }
@@ -366,7 +376,8 @@ unsafe impl GlobalAlloc for Raw {
         let (Some(window), Some(start)) = (self.window(), NonNull::new(block)) else {
             return ptr::null_mut();
         };
-        // SAFETY: the caller's promise; both blocks are as large.
+        // SAFETY: `block` is live and of that layout, and `new_size` fits its alignment, as for
+        // `GlobalAlloc::realloc`; both blocks have the bytes that are copied.
         unsafe {
             if window.resize(start, layout, new_size) {
                 return block;
@@ -380,39 +391,39 @@ unsafe impl GlobalAlloc for Raw {
     }
 }
 
-/// As a backend: what is allocated is counted by whoever uses it, if at all.
-// SAFETY: as for `Raw`.
+/// As a backend: blocks are counted by the [`Dogtag`] in front of it, if there is one.
+// SAFETY: passes everything on to `Raw`, which keeps to the contract.
 unsafe impl GlobalAlloc for MappedRegion {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the conditions of this method are those of the one called.
         unsafe { self.raw().alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the conditions of this method are those of the one called.
         unsafe { self.raw().alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the conditions of this method are those of the one called.
         unsafe { self.raw().dealloc(block, layout) };
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the conditions of this method are those of the one called.
         unsafe { self.raw().realloc(block, layout, new_size) }
     }
 }
 
-// SAFETY: its blocks are those in its window.
+// SAFETY: the window's addresses are its own as long as it is mapped, and all of its blocks are there.
 unsafe impl Owns for MappedRegion {
     fn owns(&self, block: *const u8) -> bool {
         self.raw().owns(block)
     }
 }
 
-/// As the allocator of collections, whose blocks are charged to services like any others.
-// SAFETY: as of the allocator that it passes everything on to; the borrow keeps the region.
+/// As the allocator of collections: blocks are charged to services like any others.
+// SAFETY: passes everything on to `&Dogtag<Raw>`; the borrow keeps the region mapped.
 unsafe impl Allocator for &MappedRegion {
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         (&self.counted).allocate(layout)
@@ -423,12 +434,12 @@ unsafe impl Allocator for &MappedRegion {
     }
 
     unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: `block` is from this allocator, and the layouts fit it, as for this method.
         unsafe { (&self.counted).deallocate(block, layout) };
     }
 
     unsafe fn grow(&self, block: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: `block` is from this allocator, and the layouts fit it, as for this method.
         unsafe { (&self.counted).grow(block, old, new) }
     }
 
@@ -438,7 +449,7 @@ unsafe impl Allocator for &MappedRegion {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: `block` is from this allocator, and the layouts fit it, as for this method.
         unsafe { (&self.counted).grow_zeroed(block, old, new) }
     }
 
@@ -448,7 +459,7 @@ unsafe impl Allocator for &MappedRegion {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: `block` is from this allocator, and the layouts fit it, as for this method.
         unsafe { (&self.counted).shrink(block, old, new) }
     }
 }

@@ -1,19 +1,19 @@
-//! Where in a window a block goes.
+//! Placement of blocks in a window by two-level segregated fit (TLSF; Masmano et al., 2004).
 //!
-//! The window is divided into granules. Of what is free there is a node for each range, in a bin
-//! of ranges of about that size, as in TLSF (Masmano et al., 2004), so that a range is found in
-//! constant time, unless only those of its own bin may do; and each range is noted at both ends, so that what is freed is merged with
-//! its neighbours at once. Nothing of that lies in the window itself: its memory may be a
-//! device's or another process's too, what was never handed out is still zero, and nobody who
-//! writes past a block's end destroys it. Of blocks that are in use nothing is noted, since whoever
-//! frees one says how large it is.
+//! The window is divided into granules. Each free range has a node, in a bin of ranges of about its
+//! size, so that a range is found in constant time, unless only those of its own bin may fit. Each
+//! range is marked at both ends, so that a freed one is merged with its neighbours at once. Live blocks
+//! need no bookkeeping, since a free says how large its block is.
+//!
+//! All of this is outside of the window: the window may be a device's or another process's too, memory
+//! that was never handed out is still zero, and a write past a block's end destroys no metadata.
 
 use std::ptr::NonNull;
 
 /// Offsets and sizes are in granules.
 pub(crate) struct Tlsf {
-    /// For each granule: of which free range it was last the first or the last. Such a mark
-    /// stays when the range has become another one, so it is compared with the range.
+    /// For each granule: the node whose range it was last an end of. Marks may be stale, so they are
+    /// compared with the node.
     marks: NonNull<u32>,
     nodes: NonNull<Node>,
     len: u32,
@@ -31,7 +31,7 @@ pub(crate) struct Tlsf {
     ranges: u32,
 }
 
-// SAFETY: what it points to is its own.
+// SAFETY: the tables that it points to are used by nobody else, as for `new`.
 unsafe impl Send for Tlsf {}
 
 /// A free range.
@@ -66,16 +66,16 @@ impl Tlsf {
         (len as usize * size_of::<u32>()).next_multiple_of(align_of::<Node>())
     }
 
-    /// All is free.
+    /// Makes a placement of `len` granules, all of them free.
     ///
     /// # Safety
     ///
-    /// The tables must be [so large](Self::table_bytes), aligned to 8, zeroed, and this one's
-    /// alone as long as it is there.
+    /// `tables` must have [`table_bytes`](Self::table_bytes) bytes, be aligned to 8 and zeroed, outlive
+    /// this, and be used by nobody else.
     pub(crate) unsafe fn new(len: u32, tables: NonNull<u8>) -> Self {
         let mut this = Self {
             marks: tables.cast(),
-            // SAFETY: it is in the tables.
+            // SAFETY: the tables have nodes behind `marks_bytes`, see `table_bytes`.
             nodes: unsafe { tables.add(Self::marks_bytes(len)) }.cast(),
             len,
             unused: NONE,
@@ -93,8 +93,7 @@ impl Tlsf {
         this
     }
 
-    /// A range of that length, whose offset plus `base` is a multiple of `align`, a power
-    /// of two.
+    /// Takes a range of that length whose offset plus `base` is a multiple of `align`, a power of two.
     #[inline(always)]
     pub(crate) fn take(&mut self, len: u32, align: u32, base: u32) -> Option<u32> {
         let padding = |offset: u32| (base.wrapping_add(offset)).wrapping_neg() & (align - 1);
@@ -102,11 +101,13 @@ impl Tlsf {
         // One that may be just large enough, then one that is large enough wherever it begins,
         // then whatever there is.
         let tight = bin_of(len);
-        let roomy = bin_above(len.saturating_add(align - 1));
+        let surely_fits = bin_above(len.saturating_add(align - 1));
         let found = self
             .search(tight, TRIES, fits)
-            .or_else(|| self.next_filled(roomy).map(|bin| self.bins[bin]))
-            .or_else(|| (tight..=roomy.min(BINS - 1)).find_map(|bin| self.search(bin, usize::MAX, fits)))?;
+            .or_else(|| self.next_filled(surely_fits).map(|bin| self.bins[bin]))
+            .or_else(|| {
+                (tight..=surely_fits.min(BINS - 1)).find_map(|bin| self.search(bin, usize::MAX, fits))
+            })?;
         let node = *self.node(found);
         let start = node.offset + padding(node.offset);
         let (end, node_end) = (start + len, node.offset + node.len);
@@ -123,7 +124,8 @@ impl Tlsf {
         Some(start)
     }
 
-    /// Gives a range back, which must have been taken: as a whole, or together with others.
+    /// Gives back a range, all of which must be taken; it may be a part of what `take` returned, or
+    /// several of these.
     #[inline(always)]
     pub(crate) fn give(&mut self, offset: u32, len: u32) {
         if len == 0 {
@@ -161,7 +163,7 @@ impl Tlsf {
         true
     }
 
-    /// Makes a free range another one, which has some of it or has it all.
+    /// Moves or resizes a free range; the new one overlaps or touches the old one.
     fn change(&mut self, number: u32, offset: u32, len: u32) {
         let old = *self.node(number);
         self.mark(offset, number);
@@ -185,7 +187,7 @@ impl Tlsf {
         self.ranges
     }
 
-    /// The longest free range. As many steps as there are in its bin.
+    /// The length of the longest free range. Looks at all ranges in the last bin.
     pub(crate) fn largest(&self) -> u32 {
         self.last()
             .checked_sub(1)
@@ -331,14 +333,14 @@ impl Tlsf {
         if granule >= self.len {
             return None;
         }
-        // SAFETY: there is a mark for each granule.
+        // SAFETY: `granule < self.len`, and the table has a mark for each granule.
         let number = unsafe { self.marks.add(granule as usize).read() };
         (number != NONE).then_some(number)
     }
 
     fn mark(&mut self, granule: u32, number: u32) {
         debug_assert!(granule < self.len);
-        // SAFETY: there is a mark for each granule.
+        // SAFETY: granules of ranges are below `self.len`, and the table has a mark for each.
         unsafe { self.marks.add(granule as usize).write(number) };
     }
 
@@ -349,7 +351,7 @@ impl Tlsf {
     }
 
     fn node_mut(&mut self, number: u32) -> &mut Node {
-        // SAFETY: as above.
+        // SAFETY: the table has all nodes that can be in use, see `node`.
         unsafe { self.nodes.add(number as usize - 1).as_mut() }
     }
 }
@@ -451,7 +453,7 @@ mod tests {
                                 map[start as usize..][..len as usize].fill(true);
                                 taken.push((start, len));
                             }
-                            None => prop_assert!(!(0..window as usize).any(fits), "there is room"),
+                            None => prop_assert!(!(0..window as usize).any(fits), "a range fits"),
                         }
                     }
                     Step::Give { which } if !taken.is_empty() => {
@@ -467,9 +469,9 @@ mod tests {
                             map[(start + len) as usize..][..(old - len) as usize].fill(false);
                         } else {
                             let behind = map.get((start + old) as usize..(start + len) as usize);
-                            let has_room = behind.is_some_and(|map| !map.contains(&true));
-                            prop_assert_eq!(tlsf.extend(start, old, len), has_room);
-                            if !has_room {
+                            let fits_behind = behind.is_some_and(|map| !map.contains(&true));
+                            prop_assert_eq!(tlsf.extend(start, old, len), fits_behind);
+                            if !fits_behind {
                                 continue;
                             }
                             map[(start + old) as usize..][..(len - old) as usize].fill(true);

@@ -1,7 +1,7 @@
-//! A window and what is known of it: the memory of one [`MappedRegion`](super::MappedRegion).
+//! A window and its tables: the memory of one [`MappedRegion`](crate::MappedRegion).
 //!
-//! What is known stands in pages of its own, since a region may be the global allocator's
-//! backend: nothing here allocates.
+//! The tables are in pages of their own. A region may be the global allocator's backend, so nothing
+//! here allocates.
 
 use crate::error::MapError;
 use crate::mapping::{Mapping, Plan, Protection, page_size};
@@ -17,7 +17,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// At the beginning of its tables, where it stays.
+/// Stands at the beginning of its own tables, and never moves.
 pub(crate) struct Window {
     pub(crate) entry: Entry,
     mapping: Mapping,
@@ -26,13 +26,13 @@ pub(crate) struct Window {
     shift: u32,
     /// The window's address, in granules.
     base: u32,
-    /// From this bin on all are empty, so that nothing is looked for in them.
+    /// All bins from this one on are empty: allocations that need one fail without the lock.
     first_empty: AtomicU32,
-    /// Allocations that there was no room for.
+    /// Allocations that failed.
     refused: AtomicU64,
     dirty: Dirty,
     state: Mutex<State>,
-    /// The lock, while the process is forked.
+    /// The guard of `state`, while the process is forked.
     held: UnsafeCell<Option<MutexGuard<'static, State>>>,
 }
 
@@ -43,15 +43,16 @@ struct State {
     /// Bytes, rounded up to granules.
     used: usize,
     peak: usize,
-    /// Bytes that were asked for of blocks that somebody counts, what stands around them among
-    /// that.
+    /// Requested bytes of blocks that the ledger counts, cookies and guards included.
     counted: usize,
 }
 
 impl Window {
+    /// Maps a window and its tables.
+    ///
     /// # Safety
     ///
-    /// Whoever gets it must call [`end`](Self::end) once, and not use it then.
+    /// The window must be [ended](Self::end) at most once, and not be used after that.
     pub(crate) unsafe fn map(plan: &Plan<'_>, granularity: usize) -> Result<NonNull<Self>, MapError> {
         if !granularity.is_power_of_two() || granularity > page_size() {
             return Err(MapError::Granularity { bytes: granularity });
@@ -60,7 +61,7 @@ impl Window {
         // Offsets are of 32 bits, and the window begins at a multiple of a page.
         let least = (mapping.len() >> 31).next_power_of_two();
         if least > page_size() {
-            return Err(MapError::NoRoom { len: plan.len, source: None });
+            return Err(MapError::OutOfMemory { len: plan.len, source: None });
         }
         let shift = granularity.max(least).trailing_zeros();
         let len = (mapping.len() >> shift) as u32;
@@ -69,12 +70,12 @@ impl Window {
         let tables_len = tlsf_offset + Tlsf::table_bytes(len);
         let tables = Plan { name: "region-tables", is_not_reserved: true, ..Plan::anonymous(tables_len) };
         let tables = Mapping::new(&tables).map_err(|error| match error {
-            MapError::NoRoom { source, .. } => MapError::NoRoom { len: plan.len, source },
+            MapError::OutOfMemory { source, .. } => MapError::OutOfMemory { len: plan.len, source },
             error => error,
         })?;
         let can_be_allocated = plan.protection != Protection::Read;
-        // SAFETY: the tables are new, so all of them is zero; they have room for these three, one behind
-        // the other, and are there as long as what is written to their beginning.
+        // SAFETY: the tables are fresh pages, so they are zero; they have space for the window, the dirty
+        // bits and the placement, one behind the other, each aligned; and they are unmapped by `end` only.
         unsafe {
             let memory = tables.start();
             let dirty = Dirty { words: memory.add(dirty_offset).cast(), len: Dirty::words_of(mapping.len()) };
@@ -108,13 +109,14 @@ impl Window {
         }
     }
 
-    /// Unmaps it.
+    /// Unmaps the window and its tables.
     ///
     /// # Safety
     ///
-    /// Nobody must use it, or what was allocated in it.
+    /// Nobody may use the window or its blocks from now on, and it must not have been ended.
     pub(crate) unsafe fn end(this: NonNull<Self>) {
-        // SAFETY: the caller's promise. The tables go last, since it stands in them.
+        // SAFETY: nobody uses `this` any more, as for this function, so it may be moved out. The tables
+        // are unmapped last, since it stands in them.
         let Self { mapping, tables, .. } = unsafe { this.read() };
         drop(mapping);
         drop(tables);
@@ -152,13 +154,15 @@ impl Window {
             self.dirty.clean(self.start(), offset, layout.size());
         }
         self.dirty.mark(offset, (len as usize) << self.shift);
-        // SAFETY: the range is in the window.
+        // SAFETY: placement returns ranges of the window only.
         Some(unsafe { self.start().add(offset) })
     }
 
+    /// Frees a block.
+    ///
     /// # Safety
     ///
-    /// The block must be from here, of that layout, and used no more.
+    /// The block must be live, from this window, and of that layout.
     pub(crate) unsafe fn free(&self, block: NonNull<u8>, layout: Layout) {
         let Some((len, _)) = self.granules(layout) else { return };
         let start = self.granule(block);
@@ -172,11 +176,11 @@ impl Window {
         self.note_bins(&state);
     }
 
-    /// Makes a block larger or smaller where it is, if there is room.
+    /// Resizes a block in place. Returns whether it could; if not, the block is unchanged.
     ///
     /// # Safety
     ///
-    /// The block must be from here, and of that layout.
+    /// The block must be live, from this window, and of that layout.
     pub(crate) unsafe fn resize(&self, block: NonNull<u8>, layout: Layout, new_size: usize) -> bool {
         let new = Layout::from_size_align(new_size, layout.align()).ok().and_then(|new| self.granules(new));
         let (Some((old, _)), Some((new, _))) = (self.granules(layout), new) else { return false };
@@ -215,7 +219,7 @@ impl Window {
             let mut from = start.next_multiple_of(page);
             while let Some(run) = self.dirty.run(from, end) {
                 let run = run.start / page * page..run.end.next_multiple_of(page);
-                // SAFETY: nobody has anything in it.
+                // SAFETY: the run is within a free range, and the lock keeps it free.
                 if unsafe { self.mapping.give_back(run.start, run.len()) } {
                     bytes += run.len();
                     self.dirty.forget(run.start, run.len());
@@ -244,7 +248,7 @@ impl Window {
         stats
     }
 
-    /// Bytes of blocks that somebody counts, with what stands around them.
+    /// Requested bytes of blocks that the ledger counts, cookies and guards included.
     pub(crate) fn counted(&self) -> usize {
         self.state().counted
     }
@@ -253,9 +257,10 @@ impl Window {
     ///
     /// # Safety
     ///
-    /// The window must be there until then, and nobody else hold it.
+    /// The window must not end before that, and only one thread at a time may hold it so.
     pub(crate) unsafe fn hold(&self) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the window outlives the guard, and only the holder of its lock uses `held`, as for this
+        // function.
         unsafe {
             let guard =
                 std::mem::transmute::<MutexGuard<'_, State>, MutexGuard<'static, State>>(self.state());
@@ -263,11 +268,13 @@ impl Window {
         }
     }
 
+    /// Gives the lock back.
+    ///
     /// # Safety
     ///
-    /// It must be held, by this thread or by the one that this one is a fork's copy of.
+    /// The window must be [held](Self::hold) by this thread, or by the one that it is a fork's copy of.
     pub(crate) unsafe fn release(&self) {
-        // SAFETY: the caller's promise.
+        // SAFETY: this thread holds the lock, so nobody else uses `held`.
         drop(unsafe { (*self.held.get()).take() });
     }
 
@@ -299,7 +306,7 @@ impl Window {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finds room that is not a recent block's; those give way if there is no other.
+    /// Places a block; merges the quick lists' blocks if no range fits without them.
     fn place(&self, state: &mut State, len: u32, align: u32) -> Option<u32> {
         let found = state.tlsf.take(len, align, self.base);
         let found = match found {
@@ -311,7 +318,7 @@ impl Window {
     }
 
     fn note_bins(&self, state: &State) {
-        // Recent blocks may become a range of any length.
+        // Merging the quick lists may make a range of any length.
         let first = if state.quick_lists.is_empty() { state.tlsf.last() } else { u32::MAX };
         if self.first_empty.load(Ordering::Relaxed) != first {
             self.first_empty.store(first, Ordering::Relaxed);
@@ -320,7 +327,7 @@ impl Window {
 }
 
 impl State {
-    /// Merges recent blocks with their neighbours, and says whether there were any.
+    /// Merges the quick lists' blocks with their neighbours. Returns whether there were any.
     fn settle(&mut self) -> bool {
         let were_any = !self.quick_lists.is_empty();
         if were_any {
@@ -335,7 +342,7 @@ impl State {
         self.peak = self.peak.max(self.used);
     }
 
-    /// Notes what was asked for and given back, if whoever does it counts that.
+    /// Adds and subtracts requested bytes, if the calling thread asks for a `Dogtag` that counts them.
     fn note_counted(&mut self, more: usize, less: usize) {
         if counts() {
             self.counted = (self.counted + more).saturating_sub(less);
@@ -349,9 +356,9 @@ struct Dirty {
     len: usize,
 }
 
-// SAFETY: what it points to is its own.
+// SAFETY: the words that it points to are in the window's tables, which outlive it, and are its own.
 unsafe impl Send for Dirty {}
-// SAFETY: as above, and atomic.
+// SAFETY: the words are atomic.
 unsafe impl Sync for Dirty {}
 
 const PAGE: usize = 4096;
@@ -389,7 +396,7 @@ impl Dirty {
         let mut from = start;
         while let Some(run) = self.run(from / PAGE * PAGE, (start + len).next_multiple_of(PAGE)) {
             let (first, end) = (run.start.max(start), run.end.min(start + len));
-            // SAFETY: it is in the window, and nobody else's.
+            // SAFETY: the range is within the block that is being handed out, so nobody else uses it.
             unsafe { window.add(first).write_bytes(0, end - first) };
             from = run.end;
         }
@@ -408,7 +415,7 @@ impl Dirty {
     }
 
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: they are there as long as this.
+        // SAFETY: the words are in the window's tables, which outlive this, and have `len` of them.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
     }
 

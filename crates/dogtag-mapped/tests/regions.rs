@@ -333,7 +333,7 @@ fn what_cannot_be_mapped_says_why_and_leaves_nothing_behind() {
     }
     for len in [usize::MAX, usize::MAX / 2, 1 << 60] {
         for builder in [MappedRegion::builder(len), MappedRegion::builder(len).guard_pages()] {
-            assert!(matches!(error(builder.map()), MapError::NoRoom { .. }), "{len}");
+            assert!(matches!(error(builder.map()), MapError::OutOfMemory { .. }), "{len}");
         }
     }
     let huge = MappedRegion::builder(1 << 40).huge_pages(HugePages::Reserved1GiB);
@@ -495,7 +495,7 @@ fn windows_can_be_very_large() {
         let region = match unsafe { MappedRegion::file(&file, 0, len) } {
             Ok(region) => region,
             // Whoever has few addresses (`ulimit -v`).
-            Err(MapError::NoRoom { .. }) => return,
+            Err(MapError::OutOfMemory { .. }) => return,
             Err(error) => panic!("{error}"),
         };
         let [small, large] = [layout(1, 8192), layout(len / 2 + 1, 16)];
@@ -511,7 +511,7 @@ fn windows_can_be_very_large() {
         let stats = region.stats();
         assert_eq!((stats.free_ranges, stats.largest_free, stats.free), (1, len, len));
     }
-    assert!(matches!(MappedRegion::anonymous(10 << 40), Err(MapError::NoRoom { .. })));
+    assert!(matches!(MappedRegion::anonymous(10 << 40), Err(MapError::OutOfMemory { .. })));
 }
 
 /// Written to by one process, seen by the other; and what touches a guard ends.
@@ -620,7 +620,7 @@ fn limits_of_the_system_are_told() {
     assert_eq!(mapped_bytes(), before);
     limit(libc::RLIMIT_AS, 4 << 30);
     let error = MappedRegion::anonymous(5 << 30).unwrap_err();
-    assert!(matches!(error, MapError::NoRoom { source: Some(_), .. }), "{error}");
+    assert!(matches!(error, MapError::OutOfMemory { source: Some(_), .. }), "{error}");
     // A region for which there is no room when it is used first has room for nothing.
     let deferred = Fallback::new(MappedRegion::deferred(5 << 30), System);
     assert_eq!(deferred.primary().stats().size, 0);
@@ -632,7 +632,7 @@ fn limits_of_the_system_are_told() {
     }
     assert_eq!((deferred.primary().len(), deferred.stats().secondary_blocks), (0, 1));
     assert!(
-        matches!(deferred.primary().ensure_mapped(), Err(MapError::NoRoom { len, .. }) if len == 5 << 30)
+        matches!(deferred.primary().ensure_mapped(), Err(MapError::OutOfMemory { len, .. }) if len == 5 << 30)
     );
     let deferred = MappedRegion::deferred(100);
     assert!(deferred.is_empty() && deferred.ensure_mapped().is_ok() && deferred.len() == PAGE);
