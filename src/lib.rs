@@ -127,8 +127,9 @@
 //!
 //! # Before `main`
 //!
-//! On Linux one function of dogtag's runs when a program is loaded, before `main`, or when a library
-//! that has dogtag in it is opened (an entry of `.init_array`). It
+//! On Linux a few functions of dogtag's run when a program is loaded, before `main`, or when a library
+//! that has dogtag in it is opened (entries of `.init_array`). They note which locks a fork has to
+//! take, and the first of them that prepares the process
 //!
 //! - allocates a block of 8 bytes from the global allocator and frees it, so that jemalloc registers
 //!   its handlers of forks before dogtag does. With it comes all that a first allocation does: the

@@ -127,7 +127,7 @@ trait Engine: 'static {
 
     /// # Safety
     ///
-    /// The block must be from here, of that layout, and used no more unless there is no room.
+    /// The block must be from here, of that layout, and used no more unless this fails.
     unsafe fn resize(&mut self, block: NonNull<u8>, layout: Layout, new: Layout) -> Option<NonNull<u8>> {
         let moved = self.take(new)?;
         // SAFETY: both blocks are as large; and the caller's promise.
@@ -442,7 +442,7 @@ impl<Held: Deref<Target: GlobalAlloc>> Blocks<Held> {
         (block, layout)
     }
 
-    /// Frees a block and puts another one in its place, if there is room.
+    /// Frees a block and puts another one in its place, if it fits.
     #[inline(always)]
     fn replace(&mut self, which: usize, size: usize) {
         let (block, layout) = self.live[which];
@@ -462,11 +462,11 @@ impl<Held: Deref<Target: GlobalAlloc>> Blocks<Held> {
         layout.size()
     }
 
-    /// The largest block there is room for.
+    /// The largest block that fits.
     fn largest(&self) -> usize {
-        let (mut room, mut none) = (0, WINDOW + 1);
-        while none - room > 1 {
-            let layout = layout((room + none) / 2);
+        let (mut fits, mut none) = (0, WINDOW + 1);
+        while none - fits > 1 {
+            let layout = layout((fits + none) / 2);
             // SAFETY: the layout is not empty, and the block is freed as it was allocated.
             unsafe {
                 let block = self.allocator.alloc(layout);
@@ -474,11 +474,11 @@ impl<Held: Deref<Target: GlobalAlloc>> Blocks<Held> {
                     none = layout.size();
                 } else {
                     self.allocator.dealloc(block, layout);
-                    room = layout.size();
+                    fits = layout.size();
                 }
             }
         }
-        room
+        fits
     }
 }
 
@@ -598,7 +598,7 @@ fn threads<C: Contestant + Sync>() -> impl FnMut() -> f64 {
     }
 }
 
-/// Blocks of sizes as programs have them, until there is no room; then a part of them is
+/// Blocks of sizes as programs have them, until the window is full; then a part of them is
 /// freed, and so on.
 fn until_full<C: Contestant>(name: &str) {
     let mut blocks = Blocks::<Box<C>>::new(Fill::Empty);
@@ -657,7 +657,7 @@ fn layout(size: usize) -> Layout {
 #[inline(always)]
 fn touch(block: *mut u8, size: usize) {
     if !block.is_null() {
-        // SAFETY: there is room for so much.
+        // SAFETY: the memory is so large.
         unsafe { block.write_bytes(1, size.min(8)) };
     }
     black_box(block);

@@ -36,7 +36,7 @@ use std::alloc::System as Heap;
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
 
-/// Where the window has no room, it is the heap that has.
+/// Falls back to the heap when the window is full.
 type Memory = Dogtag<Fallback<MappedRegion, Heap>>;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -244,7 +244,7 @@ impl<'memory> Keeper<'memory> {
     fn keep_one_more(&mut self) -> Result<()> {
         // SAFETY: no size is zero.
         let block = self.service.run(|| unsafe { self.memory.alloc(self.layout) });
-        self.blocks.push(NonNull::new(block).ok_or("neither the window nor the heap has room")?);
+        self.blocks.push(NonNull::new(block).ok_or("neither the window nor the heap has memory")?);
         Ok(())
     }
 

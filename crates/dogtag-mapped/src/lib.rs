@@ -50,6 +50,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("dogtag-mapped needs Linux");
 
+mod entry;
 mod error;
 mod fallback;
 mod mapping;

@@ -1,5 +1,6 @@
 //! The list of the process's regions: for snapshots, for the balance, and for forks.
 
+use crate::entry::Name;
 use crate::error::MapError;
 use crate::window::Window;
 use dogtag::__private::{
@@ -10,33 +11,6 @@ use std::cell::{Cell, UnsafeCell};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// A region's link in the list, and its name.
-pub(crate) struct Entry {
-    next: Cell<Option<NonNull<Window>>>,
-    name: Name,
-}
-
-#[derive(Clone, Copy)]
-struct Name {
-    bytes: [u8; MAX_NAME_LEN],
-    len: usize,
-}
-
-const MAX_NAME_LEN: usize = 64;
-
-impl Entry {
-    /// Copies as much of the name as fits, in whole characters.
-    pub(crate) fn new(name: &str) -> Self {
-        let mut len = name.len().min(MAX_NAME_LEN);
-        while !name.is_char_boundary(len) {
-            len -= 1;
-        }
-        let mut bytes = [0; MAX_NAME_LEN];
-        bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
-        Self { next: Cell::new(None), name: Name { bytes, len } }
-    }
-}
 
 /// A singly linked list, the youngest region first.
 struct Registry {
@@ -121,9 +95,9 @@ fn list() -> Vec<Arena> {
             break;
         }
     }
-    let arena = |(Name { bytes, len }, stats, addresses, counted)| {
+    let arena = |(name, stats, addresses, counted): (Name, _, _, _)| {
         let mut region = Region::default();
-        region.name = String::from_utf8_lossy(&bytes[..len]).into_owned();
+        region.name = name.to_text();
         region.stats = stats;
         Arena { region, addresses, counted }
     };

@@ -3,10 +3,10 @@
 //! The tables are in pages of their own. A region may be the global allocator's backend, so nothing
 //! here allocates.
 
+use crate::entry::Entry;
 use crate::error::MapError;
 use crate::mapping::{Mapping, Plan, Protection, page_size};
 use crate::quick_lists::QuickLists;
-use crate::registry::Entry;
 use crate::tlsf::{Tlsf, bin_of};
 use dogtag::__private::counts;
 use dogtag::RegionStats;
@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Stands at the beginning of its own tables, and never moves.
 pub(crate) struct Window {
-    pub(crate) entry: Entry,
+    pub(crate) entry: Entry<Self>,
     mapping: Mapping,
     tables: Mapping,
     /// Blocks begin and end at multiples of 2 to this power.

@@ -1,5 +1,5 @@
-//! The example `services` with a window of mapped memory, and jemalloc for what the window has
-//! no room for, as its global allocator: it must not notice.
+//! The example `services` with a window of mapped memory as its global allocator, and jemalloc for
+//! what does not fit in the window: it must not notice.
 #![cfg(not(feature = "memory-check"))]
 
 use std::fs;

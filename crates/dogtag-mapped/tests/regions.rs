@@ -94,7 +94,7 @@ fn blocks_grow_and_shrink_where_they_are() {
     assert_eq!((region.stats().free_ranges, region.stats().used), (1, 0));
 }
 
-/// Blocks that were freed a moment ago are room like any other.
+/// Blocks that were freed a moment ago can be allocated again like any others.
 #[test]
 fn what_was_just_freed_is_free() {
     let region = MappedRegion::anonymous(PAGE).unwrap();
@@ -621,7 +621,7 @@ fn limits_of_the_system_are_told() {
     limit(libc::RLIMIT_AS, 4 << 30);
     let error = MappedRegion::anonymous(5 << 30).unwrap_err();
     assert!(matches!(error, MapError::OutOfMemory { source: Some(_), .. }), "{error}");
-    // A region for which there is no room when it is used first has room for nothing.
+    // A region that cannot be mapped at its first use refuses everything.
     let deferred = Fallback::new(MappedRegion::deferred(5 << 30), System);
     assert_eq!(deferred.primary().stats().size, 0);
     // SAFETY: it is freed as it was allocated.
