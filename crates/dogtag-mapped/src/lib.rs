@@ -1,4 +1,4 @@
-//! Memory from windows of `mmap`, for programs that allocate with [dogtag](dogtag), and an allocator
+//! Memory from windows of `mmap`, for programs that allocate with [`dogtag`], and an allocator
 //! behind a window for what does not fit.
 //!
 //! A [`MappedRegion`] is memory that a heap cannot give: a device's, huge pages, memory that
