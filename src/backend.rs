@@ -108,7 +108,7 @@ pub(crate) struct Heap {
     /// In pages of jemalloc's bookkeeping.
     pub(crate) metadata: u64,
     /// Whether jemalloc takes samples of allocations. It leaves those of small blocks out of what
-    /// it says is in blocks, so that this cannot be told from other room in active pages.
+    /// it says is in blocks, so that this cannot be told from other free memory in active pages.
     pub(crate) is_profiled: bool,
 }
 
@@ -290,11 +290,11 @@ mod jemalloc {
         #[inline(always)]
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             if layout.align() <= 8 {
-                // SAFETY: the caller's promise.
+                // SAFETY: the size is not 0: `GlobalAlloc::alloc` requires it.
                 unsafe { ffi::malloc(layout.size()) }.cast()
             } else {
                 cold_path();
-                // SAFETY: the caller's promise.
+                // SAFETY: the size is not 0: `GlobalAlloc::alloc` requires it.
                 unsafe { alloc_aligned(layout) }
             }
         }
@@ -302,10 +302,10 @@ mod jemalloc {
         #[inline(always)]
         unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
             if is_aligned_anyway(layout.align(), layout.size()) && layout.size() <= SMALL {
-                // SAFETY: the caller's promise.
+                // SAFETY: the size is not 0, and a size class is aligned as the layout says.
                 unsafe { malloc_zeroed(layout.size()) }
             } else {
-                // SAFETY: the caller's promise.
+                // SAFETY: the layout is not empty: `GlobalAlloc::alloc_zeroed` requires it.
                 unsafe { Full.alloc_zeroed(layout) }
             }
         }
@@ -313,11 +313,11 @@ mod jemalloc {
         #[inline(always)]
         unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
             if layout.align() <= 8 {
-                // SAFETY: the caller's promise.
+                // SAFETY: the block is live, and its size class is that of the layout's size, without flags.
                 unsafe { ffi::sdallocx(block.cast(), layout.size(), 0) }
             } else {
                 cold_path();
-                // SAFETY: the caller's promise.
+                // SAFETY: the block is live and was requested with that layout.
                 unsafe { dealloc_aligned(block, layout) }
             }
         }
@@ -326,10 +326,10 @@ mod jemalloc {
         unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
             let (old, align) = (layout.size(), layout.align());
             if is_aligned_anyway(align, old.min(new_size)) && old.max(new_size) <= SMALL {
-                // SAFETY: the caller's promise.
+                // SAFETY: the block is live, was requested as a plain `malloc`, and the new size is not 0.
                 unsafe { realloc_small(block, old, new_size) }
             } else {
-                // SAFETY: the caller's promise.
+                // SAFETY: the block is live and was requested with that layout, and the new size is not 0.
                 unsafe { Full.realloc(block, layout, new_size) }
             }
         }
@@ -340,7 +340,7 @@ mod jemalloc {
     /// As for [`GlobalAlloc::alloc`].
     #[inline(never)]
     unsafe fn alloc_aligned(layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the size is not 0, and the flags say the alignment where the size class has none.
         unsafe {
             if is_aligned_anyway(layout.align(), layout.size()) {
                 ffi::malloc(layout.size()).cast()
@@ -355,7 +355,7 @@ mod jemalloc {
     /// As for [`GlobalAlloc::dealloc`].
     #[inline(never)]
     unsafe fn dealloc_aligned(block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live, and was requested with the same flags, which its layout decides.
         unsafe {
             if is_aligned_anyway(layout.align(), layout.size()) {
                 ffi::sdallocx(block.cast(), layout.size(), 0);

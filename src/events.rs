@@ -173,7 +173,7 @@ impl Event {
 }
 
 fn emit_anomalies() {
-    if let Some(blocks) = anomalies::LOST.take_news() {
+    if let Some(blocks) = anomalies::LOST.take_new() {
         let (total_blocks, total_bytes) = anomalies::LOST.so_far();
         tracing::error!(
             target: "dogtag",
@@ -183,7 +183,7 @@ fn emit_anomalies() {
             "blocks were freed whose owner had been overwritten: something writes outside of its memory",
         );
     }
-    if let Some(blocks) = anomalies::OWNERLESS.take_news() {
+    if let Some(blocks) = anomalies::OWNERLESS.take_new() {
         let (total_blocks, total_bytes) = anomalies::OWNERLESS.so_far();
         tracing::warn!(
             target: "dogtag",
@@ -193,7 +193,7 @@ fn emit_anomalies() {
             "blocks were charged to nobody: the system gave no memory to note their owner",
         );
     }
-    if let Some(threads) = anomalies::SHARING.take_news() {
+    if let Some(threads) = anomalies::SHARING.take_new() {
         let (total_threads, _) = anomalies::SHARING.so_far();
         tracing::warn!(
             target: "dogtag",
@@ -203,7 +203,7 @@ fn emit_anomalies() {
         );
     }
     #[cfg(feature = "tracing-layer")]
-    if let Some(spans) = anomalies::UNENTERED.take_news() {
+    if let Some(spans) = anomalies::UNENTERED.take_new() {
         let (total_spans, _) = anomalies::UNENTERED.so_far();
         tracing::warn!(
             target: "dogtag",

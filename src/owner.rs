@@ -67,7 +67,7 @@ impl Placement {
         debug_assert!((block.size() as u64) < UNCHECKED_SIZES);
         // SAFETY: rounded up to the alignment, the size must stay below
         // `isize::MAX`. Alignments go up to 2^62 for blocks that are not empty, so
-        // a size below 2^61 has room for its cookie and then some.
+        // a size below 2^61 leaves enough for its cookie.
         unsafe { Layout::from_size_align_unchecked(block.size() + SHORT, block.align()) }
     }
 
@@ -159,7 +159,7 @@ mod tests {
 
     fn written(slot: Slot, size: usize) -> Vec<u8> {
         let mut memory = vec![0xAA; size + LONG];
-        // SAFETY: the vector has room for the longest cookie behind the block.
+        // SAFETY: the vector holds the longest cookie behind the block.
         assert!(unsafe { COOKIES.write(memory.as_mut_ptr(), size, slot) });
         memory
     }

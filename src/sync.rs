@@ -1,4 +1,4 @@
-//! What threads share in this house goes by way of here: the standard library's atomics
+//! What threads share in this crate goes by way of here: the standard library's atomics
 //! and locks, or loom's when the concurrency is model-checked (`RUSTFLAGS="--cfg
 //! dogtag_loom"`), so that the code that is checked is the code that ships.
 

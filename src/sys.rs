@@ -1,7 +1,7 @@
 //! What we need from the operating system: pages, threads, and a call when one
-//! ends. Everything else in the house is plain Rust.
+//! ends. Everything else in the crate is plain Rust.
 //!
-//! The ledger enters this room from inside an allocation, so nothing here
+//! The ledger calls this module from inside an allocation, so nothing here
 //! locks or panics, and what allocates says so.
 
 #[cfg(not(all(unix, target_pointer_width = "64")))]
@@ -43,7 +43,7 @@ use std::ptr::{self, NonNull};
 pub(crate) unsafe fn map_zeroed<T: Zeroed>() -> Option<&'static T> {
     let pages = map(size_of::<T>())?;
     // SAFETY: the pages are mapped readable and writable, zeroed and never
-    // unmapped; that zeros make a valid, aligned `T` is the caller's promise.
+    // unmapped. They are aligned for a `T`, of which zeros are a valid one.
     Some(unsafe { pages.cast::<T>().as_ref() })
 }
 
@@ -89,7 +89,7 @@ pub(crate) unsafe fn get_or_map<T: Zeroed>(place: &AtomicPtr<T>) -> Option<&'sta
     if let Some(known) = unsafe { place.load(Ordering::Acquire).as_ref() } {
         return Some(known);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: zeros are a valid `T`, which the new pages hold.
     let fresh = unsafe { map_zeroed::<T>() }?;
     let new = ptr::from_ref(fresh).cast_mut();
     match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
@@ -126,7 +126,7 @@ pub(crate) unsafe fn map_zeroed_slice<T>(length: usize) -> Option<&'static [T]> 
 pub(crate) unsafe fn get_or_map_slice<T>(place: &AtomicPtr<T>, length: usize) -> Option<&'static [T]> {
     let known = place.load(Ordering::Acquire);
     if known.is_null() {
-        // SAFETY: the caller's promise.
+        // SAFETY: zeros are a valid `T`, and the place is empty.
         return unsafe { map_slice_into(place, length) };
     }
     // SAFETY: what is in its place is never unmapped, and of that length.
@@ -139,7 +139,7 @@ pub(crate) unsafe fn get_or_map_slice<T>(place: &AtomicPtr<T>, length: usize) ->
 #[cfg(all(feature = "memory-check", not(dogtag_loom)))]
 #[cold]
 unsafe fn map_slice_into<T>(place: &AtomicPtr<T>, length: usize) -> Option<&'static [T]> {
-    // SAFETY: the caller's promise.
+    // SAFETY: zeros are a valid `T`, which the new pages hold.
     let fresh = unsafe { map_zeroed_slice::<T>(length) }?;
     let new = fresh.as_ptr().cast_mut();
     match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
@@ -265,7 +265,7 @@ fn map(len: usize) -> Option<NonNull<u8>> {
 }
 
 /// Has `hook` called with `argument` when the calling thread ends. `false`
-/// when the operating system has no room to remember it.
+/// when the operating system has no memory to keep it.
 ///
 /// The hook hangs on a pthread key: on most systems such keys are destroyed
 /// after the thread-local destructors of Rust and C++, which may therefore

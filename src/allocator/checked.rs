@@ -1,4 +1,4 @@
-//! The same with memory-check: the room [`check`](crate::check) says what
+//! The allocator with memory-check: the module [`check`](crate::check) says what
 //! stands around a block and looks at it; here memory is fetched and counted.
 
 use super::{Counted, Dogtag};
@@ -22,13 +22,13 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: `GlobalAlloc::dealloc` requires a block that was requested here with that layout.
         unsafe { self.free(block, Claim::layout(layout)) };
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let new_layout = Layout::from_size_align(new_size, layout.align()).ok();
-        // SAFETY: the caller's promise.
+        // SAFETY: `GlobalAlloc::realloc` requires a block that was requested here with that layout.
         unsafe { self.resize(block, Claim::layout(layout), new_layout) }
     }
 }
@@ -58,7 +58,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// Moves the block in any case, so that pointers to the old place are found
     /// out. It goes to the current service. Without a new layout there is nowhere to.
     ///
-    /// What does not grow is never denied: where the current service has no room for it, it stays
+    /// What does not grow is never denied: where the current service's limits do not allow for it, it stays
     /// its former owner's, and where there is no memory for a copy, it stays where it is.
     ///
     /// # Safety
@@ -107,7 +107,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         let new = if is_denied { self.fresh(new_layout, Family::Malloc, replaced) } else { None };
         let moved = match (new, returned) {
             (Some(new), returned) => move_to(new, returned),
-            // SAFETY: the caller's promise.
+            // SAFETY: the block is seized, and so this thread's alone.
             (None, Returned::Whole(whole)) => unsafe { self.shrink(whole, claim, new_layout, replaced) },
             // Whatever is given back as this one will not be looked at again.
             (None, returned) => {
@@ -133,7 +133,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     ) -> *mut u8 {
         let admitted = ask(new_layout.size(), replaced);
         let former = whole.header;
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is seized, and so this thread's alone.
         match (admitted, unsafe { self.checker.shrink(whole, claim, new_layout) }) {
             (Some(admitted), Some(block)) => {
                 refund(Some(&former), None);
@@ -150,7 +150,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// As for `realloc`, whatever the alignments.
     #[cfg(feature = "allocator-api2")]
     pub(super) unsafe fn relayout(&self, block: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: `realloc` requires a block that was requested here with that layout.
         unsafe { self.resize(block, Claim::layout(layout), Some(new_layout)) }
     }
 
@@ -259,7 +259,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[inline(always)]
     unsafe fn retire(&self, whole: Whole) {
         refund(Some(&whole.header), None);
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is seized, and was requested from this allocator's backend.
         unsafe { self.checker.retire(whole, &self.backend, release::<B>) };
     }
 
@@ -272,7 +272,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     #[inline(never)]
     unsafe fn free_slowly(&self, block: *mut u8, claim: Claim) {
         let returned = self.checker.take_back(block, claim, Operation::Dealloc);
-        // SAFETY: the caller's promise.
+        // SAFETY: what was taken back is seized, and so this thread's alone.
         unsafe { self.finish(returned, claim) };
     }
 
@@ -281,7 +281,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// As for [`retire`](Self::retire).
     unsafe fn finish(&self, returned: Returned, claim: Claim) {
         match returned {
-            // SAFETY: the caller's promise.
+            // SAFETY: the block is seized, and was requested from this allocator's backend.
             Returned::Whole(whole) => unsafe { self.retire(whole) },
             Returned::Leaked(known) => refund(known.as_ref(), claim.size),
             Returned::Refused => {}

@@ -45,13 +45,13 @@ unsafe impl<B: GlobalAlloc> Allocator for &Dogtag<B> {
     #[inline]
     unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
         if layout.size() > 0 {
-            // SAFETY: the caller's promise.
+            // SAFETY: the block is live, was requested here with that layout, and is not empty.
             unsafe { self.dealloc(block.as_ptr(), layout) };
         }
     }
 
     unsafe fn grow(&self, block: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live and was requested here with the old layout.
         unsafe { self.reallocate(block, old, new) }
     }
 
@@ -61,7 +61,7 @@ unsafe impl<B: GlobalAlloc> Allocator for &Dogtag<B> {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise; what is new is as large.
+        // SAFETY: the block is live, and the new one is at least as large as the old one.
         unsafe {
             let grown = self.reallocate(block, old, new)?;
             grown.cast::<u8>().add(old.size()).write_bytes(0, new.size() - old.size());
@@ -75,7 +75,7 @@ unsafe impl<B: GlobalAlloc> Allocator for &Dogtag<B> {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live and was requested here with the old layout.
         unsafe { self.reallocate(block, old, new) }
     }
 }
@@ -90,7 +90,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         old: Layout,
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
-        // SAFETY: the caller's promise; both blocks are as large.
+        // SAFETY: the block is live with the old layout, and both blocks are as large as is copied.
         unsafe {
             if old.size() > 0 && new.size() > 0 {
                 let moved = if old.align() == new.align() {

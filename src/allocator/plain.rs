@@ -270,8 +270,8 @@ impl<B: GlobalAlloc> Dogtag<B> {
         if let Some((cell, slot)) = thread::current_long(layout.size())
             && let Some(outer) = Self::PLACEMENT.layout(layout, slot)
         {
-            // SAFETY: a valid layout that is not empty, as the caller promised, and
-            // what this slot's block needs.
+            // SAFETY: the outer layout is no smaller than the block's, which is not empty, and has the bytes
+            // for this slot's cookie.
             return unsafe {
                 let block = self.counted().alloc(outer);
                 if block.is_null() {
@@ -285,14 +285,14 @@ impl<B: GlobalAlloc> Dogtag<B> {
                 block
             };
         }
-        // SAFETY: a valid layout that is not empty, as the caller promised.
+        // SAFETY: the outer layout is no smaller than the block's, which is not empty.
         unsafe { charged(Self::PLACEMENT, layout, None, |outer| self.counted().alloc(outer)) }
     }
 
     #[cold]
     #[inline]
     unsafe fn alloc_zeroed_slow(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: a valid layout that is not empty, as the caller promised.
+        // SAFETY: the outer layout is no smaller than the block's, which is not empty.
         unsafe { charged(Self::PLACEMENT, layout, None, |outer| self.counted().alloc_zeroed(outer)) }
     }
 
@@ -331,8 +331,8 @@ impl<B: GlobalAlloc> Dogtag<B> {
         }
     }
 
-    /// Gives a block another layout. It goes to the current service; where that has no room for
-    /// it, it stays its former owner's, unless it grows.
+    /// Gives a block another layout. It goes to the current service; where the limits of that do not
+    /// allow for it, it stays its former owner's, unless it grows.
     ///
     /// # Safety
     ///

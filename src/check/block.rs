@@ -1,4 +1,4 @@
-//! What stands around a checked block. No other room knows.
+//! What stands around a checked block. Other modules do not depend on it.
 //!
 //! ```text
 //!           | padding | header | head guard | the block      | tail guard |
@@ -110,11 +110,11 @@ pub(crate) struct BlockHeader {
     packed: u64,
 }
 
-const PARTICULARS: usize = size_of::<BlockHeader>();
-const HEAD: usize = PARTICULARS + GUARD;
+const HEADER: usize = size_of::<BlockHeader>();
+const HEAD: usize = HEADER + GUARD;
 /// What a block needs beside itself, unless its alignment is large.
 pub(crate) const AROUND: usize = HEAD + GUARD;
-const _: () = assert!(PARTICULARS == 48 && HEAD == 64);
+const _: () = assert!(HEADER == 48 && HEAD == 64);
 
 /// The layout to request for a block; `None` when it would overflow.
 #[inline]
@@ -238,7 +238,7 @@ impl BlockHeader {
         let layout = self.layout();
         let mut size = offset(layout.align()) + layout.size() + GUARD;
         match self.size >> SIZE {
-            // SAFETY: so much smaller a block has room for both words behind the guard.
+            // SAFETY: a block that has become so much smaller has memory for both words behind the guard.
             MUCH => size += unsafe { read_much(block, layout.size()) }?,
             more => size += more as usize,
         }
@@ -255,7 +255,7 @@ impl BlockHeader {
     /// smaller.
     pub(crate) unsafe fn shrink(mut self, block: NonNull<u8>, size: usize, align: usize) -> bool {
         let former = self.layout().align();
-        // SAFETY: the caller's promise.
+        // SAFETY: this is the header of that live block.
         let Some(outer) = (unsafe { self.outer_layout(block) }) else { return false };
         if align != former && align.max(former) > ALIGN {
             return false;
@@ -263,7 +263,7 @@ impl BlockHeader {
         let more = outer.size() - (offset(former) + size + GUARD);
         self.size = size as u64 | (more as u64).min(MUCH) << SIZE;
         self.packed = self.packed & !(0xff << 16) | u64::from(align.trailing_zeros()) << 16;
-        // SAFETY: as above, and as in `write`.
+        // SAFETY: the block is the caller's alone, and its memory ends behind the new guard.
         unsafe {
             if more as u64 >= MUCH {
                 block.add(size + GUARD).cast().write_unaligned([more, !more]);
@@ -323,7 +323,7 @@ impl BlockHeader {
 /// There must be so much behind a block of that size.
 #[cold]
 unsafe fn read_much(block: NonNull<u8>, size: usize) -> Option<usize> {
-    // SAFETY: the caller's promise.
+    // SAFETY: a block with a larger size before has two words more behind its guard.
     let [more, inverted]: [usize; 2] = unsafe { block.add(size + GUARD).cast().read_unaligned() };
     (more == !inverted).then_some(more)
 }
@@ -360,7 +360,7 @@ fn unpair(word: u64) -> (u32, u32) {
 #[inline]
 pub(crate) unsafe fn write_guards(block: NonNull<u8>, size: usize) {
     let guard = guard(block);
-    // SAFETY: the requested memory has room for both.
+    // SAFETY: the requested memory holds both, the head and the guard.
     unsafe {
         block.sub(GUARD).cast().write_unaligned(guard);
         block.add(size).cast().write_unaligned(guard);
@@ -395,7 +395,7 @@ pub(crate) unsafe fn wrong_guard(block: NonNull<u8>, size: usize) -> Option<isiz
     if tail != guard {
         return Some(size as isize + first_difference(tail, guard));
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the head was written when the block was handed out.
     unsafe { wrong_head(block) }
 }
 

@@ -333,7 +333,7 @@ mod model {
         fn release(&self) -> bool {
             let is_released = self.entry.seize_quarantined();
             if is_released {
-                // SAFETY: as above.
+                // SAFETY: the model fails if two threads are here at once.
                 self.memory.with_mut(|memory| unsafe { *memory += 10 });
                 self.entry.set(State::None);
             }
@@ -343,7 +343,7 @@ mod model {
         /// As `verify` looks at a block, and condemns it if it is to.
         fn look(&self, condemns: bool) -> Option<u32> {
             self.entry.pinned(|state| {
-                // SAFETY: as above.
+                // SAFETY: the model fails if two threads are here at once.
                 let seen = self.memory.with(|memory| unsafe { *memory });
                 let next = match state {
                     State::Live if condemns => State::Condemned,

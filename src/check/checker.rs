@@ -102,7 +102,7 @@ impl Checker {
             sys::milliseconds(),
             stamp(settings.backtrace),
         );
-        // SAFETY: the caller's promise.
+        // SAFETY: the memory around the block is the caller's alone, and as large as `layout` asked for.
         unsafe {
             header.write(block, Tag::Live);
             block::write_guards(block, layout.size());
@@ -135,7 +135,7 @@ impl Checker {
     /// The block must have been live, and have been seized.
     #[inline(always)]
     unsafe fn whole(&self, entry: &'static Entry, block: NonNull<u8>, claim: Claim) -> Option<Whole> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is seized, so nobody else changes what stands around it.
         let header = unsafe { whole_and_live(block) }?;
         let is_meant = claim.mismatch(&header).is_none() && header.instance() == self.identity().number();
         is_meant.then_some(Whole { block, entry, header })
@@ -271,7 +271,7 @@ impl Checker {
             && has_quarantine(settings);
         if !is_kept_back {
             shadow::vacate(block.addr().get(), entry);
-            // SAFETY: the caller's promise.
+            // SAFETY: the block is seized, and was requested from that backend.
             return unsafe { release(backend, block, header) };
         }
         if self.release.load(Ordering::Relaxed).is_null() {
@@ -493,11 +493,11 @@ unsafe fn release_block<B>(address: usize, settings: &Settings, backend: &B, rel
     match unsafe { whole_and_freed(block, settings) } {
         Some(header) => {
             shadow::vacate(address, entry);
-            // SAFETY: the caller's promise.
+            // SAFETY: the block is seized, and was requested from that backend.
             unsafe { release(backend, block, header) };
         }
         None => {
-            // SAFETY: as above.
+            // SAFETY: it was in quarantine and has been seized.
             let violation = unsafe { wrong_with_freed(block, Operation::Reuse, settings) };
             entry.set(State::Leaked);
             react(&violation);

@@ -31,7 +31,7 @@ pub(super) fn violation(
 /// The block must have been live, and have been seized or be pinned.
 #[inline]
 pub(super) unsafe fn whole_and_live(block: NonNull<u8>) -> Option<BlockHeader> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the state says that a block begins here, so its head and tail are mapped.
     unsafe {
         let header = BlockHeader::read(block, Tag::Live)?;
         block::has_guards(block, header.layout().size()).then_some(header)
@@ -45,7 +45,7 @@ pub(super) unsafe fn whole_and_live(block: NonNull<u8>) -> Option<BlockHeader> {
 /// The block must have been in quarantine, and have been seized or be pinned.
 #[inline]
 pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) -> Option<BlockHeader> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the state says that a block begins here, so its head and tail are mapped.
     unsafe {
         let header = BlockHeader::read(block, Tag::Freed)?;
         let size = header.layout().size();
@@ -65,7 +65,7 @@ pub(super) unsafe fn wrong_with_live(
     block: NonNull<u8>,
     otherwise: ViolationKind,
 ) -> Violation {
-    // SAFETY: the caller's promise.
+    // SAFETY: the state says that a block begins here, so its head and tail are mapped.
     unsafe {
         let header = BlockHeader::read(block, Tag::Live);
         let wrong = match &header {
@@ -93,7 +93,7 @@ pub(super) unsafe fn wrong_with_freed(
     operation: Operation,
     settings: &Settings,
 ) -> Violation {
-    // SAFETY: the caller's promise.
+    // SAFETY: the state says that a block begins here, so its head and tail are mapped.
     unsafe {
         let header = BlockHeader::read(block, Tag::Freed);
         let wrong = match &header {
@@ -137,7 +137,7 @@ pub(super) unsafe fn about_any(violation: Violation, block: NonNull<u8>, state: 
     if may_be_gone(state) {
         return violation;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the state says that a block begins here, so its head and tail are mapped.
     unsafe {
         match BlockHeader::read(block, Tag::Freed) {
             Some(freed) => violation.about(block, Some(&freed), Tag::Freed, None),

@@ -108,12 +108,12 @@ mod model {
             for _ in 0..2 {
                 let own = Kept::find(place).filter(|kept| kept.take_from(place));
                 let number = own.map_or_else(|| std::mem::replace(&mut fresh, 1), Kept::magazine);
-                // SAFETY: as above.
+                // SAFETY: the model fails if two threads are here at once.
                 magazines[number as usize].with_mut(|blocks| unsafe { *blocks += 1 });
                 put(place, identity, number);
             }
             let stolen = other.join().unwrap();
-            // SAFETY: as above.
+            // SAFETY: the model fails if two threads are here at once.
             let left: i32 = magazines.iter().map(|blocks| blocks.with(|blocks| unsafe { *blocks })).sum();
             assert_eq!(stolen + left, 2);
         });

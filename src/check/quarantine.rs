@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(quarantine.limit(1000, 0, forks), 1000);
     }
 
-    /// Whoever has to make room does not make it for all who come after.
+    /// A thread that has to release blocks does not release them for all that come after.
     #[test]
     fn nobody_waits_for_others_to_put_in_less() {
         const BLOCK: usize = 1000;

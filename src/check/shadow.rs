@@ -92,7 +92,7 @@ pub(crate) fn give_back() {
             next.start = (root + 1) * MIDDLES;
             continue;
         };
-        // SAFETY: as above.
+        // SAFETY: tables are never unmapped.
         if let Some(leaf) = unsafe { middles.leaves[middle].load(Ordering::Acquire).as_ref() } {
             leaf.give_back(&middles.pages[middle * PAGES..][..PAGES]);
         }

@@ -80,7 +80,7 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// Takes the calling thread's call stack and gives its number: 0 where there is
-/// no room for it, or the thread is taking one already.
+/// no memory for it, or the thread is taking one already.
 pub(crate) fn take() -> u32 {
     let Some(_alone) = thread::Inside::enter() else { return 0 };
     let mut frames = [0; FRAMES];

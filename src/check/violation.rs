@@ -259,14 +259,14 @@ impl Violation {
         {
             writeln!(f, "  taken for  {}", Layouted(given))?;
         }
-        let deed = |f: &mut fmt::Formatter<'_>, what: &str, deed: &AccessContext| {
-            writeln!(f, "  {what:<10} by {deed}")
+        let line = |f: &mut fmt::Formatter<'_>, what: &str, context: &AccessContext| {
+            writeln!(f, "  {what:<10} by {context}")
         };
         if let Some(allocated) = &self.allocated {
-            deed(f, "allocated", allocated)?;
+            line(f, "allocated", allocated)?;
         }
         if let Some(freed) = &self.freed {
-            deed(f, "freed", freed)?;
+            line(f, "freed", freed)?;
         }
         writeln!(f, "  met        by {}, in {}", self.met, self.operation)?;
         if let Some(offset) = self.first_wrong {
@@ -278,13 +278,13 @@ impl Violation {
     /// The call stacks: with the functions' names, or the bare addresses, which
     /// need neither memory nor locks.
     pub(super) fn backtraces(&self, f: &mut fmt::Formatter<'_>, names: bool) -> fmt::Result {
-        let deeds = [
+        let contexts = [
             ("allocated", self.allocated.as_ref()),
             ("freed", self.freed.as_ref()),
             ("met", Some(&self.met)),
         ];
-        for (what, deed) in deeds {
-            let Some(backtrace) = deed.and_then(AccessContext::backtrace) else { continue };
+        for (what, context) in contexts {
+            let Some(backtrace) = context.and_then(AccessContext::backtrace) else { continue };
             writeln!(f, "  {what} at")?;
             if names {
                 write!(f, "{backtrace}")?;

@@ -1,6 +1,6 @@
-//! What went wrong inside allocations, where nothing can be told: blocks whose owner
-//! something has overwritten, and memory that the system refused the ledger, which got
-//! around it. Counted here, and told by `announce`.
+//! What went wrong inside allocations, where no event can be emitted: blocks whose owner
+//! something has overwritten, and memory that the system refused the ledger, which works
+//! without. Counted here, and announced by `events`.
 
 use crate::ledger::pending_events;
 use crate::sync::{AtomicU64, Ordering};
@@ -19,20 +19,20 @@ pub(crate) static SHARING: Anomaly = Anomaly::new();
 #[cfg(feature = "tracing-layer")]
 pub(crate) static UNENTERED: Anomaly = Anomaly::new();
 
-/// One kind of them.
+/// One kind of anomaly.
 pub(crate) struct Anomaly {
     times: AtomicU64,
     bytes: AtomicU64,
-    /// The times that were told of.
-    told: AtomicU64,
+    /// The times that were announced.
+    announced: AtomicU64,
 }
 
 impl Anomaly {
     const fn new() -> Self {
-        Self { times: AtomicU64::new(0), bytes: AtomicU64::new(0), told: AtomicU64::new(0) }
+        Self { times: AtomicU64::new(0), bytes: AtomicU64::new(0), announced: AtomicU64::new(0) }
     }
 
-    /// It happened again, to a block of so many bytes.
+    /// Counts one more, of a block of so many bytes.
     #[cold]
     pub(crate) fn add(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -47,8 +47,8 @@ impl Anomaly {
     }
 
     /// How often it has happened since this was asked last, if it has.
-    pub(crate) fn take_news(&self) -> Option<u64> {
+    pub(crate) fn take_new(&self) -> Option<u64> {
         let times = self.times.load(Ordering::Acquire);
-        Some(times - self.told.swap(times, Ordering::Relaxed)).filter(|&new| new > 0)
+        Some(times - self.announced.swap(times, Ordering::Relaxed)).filter(|&new| new > 0)
     }
 }

@@ -10,15 +10,14 @@
 //! nothing can drift.
 //!
 //! Threads may hold grants of many services, and keep them for long. So they count
-//! as used, while there is room; where there is not, they are taken back before it
+//! as used while the limit is far; where it is not, they are taken back before it
 //! is added up.
 //!
-//! A sum that is taken while others go on is true of no moment, but bounds can be
-//! had: frees first and allocations second gives no less than what was live at
+//! A concurrent sum is not a consistent snapshot, but it gives bounds: frees first and allocations second gives no less than what was live at
 //! the moment in between, the other order no more. Grants are given by the
 //! former, denials by the latter; where they differ so much that neither says, it
 //! is done again. What may be wrong is what others allocate meanwhile, without
-//! having drawn it meanwhile, for that changes the balance: each thread can be
+//! having drawn it meanwhile, for that changes the credit word: each thread can be
 //! using one grant that it has drawn before. That is 64 KiB for each, either way.
 
 use crate::ledger::cell::Live;
@@ -29,9 +28,9 @@ use crate::sync::{AtomicBool, AtomicU64, Ordering, const_unless_loom, spin};
 pub(crate) struct Budget {
     hard: AtomicU64,
     soft: AtomicU64,
-    /// What may be allocated before it is added up again: [`Balance`].
-    balance: AtomicU64,
-    /// How often that was changed, or was about to be: what the balance counts itself comes round
+    /// What may be allocated before it is added up again: a [`CreditWord`].
+    word: AtomicU64,
+    /// How often that was changed, or was about to be: what the word counts itself comes round
     /// in less than a second.
     changes: AtomicU64,
     /// Whether the soft limit was crossed, and not undershot since.
@@ -60,7 +59,7 @@ impl Budget {
             Self {
                 hard: AtomicU64::new(NONE),
                 soft: AtomicU64::new(NONE),
-                balance: AtomicU64::new(0),
+                word: AtomicU64::new(0),
                 changes: AtomicU64::new(0),
                 is_above: AtomicBool::new(false),
             }
@@ -91,19 +90,19 @@ impl Budget {
     /// Takes the credit back.
     fn withdraw(&self) {
         self.changes.fetch_add(1, Ordering::Relaxed);
-        let no_credit = |word| Some(Balance(word).with_credit(0).0);
-        let _ = self.balance.fetch_update(Ordering::AcqRel, Ordering::Relaxed, no_credit);
+        let no_credit = |word| Some(CreditWord(word).with_credit(0).0);
+        let _ = self.word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, no_credit);
     }
 
     /// A large allocation was counted in a cell, or will not be made.
     pub(crate) fn land(&self, size: u64) {
-        self.balance.fetch_sub(Balance::in_the_air(size), Ordering::Release);
+        self.word.fetch_sub(CreditWord::in_flight(size), Ordering::Release);
     }
 
     /// For a forked child, which does not have the threads that would land.
     pub(crate) fn land_all(&self) {
-        let none = |word| Some(Balance(word).with_none_taken_off().0);
-        let _ = self.balance.fetch_update(Ordering::AcqRel, Ordering::Relaxed, none);
+        let none = |word| Some(CreditWord(word).with_none_taken_off().0);
+        let _ = self.word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, none);
     }
 
     /// The allocation that crossed the soft limit will not be made.
@@ -115,7 +114,7 @@ impl Budget {
     /// are in no cell.
     pub(crate) fn take_off(&self, size: u64) {
         self.changes.fetch_add(1, Ordering::Relaxed);
-        self.balance.fetch_add(Balance::in_the_air(size).wrapping_add(Balance::CHANGE), Ordering::AcqRel);
+        self.word.fetch_add(CreditWord::in_flight(size).wrapping_add(CreditWord::CHANGE), Ordering::AcqRel);
     }
 
     /// Asks for `size` bytes, all or none; `None` if they are denied. `live` adds
@@ -129,22 +128,22 @@ impl Budget {
         mut live: impl FnMut(Grants) -> Option<Live>,
     ) -> Option<Granted> {
         let wanted = size.max(GRANT);
-        let taken_off = Balance::in_the_air(announced);
+        let taken_off = CreditWord::in_flight(announced);
         let mut attempt = 0;
         loop {
             let changes = self.changes.load(Ordering::Acquire);
-            let balance = Balance(self.balance.load(Ordering::Acquire));
-            let replace = |new: Balance| {
+            let credit = CreditWord(self.word.load(Ordering::Acquire));
+            let replace = |new: CreditWord| {
                 self.changes.fetch_add(1, Ordering::Relaxed);
                 let new = new.0.wrapping_add(taken_off);
-                self.balance.compare_exchange(balance.0, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+                self.word.compare_exchange(credit.0, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             };
             let (hard, soft) = (self.hard(), self.soft());
-            let has_room_to_fly = balance.taken_off() + announced < 2 * LARGEST - GRANT;
-            if let Some(rest) = balance.credit().checked_sub(wanted.next_multiple_of(GRANT))
-                && has_room_to_fly
+            let fits_in_flight = credit.taken_off() + announced < 2 * LARGEST - GRANT;
+            if let Some(rest) = credit.credit().checked_sub(wanted.next_multiple_of(GRANT))
+                && fits_in_flight
             {
-                if replace(balance.with_credit(rest)) {
+                if replace(credit.with_credit(rest)) {
                     return Some(Granted { bytes: wanted, crosses: false });
                 }
                 continue;
@@ -155,22 +154,23 @@ impl Budget {
             let most = if was_above { hard } else { hard.min(soft) };
             let alone = |live: Live| live.at_most.saturating_add(size);
             let after =
-                |live: Live| alone(live).saturating_add(live.granted).saturating_add(balance.taken_off());
+                |live: Live| alone(live).saturating_add(live.granted).saturating_add(credit.taken_off());
             let mut sum = live(Grants::Count);
             if sum.is_none_or(|live| after(live) > most) {
                 sum = live(Grants::TakeBack);
             }
-            if let Some(live) = sum.filter(|live| after(*live) <= hard && has_room_to_fly) {
+            if let Some(live) = sum.filter(|live| after(*live) <= hard && fits_in_flight) {
                 let after = after(live);
-                // What is in the air may be counted twice.
+                // What is in flight may be counted twice.
                 let is_above = alone(live) > soft;
                 // Above the soft limit there is little credit, so that it is
                 // noticed when it is undershot.
-                let soft_room = if after > soft { (soft / 8).max(GRANT) } else { soft - after };
-                let room = soft_room.min(hard - after);
-                let grant = wanted.min(size.saturating_add(room));
-                if replace(balance.with_credit(room - (grant - size))) {
-                    if self.changes.load(Ordering::Relaxed).wrapping_sub(changes) >= Balance::MOST_CHANGES {
+                let soft_left = if after > soft { (soft / 8).max(GRANT) } else { soft - after };
+                let left = soft_left.min(hard - after);
+                let grant = wanted.min(size.saturating_add(left));
+                if replace(credit.with_credit(left - (grant - size))) {
+                    if self.changes.load(Ordering::Relaxed).wrapping_sub(changes) >= CreditWord::MOST_CHANGES
+                    {
                         // It is another one than there was, and only looks the same.
                         self.withdraw();
                         self.land(announced);
@@ -182,9 +182,9 @@ impl Budget {
                 // Others have drawn, and so they get on.
                 continue;
             }
-            // If others have drawn meanwhile there was room; and what they hold now
+            // If others have drawn meanwhile, something was left; and what they hold now
             // may have been counted with what was freed for it.
-            let is_of_one_moment = self.balance.load(Ordering::Acquire) == balance.0;
+            let is_of_one_moment = self.word.load(Ordering::Acquire) == credit.0;
             let is_too_much = |live: Live| live.at_least.saturating_add(size) > hard;
             if is_of_one_moment && sum.is_some_and(is_too_much) {
                 return None;
@@ -221,12 +221,12 @@ const ATTEMPTS: u32 = if cfg!(dogtag_loom) { 3 } else { 1000 };
 
 /// Credit (16 bits), large allocations that were let through but are in no cell yet
 /// (24), both in grants, and a count of the changes (24): so that nobody takes a
-/// later balance for the one that was there before he added up. (What is in the air beyond
+/// later word for the one that was there before the sum. (What is in flight beyond
 /// a TiB adds to the changes, until it has landed.)
 #[derive(Clone, Copy)]
-struct Balance(u64);
+struct CreditWord(u64);
 
-impl Balance {
+impl CreditWord {
     const CREDIT: u64 = (1 << 16) - 1;
     const TAKEN_OFF: u32 = 16;
     const CHANGES: u32 = 40;
@@ -253,7 +253,7 @@ impl Balance {
     }
 
     /// What a large allocation adds, rounded up.
-    fn in_the_air(bytes: u64) -> u64 {
+    fn in_flight(bytes: u64) -> u64 {
         bytes.div_ceil(GRANT) << Self::TAKEN_OFF
     }
 }
@@ -328,7 +328,7 @@ mod tests {
         };
         assert_eq!(budget.draw(2 * GRANT, 2 * GRANT, granted_to_others), granted(2 * GRANT));
         let in_vain = |grants| {
-            assert_eq!(grants, Grants::Count, "there was room");
+            assert_eq!(grants, Grants::Count, "something was left");
             Some(Live { at_least: 0, at_most: 0, granted: 7 * GRANT })
         };
         assert_eq!(limited(10 * GRANT, NONE).draw(1, 0, in_vain), granted(GRANT));
@@ -340,7 +340,7 @@ mod tests {
     /// While one adds up others change it as often as it can count, and more.
     #[test]
     fn a_balance_that_looks_the_same_is_not_taken_for_it() {
-        for times in [Balance::MOST_CHANGES, 2 * Balance::MOST_CHANGES] {
+        for times in [CreditWord::MOST_CHANGES, 2 * CreditWord::MOST_CHANGES] {
             let budget = limited(10 * GRANT, NONE);
             let mut asked = 0;
             let stale_at_first = |grants| {
@@ -348,15 +348,15 @@ mod tests {
                 if asked > 1 {
                     return exactly(10 * GRANT)(grants);
                 }
-                let before = budget.balance.load(Ordering::Relaxed);
+                let before = budget.word.load(Ordering::Relaxed);
                 (0..times).for_each(|_| budget.set(10 * GRANT, NONE));
-                assert_eq!(budget.balance.load(Ordering::Relaxed), before, "it does not look the same");
+                assert_eq!(budget.word.load(Ordering::Relaxed), before, "it does not look the same");
                 exactly(0)(grants)
             };
             assert_eq!(budget.draw(2 * GRANT, 2 * GRANT, stale_at_first), None);
             assert!(asked > 1);
-            let balance = Balance(budget.balance.load(Ordering::Relaxed));
-            assert_eq!((balance.credit(), balance.taken_off()), (0, 0));
+            let credit = CreditWord(budget.word.load(Ordering::Relaxed));
+            assert_eq!((credit.credit(), credit.taken_off()), (0, 0));
         }
     }
 
@@ -396,7 +396,7 @@ mod tests {
         // A new limit is a new crossing.
         budget.set(NONE, 100);
         assert!(budget.draw(1, 0, exactly(500)).is_some_and(|granted| granted.crosses));
-        // What is in the air is in a cell already, perhaps.
+        // What is in flight is in a cell already, perhaps.
         let budget = limited(NONE, 10 * GRANT);
         budget.take_off(8 * GRANT);
         assert_eq!(budget.draw(1, 0, exactly(4 * GRANT)), granted(GRANT));
@@ -417,26 +417,26 @@ mod model {
     const LIMIT: u64 = 100 << 10;
     const SIZE: u64 = 60 << 10;
 
-    struct House {
+    struct Setup {
         budget: Budget,
-        roster: ShardList,
+        list: ShardList,
         shared: Cell,
     }
 
-    impl House {
+    impl Setup {
         fn new() -> Arc<Self> {
-            let house =
-                Self { budget: Budget::new(), roster: ShardList::new(), shared: Cell::shared(SLOT.mark()) };
-            house.budget.set(LIMIT, NONE);
-            Arc::new(house)
+            let setup =
+                Self { budget: Budget::new(), list: ShardList::new(), shared: Cell::shared(SLOT.mark()) };
+            setup.budget.set(LIMIT, NONE);
+            Arc::new(setup)
         }
 
         fn cell(&self) -> &'static Cell {
-            self.roster.acquire().unwrap().claim(SLOT).unwrap()
+            self.list.acquire().unwrap().claim(SLOT).unwrap()
         }
 
         fn allocate(&self, cell: &Cell) -> bool {
-            let granted = self.budget.draw(SIZE, SIZE, |_| Some(self.roster.live(SLOT, &self.shared)));
+            let granted = self.budget.draw(SIZE, SIZE, |_| Some(self.list.live(SLOT, &self.shared)));
             if granted.is_some() {
                 cell.charge(SIZE as usize);
                 self.budget.land(SIZE);
@@ -445,16 +445,16 @@ mod model {
         }
     }
 
-    /// There is room for one; so one gets it, and not both.
+    /// The limit allows for one; so one gets it, and not both.
     #[test]
     fn two_that_want_the_rest() {
         model(|| {
-            let house = House::new();
+            let setup = Setup::new();
             let other = thread::spawn({
-                let house = Arc::clone(&house);
-                move || house.allocate(house.cell())
+                let setup = Arc::clone(&setup);
+                move || setup.allocate(setup.cell())
             });
-            let own = house.allocate(house.cell());
+            let own = setup.allocate(setup.cell());
             let other = other.join().unwrap();
             assert!(own || other, "both were denied");
             assert!(!(own && other), "both were granted");
@@ -465,16 +465,16 @@ mod model {
     #[test]
     fn one_that_frees_and_one_that_wants() {
         model(|| {
-            let house = House::new();
-            let cell = house.cell();
-            assert!(house.allocate(cell));
+            let setup = Setup::new();
+            let cell = setup.cell();
+            assert!(setup.allocate(cell));
             let other = thread::spawn({
-                let house = Arc::clone(&house);
+                let setup = Arc::clone(&setup);
                 move || {
-                    let cell = house.cell();
-                    let is_granted = house.allocate(cell);
+                    let cell = setup.cell();
+                    let is_granted = setup.allocate(cell);
                     if is_granted {
-                        let live = house.roster.live(SLOT, &house.shared);
+                        let live = setup.list.live(SLOT, &setup.shared);
                         assert!(live.at_least <= LIMIT, "past the limit");
                         cell.refund(SIZE as usize);
                     }
@@ -482,7 +482,7 @@ mod model {
             });
             cell.refund(SIZE as usize);
             other.join().unwrap();
-            assert!(house.allocate(cell), "denied though nothing is live");
+            assert!(setup.allocate(cell), "denied though nothing is live");
         });
     }
 }

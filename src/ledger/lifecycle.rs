@@ -15,7 +15,7 @@
 //! clone that comes out of a scope takes the mark away that whoever looks has made here.
 //!
 //! Clones that are forgotten stay counted, and keep their service for good. To forget
-//! as many as the count has room for takes a century and more.
+//! as many as the count can hold takes a century and more.
 
 use crate::sync::{AtomicU64, Ordering, const_unless_loom};
 
@@ -42,7 +42,7 @@ const CLAIMED: u64 = 3 << 62;
 
 impl Lifecycle {
     const_unless_loom! {
-        /// That of a service which never ends.
+        /// The lifecycle of a service that never ends.
         pub(crate) fn endless() -> Self {
             Self {
                 word: AtomicU64::new(IN_USE | CLONE),
@@ -280,31 +280,31 @@ mod model {
 
     const SLOT: Slot = Slot::UNATTRIBUTED;
 
-    struct House {
-        roster: ShardList,
+    struct Setup {
+        list: ShardList,
         shared: Cell,
         life: Lifecycle,
         handed_over: AtomicBool,
         ended: AtomicU32,
     }
 
-    impl House {
+    impl Setup {
         fn new() -> Arc<Self> {
-            let house = Self {
-                roster: ShardList::new(),
+            let setup = Self {
+                list: ShardList::new(),
                 shared: Cell::shared(SLOT.mark()),
                 life: Lifecycle::default(),
                 handed_over: AtomicBool::new(false),
                 ended: AtomicU32::new(0),
             };
-            assert!(house.life.claim());
-            house.life.begin();
-            Arc::new(house)
+            assert!(setup.life.claim());
+            setup.life.begin();
+            Arc::new(setup)
         }
 
         fn look_after(&self) {
             let ended = self.life.end(|| {
-                let sum = self.roster.sum(SLOT, &self.shared);
+                let sum = self.list.sum(SLOT, &self.shared);
                 sum.is_quiet().then_some(sum.usage)
             });
             if let Some(usage) = ended {
@@ -318,31 +318,31 @@ mod model {
     #[test]
     fn a_service_ends_after_its_last_block_and_clone() {
         model(|| {
-            let house = House::new();
+            let setup = Setup::new();
             let other = thread::spawn({
-                let house = Arc::clone(&house);
+                let setup = Arc::clone(&setup);
                 move || {
-                    let cell = house.roster.acquire().unwrap().claim(SLOT).unwrap();
-                    if house.handed_over.load(Ordering::Acquire) {
+                    let cell = setup.list.acquire().unwrap().claim(SLOT).unwrap();
+                    if setup.handed_over.load(Ordering::Acquire) {
                         cell.refund(100);
                     }
                 }
             });
-            let cell = house.roster.acquire().unwrap().claim(SLOT).unwrap();
+            let cell = setup.list.acquire().unwrap().claim(SLOT).unwrap();
             cell.enter();
             cell.charge(100);
-            house.handed_over.store(true, Ordering::Release);
+            setup.handed_over.store(true, Ordering::Release);
             cell.leave();
-            let is_last = house.life.release();
+            let is_last = setup.life.release();
             assert!(is_last);
-            house.look_after();
+            setup.look_after();
             other.join().unwrap();
-            let usage = house.roster.sum(SLOT, &house.shared).usage;
-            if house.ended.load(Ordering::Relaxed) == 0 && usage.bytes() == 0 {
-                house.look_after();
-                assert_eq!(house.ended.load(Ordering::Relaxed), 1, "does not end");
+            let usage = setup.list.sum(SLOT, &setup.shared).usage;
+            if setup.ended.load(Ordering::Relaxed) == 0 && usage.bytes() == 0 {
+                setup.look_after();
+                assert_eq!(setup.ended.load(Ordering::Relaxed), 1, "does not end");
             }
-            assert!(usage.bytes() == 0 || house.life.is_in_use());
+            assert!(usage.bytes() == 0 || setup.life.is_in_use());
         });
     }
 
@@ -351,24 +351,24 @@ mod model {
     #[test]
     fn a_clone_out_of_a_scope_keeps_it() {
         model(|| {
-            let house = House::new();
-            let cell = house.roster.acquire().unwrap().claim(SLOT).unwrap();
+            let setup = Setup::new();
+            let cell = setup.list.acquire().unwrap().claim(SLOT).unwrap();
             cell.enter();
-            assert!(house.life.release());
+            assert!(setup.life.release());
             let other = thread::spawn({
-                let house = Arc::clone(&house);
-                move || house.look_after()
+                let setup = Arc::clone(&setup);
+                move || setup.look_after()
             });
-            assert!(house.life.revive());
+            assert!(setup.life.revive());
             cell.leave();
             cell.enter();
             cell.charge(100);
             cell.leave();
-            house.life.release();
+            setup.life.release();
             cell.refund(100);
             other.join().unwrap();
-            house.look_after();
-            assert_eq!(house.ended.load(Ordering::Relaxed), 1);
+            setup.look_after();
+            assert_eq!(setup.ended.load(Ordering::Relaxed), 1);
         });
     }
 
@@ -376,21 +376,21 @@ mod model {
     #[test]
     fn a_block_out_of_a_scope_keeps_it() {
         model(|| {
-            let house = House::new();
-            let cell = house.roster.acquire().unwrap().claim(SLOT).unwrap();
+            let setup = Setup::new();
+            let cell = setup.list.acquire().unwrap().claim(SLOT).unwrap();
             cell.enter();
-            assert!(house.life.release());
+            assert!(setup.life.release());
             let other = thread::spawn({
-                let house = Arc::clone(&house);
-                move || house.look_after()
+                let setup = Arc::clone(&setup);
+                move || setup.look_after()
             });
             cell.charge(100);
             cell.leave();
             other.join().unwrap();
-            assert_eq!(house.ended.load(Ordering::Relaxed), 0, "there is a block");
+            assert_eq!(setup.ended.load(Ordering::Relaxed), 0, "there is a block");
             cell.refund(100);
-            house.look_after();
-            assert_eq!(house.ended.load(Ordering::Relaxed), 1);
+            setup.look_after();
+            assert_eq!(setup.ended.load(Ordering::Relaxed), 1);
         });
     }
 
@@ -398,22 +398,22 @@ mod model {
     #[test]
     fn a_scope_is_one_wherever_it_is_left() {
         model(|| {
-            let house = House::new();
-            let cell = house.roster.acquire().unwrap().claim(SLOT).unwrap();
-            house.shared.enter_shared();
-            assert!(house.life.release());
+            let setup = Setup::new();
+            let cell = setup.list.acquire().unwrap().claim(SLOT).unwrap();
+            setup.shared.enter_shared();
+            assert!(setup.life.release());
             let other = thread::spawn({
-                let house = Arc::clone(&house);
-                move || house.look_after()
+                let setup = Arc::clone(&setup);
+                move || setup.look_after()
             });
             cell.charge(100);
-            let is_over = house.ended.load(Ordering::Relaxed) != 0;
+            let is_over = setup.ended.load(Ordering::Relaxed) != 0;
             cell.leave();
             other.join().unwrap();
-            assert!(!is_over && house.ended.load(Ordering::Relaxed) == 0, "ended too early");
+            assert!(!is_over && setup.ended.load(Ordering::Relaxed) == 0, "ended too early");
             cell.refund(100);
-            house.look_after();
-            assert_eq!(house.ended.load(Ordering::Relaxed), 1);
+            setup.look_after();
+            assert_eq!(setup.ended.load(Ordering::Relaxed), 1);
         });
     }
 
@@ -467,7 +467,7 @@ mod model {
             assert!(life.release());
             assert!(life.end(|| Some(())).is_some());
             if life.claim() {
-                // SAFETY: as above.
+                // SAFETY: the model fails if a reader is here meanwhile.
                 name.with_mut(|name| unsafe { *name = 2 });
                 life.begin();
             }

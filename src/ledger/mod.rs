@@ -1,7 +1,7 @@
 //! All counters of the process.
 //!
 //! Each thread counts in its own shard, so counting is plain loads and stores;
-//! a reader adds the shards up. The allocator enters this room on every
+//! a reader adds the shards up. The allocator calls this module on every
 //! allocation ([`thread`]) and everybody who asks for figures by the functions
 //! below. What must hold: every block charged is refunded once, to the same
 //! slot, by whichever thread frees it; and no sum is ever negative.

@@ -61,23 +61,23 @@ mod model {
     #[test]
     fn who_goes_by_memory_is_where_somebody_holds_it() {
         model(|| {
-            let roster = Arc::new(ShardList::new());
+            let list = Arc::new(ShardList::new());
             let shared = Arc::new(Cell::shared(SLOT.mark()));
             let (life, generation) = (Arc::new(Lifecycle::default()), Arc::new(Generation::new()));
             assert!(life.claim());
             life.begin();
             let remembered = generation.get();
             let other = thread::spawn({
-                let (roster, shared) = (Arc::clone(&roster), Arc::clone(&shared));
+                let (list, shared) = (Arc::clone(&list), Arc::clone(&shared));
                 let (life, generation) = (Arc::clone(&life), Arc::clone(&generation));
                 move || {
                     generation.change();
                     assert!(life.release());
-                    let ended = life.end(|| roster.sum(SLOT, &shared).is_quiet().then_some(()));
+                    let ended = life.end(|| list.sum(SLOT, &shared).is_quiet().then_some(()));
                     ended.is_some()
                 }
             });
-            let cell = roster.acquire().unwrap().claim(SLOT).unwrap();
+            let cell = list.acquire().unwrap().claim(SLOT).unwrap();
             cell.enter();
             let is_in = generation.is_still(remembered);
             if !is_in {

@@ -1,4 +1,4 @@
-//! One thread's part of the ledger, and the roster of all of them.
+//! One thread's part of the ledger, and the list of all of them.
 //!
 //! A shard belongs to one thread at a time. When the thread ends the shard
 //! goes to the next new thread with all that was counted in it, so there are
@@ -86,13 +86,13 @@ pub(crate) struct Shard {
     next_free: AtomicPtr<Shard>,
     /// Whether no thread has it. Who takes it from the stack has it if he has changed this.
     is_free: AtomicBool,
-    /// Places for what another room keeps for the thread that has the shard; it
+    /// Places for what another module keeps for the thread that has the shard; it
     /// goes to the next thread with the rest.
     #[cfg(feature = "memory-check")]
     keepsakes: [AtomicPtr<()>; KEEPSAKES],
 }
 
-/// How many places a shard has for what another room keeps there.
+/// The number of places that a shard has for what another module keeps there.
 #[cfg(feature = "memory-check")]
 pub(crate) const KEEPSAKES: usize = 4;
 
@@ -431,24 +431,24 @@ mod tests {
     /// A thread looks at the top, and changes it when the counter has come round.
     #[test]
     fn a_shard_has_one_owner_though_the_counter_comes_round() {
-        let roster = ShardList::new();
-        let [first, second, third] = [(); 3].map(|()| roster.acquire().unwrap());
-        roster.release(second);
-        roster.release(first);
-        let seen = roster.free.load(Ordering::Relaxed);
+        let list = ShardList::new();
+        let [first, second, third] = [(); 3].map(|()| list.acquire().unwrap());
+        list.release(second);
+        list.release(first);
+        let seen = list.free.load(Ordering::Relaxed);
         // Meanwhile both are taken, and the first is put back.
-        assert!(ptr::eq(roster.acquire().unwrap(), first) && ptr::eq(roster.acquire().unwrap(), second));
-        roster.release(third);
-        roster.release(first);
+        assert!(ptr::eq(list.acquire().unwrap(), first) && ptr::eq(list.acquire().unwrap(), second));
+        list.release(third);
+        list.release(first);
         // Who has seen the old top puts in its place what was below.
         assert!(ptr::eq(Top(seen).shard(), first));
-        roster.free.store(Top(seen).followed_by(second).0, Ordering::Relaxed);
+        list.free.store(Top(seen).followed_by(second).0, Ordering::Relaxed);
         assert!(first.is_free.swap(false, Ordering::Relaxed));
         // The second is somebody's.
-        let next = roster.acquire().unwrap();
+        let next = list.acquire().unwrap();
         assert!(![first, second].iter().any(|owned| ptr::eq(*owned, next)), "two have it");
-        roster.release(second);
-        assert!(ptr::eq(roster.acquire().unwrap(), second));
-        assert!(!ptr::eq(roster.acquire().unwrap(), second));
+        list.release(second);
+        assert!(ptr::eq(list.acquire().unwrap(), second));
+        assert!(!ptr::eq(list.acquire().unwrap(), second));
     }
 }

@@ -48,7 +48,7 @@ const _: () = assert!(cfg!(dogtag_loom) || size_of::<Record>() == 192);
 
 /// What is left of a link beside the slot. It takes 12 days at least to register and drop so many
 /// services one after the other.
-pub(crate) const LAST_INCARNATION: u64 = u64::MAX >> Slot::COUNT.trailing_zeros();
+pub(crate) const LAST_GENERATION: u64 = u64::MAX >> Slot::COUNT.trailing_zeros();
 
 /// Of services that have ended; so as much was freed as was allocated.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Past {
 
 impl Record {
     const_unless_loom! {
-        /// That of a service which never ends, in the first slot.
+        /// The record of a service which never ends, in the first slot.
         fn endless(name: &'static str) -> Self {
             Self {
                 shared: Cell::shared(Slot::UNATTRIBUTED.mark()),
@@ -110,13 +110,13 @@ impl Record {
 
     /// As if the slot had had many services before this one.
     #[cfg(all(test, not(dogtag_loom)))]
-    pub(crate) fn preset_incarnation(&self, generation: u64) {
+    pub(crate) fn preset_generation(&self, generation: u64) {
         self.generation.store(generation, Ordering::Relaxed);
     }
 
     /// Whether the slot has had as many services as can be told apart: then no other gets it.
     pub(crate) fn is_used_up(&self) -> bool {
-        self.generation() >= LAST_INCARNATION
+        self.generation() >= LAST_GENERATION
     }
 
     pub(crate) fn handle(&self) -> u32 {
@@ -242,7 +242,7 @@ impl Record {
         let name = self.name.swap(ptr::null_mut(), Ordering::Relaxed);
         let length = self.name_length.swap(0, Ordering::Relaxed);
         if !name.is_null() {
-            // SAFETY: the string that `begin` let go; while the slot is claimed
+            // SAFETY: the string that `begin` leaked; while the slot is claimed
             // nobody else looks at it.
             drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(name, length)) });
         }

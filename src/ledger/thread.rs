@@ -5,13 +5,13 @@
 //! `thread_local!` in a library crate compiles to a call of `__tls_get_addr`,
 //! which the linker relaxes, but around which registers were already saved.
 //! A library that is opened late has to call it all the same (feature
-//! `disable-initial-exec-tls`), since the model needs room that is given out at
+//! `disable-initial-exec-tls`), since the model needs memory that is given out at
 //! the start; where it does, a thread's first call may allocate, from the C library's
 //! `malloc`. That is another allocator, or dogtag as the program itself has it, which
 //! needs no such call.
 //!
 //! A thread begins at the unattributed service's shared cell, whose threshold is
-//! shut. So its first allocation leaves the hot path, gets a shard and comes
+//! 0. So its first allocation leaves the hot path, gets a shard and comes
 //! back; no flag is asked on the way. When the thread ends it is put back to a
 //! shared cell, and what late destructors do is counted there, atomically. The
 //! same happens when the system refuses memory for a shard.
@@ -37,10 +37,10 @@ use std::cell::Cell as Variable;
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 
-/// The cell that the calling thread charges to; shut unless it is its own.
+/// The cell that the calling thread charges to; its threshold is 0 unless it is the thread's own.
 #[inline(always)]
 pub(crate) fn current() -> &'static Cell {
-    // SAFETY: the first field is always a cell, and cells live for ever.
+    // SAFETY: the first field is always a reference to a cell; cells are never unmapped.
     unsafe { &*access::first_word().cast::<Cell>() }
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn current() -> &'static Cell {
 /// cell's own mark differs.
 #[inline(always)]
 pub(crate) fn cell(mark: Mark) -> &'static Cell {
-    // SAFETY: the second field is always a directory, and directories live for ever.
+    // SAFETY: the second field is always a reference to a directory; directories are never unmapped.
     let directory = unsafe { &*access::second_word().cast::<Directory>() };
     directory.cell(mark)
 }
@@ -74,7 +74,7 @@ pub(crate) fn charge_ownerless(size: usize) {
     anomalies::OWNERLESS.add(size);
 }
 
-/// The same for the service that the thread is in. From here on the hot path
+/// Where the calling thread counts for the service that it is in. From here on the hot path
 /// finds it.
 pub(crate) fn current_account() -> (Account, &'static Record) {
     with(|thread| {
@@ -332,7 +332,7 @@ impl Drop for Inside {
     }
 }
 
-/// A place where the calling thread's shard keeps something for another room;
+/// A place where the calling thread's shard keeps something for another module;
 /// `None` for threads without a shard. There are [`KEEPSAKES`].
 #[cfg(feature = "memory-check")]
 #[inline]

@@ -63,7 +63,7 @@ pub(crate) struct Admitted {
 pub(crate) struct Replaced {
     pub(crate) owner: &'static Record,
     pub(crate) size: usize,
-    /// Whether it stays its owner's where the current service has no room for the new one, since
+    /// Whether it stays its owner's where the current service's limits do not allow for the new one, since
     /// that is no larger. Then nothing is denied.
     pub(crate) stays: bool,
 }
@@ -187,7 +187,7 @@ impl Drop for Admitted {
             self.each(self.crossed, |_, budget| budget.uncross());
         }
         if self.has_asked {
-            // Nor is there a reason for the room that was made for it.
+            // Nor is there a reason for the grant that was drawn for it.
             self.account.cell().shut();
         }
     }

@@ -206,11 +206,11 @@ mod tests {
         link.store(Some(Link::to(record)));
         assert_eq!(follow().as_deref(), Some("second"));
         // As many as there can be, and one that had the same lower bits.
-        record.preset_incarnation(slots::LAST_INCARNATION);
+        record.preset_generation(slots::LAST_GENERATION);
         assert_eq!(follow(), None);
         link.store(Some(Link::to(record)));
         assert_eq!(follow().as_deref(), Some("second"));
-        record.preset_incarnation(slots::LAST_INCARNATION - (1 << 32));
+        record.preset_generation(slots::LAST_GENERATION - (1 << 32));
         assert_eq!(follow(), None);
         // Another test may look at free slots.
         assert!(record.lifecycle().release());

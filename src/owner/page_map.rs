@@ -4,7 +4,7 @@
 //! that two bytes more would cost a quarter of the block; and their last bytes
 //! are seldom in the cache when they are freed. But no two of them begin within
 //! [`LARGE`] bytes, unless one is in the other, so a table with an entry for each
-//! such stretch of the address space has room for all of their owners.
+//! such stretch of the address space holds all of their owners.
 //!
 //! ```text
 //! ROOT ──▶ leaf: one entry for each LARGE bytes of a GiB of addresses

@@ -121,7 +121,7 @@ pub(crate) unsafe fn write(block: *mut u8, usable: usize, slot: Slot) -> bool {
     }
     if !slot.is_short() {
         cookie::note_long_one();
-        // SAFETY: a long slot's request has room for four more bytes.
+        // SAFETY: `request` has asked for a long slot's four more bytes.
         unsafe { block.add(usable - LONG).cast::<u32>().write_unaligned(slot.tagged()) };
     }
     // SAFETY: the block is not large, and has `usable` bytes, the cookie's among them.

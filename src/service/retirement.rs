@@ -117,7 +117,7 @@ fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
     Ok(parent.filter(|parent| parent.lifecycle().release()))
 }
 
-/// A slot that was never used, claimed, for which there is room in the queues.
+/// A slot that was never used, claimed, which fits into the queues.
 fn fresh() -> Result<&'static Record, SlotError> {
     let mut spare = spare();
     // Only under the lock there come more.
@@ -147,7 +147,7 @@ mod tests {
     fn a_slot_whose_services_cannot_be_told_apart_any_more_is_given_no_more() {
         let service = Service::register("last of its slot").unwrap();
         let record = service.record;
-        record.preset_incarnation(slots::LAST_INCARNATION);
+        record.preset_generation(slots::LAST_GENERATION);
         drop(service);
         assert!(!record.lifecycle().is_in_use());
         // With memory-check a slot waits until there are many others.

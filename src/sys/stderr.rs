@@ -1,5 +1,5 @@
 //! Standard error without std's lock and without an allocation: a report may be
-//! due while either is somebody's.
+//! printed while another thread holds either.
 
 use std::ffi::c_int;
 use std::fmt::{self, Write};

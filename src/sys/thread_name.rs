@@ -35,7 +35,7 @@ impl ThreadName {
     ///
     /// Up to a zero, or 15 bytes, must be readable.
     pub(crate) unsafe fn from_ptr(name: *const c_char) -> Self {
-        // SAFETY: the caller's promise; reads no further.
+        // SAFETY: up to a zero, or 15 bytes, are readable; reads no further.
         unsafe { Self::cut(std::slice::from_raw_parts(name.cast(), libc::strnlen(name, LENGTH))) }
     }
 

@@ -14,7 +14,7 @@ fn written() -> (Box<Memory>, NonNull<u8>) {
     let mut memory = Box::new(Memory([0; HEAD + 40 + GUARD]));
     let block = NonNull::from(&mut memory.0[HEAD]);
     let layout = Layout::from_size_align(40, 8).unwrap();
-    // SAFETY: the memory has the room and is ours.
+    // SAFETY: the memory is large enough and ours.
     unsafe {
         BlockHeader::new(layout, Family::NewArray, 3, 123_456_789_012, stamp()).write(block, Tag::Live);
         write_guards(block, 40);

@@ -8,42 +8,42 @@ use loom::thread;
 
 const SLOT: Slot = Slot::UNATTRIBUTED;
 
-fn new_roster() -> (Arc<ShardList>, Arc<Cell>) {
+fn new_list() -> (Arc<ShardList>, Arc<Cell>) {
     (Arc::new(ShardList::new()), Arc::new(Cell::shared(SLOT.mark())))
 }
 
 #[test]
 fn nothing_is_lost_when_shards_change_hands() {
     model(|| {
-        let (roster, shared) = new_roster();
-        let work = |roster: &ShardList, size| {
-            let shard = roster.acquire().unwrap();
+        let (list, shared) = new_list();
+        let work = |list: &ShardList, size| {
+            let shard = list.acquire().unwrap();
             shard.claim(SLOT).unwrap().charge(size);
-            roster.release(shard);
+            list.release(shard);
         };
         let other = thread::spawn({
-            let roster = Arc::clone(&roster);
+            let list = Arc::clone(&list);
             move || {
-                work(&roster, 10);
-                work(&roster, 20);
+                work(&list, 10);
+                work(&list, 20);
             }
         });
-        work(&roster, 3);
-        work(&roster, 4);
+        work(&list, 3);
+        work(&list, 4);
         other.join().unwrap();
 
-        let usage = roster.sum(SLOT, &shared).usage;
+        let usage = list.sum(SLOT, &shared).usage;
         assert_eq!((usage.allocated_bytes, usage.allocated_blocks), (37, 4));
-        assert!(roster.shards().count() <= 2, "more shards than threads");
+        assert!(list.shards().count() <= 2, "more shards than threads");
     });
 }
 
 #[test]
 fn a_shard_has_one_owner_at_a_time() {
     model(|| {
-        let (roster, _) = new_roster();
+        let (list, _) = new_list();
         // Two shards on the stack, so that the one below the top matters.
-        let (a, b) = (roster.acquire().unwrap(), roster.acquire().unwrap());
+        let (a, b) = (list.acquire().unwrap(), list.acquire().unwrap());
         let owned = Arc::new([AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false)]);
         let index = move |shard: &Shard| {
             if ptr::eq(shard, a) {
@@ -54,10 +54,10 @@ fn a_shard_has_one_owner_at_a_time() {
                 2
             }
         };
-        roster.release(a);
-        roster.release(b);
-        let take = move |roster: &ShardList, owned: &[AtomicBool; 3]| {
-            let shard = roster.acquire().unwrap();
+        list.release(a);
+        list.release(b);
+        let take = move |list: &ShardList, owned: &[AtomicBool; 3]| {
+            let shard = list.acquire().unwrap();
             // A third shard can only be one's own.
             let flag = (index(shard) < 2).then(|| &owned[index(shard)]);
             if let Some(flag) = flag {
@@ -65,28 +65,27 @@ fn a_shard_has_one_owner_at_a_time() {
             }
             (shard, flag.is_some())
         };
-        let put =
-            move |roster: &ShardList, owned: &[AtomicBool; 3], (shard, known): (&'static Shard, bool)| {
-                if known {
-                    owned[index(shard)].store(false, Ordering::Release);
-                }
-                roster.release(shard);
-            };
+        let put = move |list: &ShardList, owned: &[AtomicBool; 3], (shard, known): (&'static Shard, bool)| {
+            if known {
+                owned[index(shard)].store(false, Ordering::Release);
+            }
+            list.release(shard);
+        };
         let other = thread::spawn({
-            let (roster, owned) = (Arc::clone(&roster), Arc::clone(&owned));
+            let (list, owned) = (Arc::clone(&list), Arc::clone(&owned));
             move || {
                 // Both are taken and only the first is put back: the top
                 // looks untouched, and what was below it is in use.
-                let first = take(&roster, &owned);
-                let second = take(&roster, &owned);
-                put(&roster, &owned, first);
+                let first = take(&list, &owned);
+                let second = take(&list, &owned);
+                put(&list, &owned, first);
                 second
             }
         });
-        let mine = [take(&roster, &owned), take(&roster, &owned)];
+        let mine = [take(&list, &owned), take(&list, &owned)];
         let second = other.join().unwrap();
         for shard in mine.into_iter().chain([second]) {
-            put(&roster, &owned, shard);
+            put(&list, &owned, shard);
         }
     });
 }
@@ -94,26 +93,26 @@ fn a_shard_has_one_owner_at_a_time() {
 #[test]
 fn a_reader_never_sees_a_free_without_its_allocation() {
     model(|| {
-        let (roster, shared) = new_roster();
+        let (list, shared) = new_list();
         let handed_over = Arc::new(AtomicBool::new(false));
         let allocates = thread::spawn({
-            let (roster, handed_over) = (Arc::clone(&roster), Arc::clone(&handed_over));
+            let (list, handed_over) = (Arc::clone(&list), Arc::clone(&handed_over));
             move || {
-                let shard = roster.acquire().unwrap();
+                let shard = list.acquire().unwrap();
                 shard.claim(SLOT).unwrap().charge(100);
                 handed_over.store(true, Ordering::Release);
             }
         });
         let frees = thread::spawn({
-            let (roster, handed_over) = (Arc::clone(&roster), Arc::clone(&handed_over));
+            let (list, handed_over) = (Arc::clone(&list), Arc::clone(&handed_over));
             move || {
-                let cell = roster.acquire().unwrap().claim(SLOT).unwrap();
+                let cell = list.acquire().unwrap().claim(SLOT).unwrap();
                 if handed_over.load(Ordering::Acquire) {
                     cell.refund(100);
                 }
             }
         });
-        let usage = roster.sum(SLOT, &shared).usage;
+        let usage = list.sum(SLOT, &shared).usage;
         assert!(usage.freed_bytes <= usage.allocated_bytes, "{usage:?}");
         assert!(usage.freed_blocks <= usage.allocated_blocks, "{usage:?}");
         allocates.join().unwrap();
@@ -124,7 +123,7 @@ fn a_reader_never_sees_a_free_without_its_allocation() {
 #[test]
 fn threads_without_a_shard_count_exactly_too() {
     model(|| {
-        let (roster, shared) = new_roster();
+        let (list, shared) = new_list();
         let other = thread::spawn({
             let shared = Arc::clone(&shared);
             move || {
@@ -133,10 +132,10 @@ fn threads_without_a_shard_count_exactly_too() {
             }
         });
         shared.charge_shared(5);
-        let usage = roster.sum(SLOT, &shared).usage;
+        let usage = list.sum(SLOT, &shared).usage;
         assert!(usage.freed_bytes <= usage.allocated_bytes, "{usage:?}");
         other.join().unwrap();
-        let usage = roster.sum(SLOT, &shared).usage;
+        let usage = list.sum(SLOT, &shared).usage;
         assert_eq!((usage.bytes(), usage.blocks(), usage.allocated_bytes), (5, 1, 15));
     });
 }
