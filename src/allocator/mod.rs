@@ -13,6 +13,7 @@ mod plain;
 use crate::backend::DefaultBackend;
 #[cfg(feature = "memory-check")]
 use crate::check::Checker;
+use crate::ledger::thread::Counts;
 #[cfg(doc)]
 use std::alloc::System;
 use std::alloc::{GlobalAlloc, Layout};
@@ -118,10 +119,11 @@ impl<B> Dogtag<B> {
 struct Counted<'a, B>(&'a B);
 
 impl<B> Counted<'_, B> {
+    /// To be held while the backend is asked. (Not a function that calls a closure: that would be
+    /// one call more on the hot path, since a closure is not always inlined.)
     #[inline(always)]
-    fn with<R>(&self, ask: impl FnOnce(&B) -> R) -> R {
-        let _counts = (size_of::<B>() > 0).then(crate::ledger::thread::Counts::begin);
-        ask(self.0)
+    fn begin(&self) -> Option<Counts> {
+        if size_of::<B>() == 0 { None } else { Some(Counts::begin()) }
     }
 }
 
@@ -129,25 +131,29 @@ impl<B> Counted<'_, B> {
 unsafe impl<B: GlobalAlloc> GlobalAlloc for Counted<'_, B> {
     #[inline(always)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _counts = self.begin();
         // SAFETY: the caller's layout, which is not empty.
-        self.with(|backend| unsafe { backend.alloc(layout) })
+        unsafe { self.0.alloc(layout) }
     }
 
     #[inline(always)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let _counts = self.begin();
         // SAFETY: the caller's layout, which is not empty.
-        self.with(|backend| unsafe { backend.alloc_zeroed(layout) })
+        unsafe { self.0.alloc_zeroed(layout) }
     }
 
     #[inline(always)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let _counts = self.begin();
         // SAFETY: the block is a live one of the backend, with that layout.
-        self.with(|backend| unsafe { backend.dealloc(block, layout) });
+        unsafe { self.0.dealloc(block, layout) };
     }
 
     #[inline(always)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let _counts = self.begin();
         // SAFETY: the block is a live one of the backend, with that layout; the new size is valid for it.
-        self.with(|backend| unsafe { backend.realloc(block, layout, new_size) })
+        unsafe { self.0.realloc(block, layout, new_size) }
     }
 }
