@@ -92,7 +92,7 @@ pub(crate) fn model(body: impl Fn() + Sync + Send + 'static) {
     builder.check(body);
 }
 
-/// The same with all switches.
+/// Runs a model under loom, and tries all switches.
 #[cfg(all(test, dogtag_loom))]
 pub(crate) fn whole_model(body: impl Fn() + Sync + Send + 'static) {
     loom::model::Builder::new().check(body);

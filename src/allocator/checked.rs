@@ -205,8 +205,8 @@ impl<B: GlobalAlloc> Dogtag<B> {
         }
     }
 
-    /// The same where the backend has no memory left: what is in quarantine may be what it
-    /// has not. Again, since other threads put more in meanwhile, or may have taken it.
+    /// Obtains a block where the backend has no memory left: releases blocks from the quarantine,
+    /// and tries again, since other threads put more in meanwhile, or may have taken it.
     #[cold]
     #[inline(never)]
     fn obtain_in_need(

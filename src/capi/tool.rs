@@ -318,7 +318,7 @@ fn known_as(name: &[u8]) -> u64 {
 pub(super) fn have_names_refreshed() {
     let tree = Tree::lock();
     for record in slots::all() {
-        record.lifecycle().pinned(|| threshold::shut(&tree, record));
+        record.lifecycle().pinned(|| threshold::lower_all(&tree, record));
     }
 }
 

@@ -104,7 +104,7 @@ pub(crate) struct BlockHeader {
     /// The size (48 bits), and by how much the block was larger once, when its memory was
     /// requested (16): from [`MUCH`] on, that stands behind the guard.
     size: u64,
-    /// The same of who allocated it.
+    /// Who allocated it: as `freed`.
     allocated: u64,
     /// Milliseconds (40 bits), the family (2), the alignment's logarithm (6), the instance (16).
     packed: u64,
@@ -399,7 +399,7 @@ pub(crate) unsafe fn wrong_guard(block: NonNull<u8>, size: usize) -> Option<isiz
     unsafe { wrong_head(block) }
 }
 
-/// The same in front of a block, however large it is.
+/// The wrong byte of the guard in front of a block that is nearest to it, however large it is.
 ///
 /// # Safety
 ///

@@ -38,7 +38,7 @@ pub(super) unsafe fn whole_and_live(block: NonNull<u8>) -> Option<BlockHeader> {
     }
 }
 
-/// The same for a block in quarantine.
+/// The header of a block in quarantine with which all is well.
 ///
 /// # Safety
 ///

@@ -47,7 +47,7 @@ pub(super) enum Current {
     Span(u64),
 }
 
-/// The calling thread has entered a span, which runs in that service. Where the
+/// Enters a span, which runs in that service. Where the calling
 /// thread is in it already by way of the span that it comes from, it stays where it
 /// is, which may be a scope that was entered by hand since. By whoever holds the
 /// service.
@@ -55,7 +55,7 @@ pub(super) fn enter(key: Key, token: Token, service: Origin) {
     SPANS.with(|spans| _ = spans.enter(key, token, service));
 }
 
-/// The same, if the calling thread remembers the service for that generation, which the span's
+/// Enters a span if the calling thread remembers its service for that generation, which the span's
 /// place has.
 #[inline]
 pub(super) fn enter_remembered(key: Key, place: &Generation, generation: u64) -> bool {
@@ -94,7 +94,7 @@ pub(super) fn remember(key: Key, generation: u64, token: Token, service: Origin)
     SPANS.with(|spans| spans.memory(key.span).set(memory));
 }
 
-/// The calling thread has left a span; which it may never have entered, as far as
+/// Leaves a span; the calling thread may never have entered it, as far as
 /// is known here. `false` if that cannot be told by the layer and the span's number, since layers
 /// have been exchanged.
 #[inline]
@@ -112,7 +112,7 @@ pub(super) fn exit(key: Key) -> bool {
     })
 }
 
-/// The same, where the subscriber says which span it is, if it is still open.
+/// Leaves a span that the subscriber finds by its number, if it is still open.
 #[cold]
 pub(super) fn exit_here(key: Key, here: &impl Here) {
     SPANS.with(|spans| {

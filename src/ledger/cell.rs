@@ -7,11 +7,11 @@ use crate::usage::Usage;
 /// Counters that only grow, and the threshold. One cache line, so that no two
 /// services share one.
 ///
-/// All zeros is a valid cell that nobody has claimed: it has no mark, its threshold
-/// is shut, and adding it to a sum changes nothing.
+/// All zeros is a valid cell that nobody has claimed: it has no mark, every allocation reaches its
+/// threshold, and adding it to a sum changes nothing.
 ///
 /// A cell in a shard has a single writer, the thread that has the shard, which
-/// therefore needs no read-modify-write (but others may shut its threshold). The
+/// therefore needs no read-modify-write (but others may lower its threshold). The
 /// *shared* cell of a service, in its record, is for threads that have no shard,
 /// and takes atomic additions.
 #[repr(C, align(64))]
@@ -22,8 +22,8 @@ pub(crate) struct Cell {
     freed_blocks: AtomicU64,
     /// An allocation that would take `allocated_bytes` to this leaves the hot path.
     threshold: AtomicU64,
-    /// One that would take it to this has to ask whether it may be made. The
-    /// same as the threshold, but where that is always shut.
+    /// An allocation that would take it to this needs a grant. Equal to the threshold, but where
+    /// that is never raised.
     grant_end: AtomicU64,
     /// What a block of this service is marked with; 0 while unclaimed.
     mark: AtomicU32,
@@ -38,21 +38,21 @@ pub(crate) struct Cell {
 
 const _: () = assert!(cfg!(dogtag_loom) || size_of::<Cell>() == 64);
 
-/// A threshold that every allocation reaches.
-const SHUT: u64 = 0;
+/// The threshold that every allocation reaches.
+const LOWERED: u64 = 0;
 
 impl Cell {
     const_unless_loom! {
-        /// A service's shared cell: its threshold is shut, because who counts there
-        /// needs atomic additions.
+        /// A service's shared cell: its threshold is never raised, because threads that count there
+        /// need atomic additions.
         pub(crate) fn shared(mark: Mark) -> Self {
             Self {
                 allocated_bytes: AtomicU64::new(0),
                 allocated_blocks: AtomicU64::new(0),
                 freed_bytes: AtomicU64::new(0),
                 freed_blocks: AtomicU64::new(0),
-                threshold: AtomicU64::new(SHUT),
-                grant_end: AtomicU64::new(SHUT),
+                threshold: AtomicU64::new(LOWERED),
+                grant_end: AtomicU64::new(LOWERED),
                 mark: AtomicU32::new(mark.bits()),
                 looked_at: AtomicU32::new(0),
                 scopes: AtomicU64::new(0),
@@ -60,54 +60,54 @@ impl Cell {
         }
     }
 
-    /// Makes an unclaimed cell that mark's. Its threshold stays shut until the
-    /// thread has asked.
+    /// Makes an unclaimed cell that mark's. Its threshold stays lowered until the
+    /// thread has drawn a grant.
     pub(super) fn claim(&self, mark: Mark) {
         self.mark.store(mark.bits(), Ordering::Relaxed);
     }
 
-    /// Makes it nobody's, when the service has ended that it was for, by whoever ended that. What
-    /// was counted stays.
+    /// Makes the cell unclaimed again, by the thread that has ended its service. The counters
+    /// stay.
     pub(super) fn abandon(&self) {
         self.mark.store(Mark::NONE.bits(), Ordering::Relaxed);
     }
 
-    /// Whether an allocation of `size` bytes has to ask whether it may be made.
+    /// Whether an allocation of `size` bytes needs a grant.
     #[inline]
-    pub(super) fn must_ask(&self, size: usize) -> bool {
+    pub(super) fn needs_grant(&self, size: usize) -> bool {
         let after = self.allocated_bytes.load(Ordering::Relaxed).saturating_add(size as u64);
         after >= self.grant_end.load(Ordering::Relaxed)
     }
 
-    /// Has the thread that has this cell ask again when it has allocated `size`
-    /// and then more than `grant` bytes. A long mark's cell keeps its threshold shut
-    /// in any case: the hot path writes short cookies only.
-    pub(super) fn open(&self, size: u64, grant: u64) {
+    /// Raises the threshold, so that the thread that has this cell draws again when it has allocated
+    /// `size` and then more than `grant` bytes. A long mark's cell keeps its threshold lowered: the
+    /// hot path writes short cookies only.
+    pub(super) fn raise_threshold(&self, size: u64, grant: u64) {
         let allocated = self.allocated_bytes.load(Ordering::Relaxed);
         let end = allocated.saturating_add(size).saturating_add(grant + 1);
         // The hot path takes no sizes whose layout needs checking, and none that takes the
-        // counter past its end: once it has come that far, whoever allocates asks each time.
-        let end = if allocated < UNCHECKED_SIZES { end.min(UNCHECKED_SIZES) } else { SHUT };
-        // The threshold first, and the other way round in `shut`: so it is never the
-        // threshold alone that stays open.
+        // counter past its end: once it has come that far, each allocation draws a grant.
+        let end = if allocated < UNCHECKED_SIZES { end.min(UNCHECKED_SIZES) } else { LOWERED };
+        // The threshold first, and the other way round in `lower_threshold`: so it is never the
+        // threshold alone that stays raised.
         if self.mark() != Mark::LONG {
             self.threshold.store(end, Ordering::Relaxed);
         }
         self.grant_end.store(end, Ordering::Release);
     }
 
-    /// The same, in a cell that threads share.
-    pub(super) fn open_shared(&self, grant: u64) {
+    /// Lets threads that share this cell allocate `grant` bytes before one draws again.
+    pub(super) fn extend_shared(&self, grant: u64) {
         let allocated = self.allocated_bytes.load(Ordering::Relaxed);
-        let end = if allocated < UNCHECKED_SIZES { allocated.saturating_add(grant) } else { SHUT };
+        let end = if allocated < UNCHECKED_SIZES { allocated.saturating_add(grant) } else { LOWERED };
         self.grant_end.store(end, Ordering::Relaxed);
     }
 
-    /// Has the next allocation ask. Any thread may call it; it takes effect when
-    /// the thread that has the cell sees it.
-    pub(super) fn shut(&self) {
-        self.grant_end.store(SHUT, Ordering::Relaxed);
-        self.threshold.store(SHUT, Ordering::Release);
+    /// Lowers the threshold, so that the next allocation reaches it. Any thread may call this; it
+    /// takes effect when the thread that has the cell sees it.
+    pub(super) fn lower_threshold(&self) {
+        self.grant_end.store(LOWERED, Ordering::Relaxed);
+        self.threshold.store(LOWERED, Ordering::Release);
     }
 
     /// Whether what is live here has grown by `bytes` since this was last so, or
@@ -126,7 +126,7 @@ impl Cell {
         has_grown
     }
 
-    /// What the thread that has this cell may allocate without asking.
+    /// The bytes that the thread that has this cell may allocate before it draws again.
     pub(super) fn granted(&self) -> u64 {
         let end = self.grant_end.load(Ordering::Relaxed);
         end.saturating_sub(1).saturating_sub(self.allocated_bytes.load(Ordering::Relaxed))
@@ -141,11 +141,11 @@ impl Cell {
         self.freed_bytes.load(Ordering::Acquire)
     }
 
-    /// Whether an allocation of `size` bytes has to go through the threshold.
+    /// Whether an allocation of `size` bytes reaches the threshold, and has to take the slow path.
     #[inline(always)]
     pub(crate) fn needs_slow_path(&self, size: usize) -> bool {
-        // Where it wraps around, the counter has passed 2^61: then the threshold is shut, which
-        // stops everything, more slowly and as exactly.
+        // Where it wraps around, the counter has passed 2^61: then the threshold is never raised, and
+        // every allocation takes the slow path, as exactly.
         self.allocated_bytes.load(Ordering::Relaxed).wrapping_add(size as u64)
             >= self.threshold.load(Ordering::Relaxed)
     }
@@ -295,34 +295,34 @@ mod tests {
 
     /// And so not where the counter begins again either, far below a threshold.
     #[test]
-    fn the_door_is_shut_once_a_counter_has_come_far() {
+    fn the_threshold_stays_lowered_once_a_counter_has_come_far() {
         for counted in [UNCHECKED_SIZES, UNCHECKED_SIZES + 5, u64::MAX - 50, u64::MAX] {
             let cell = cell(counted);
             for size in [1, 100, isize::MAX as usize] {
-                cell.open(size as u64, 1 << 20);
+                cell.raise_threshold(size as u64, 1 << 20);
                 assert!(
                     cell.needs_slow_path(1)
                         && cell.needs_slow_path(size)
-                        && cell.must_ask(1)
-                        && cell.must_ask(size)
+                        && cell.needs_grant(1)
+                        && cell.needs_grant(size)
                 );
-                cell.open_shared(1 << 20);
-                assert!(cell.must_ask(1) && cell.must_ask(size));
+                cell.extend_shared(1 << 20);
+                assert!(cell.needs_grant(1) && cell.needs_grant(size));
                 assert_eq!(cell.granted(), 0);
             }
-            cell.open(100, 1 << 20);
+            cell.raise_threshold(100, 1 << 20);
             cell.charge(100);
-            assert!(cell.needs_slow_path(1) && cell.must_ask(1));
+            assert!(cell.needs_slow_path(1) && cell.needs_grant(1));
         }
         let cell = cell(UNCHECKED_SIZES - 10);
-        cell.open(1, 1 << 20);
+        cell.raise_threshold(1, 1 << 20);
         assert!(
             !cell.needs_slow_path(9) && cell.needs_slow_path(10) && cell.needs_slow_path(isize::MAX as usize)
         );
         // It has begun again.
         let cell = self::cell(7);
-        cell.open(1, 1 << 20);
-        assert!(!cell.needs_slow_path(100) && !cell.must_ask(100) && cell.needs_slow_path(2 << 20));
+        cell.raise_threshold(1, 1 << 20);
+        assert!(!cell.needs_slow_path(100) && !cell.needs_grant(100) && cell.needs_slow_path(2 << 20));
     }
 
     #[test]

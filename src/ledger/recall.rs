@@ -1,11 +1,11 @@
-//! What a thread remembers of services that it does not hold, and the proof that it is
+//! Services that a thread remembers without retaining them, and the proof that the memory is
 //! still true.
 //!
-//! Somebody else holds the service that is remembered, and says so before it lets go of it
-//! ([`Generation::change`]). A thread that goes to a service by memory counts itself in first, and
-//! then asks whether anything was said since ([`Generation::is_still`]). Each puts a fence between
+//! The owner of the service that is remembered changes the generation before it releases the
+//! service ([`Generation::change`]). A thread that enters a service by memory counts itself in
+//! first, and then compares the generation ([`Generation::is_still`]). Each puts a fence between
 //! the two, so at least one of them sees the other: the thread sees that its memory is
-//! too old, and goes back; or whoever looks after the service's end sees the thread.
+//! too old, and goes back; or the thread that looks after the service's end sees it.
 
 use crate::sync::{AtomicU64, Ordering, const_unless_loom, fence};
 
@@ -20,14 +20,14 @@ impl Generation {
         }
     }
 
-    /// To be asked before whatever is to be remembered with it is looked up.
+    /// The generation now. To be read before what is remembered with it is looked up.
     #[inline]
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Says that what is remembered is not true any more; before it is let go of. Returns the
-    /// new generation, which nobody else gets.
+    /// Makes what is remembered untrue, before it is released. Returns the new generation, which
+    /// no other caller gets.
     pub(crate) fn change(&self) -> u64 {
         let generation = self.0.fetch_add(1, Ordering::AcqRel) + 1;
         fence(Ordering::SeqCst);
@@ -57,7 +57,7 @@ mod model {
     const SLOT: Slot = Slot::UNATTRIBUTED;
 
     /// One thread goes to a service by memory, while another one says that this is not true
-    /// any more, lets go of the service, and ends it if it can.
+    /// any more, releases the service, and ends it if it can.
     #[test]
     fn who_goes_by_memory_is_where_somebody_holds_it() {
         model(|| {
@@ -88,7 +88,7 @@ mod model {
         });
     }
 
-    /// The same with a clone instead of a scope.
+    /// One thread takes a clone of a service by memory, while another one ends the service.
     #[test]
     fn who_takes_a_clone_by_memory_has_one() {
         model(|| {

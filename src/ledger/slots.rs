@@ -35,7 +35,7 @@ pub(crate) struct Record {
     life: Lifecycle,
     /// What earlier services of this slot have allocated, and freed.
     earlier: Past,
-    /// The same with what the service had that ended last.
+    /// What all services of this slot that have ended allocated, and freed.
     past: Past,
     family: Family,
     /// The most live bytes that were seen.

@@ -97,7 +97,7 @@ pub(crate) fn current_long(size: usize) -> Option<(&'static Cell, Slot)> {
     with(|thread| {
         let (cell, record) = (thread.cell.get(), thread.record.get());
         let is_own = !ptr::eq(cell, record.shared());
-        (is_own && cell.mark() == Mark::LONG && !cell.must_ask(size)).then(|| (cell, record.slot()))
+        (is_own && cell.mark() == Mark::LONG && !cell.needs_grant(size)).then(|| (cell, record.slot()))
     })
 }
 
@@ -200,7 +200,7 @@ pub(crate) fn name() -> Option<ThreadName> {
 pub(crate) fn set_name(name: ThreadName) {
     with(|thread| {
         thread.name.set(Some(name));
-        thread.cell.get().shut();
+        thread.cell.get().lower_threshold();
     });
 }
 

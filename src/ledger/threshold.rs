@@ -54,7 +54,7 @@ pub(crate) struct Admitted {
     announced: u64,
     /// Whose soft limits it crosses, in the same way.
     crossed: u64,
-    /// Whether the cell was opened for it.
+    /// Whether the threshold was raised for it.
     has_asked: bool,
 }
 
@@ -63,8 +63,8 @@ pub(crate) struct Admitted {
 pub(crate) struct Replaced {
     pub(crate) owner: &'static Record,
     pub(crate) size: usize,
-    /// Whether it stays its owner's where the current service's limits do not allow for the new one, since
-    /// that is no larger. Then nothing is denied.
+    /// Whether it stays its owner's where the current service's limits do not allow for the new one,
+    /// since that is no larger. Then nothing is denied.
     pub(crate) stays: bool,
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn ask(
 ) -> Option<Admitted> {
     let mut admitted =
         Admitted { account, record, size: size as u64, replaced, announced: 0, crossed: 0, has_asked: false };
-    if account.cell().must_ask(size) {
+    if account.cell().needs_grant(size) {
         admitted.ask()?;
     }
     Some(admitted)
@@ -119,15 +119,15 @@ impl Admitted {
         }
         self.has_asked = true;
         match self.account {
-            Account::Own(cell) => cell.open(self.size, grant),
+            Account::Own(cell) => cell.raise_threshold(self.size, grant),
             // Many count there, so under a limit every allocation asks.
-            Account::Shared(cell) => cell.open_shared(if grant < PEAK_INTERVAL { 0 } else { grant }),
+            Account::Shared(cell) => cell.extend_shared(if grant < PEAK_INTERVAL { 0 } else { grant }),
         }
-        // Who changes a limit counts that first and shuts the cells then: either
-        // this sees the change, or the cell is shut after it was opened.
+        // A thread that changes a limit counts that first and lowers the thresholds then: either
+        // this sees the change, or the threshold is lowered after it was raised.
         fence(Ordering::SeqCst);
         if CHANGES.load(Ordering::Relaxed) != changes {
-            self.account.cell().shut();
+            self.account.cell().lower_threshold();
         }
         Some(())
     }
@@ -188,7 +188,7 @@ impl Drop for Admitted {
         }
         if self.has_asked {
             // Nor is there a reason for the grant that was drawn for it.
-            self.account.cell().shut();
+            self.account.cell().lower_threshold();
         }
     }
 }
@@ -209,7 +209,7 @@ fn note_peak(record: &'static Record) {
 /// meanwhile of what they were granted before. `None` if the family changed
 /// meanwhile. By whoever holds it.
 pub(crate) fn live(record: &'static Record, lock: Option<&Tree>, grants: Grants) -> Option<Live> {
-    if grants == Grants::TakeBack && !shut_all(record, lock) {
+    if grants == Grants::TakeBack && !lower_in_family(record, lock) {
         return None;
     }
     let mut sum = Live { at_least: 0, at_most: 0, granted: 0 };
@@ -225,18 +225,18 @@ pub(crate) fn live(record: &'static Record, lock: Option<&Tree>, grants: Grants)
     is_whole.then_some(sum)
 }
 
-/// Has all threads ask before their next allocation for the service or one of
-/// its descendants. By whoever holds the service, after a limit was changed.
-pub(crate) fn shut(lock: &Tree, record: &'static Record) {
+/// Lowers the thresholds of the service and its descendants in all threads, so that the next
+/// allocation of each draws a grant. By whoever holds the service, after a limit was changed.
+pub(crate) fn lower_all(lock: &Tree, record: &'static Record) {
     CHANGES.fetch_add(1, Ordering::SeqCst);
     fence(Ordering::SeqCst);
-    shut_all(record, Some(lock));
+    lower_in_family(record, Some(lock));
 }
 
-/// `false` if the family changed meanwhile.
-fn shut_all(record: &'static Record, lock: Option<&Tree>) -> bool {
+/// Lowers the thresholds of a service and its descendants. `false` if the family changed meanwhile.
+fn lower_in_family(record: &'static Record, lock: Option<&Tree>) -> bool {
     tree::descendants(record, lock, |member| {
-        SHARDS.cells(member.slot(), member.shared()).for_each(Cell::shut);
+        SHARDS.cells(member.slot(), member.shared()).for_each(Cell::lower_threshold);
     })
 }
 
@@ -279,7 +279,7 @@ mod model {
     use crate::sync::model;
     use loom::thread;
 
-    /// A limit is set while a thread opens its cell.
+    /// A limit is set while a thread raises its threshold.
     #[test]
     fn who_was_let_in_while_a_limit_changed_asks_again() {
         model(|| {
@@ -296,9 +296,9 @@ mod model {
             limit_group.budget.set(10, budget::NONE);
             let lock = Tree::lock();
             lock.note_limits(record);
-            shut(&lock, record);
+            lower_all(&lock, record);
             let cell = other.join().unwrap();
-            assert!(cell.must_ask(1), "it would not notice the limit");
+            assert!(cell.needs_grant(1), "it would not notice the limit");
         });
     }
 }

@@ -40,7 +40,7 @@ pub(crate) const fn request(size: usize, slot: Slot) -> Option<usize> {
     Some(if outer > LARGE { LARGE } else { outer })
 }
 
-/// The same for a short slot; meant for sizes that are not large.
+/// The bytes to request for a block of a short slot, which is not large.
 #[inline(always)]
 pub(crate) const fn short_request(size: usize) -> usize {
     size + SHORT
@@ -52,7 +52,7 @@ pub(crate) const fn size(usable: usize, slot: Slot) -> usize {
     if is_large(usable) { usable } else { usable - slot.cookie_size() }
 }
 
-/// The same for a short slot, and not large.
+/// The bytes of a short slot's block in so many usable ones, which are not large.
 #[inline(always)]
 pub(crate) const fn short_size(usable: usize) -> usize {
     usable - SHORT
@@ -129,7 +129,7 @@ pub(crate) unsafe fn write(block: *mut u8, usable: usize, slot: Slot) -> bool {
     true
 }
 
-/// The same for a short slot, and not large.
+/// Notes the owner of a block by its mark: of a short slot's block that is not large.
 ///
 /// # Safety
 ///
@@ -153,7 +153,7 @@ fn note_for_page(block: *mut u8, entry: u32) {
     page_map::set(block, entry);
 }
 
-/// The same for a short slot, and large.
+/// Notes the owner of a large block by its mark: of a short slot's block. `false` as for [`write`].
 #[inline]
 #[must_use]
 pub(crate) fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {

@@ -277,7 +277,7 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
     let (hard, soft) = change(hard, soft);
     limit_group.budget.set(hard.unwrap_or(NONE), soft.unwrap_or(NONE));
     families.note_limits(record);
-    threshold::shut(&families, record);
+    threshold::lower_all(&families, record);
     // Under the lock, so that no forked child finds it half done.
     events::announce_limits_by(|record, flags| announce(Service { record }, flags));
     drop(families);

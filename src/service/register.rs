@@ -55,8 +55,8 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
         let families = Tree::lock();
         families.adopt(ManuallyDrop::new(parent).record, record);
         if threshold::is_limited(record) {
-            // Threads may have cells of the slot, opened for another service.
-            threshold::shut(&families, record);
+            // Threads may have cells of the slot, raised for another service.
+            threshold::lower_all(&families, record);
         }
     }
     plan.limits.set(record);
