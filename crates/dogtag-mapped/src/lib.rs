@@ -44,6 +44,8 @@
 //!
 //! For Linux.
 
+// Under loom the core has no allocator.
+#![cfg(not(dogtag_loom))]
 #![deny(missing_docs, missing_debug_implementations)]
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 
