@@ -7,8 +7,6 @@
 mod child;
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../random/mod.rs"]
-mod random;
 
 mod allocator;
 mod balance;
@@ -34,7 +32,7 @@ mod thread_pools;
 mod tripwire;
 mod zeroed;
 
-use child::watch;
+use child::watch::{self, random};
 use dogtag::Dogtag;
 
 #[global_allocator]

@@ -3,7 +3,7 @@
 
 use crate::random::Random;
 use crate::watch;
-use dogtag::Service;
+use dogtag::{Service, Usage};
 use std::alloc::{Layout, alloc, dealloc, realloc};
 use std::fmt::Debug;
 use std::hint::black_box;

@@ -13,11 +13,10 @@ mod dropping;
 mod events;
 mod pools;
 mod programs;
-#[path = "../random/mod.rs"]
-mod random;
 mod system;
 mod tight;
 
+use child::watch::random;
 use dogtag::Dogtag;
 
 #[global_allocator]

@@ -6,11 +6,11 @@
 mod child;
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../random/mod.rs"]
-mod random;
 
 mod backends;
 #[cfg(target_os = "linux")]
 mod corruption;
 mod footprint;
 mod model;
+
+use child::watch::random;

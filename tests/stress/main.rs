@@ -8,8 +8,6 @@
 mod child;
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../random/mod.rs"]
-mod random;
 
 mod churn;
 mod exactness;
@@ -21,7 +19,7 @@ mod safe;
 mod signals;
 mod soak;
 
-use child::watch;
+use child::watch::{self, random};
 use common::ZeroSized;
 use dogtag::Dogtag;
 
