@@ -123,7 +123,7 @@ fn scopes_nest_and_survive_panics() {
 }
 
 #[test]
-fn a_service_is_entered_by_many_threads_at_once() {
+fn enter_by_many_threads_at_once() {
     let shared = service("shared by threads");
     let barrier = std::sync::Barrier::new(8);
     std::thread::scope(|threads| {
@@ -142,7 +142,7 @@ fn a_service_is_entered_by_many_threads_at_once() {
 }
 
 #[test]
-fn whoever_grows_a_block_owns_it() {
+fn realloc_moves_a_block_to_the_current_service() {
     let (first, second) = (service("first owner"), service("second owner"));
     let mut bytes = first.run(|| Vec::<u8>::with_capacity(100));
     assert_eq!(first.usage().bytes(), 100);
@@ -276,7 +276,7 @@ fn an_overwritten_cookie_is_counted_as_lost_and_harms_nobody() {
 }
 
 #[test]
-fn a_forked_child_goes_on_with_its_parents_figures() {
+fn fork_goes_on_with_its_parents_figures() {
     alone!();
     let service = service("forked");
     let block = service.run(|| vec![0_u8; 1234]);
@@ -307,7 +307,7 @@ fn a_forked_child_goes_on_with_its_parents_figures() {
 }
 
 #[test]
-fn live_figures_are_never_negative_while_others_run() {
+fn usage_is_never_negative_while_others_run() {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc::channel;
 

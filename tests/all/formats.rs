@@ -3,7 +3,7 @@
 use dogtag::{Service, Usage};
 
 #[test]
-fn the_table_names_every_service_and_the_backend() {
+fn snapshot_table_names_every_service_and_the_backend() {
     let cache = Service::register("cache").unwrap();
     let entries = cache.run(|| vec![0_u8; 3 << 20]);
     let table = dogtag::snapshot().to_string();
@@ -20,7 +20,7 @@ fn the_table_names_every_service_and_the_backend() {
 }
 
 #[test]
-fn a_snapshot_adds_up() {
+fn snapshot_adds_up() {
     let snapshot = dogtag::snapshot();
     let mut sum = snapshot.rows.iter().map(|row| row.usage).sum::<Usage>() + snapshot.ended;
     sum.peak_bytes = snapshot.totals.peak_bytes;
@@ -36,7 +36,7 @@ fn a_snapshot_adds_up() {
 
 #[cfg(feature = "serde")]
 #[test]
-fn a_snapshot_survives_json() {
+fn snapshot_survives_json() {
     let json = Service::builder("json").handle(99).register().unwrap();
     let block = json.run(|| vec![0_u8; 77]);
     let snapshot = dogtag::snapshot().with_balance();

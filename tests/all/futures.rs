@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 #[test]
-fn every_poll_is_attributed_across_threads() {
+fn in_service_attributes_every_poll_across_threads() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().unwrap();
     let services: Vec<Service> = (0..4).map(|i| Service::register(format!("task {i}")).unwrap()).collect();
     let inner = Service::register("inner task").unwrap();
@@ -72,7 +72,7 @@ impl Future for Noisy {
 }
 
 #[test]
-fn a_future_is_dropped_in_its_service() {
+fn in_service_drops_a_future_in_its_service() {
     let service = Service::register("cancelled").unwrap();
     let mut context = Context::from_waker(Waker::noop());
 
@@ -94,7 +94,7 @@ fn a_future_is_dropped_in_its_service() {
 }
 
 #[test]
-fn a_panic_in_a_poll_leaves_the_service() {
+fn in_service_leaves_the_service_by_a_panic() {
     let service = Service::register("panics").unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let caught = std::panic::catch_unwind(|| {

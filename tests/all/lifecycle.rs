@@ -21,7 +21,7 @@ fn register(name: &str) -> Service {
 }
 
 #[test]
-fn without_blocks_it_is_gone_at_once() {
+fn service_without_blocks_ends_at_once() {
     alone!();
     let service = register("brief");
     let clone = service.clone();
@@ -37,7 +37,7 @@ fn without_blocks_it_is_gone_at_once() {
 }
 
 #[test]
-fn with_blocks_it_is_retired_until_the_last_is_freed() {
+fn service_with_blocks_is_retired_until_the_last_is_freed() {
     alone!();
     let service = register("retiree");
     let (first, second) = service.run(|| (vec![0_u8; 1000], vec![0_u8; 234]));
@@ -73,7 +73,7 @@ fn with_blocks_it_is_retired_until_the_last_is_freed() {
 }
 
 #[test]
-fn a_scope_keeps_it() {
+fn scope_keeps_its_service() {
     alone!();
     let service = register("scoped");
     forget(service.enter());
@@ -96,7 +96,7 @@ fn a_scope_keeps_it() {
 }
 
 #[test]
-fn a_scope_that_is_left_last_keeps_what_it_goes_back_to() {
+fn scope_that_is_left_last_keeps_what_it_goes_back_to() {
     alone!();
     let (outer, inner) = (register("outer"), register("inner"));
     let outer_scope = outer.enter();
@@ -112,7 +112,7 @@ fn a_scope_that_is_left_last_keeps_what_it_goes_back_to() {
 }
 
 #[test]
-fn on_threads_that_have_no_cell_of_it() {
+fn service_ends_on_threads_that_have_no_cell_of_it() {
     alone!();
     let service = register("untouched");
     std::thread::scope(|threads| {
@@ -126,7 +126,7 @@ fn on_threads_that_have_no_cell_of_it() {
 }
 
 #[test]
-fn a_name_is_whose_it_is_while_many_come_and_go() {
+fn name_is_whose_it_is_while_many_come_and_go() {
     alone!();
     std::thread::scope(|threads| {
         for _ in 0..4 {
@@ -143,7 +143,7 @@ fn a_name_is_whose_it_is_while_many_come_and_go() {
 }
 
 #[test]
-fn a_future_keeps_it() {
+fn future_keeps_its_service() {
     alone!();
     use dogtag::InServiceExt;
     let service = register("future");

@@ -29,7 +29,7 @@ fn reserve(service: &Service, bytes: usize) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn a_family_adds_up() {
+fn usage_with_children_adds_up() {
     alone!();
     let tenant = register("tenant");
     let (first, second) = (child("first", &tenant), child("second", &tenant));
@@ -101,7 +101,7 @@ fn another_parent_is_refused() {
 }
 
 #[test]
-fn a_hard_limit_holds_to_the_byte_on_one_thread() {
+fn hard_limit_holds_to_the_byte_on_one_thread() {
     let service = Service::builder("bounded").hard_limit(100_000).register().unwrap();
     assert_eq!((service.hard_limit(), service.headroom()), (Some(100_000), Some(100_000)));
     for sizes in [&[100_000][..], &[1, 99_999], &[40_000, 40_000, 20_000], &[7; 14_285]] {
@@ -122,7 +122,7 @@ fn a_hard_limit_holds_to_the_byte_on_one_thread() {
 }
 
 #[test]
-fn limits_change_while_running() {
+fn hard_limit_changes_while_running() {
     let service = register("changing");
     // The hot path is open.
     drop(reserve(&service, 100));
@@ -143,7 +143,7 @@ fn limits_change_while_running() {
 }
 
 #[test]
-fn what_grows_needs_room_for_the_growth_only() {
+fn realloc_needs_only_the_growth_below_a_hard_limit() {
     let service = Service::builder("growing").hard_limit(1000).register().unwrap();
     let mut block = reserve(&service, 600).unwrap();
     assert_eq!(service.run(|| block.try_reserve_exact(700)), Ok(()));
@@ -157,7 +157,7 @@ fn what_grows_needs_room_for_the_growth_only() {
 }
 
 #[test]
-fn what_shrinks_lifts_no_limit() {
+fn realloc_that_shrinks_lifts_no_hard_limit() {
     let service = Service::builder("shrinking").hard_limit(100_000).register().unwrap();
     let mut blocks = Vec::new();
     while let Some(mut block) = reserve(&service, 100) {
@@ -169,7 +169,7 @@ fn what_shrinks_lifts_no_limit() {
 }
 
 #[test]
-fn who_grows_a_relatives_block_needs_room_for_the_growth_only() {
+fn realloc_of_a_relatives_block_needs_only_the_growth() {
     let tenant = Service::builder("related tenant").hard_limit(1000).register().unwrap();
     let (one, other) = (child("related", &tenant), child("related too", &tenant));
     let stranger = register("unrelated");
@@ -183,7 +183,7 @@ fn who_grows_a_relatives_block_needs_room_for_the_growth_only() {
 }
 
 #[test]
-fn a_limit_holds_over_many_children_of_one_thread() {
+fn hard_limit_holds_over_many_children_of_one_thread() {
     const LIMIT: usize = MIB;
 
     let tenant = Service::builder("many children").hard_limit(LIMIT as u64).register().unwrap();
@@ -205,7 +205,7 @@ fn a_limit_holds_over_many_children_of_one_thread() {
 }
 
 #[test]
-fn a_callback_is_its_services_own() {
+fn on_soft_limit_is_its_services_own() {
     let (tell, told) = channel::<String>();
     for round in 0..100 {
         let tell = Mutex::new(tell.clone());
@@ -290,7 +290,7 @@ fn callbacks_can_be_set_and_taken() {
 }
 
 #[test]
-fn a_parents_limit_is_the_familys() {
+fn hard_limit_of_a_parent_is_the_familys() {
     let tenant = Service::builder("bounded tenant").hard_limit(MIB as u64).register().unwrap();
     let queries: Vec<Service> = (0..10).map(|i| child(&format!("query {i}"), &tenant)).collect();
     let mut blocks: Vec<_> = queries.iter().map(|query| reserve(query, 100 * KIB).unwrap()).collect();
@@ -312,7 +312,7 @@ fn a_parents_limit_is_the_familys() {
 }
 
 #[test]
-fn children_come_and_go_under_a_limit() {
+fn hard_limit_while_children_come_and_go() {
     // Less than what one of them asks for.
     const LIMIT: usize = MIB;
 
@@ -342,7 +342,7 @@ fn children_come_and_go_under_a_limit() {
 }
 
 #[test]
-fn families_do_not_mix() {
+fn hard_limit_of_one_family_is_no_others() {
     // Recounted all the time, since there is room for three more blocks only.
     let modest = Service::builder("modest").hard_limit(MIB as u64).register().unwrap();
     let lavish = register("lavish");
@@ -362,7 +362,7 @@ fn families_do_not_mix() {
 }
 
 #[test]
-fn a_slot_that_was_used_without_limits_has_them_now() {
+fn hard_limit_in_a_slot_that_was_used_without() {
     let tenant = Service::builder("strict tenant").hard_limit(1000).register().unwrap();
     for round in 0..100 {
         let former = register("former");
@@ -374,7 +374,7 @@ fn a_slot_that_was_used_without_limits_has_them_now() {
 }
 
 #[test]
-fn a_crossing_that_is_denied_is_none() {
+fn soft_limit_is_not_crossed_by_what_is_denied() {
     let (tell, told) = channel();
     let tell = Mutex::new(tell);
     let tenant = Service::builder("cautious").hard_limit(10_000).register().unwrap();
@@ -392,7 +392,7 @@ fn a_crossing_that_is_denied_is_none() {
 }
 
 #[test]
-fn a_soft_limit_is_announced_once_a_crossing() {
+fn soft_limit_is_announced_once_a_crossing() {
     let (tell, told) = channel();
     let tell = Mutex::new(tell);
     let service = Service::builder("watched")
@@ -425,7 +425,7 @@ fn a_soft_limit_is_announced_once_a_crossing() {
 }
 
 #[test]
-fn grants_of_many_children_cross_no_soft_limit() {
+fn soft_limit_is_not_crossed_by_grants() {
     let (tell, told) = channel();
     let tell = Mutex::new(tell);
     let tenant = Service::builder("watched tenant")
@@ -441,7 +441,7 @@ fn grants_of_many_children_cross_no_soft_limit() {
 }
 
 #[test]
-fn a_peak_is_seen_where_less_is_live_than_there_once_was() {
+fn peak_is_seen_where_less_is_live_than_there_once_was() {
     let service = Service::register("once larger").unwrap();
     let allocate = |mib: usize| service.run(|| black_box(Vec::<u8>::with_capacity(mib * MIB)));
     // This thread has seen 100 MiB of its own, and frees them.
@@ -453,7 +453,7 @@ fn a_peak_is_seen_where_less_is_live_than_there_once_was() {
 }
 
 #[test]
-fn peaks_are_no_lower_than_they_may_be() {
+fn peak_is_no_lower_than_it_may_be() {
     const THREADS: usize = 4;
 
     let service = register("climber");
@@ -481,7 +481,7 @@ fn peaks_are_no_lower_than_they_may_be() {
 }
 
 #[test]
-fn what_the_backend_refuses_opens_no_door() {
+fn peak_is_seen_though_the_backend_has_refused() {
     let service = register("greedy for nothing");
     assert!(reserve(&service, isize::MAX as usize / 4).is_none());
     let blocks: Vec<_> = (0..5000).map(|_| reserve(&service, KIB)).collect();
@@ -491,7 +491,7 @@ fn what_the_backend_refuses_opens_no_door() {
 }
 
 #[test]
-fn a_piece_of_code_is_measured() {
+fn measure_of_a_piece_of_code() {
     let (service, other) = (register("measured"), register("measured too"));
     let before = service.usage();
     let (block, usage) = dogtag::measure(|| {

@@ -3,7 +3,7 @@
 use dogtag::{RegisterError, Service};
 
 #[test]
-fn a_name_that_lives_is_the_same_service() {
+fn register_of_a_name_that_lives_is_the_same_service() {
     let first = Service::register("twice").unwrap();
     let second = Service::register(String::from("twice")).unwrap();
     assert_eq!(first, second);
@@ -15,7 +15,7 @@ fn a_name_that_lives_is_the_same_service() {
 }
 
 #[test]
-fn threads_that_register_a_name_at_once_get_one_service() {
+fn register_by_threads_at_once_is_one_service() {
     for round in 0..50 {
         let name = format!("raced for {round}");
         let services: Vec<Service> = std::thread::scope(|threads| {
@@ -28,7 +28,7 @@ fn threads_that_register_a_name_at_once_get_one_service() {
 }
 
 #[test]
-fn handles_are_any_number_but_those_in_use() {
+fn handle_is_any_number_but_those_in_use() {
     let handles = [1, 0x0100_0001, 0x7fff_ffff, u32::MAX];
     let services = handles.map(|handle| {
         let service = Service::builder(format!("number {handle}")).handle(handle).register().unwrap();
@@ -62,7 +62,7 @@ fn handles_are_any_number_but_those_in_use() {
 }
 
 #[test]
-fn the_unattributed_service_is_one_like_any_other() {
+fn unattributed_is_a_service_like_any_other() {
     let nobody = Service::unattributed();
     assert_eq!((nobody.name(), nobody.handle()), ("unattributed", 0));
     assert_eq!(Service::by_handle(0), Some(nobody.clone()));
@@ -76,7 +76,7 @@ fn the_unattributed_service_is_one_like_any_other() {
 }
 
 #[test]
-fn registering_is_not_charged_to_who_registers() {
+fn register_is_not_charged_to_who_registers() {
     let registrar = Service::register("registrar").unwrap();
     let name = String::from("a name that has to be stored somewhere");
     let registered = registrar.run(|| Service::register(&name).unwrap());
@@ -85,7 +85,7 @@ fn registering_is_not_charged_to_who_registers() {
 }
 
 #[test]
-fn odd_names_are_kept_as_they_are() {
+fn name_is_kept_as_it_is() {
     for name in ["ünïcödé ✓", "with\nnewline", "\0", " ", &"long ".repeat(51)] {
         assert_eq!(Service::register(name).unwrap().name(), name);
     }
@@ -95,7 +95,7 @@ fn odd_names_are_kept_as_they_are() {
 }
 
 #[test]
-fn a_name_is_not_empty_and_not_longer_than_its_bound() {
+fn name_is_not_empty_and_not_longer_than_its_bound() {
     assert_eq!(Service::MAX_NAME_LEN, 255);
     assert_eq!(Service::register(""), Err(RegisterError::NoName));
     assert_eq!(Service::builder(String::new()).handle(0x77).register(), Err(RegisterError::NoName));

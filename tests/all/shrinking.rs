@@ -84,7 +84,7 @@ fn assert_holds(service: &Service, bytes: usize, denied: u64) {
 }
 
 #[test]
-fn what_does_not_grow_stays_its_owners_where_there_is_no_room() {
+fn realloc_that_does_not_grow_stays_its_owners_where_there_is_no_room() {
     alone!();
     for (old, new) in SIZES {
         let owner = register(&format!("owner of {old}, then {new}"));
@@ -121,7 +121,7 @@ fn what_does_not_grow_stays_its_owners_where_there_is_no_room() {
 }
 
 #[test]
-fn whose_limit_it_is_makes_no_difference() {
+fn realloc_that_shrinks_whosever_limit_it_is() {
     alone!();
     let tenant = Service::builder("tenant").hard_limit(10_000).register().unwrap();
     let child = |name, limit: Option<u64>| {
