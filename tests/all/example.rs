@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 fn services(arguments: &[&str]) -> Output {
     let mut program = PathBuf::from(std::env::current_exe().unwrap().parent().unwrap().parent().unwrap());
     program.push("examples/services");
-    // `cargo test --test example` alone builds no example.
+    // `cargo test --test all` alone builds no example.
     let built = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
     let source = built(Path::new("examples/services.rs"));
     assert!(built(&program) > source, "the example is not built: cargo build --example services");
