@@ -1,5 +1,5 @@
-//! A global allocator on top of jemalloc that knows, always and exactly, which
-//! service owns every byte.
+//! A global allocator on top of jemalloc that knows exactly which service owns every byte of a
+//! running process.
 //!
 //! ```
 //! #[global_allocator]
@@ -21,17 +21,16 @@
 //! # What there is
 //!
 //! - [`Dogtag`], the allocator, over jemalloc or any other backend;
-//! - [`Service`], whoever memory is accounted to: [register](Service::register)
-//!   it, [enter](Service::enter) it, [run](Service::run) a closure in it, or put
-//!   a future [in it](InServiceExt::in_service).
-//!   They come and go in any number, have [parents](ServiceBuilder::parent) and
-//!   [limits](Service::set_hard_limit);
+//! - [`Service`], which owns memory: [register](Service::register) it,
+//!   [enter](Service::enter) it, [run](Service::run) a closure in it, or put a future
+//!   [in it](InServiceExt::in_service). Services come and go in any number, and have
+//!   [parents](ServiceBuilder::parent) and [limits](Service::set_hard_limit);
 //! - [`Service::usage`], [`totals`] and [`snapshot`], the figures, and [`measure`]
 //!   for a piece of code;
 //! - [`balance`], which says where the rest of the process's memory is;
 //! - `ServiceLayer` (feature `tracing-layer`), which runs spans of `tracing` in services;
-//! - `check` (feature `memory-check`), which finds overruns, double frees and
-//!   other crimes, and says who did them to whose block;
+//! - `check` (feature `memory-check`), which finds overruns, double frees and other violations,
+//!   and names the owner of the block and the service that did it;
 //! - the crate `dogtag-mapped`, regions of mapped memory, and another allocator for what does not
 //!   fit in one;
 //! - `capi` (features `capi`, `interpose` and `skynet`), functions for C, and C's `malloc`
@@ -162,8 +161,8 @@
 //! | --- | --- | --- |
 //! | `jemalloc` | yes | jemalloc as the default backend; without it, the system's allocator |
 //! | `jemalloc-stats` | yes | jemalloc's own figures in snapshots; keeping them costs jemalloc itself a few percent in the tightest loops |
-//! | `disable-initial-exec-tls` | no | what a library needs that is opened while a program runs, such as an extension module of Python's: [Plug-ins](guide#plug-ins) |
-//! | `memory-check` | no | the room `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
+//! | `disable-initial-exec-tls` | no | a library with dogtag can be opened while a program runs, such as a Python extension module: [Plug-ins](guide#plug-ins) |
+//! | `memory-check` | no | the module `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
 //! | `allocator-api2` | no | `Allocator` for `&Dogtag`: collections on an instance of their own |
