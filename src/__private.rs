@@ -2,14 +2,12 @@
 //! exactly this version.
 
 // For dogtag-pool: cleanups that panic, and limits that may deny memory.
-#[cfg(not(dogtag_loom))]
 pub use crate::{
     contained::{Payload, call, discard},
     service::is_limited,
 };
 
 // For dogtag-mapped: arenas in snapshots, in the balance and across forks.
-#[cfg(not(dogtag_loom))]
 pub use crate::{
     arenas::{Arena, Arenas, register_arenas},
     ledger::thread::counts,
@@ -18,7 +16,6 @@ pub use crate::{
 
 /// Reports that a region is dropped whose first address is `start` and in which blocks are live,
 /// and returns whether its memory has to stay: with memory-check, if the process goes on.
-#[cfg(not(dogtag_loom))]
 #[must_use]
 pub fn stays_mapped(start: usize) -> bool {
     #[cfg(feature = "memory-check")]
@@ -26,4 +23,209 @@ pub fn stays_mapped(start: usize) -> bool {
     #[cfg(not(feature = "memory-check"))]
     let _ = start;
     cfg!(feature = "memory-check")
+}
+
+// For dogtag-c, all that follows.
+pub use crate::ledger::slots::Record;
+
+/// The calling thread's part of the ledger.
+pub mod thread {
+    pub use crate::ledger::account::Account;
+    pub use crate::ledger::thread::{
+        Word, account, can_settle, cell, current, current_account, current_record, enter, leave_for,
+        lower_threshold, settle,
+    };
+    pub use crate::ledger::threshold::shut_every_cell;
+}
+
+/// Services by their records, as C holds them.
+pub mod service {
+    use super::Record;
+    use crate::ledger::slots::UNATTRIBUTED;
+    pub use crate::ledger::{usage, usages};
+    pub use crate::service::gate;
+    use crate::service::{Scope, Service};
+    #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
+    pub use crate::sys::fork::register_fork_handlers;
+
+    /// The record of a service.
+    #[inline]
+    pub fn record(service: &Service) -> &'static Record {
+        service.record()
+    }
+
+    /// A clone of a service that was counted before and is kept as its record.
+    ///
+    /// # Safety
+    ///
+    /// One of the clones that the record counts becomes this one, unless this one is
+    /// forgotten.
+    #[inline]
+    pub unsafe fn from_record(record: &'static Record) -> Service {
+        // SAFETY: the caller gives up the clone that this one becomes.
+        unsafe { Service::of_clone(record) }
+    }
+
+    /// Puts the calling thread into a service that somebody holds, and returns where it was, for
+    /// [`leave`].
+    #[inline]
+    pub fn enter(record: &'static Record) -> &'static Record {
+        Scope::enter(record).into_previous()
+    }
+
+    /// Goes back to where the calling thread was before [`enter`].
+    #[inline]
+    pub fn leave(previous: &'static Record) {
+        drop(Scope::of_previous(previous));
+    }
+
+    /// Runs `work` in the unattributed service.
+    #[inline]
+    pub fn unattributed<R>(work: impl FnOnce() -> R) -> R {
+        let _scope = Scope::enter(&UNATTRIBUTED);
+        work()
+    }
+
+    /// Whether the last clone of the service was dropped.
+    #[inline]
+    pub fn is_retired(record: &Record) -> bool {
+        record.lifecycle().is_retired()
+    }
+
+    /// How many services there can be, beside the unattributed one.
+    pub const MOST: u32 = crate::ledger::slots::CAPACITY;
+}
+
+/// Blocks whose owner is found without their size.
+#[cfg(not(feature = "memory-check"))]
+pub mod blocks {
+    pub use crate::ledger::charge::{Freed, charged};
+    pub use crate::ledger::slots::record as record_of;
+    pub use crate::ledger::thread::charge_ownerless;
+    pub use crate::owner::{LARGE, Slot, unsized_free};
+}
+
+/// Blocks that memory-check surrounds with guards.
+#[cfg(feature = "memory-check")]
+pub mod blocks {
+    use crate::Dogtag;
+    use crate::check::ViolationKind;
+    pub use crate::check::block::Family;
+    pub use crate::check::claim::Claim;
+    use std::alloc::{GlobalAlloc, Layout};
+
+    /// The number by which C knows a kind of violation: that of `dogtag.h`. Here, since only this crate
+    /// knows that these are all.
+    #[must_use]
+    pub const fn violation_number(kind: ViolationKind) -> i32 {
+        match kind {
+            ViolationKind::Overrun => 1,
+            ViolationKind::Underrun => 2,
+            ViolationKind::DoubleFree => 3,
+            ViolationKind::WriteAfterFree => 4,
+            ViolationKind::LayoutMismatch => 5,
+            ViolationKind::InvalidFree => 6,
+            ViolationKind::RegionInUse => 7,
+            ViolationKind::AllocDeallocMismatch => 8,
+            ViolationKind::BadUsableSize => 9,
+        }
+    }
+
+    /// Allocates a block of one of C++'s families.
+    #[inline]
+    pub fn allocate_as<B: GlobalAlloc>(heap: &Dogtag<B>, family: Family, layout: Layout) -> *mut u8 {
+        heap.alloc_as(family, layout)
+    }
+
+    /// Frees a block, which is taken for what the program says, and reported if it is not that.
+    ///
+    /// # Safety
+    ///
+    /// `heap` must have allocated the block, and nobody may use it afterwards.
+    #[inline]
+    pub unsafe fn free<B: GlobalAlloc>(heap: &Dogtag<B>, block: *mut u8, claim: Claim) {
+        // SAFETY: the caller's block is live in this heap, or is found not to be.
+        unsafe { heap.free(block, claim) };
+    }
+
+    /// Moves a block to one of the new layout; null leaves it as it was.
+    ///
+    /// # Safety
+    ///
+    /// As for [`free`], unless null is returned.
+    #[inline]
+    pub unsafe fn resize<B: GlobalAlloc>(
+        heap: &Dogtag<B>,
+        block: *mut u8,
+        claim: Claim,
+        new_layout: Option<Layout>,
+    ) -> *mut u8 {
+        // SAFETY: the caller's block is live in this heap, or is found not to be.
+        unsafe { heap.resize(block, claim, new_layout) }
+    }
+
+    /// The size that a live block was requested with; `None` of what is none, which is reported.
+    #[inline]
+    pub fn size<B: GlobalAlloc>(heap: &Dogtag<B>, block: *mut u8) -> Option<usize> {
+        heap.size(block)
+    }
+}
+
+/// What there is of memory-check whether it is on or not.
+pub mod memory_check {
+    /// Whether this build has it.
+    pub const IS_ON: bool = cfg!(feature = "memory-check");
+
+    /// Has the names of threads asked of `source`, which makes no system call.
+    #[inline]
+    pub fn learn_names_from(source: fn() -> [u8; 16]) {
+        #[cfg(feature = "memory-check")]
+        crate::check::learn_names_from(source);
+        let _ = source;
+    }
+
+    /// Has reports show the calling thread's new name.
+    pub fn thread_was_renamed() {
+        #[cfg(feature = "memory-check")]
+        crate::check::thread_was_renamed();
+    }
+
+    /// Looks at all blocks, and reports what was done to them. Returns how many that were.
+    pub fn verify() -> u64 {
+        #[cfg(feature = "memory-check")]
+        return crate::check::verify().violations;
+        #[cfg(not(feature = "memory-check"))]
+        0
+    }
+
+    /// [`verify`], unless a forked child has freed too little for that.
+    pub fn verify_at_exit() {
+        #[cfg(feature = "memory-check")]
+        crate::check::verify_at_exit();
+    }
+}
+
+/// Expands to one of two pieces of code, whether memory-check is on: as it was built, whoever
+/// turned the feature on.
+#[cfg(feature = "memory-check")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __memory_check {
+    (on { $($on:tt)* } off { $($off:tt)* }) => { $($on)* };
+}
+
+/// Expands to one of two pieces of code, whether memory-check is on: as it was built, whoever
+/// turned the feature on.
+#[cfg(not(feature = "memory-check"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __memory_check {
+    (on { $($on:tt)* } off { $($off:tt)* }) => { $($off)* };
+}
+
+/// What the system is asked for.
+pub mod sys {
+    pub use crate::format::Bytes;
+    pub use crate::sys::stderr::{print, print_to};
+    pub use crate::sys::{at_fork_in_child, has_more_rights, spawn, try_box};
 }

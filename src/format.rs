@@ -35,7 +35,8 @@ fn is_control(c: char) -> bool {
 }
 
 /// Bytes as people read them.
-pub(crate) struct Bytes(pub(crate) u64);
+#[derive(Debug)]
+pub struct Bytes(pub u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,8 +2,6 @@
 // are tests. Here stand the links to what features add, for builds with and without them.
 #![doc = include_str!("guide.md")]
 #![doc = ""]
-#![cfg_attr(feature = "capi", doc = "[`capi`]: crate::capi")]
-#![cfg_attr(not(feature = "capi"), doc = "[`capi`]: crate#features")]
 #![cfg_attr(feature = "memory-check", doc = "[`check`]: crate::check")]
 #![cfg_attr(not(feature = "memory-check"), doc = "[`check`]: crate#features")]
 #![doc = "[`Pool`]: https://docs.rs/dogtag-pool"]

@@ -33,8 +33,8 @@
 //!   and names the owner of the block and the service that did it;
 //! - the crate `dogtag-mapped`, regions of mapped memory, and another allocator for what does not
 //!   fit in one;
-//! - `capi` (features `capi`, `interpose` and `skynet`), functions for C, and C's `malloc`
-//!   itself: of C libraries in a Rust program, and preloaded, of any program.
+//! - the crate [`dogtag-c`](https://docs.rs/dogtag-c), functions for C, and C's `malloc` itself: of C
+//!   libraries in a Rust program, and preloaded, of any program.
 //!
 //! # What the figures mean
 //!
@@ -166,9 +166,6 @@
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
 //! | `allocator-api2` | no | `Allocator` for `&Dogtag`: collections on an instance of their own |
-//! | `capi` | no | the room `capi`: functions for C, on Linux |
-//! | `interpose` | no | `capi`, and the C library's `malloc` and its kin are dogtag's |
-//! | `skynet` | no | `capi`, and skynet's own interface |
 //!
 //! For 64-bit Unix-like systems; tested on x86-64 Linux, where the hot path is at
 //! its shortest.
@@ -197,8 +194,8 @@
 // allocator    `GlobalAlloc`, fast and slow
 // measure, balance, snapshot, layer
 //              what a program asks, and the face for tracing
-// capi         the face for C
 // __private    what the member crates need of the inside
+#[cfg(not(dogtag_loom))]
 #[doc(hidden)]
 pub mod __private;
 #[cfg(not(dogtag_loom))]
@@ -208,8 +205,6 @@ mod arenas;
 mod backend;
 #[cfg(not(dogtag_loom))]
 mod balance;
-#[cfg(all(feature = "capi", not(dogtag_loom)))]
-pub mod capi;
 #[cfg(feature = "memory-check")]
 pub mod check;
 #[cfg(not(dogtag_loom))]

@@ -13,13 +13,13 @@
 mod cookie;
 mod page_map;
 mod slot;
-#[cfg(all(feature = "capi", not(feature = "memory-check")))]
-pub(crate) mod unsized_free;
+#[cfg(not(feature = "memory-check"))]
+pub mod unsized_free;
 
 use cookie::SHORT;
-#[cfg(all(feature = "capi", not(feature = "memory-check")))]
-pub(crate) use page_map::LARGE;
-pub(crate) use slot::{Mark, Slot};
+#[cfg(not(feature = "memory-check"))]
+pub use page_map::LARGE;
+pub use slot::{Mark, Slot};
 use std::alloc::Layout;
 
 /// Which blocks of an allocator have their owner beside the heap.

@@ -30,8 +30,7 @@ pub use scope::Scope;
 
 #[cfg(feature = "tracing-layer")]
 pub(crate) use error::{check_name, name_too_long};
-#[cfg(any(feature = "tracing-layer", feature = "interpose", feature = "skynet"))]
-pub(crate) use fork::gate;
+pub use fork::gate;
 pub use limits::is_limited;
 pub(crate) use limits::limits;
 pub(crate) use retirement::end_retired;

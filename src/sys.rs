@@ -17,16 +17,12 @@ pub(crate) mod smaps;
 // musl's loader unmaps nothing, and a static program has no loader.
 #[cfg(all(target_os = "linux", target_env = "gnu", not(target_feature = "crt-static"), not(miri)))]
 mod stay_loaded;
-#[cfg(all(any(feature = "memory-check", feature = "interpose", feature = "skynet"), not(dogtag_loom)))]
-pub(crate) mod stderr;
-#[cfg(all(feature = "interpose", not(dogtag_loom)))]
-mod thread_name;
+#[cfg(not(dogtag_loom))]
+pub mod stderr;
 
 #[cfg(not(dogtag_loom))]
-pub(crate) use detached_thread::spawn;
+pub use detached_thread::{spawn, try_box};
 pub(crate) use parker::Parker;
-#[cfg(all(feature = "interpose", not(dogtag_loom)))]
-pub(crate) use {detached_thread::try_box, thread_name::ThreadName};
 
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, shared};
 use std::ffi::c_void;
@@ -185,15 +181,13 @@ pub(crate) unsafe fn zero_pages<T>(pages: &[T]) {
 
 /// Has `hook` called in every child that this process forks, before `fork`
 /// returns there. Without memory for that, it is not.
-#[cfg(feature = "interpose")]
-pub(crate) fn at_fork_in_child(hook: extern "C" fn()) {
+pub fn at_fork_in_child(hook: extern "C" fn()) {
     // SAFETY: the hook lives as long as the process.
     unsafe { libc::pthread_atfork(None, None, Some(hook)) };
 }
 
 /// Whether the process has rights that whoever began it has not, as setuid programs do.
-#[cfg(any(feature = "memory-check", feature = "interpose"))]
-pub(crate) fn has_more_rights() -> bool {
+pub fn has_more_rights() -> bool {
     #[cfg(target_os = "linux")]
     // SAFETY: asks for a number that the kernel gave.
     unsafe {

@@ -35,7 +35,6 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
 
 impl<B: GlobalAlloc> Dogtag<B> {
     /// Allocates a block of one of C++'s families.
-    #[cfg(feature = "interpose")]
     pub(crate) fn alloc_as(&self, family: Family, layout: Layout) -> *mut u8 {
         counted(self.fresh(layout, family, None), layout.size())
     }
@@ -155,7 +154,6 @@ impl<B: GlobalAlloc> Dogtag<B> {
     }
 
     /// The size that a live block was requested with; `None` of what is none, which is told.
-    #[cfg(feature = "capi")]
     pub(crate) fn size(&self, block: *mut u8) -> Option<usize> {
         self.checker.size(block)
     }

@@ -41,9 +41,9 @@
 //! there, and rustc 1.95 crashes.
 
 use super::Dogtag;
+use crate::ledger::charge::{self, Freed};
 use crate::ledger::slots::{self, Record, UNATTRIBUTED};
-use crate::ledger::threshold::{self, Replaced};
-use crate::ledger::{anomalies, thread};
+use crate::ledger::thread;
 use crate::owner::Placement;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -313,7 +313,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         }
         // SAFETY: the block is live and came from here.
         let owner = unsafe { Owner::of(Self::PLACEMENT, block, layout) };
-        owner.refund(layout.size());
+        owner.freed(layout.size()).refund();
         if let Some(outer) = owner.outer {
             // SAFETY: the layout that the block was requested with.
             unsafe { allocator.counted().dealloc(block, outer) };
@@ -368,9 +368,9 @@ impl<B: GlobalAlloc> Dogtag<B> {
         };
         let is_growth = new_layout.size() > layout.size();
         let resized = || {
-            let replaces = Some((owner, layout.size(), !is_growth));
+            let replaced = Some((owner.freed(layout.size()), !is_growth));
             // SAFETY: what `place` returns is as large as it is told.
-            unsafe { charged(Self::PLACEMENT, new_layout, replaces, place) }
+            unsafe { charged(Self::PLACEMENT, new_layout, replaced, place) }
         };
         let moved = resized();
         if !moved.is_null() || is_growth {
@@ -392,9 +392,8 @@ impl<B: GlobalAlloc> Dogtag<B> {
     }
 }
 
-/// Has a block of the current service allocated, if its limits allow for it, and
-/// charges it; it may take the place of another one, which is refunded, and may [stay](Replaced)
-/// otherwise.
+/// A block of the current service, [charged](charge::charged); null where its limits or the
+/// layout do not allow for it.
 ///
 /// # Safety
 ///
@@ -403,36 +402,17 @@ impl<B: GlobalAlloc> Dogtag<B> {
 unsafe fn charged(
     placement: Placement,
     layout: Layout,
-    replaces: Option<(Owner, usize, bool)>,
+    replaced: Option<(Freed, bool)>,
     allocate: impl FnOnce(Layout) -> *mut u8,
 ) -> *mut u8 {
     let (account, record) = thread::current_account();
     let slot = record.slot();
-    let replaced = replaces.map(|(owner, size, stays)| {
-        // Of what is lost, somebody has to be the owner from now on.
-        Replaced { owner: owner.record.unwrap_or(&UNATTRIBUTED), size, stays }
-    });
     let Some(outer) = placement.layout(layout, slot) else {
         return ptr::null_mut();
     };
-    let Some(admitted) = threshold::ask(account, record, layout.size(), replaced) else {
-        return ptr::null_mut();
-    };
-    let block = allocate(outer);
-    if !block.is_null() {
-        // First, so that a reader does not see both.
-        if let Some((owner, size, _)) = replaces {
-            owner.refund(size);
-        }
-        // SAFETY: `outer` is what this slot's block needs.
-        if unsafe { placement.write(block, layout.size(), slot) } {
-            admitted.charge(layout.size());
-        } else {
-            drop(admitted);
-            thread::charge_ownerless(layout.size());
-        }
-    }
-    block
+    // SAFETY: `outer` is what this slot's block needs, and the block has that layout.
+    let note_owner = |block| unsafe { placement.write(block, layout.size(), slot) };
+    charge::charged((account, record), layout.size(), replaced, || allocate(outer), note_owner)
 }
 
 /// What a block's cookie tells.
@@ -458,11 +438,8 @@ impl Owner {
         }
     }
 
-    fn refund(&self, size: usize) {
-        match self.record {
-            Some(record) => thread::account(record).refund(size),
-            None => anomalies::LOST.add(size),
-        }
+    fn freed(&self, size: usize) -> Freed {
+        Freed { owner: self.record, size }
     }
 }
 

@@ -35,7 +35,8 @@ pub(crate) enum Tag {
 /// blocks come from an allocator of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Family {
+pub enum Family {
+    /// C's and Rust's.
     Malloc = 0,
     /// `operator new`.
     New = 1,

@@ -196,7 +196,6 @@ pub(crate) fn count_magazine() {
 
 /// How many magazines a process has put into quarantine since it was forked off; `None` if it was
 /// not.
-#[cfg_attr(any(dogtag_loom, not(feature = "interpose")), allow(dead_code))]
 pub(crate) fn magazines_as_child() -> Option<u64> {
     let at_fork = MAGAZINES_AT_FORK.load(Ordering::Relaxed);
     (at_fork != u64::MAX).then(|| MAGAZINES.load(Ordering::Relaxed) - at_fork)

@@ -179,7 +179,6 @@ impl Checker {
 
     /// The size that a live block was requested with. Tells of a pointer that is none of one, and
     /// of what was done to the block.
-    #[cfg(feature = "capi")]
     pub(crate) fn size(&self, address: *mut u8) -> Option<usize> {
         let violation = |crime| violation(crime, Operation::UsableSize, address, Claim::default());
         let (Some(entry), Some(block)) = (shadow::entry(address.addr()), NonNull::new(address)) else {

@@ -7,10 +7,13 @@ use std::alloc::Layout;
 
 /// As far as the program says.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Claim {
-    pub(crate) family: Option<Family>,
-    pub(crate) size: Option<usize>,
-    pub(crate) alignment: Option<usize>,
+pub struct Claim {
+    /// Whose block it is.
+    pub family: Option<Family>,
+    /// Its size.
+    pub size: Option<usize>,
+    /// Its alignment.
+    pub alignment: Option<usize>,
 }
 
 impl Claim {
@@ -21,9 +24,8 @@ impl Claim {
     }
 
     /// Of a family's block, of which nothing else is said.
-    #[cfg(feature = "capi")]
     #[inline(always)]
-    pub(crate) fn of(family: Family) -> Self {
+    pub fn of(family: Family) -> Self {
         Self { family: Some(family), ..Self::default() }
     }
 

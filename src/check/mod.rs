@@ -103,11 +103,11 @@ mod quarantine;
 mod access_context;
 #[cfg(not(dogtag_loom))]
 mod address_ranges;
-mod block;
+pub(crate) mod block;
 #[cfg(not(dogtag_loom))]
 mod checker;
 #[cfg(not(dogtag_loom))]
-mod claim;
+pub(crate) mod claim;
 #[cfg(not(dogtag_loom))]
 mod depot;
 #[cfg(not(dogtag_loom))]
@@ -139,8 +139,8 @@ mod violation;
 #[cfg(not(dogtag_loom))]
 mod violation_kind;
 
-#[cfg(all(feature = "interpose", not(dogtag_loom)))]
-pub(crate) use threads::renamed as thread_was_renamed;
+#[cfg(not(dogtag_loom))]
+pub(crate) use threads::{learn_names_from, renamed as thread_was_renamed};
 
 #[cfg(not(dogtag_loom))]
 use crate::sys::fork::{ForkHook, ForkOrder};
@@ -160,7 +160,7 @@ fn about_to_fork() {
     shadow::give_back();
 }
 
-#[cfg(all(feature = "interpose", not(dogtag_loom)))]
+#[cfg(not(dogtag_loom))]
 pub(crate) use verify::verify_at_exit;
 #[cfg(not(dogtag_loom))]
 pub use {

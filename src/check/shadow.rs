@@ -77,7 +77,6 @@ pub(crate) fn vacated(address: usize) {
 }
 
 /// How many leaves there are, each for a MiB of addresses.
-#[cfg(feature = "interpose")]
 pub(crate) fn leaves() -> usize {
     MAPPED.load(Ordering::Relaxed)
 }

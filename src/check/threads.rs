@@ -4,7 +4,7 @@
 //! threads from the 2^31st on have that one, and no name.
 
 use super::text::Text;
-use crate::ledger::thread;
+use crate::ledger::thread::Word;
 use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 use crate::sys;
 use std::ptr;
@@ -12,7 +12,7 @@ use std::ptr;
 /// The calling thread's number.
 #[inline]
 pub(crate) fn number() -> u32 {
-    match thread::number() & !SETTLED {
+    match (Word::CheckNumber.get() as u32) & !SETTLED {
         0 => give_number(),
         number => number,
     }
@@ -31,16 +31,15 @@ pub(crate) fn name(number: u32) -> Text {
 #[inline]
 pub(crate) fn settle_name() {
     let number = number();
-    if thread::number() & SETTLED == 0 {
-        thread::set_number(number | SETTLED);
+    if (Word::CheckNumber.get() as u32) & SETTLED == 0 {
+        Word::CheckNumber.set((number | SETTLED).into());
         refresh_name();
     }
 }
 
-/// The calling thread has another name from now on, for reports to come.
-#[cfg(feature = "interpose")]
-pub(crate) fn renamed() {
-    if thread::number() != 0 {
+/// Has reports to come show the calling thread's new name.
+pub fn renamed() {
+    if (Word::CheckNumber.get() as u32) != 0 {
         refresh_name();
     }
 }
@@ -90,7 +89,7 @@ fn give_number() -> u32 {
     static LAST: AtomicU64 = AtomicU64::new(0);
 
     let number = next_number(&LAST);
-    thread::set_number(number);
+    Word::CheckNumber.set(number.into());
     if let Some(page) = TABLE.get(number as usize / PAGE) {
         // SAFETY: all atomics, for which zeros are valid; only this fills the table.
         unsafe { sys::get_or_map(page) };
@@ -110,17 +109,27 @@ fn entry(number: u32) -> Option<&'static Name> {
     Some(unsafe { &page.as_ref()?[number as usize % PAGE] })
 }
 
-/// As the library learns it, which is told of names: no system call on an allocation's way.
-#[cfg(feature = "interpose")]
-fn own_name() -> [u8; LENGTH] {
-    let mut name = [0_u8; LENGTH];
-    let known = thread::name().unwrap_or_else(sys::ThreadName::of_program);
-    name[..known.bytes().len()].copy_from_slice(known.bytes());
-    name
+/// Has the names of threads asked of `source`, which makes no system call and fills what is left
+/// with zeros. By whoever is told of all names, as dogtag-c is where it interposes.
+#[inline]
+pub fn learn_names_from(source: NameSource) {
+    if SOURCE.load(Ordering::Relaxed).is_null() {
+        SOURCE.store(source as *mut (), Ordering::Release);
+    }
 }
 
-#[cfg(not(feature = "interpose"))]
+/// What the calling thread is called.
+pub type NameSource = fn() -> [u8; LENGTH];
+
+/// A [`NameSource`], if there is one.
+static SOURCE: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
 fn own_name() -> [u8; LENGTH] {
+    let source = SOURCE.load(Ordering::Acquire);
+    if !source.is_null() {
+        // SAFETY: only `learn_names_from` stores there, such a function.
+        return unsafe { std::mem::transmute::<*mut (), NameSource>(source) }();
+    }
     let mut name = [0_u8; LENGTH];
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     // SAFETY: the calling thread exists, and the buffer is as long as told.

@@ -1,6 +1,5 @@
 //! Verification of all blocks, on demand.
 
-#[cfg(feature = "interpose")]
 use super::block_state;
 use super::block_state::State;
 use super::claim::Claim;
@@ -74,8 +73,7 @@ pub fn verify() -> Verified {
 /// [`verify`] at the end of a process, which nobody asked for. A forked child that has freed
 /// little is not looked through: nearly all that there is was there before, and to look at it would
 /// take longer than all that the child has done.
-#[cfg(feature = "interpose")]
-pub(crate) fn verify_at_exit() {
+pub fn verify_at_exit() {
     let has_done_enough = |magazines| magazines >= 2 * shadow::leaves() as u64;
     if Settings::get().quarantine == 0 || block_state::magazines_as_child().is_none_or(has_done_enough) {
         verify();

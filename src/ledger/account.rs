@@ -3,8 +3,8 @@
 use crate::ledger::cell::Cell;
 
 /// Where a thread counts.
-#[derive(Clone, Copy)]
-pub(crate) enum Account {
+#[derive(Clone, Copy, Debug)]
+pub enum Account {
     /// In a cell that only the calling thread writes.
     Own(&'static Cell),
     /// In a cell that all threads without a shard share.
@@ -19,14 +19,18 @@ impl Account {
         }
     }
 
-    pub(crate) fn charge(self, size: usize) {
+    /// Counts an allocation.
+    #[inline]
+    pub fn charge(self, size: usize) {
         match self {
             Self::Own(cell) => cell.charge(size),
             Self::Shared(cell) => cell.charge_shared(size),
         }
     }
 
-    pub(crate) fn refund(self, size: usize) {
+    /// Counts a free.
+    #[inline]
+    pub fn refund(self, size: usize) {
         match self {
             Self::Own(cell) => cell.refund(size),
             Self::Shared(cell) => cell.refund_shared(size),

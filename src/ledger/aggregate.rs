@@ -12,7 +12,7 @@ use crate::usage::Usage;
 
 /// What one service holds, which the caller holds or has pinned: one cell read
 /// a shard, that is, for each thread that was alive at the busiest moment.
-pub(crate) fn usage(record: &Record) -> Usage {
+pub fn usage(record: &Record) -> Usage {
     record.share_of(SHARDS.sum(record.slot(), record.shared()).usage)
 }
 
@@ -21,7 +21,7 @@ pub(crate) fn usage(record: &Record) -> Usage {
 ///
 /// Goes through the shards once for each run of [`RUN`] slots, so that the
 /// second look at a cell finds it in the cache.
-pub(crate) fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
+pub fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
     let mut total = Usage::default();
     let mut sums = [Usage::default(); RUN];
     for first in (0..slots::end()).step_by(RUN) {

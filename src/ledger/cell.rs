@@ -14,8 +14,9 @@ use crate::usage::Usage;
 /// therefore needs no read-modify-write (but others may lower its threshold). The
 /// *shared* cell of a service, in its record, is for threads that have no shard,
 /// and takes atomic additions.
+#[derive(Debug)]
 #[repr(C, align(64))]
-pub(crate) struct Cell {
+pub struct Cell {
     allocated_bytes: AtomicU64,
     allocated_blocks: AtomicU64,
     freed_bytes: AtomicU64,
@@ -112,6 +113,7 @@ impl Cell {
 
     /// Whether what is live here has grown by `bytes` since this was last so, or
     /// since it was least when asked; by whoever has just allocated `size` bytes.
+    #[inline]
     pub(super) fn has_grown(&self, size: usize, bytes: u64) -> bool {
         // Negative where other threads' blocks are freed.
         let [allocated, freed] =
@@ -143,7 +145,7 @@ impl Cell {
 
     /// Whether an allocation of `size` bytes reaches the threshold, and has to take the slow path.
     #[inline(always)]
-    pub(crate) fn needs_slow_path(&self, size: usize) -> bool {
+    pub fn needs_slow_path(&self, size: usize) -> bool {
         // Where it wraps around, the counter has passed 2^61: then the threshold is never raised, and
         // every allocation takes the slow path, as exactly.
         self.allocated_bytes.load(Ordering::Relaxed).wrapping_add(size as u64)
@@ -151,13 +153,13 @@ impl Cell {
     }
 
     #[inline(always)]
-    pub(crate) fn mark(&self) -> Mark {
+    pub fn mark(&self) -> Mark {
         Mark::from_bits(self.mark.load(Ordering::Relaxed))
     }
 
     /// Counts an allocation. Only the thread that has this cell may call it.
     #[inline(always)]
-    pub(crate) fn charge(&self, size: usize) {
+    pub fn charge(&self, size: usize) {
         debug_assert!(self.mark() != Mark::NONE, "nobody's cell is charged");
         grow(&self.allocated_bytes, size as u64);
         grow(&self.allocated_blocks, 1);
@@ -165,7 +167,7 @@ impl Cell {
 
     /// Counts a free. Only the thread that has this cell may call it.
     #[inline(always)]
-    pub(crate) fn refund(&self, size: usize) {
+    pub fn refund(&self, size: usize) {
         debug_assert!(self.mark() != Mark::NONE, "nobody's cell is refunded");
         grow(&self.freed_bytes, size as u64);
         grow(&self.freed_blocks, 1);

@@ -141,7 +141,6 @@ impl Lifecycle {
 
     /// Calls `look` while the slot cannot be given to another service; `None`
     /// if no service has it, nor has had it since it was claimed last.
-    #[cfg(any(feature = "memory-check", feature = "interpose", test))]
     pub(crate) fn pinned<R>(&self, look: impl FnOnce() -> R) -> Option<R> {
         self.pin().then(|| {
             let looked = look();

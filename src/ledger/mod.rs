@@ -11,6 +11,8 @@ pub(crate) mod account;
 pub(crate) mod anomalies;
 pub(crate) mod budget;
 pub(crate) mod cell;
+#[cfg(not(any(feature = "memory-check", dogtag_loom)))]
+pub(crate) mod charge;
 mod event_flags;
 pub(crate) mod family;
 pub(crate) mod lifecycle;
@@ -25,4 +27,5 @@ pub(crate) mod threshold;
 pub(crate) mod tree;
 
 mod aggregate;
-pub(crate) use aggregate::{stacks, usage, usages};
+pub(crate) use aggregate::stacks;
+pub use aggregate::{usage, usages};

@@ -23,7 +23,7 @@ use std::ptr::{self, NonNull};
 /// Who the service is changes only while the slot is claimed ([`Lifecycle`]): whoever
 /// holds it, or has it pinned, can rely on that.
 #[repr(C)]
-pub(crate) struct Record {
+pub struct Record {
     /// First, so that a thread can start at the first record's address.
     shared: Cell,
     slot: AtomicU32,
@@ -86,8 +86,9 @@ impl Record {
         }
     }
 
+    /// Where it stands.
     #[inline]
-    pub(crate) fn slot(&self) -> Slot {
+    pub fn slot(&self) -> Slot {
         Slot::new(self.slot.load(Ordering::Relaxed)).unwrap_or(Slot::UNATTRIBUTED)
     }
 
@@ -119,7 +120,8 @@ impl Record {
         self.generation() >= LAST_GENERATION
     }
 
-    pub(crate) fn handle(&self) -> u32 {
+    /// Its number, as users see it.
+    pub fn handle(&self) -> u32 {
         self.handle.load(Ordering::Relaxed)
     }
 
@@ -232,8 +234,7 @@ impl Record {
     }
 
     /// Whether the service has no blocks, and no thread is in it.
-    #[cfg(any(feature = "interpose", feature = "skynet"))]
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         SHARDS.sum(self.slot(), &self.shared).is_quiet()
     }
 
@@ -302,7 +303,7 @@ pub(crate) fn fresh() -> Result<&'static Record, SlotError> {
 /// The service that has that slot, `None` when there is none. Takes no lock. It
 /// may end at any time, unless the caller knows of something that holds it.
 #[inline]
-pub(crate) fn record(slot: Slot) -> Option<&'static Record> {
+pub fn record(slot: Slot) -> Option<&'static Record> {
     any_record(slot).filter(|record| record.life.is_in_use())
 }
 

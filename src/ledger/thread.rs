@@ -30,8 +30,6 @@ use crate::owner::{Mark, Slot};
 use crate::sync::AtomicPtr;
 use crate::sync::Ordering;
 use crate::sys;
-#[cfg(feature = "interpose")]
-use crate::sys::ThreadName;
 use crate::usage::Usage;
 use std::cell::Cell as Variable;
 use std::ffi::c_void;
@@ -41,7 +39,7 @@ mod access;
 
 /// The cell that the calling thread charges to; its threshold is 0 unless it is the thread's own.
 #[inline(always)]
-pub(crate) fn current() -> &'static Cell {
+pub fn current() -> &'static Cell {
     // SAFETY: the first field is always a reference to a cell; cells are never unmapped.
     unsafe { &*access::first_word().cast::<Cell>() }
 }
@@ -49,7 +47,7 @@ pub(crate) fn current() -> &'static Cell {
 /// The calling thread's cell for a mark: another's or unclaimed where the
 /// cell's own mark differs.
 #[inline(always)]
-pub(crate) fn cell(mark: Mark) -> &'static Cell {
+pub fn cell(mark: Mark) -> &'static Cell {
     // SAFETY: the second field is always a reference to a directory; directories are never unmapped.
     let directory = unsafe { &*access::second_word().cast::<Directory>() };
     directory.cell(mark)
@@ -57,7 +55,8 @@ pub(crate) fn cell(mark: Mark) -> &'static Cell {
 
 /// Where the calling thread counts for a service, whatever state it is in.
 /// Behind the threshold: maps memory if need be.
-pub(crate) fn account(record: &'static Record) -> Account {
+#[inline]
+pub fn account(record: &'static Record) -> Account {
     with(|thread| thread.account(record))
 }
 
@@ -71,14 +70,15 @@ pub(crate) fn is_own(cell: &Cell) -> bool {
 #[cfg(not(feature = "memory-check"))]
 #[cold]
 #[inline(never)]
-pub(crate) fn charge_ownerless(size: usize) {
+pub fn charge_ownerless(size: usize) {
     account(&UNATTRIBUTED).charge(size);
     anomalies::OWNERLESS.add(size);
 }
 
 /// Where the calling thread counts for the service that it is in. From here on the hot path
 /// finds it.
-pub(crate) fn current_account() -> (Account, &'static Record) {
+#[inline]
+pub fn current_account() -> (Account, &'static Record) {
     with(|thread| {
         let record = thread.record.get();
         let account = thread.account(record);
@@ -127,7 +127,7 @@ pub(crate) fn refund(slot: Slot, size: usize) -> bool {
 
 /// The service that the calling thread is in.
 #[inline]
-pub(crate) fn current_record() -> &'static Record {
+pub fn current_record() -> &'static Record {
     with(|thread| thread.record.get())
 }
 
@@ -138,7 +138,7 @@ pub(crate) fn current_record() -> &'static Record {
 /// scope with the one it will go back to. So the count of the one that is
 /// returned goes over to the caller, and from there to [`leave_for`].
 #[inline]
-pub(crate) fn enter(record: &'static Record) -> &'static Record {
+pub fn enter(record: &'static Record) -> &'static Record {
     with(|thread| {
         thread.stay();
         thread.go_to(record)
@@ -147,7 +147,7 @@ pub(crate) fn enter(record: &'static Record) -> &'static Record {
 
 /// Takes the calling thread out of its service and back to a former one.
 #[inline]
-pub(crate) fn leave_for(former: &'static Record) {
+pub fn leave_for(former: &'static Record) {
     with(|thread| {
         thread.stay_no_more();
         let left = thread.record.replace(former);
@@ -181,56 +181,25 @@ pub(crate) fn release(record: &'static Record) {
     });
 }
 
-/// What the calling thread was known as when it was settled last; 0 before.
-#[cfg(any(feature = "interpose", feature = "skynet"))]
-#[inline(always)]
-pub(crate) fn known_as() -> u64 {
-    with(|thread| thread.known_as.get())
-}
-
-/// What the calling thread is called, as far as anybody has said so here.
-#[cfg(feature = "interpose")]
-pub(crate) fn name() -> Option<ThreadName> {
-    with(|thread| thread.name.get())
-}
-
-/// Has the calling thread look for the service with that name when it allocates next. Also
-/// for signal handlers.
-#[cfg(feature = "interpose")]
-pub(crate) fn set_name(name: ThreadName) {
-    with(|thread| {
-        thread.name.set(Some(name));
-        thread.cell.get().lower_threshold();
-    });
-}
-
-/// How many names other threads had given when the calling thread looked for its own last.
-#[cfg(feature = "interpose")]
-#[inline]
-pub(crate) fn names_seen() -> u64 {
-    with(|thread| thread.names_seen.get())
-}
-
-#[cfg(feature = "interpose")]
-pub(crate) fn set_names_seen(names: u64) {
-    with(|thread| thread.names_seen.set(names));
+/// Has the calling thread leave the hot path on its next allocation. Also for signal handlers.
+pub fn lower_threshold() {
+    with(|thread| thread.cell.get().lower_threshold());
 }
 
 /// Whether the calling thread may be settled in another service: it is in no scope, has
 /// none of the registry's locks, and its end has not begun.
-#[cfg(any(feature = "interpose", feature = "skynet"))]
-pub(crate) fn can_settle() -> bool {
+pub fn can_settle() -> bool {
     with(|thread| thread.stays.get() == 0 && !thread.detached.get())
 }
 
 /// Makes a service, which somebody holds, the one that the calling thread is in where
 /// it is in no scope.
-#[cfg(any(feature = "interpose", feature = "skynet"))]
-pub(crate) fn settle(record: &'static Record, known_as: u64) {
-    with(|thread| thread.settle(record, known_as));
+pub fn settle(record: &'static Record) {
+    with(|thread| thread.settle(record));
 }
 
 /// Keeps the calling thread where it is: it is not settled elsewhere.
+#[derive(Debug)]
 pub(crate) struct Stay(());
 
 impl Stay {
@@ -282,6 +251,46 @@ pub fn counts() -> bool {
     with(|thread| thread.counts.get())
 }
 
+/// A word in each thread's record that a module above the ledger, or a crate beside this one,
+/// has for its own use: 0 in a new thread, and of no meaning to the ledger.
+#[derive(Clone, Copy, Debug)]
+pub enum Word {
+    /// Whether the thread is in an [`Inside`].
+    CheckInside,
+    /// The number that memory-check gave the thread.
+    CheckNumber,
+    /// dogtag-c: what the thread's service outside of scopes was chosen by.
+    OwnerKey,
+    /// dogtag-c: the first half of the thread's name.
+    NameLow,
+    /// dogtag-c: the second half of the thread's name.
+    NameHigh,
+    /// dogtag-c: how many names other threads had given when this one looked last.
+    NamesSeen,
+}
+
+impl Word {
+    const COUNT: usize = Self::NamesSeen as usize + 1;
+
+    /// The calling thread's word.
+    #[inline(always)]
+    pub fn get(self) -> u64 {
+        with(|thread| thread.words[self as usize].get())
+    }
+
+    /// Sets the calling thread's word. Also for signal handlers, in whatever they have interrupted.
+    #[inline]
+    pub fn set(self, value: u64) {
+        self.replace(value);
+    }
+
+    /// Sets it, and returns what it was.
+    #[inline]
+    pub fn replace(self, value: u64) -> u64 {
+        with(|thread| thread.words[self as usize].replace(value))
+    }
+}
+
 #[repr(C)]
 struct Thread {
     // The first two are read by the hot path, by their offset.
@@ -296,22 +305,9 @@ struct Thread {
     /// Set while the thread is in [`Counts`].
     counts: Variable<bool>,
     /// Scopes that the thread is in, and others for whose sake it is not settled elsewhere.
-    #[cfg(any(feature = "interpose", feature = "skynet"))]
     stays: Variable<u64>,
-    /// What the thread's service outside of scopes was chosen by.
-    #[cfg(any(feature = "interpose", feature = "skynet"))]
-    known_as: Variable<u64>,
-    /// What the thread is called, once somebody has said so.
-    #[cfg(feature = "interpose")]
-    name: Variable<Option<ThreadName>>,
-    #[cfg(feature = "interpose")]
-    names_seen: Variable<u64>,
-    /// Set while the thread is in an [`Inside`].
-    #[cfg(feature = "memory-check")]
-    inside: Variable<bool>,
-    /// The thread's number, once it has one.
-    #[cfg(feature = "memory-check")]
-    number: Variable<u32>,
+    /// What others keep here.
+    words: [Variable<u64>; Word::COUNT],
 }
 
 /// What memory-check does on a thread that must not begin again within itself.
@@ -323,14 +319,14 @@ impl Inside {
     /// `None` if the thread is inside already.
     pub(crate) fn enter() -> Option<Self> {
         // Not `then_some`: what is made in vain would end the thread's being inside.
-        with(|thread| !thread.inside.replace(true)).then(|| Self(()))
+        (Word::CheckInside.replace(1) == 0).then(|| Self(()))
     }
 }
 
 #[cfg(feature = "memory-check")]
 impl Drop for Inside {
     fn drop(&mut self) {
-        with(|thread| thread.inside.set(false));
+        Word::CheckInside.set(0);
     }
 }
 
@@ -348,34 +344,18 @@ pub(crate) fn keepsakes(number: usize) -> impl Iterator<Item = &'static AtomicPt
     SHARDS.shards().map(move |shard| shard.keepsake(number))
 }
 
-/// The calling thread's number, 0 until it is set.
-#[cfg(feature = "memory-check")]
-#[inline]
-pub(crate) fn number() -> u32 {
-    with(|thread| thread.number.get())
-}
-
-#[cfg(feature = "memory-check")]
-pub(crate) fn set_number(number: u32) {
-    with(|thread| thread.number.set(number));
-}
-
 impl Thread {
     #[inline(always)]
     fn stay(&self) {
-        #[cfg(any(feature = "interpose", feature = "skynet"))]
         self.stays.set(self.stays.get().wrapping_add(1));
     }
 
     #[inline(always)]
     fn stay_no_more(&self) {
-        #[cfg(any(feature = "interpose", feature = "skynet"))]
         self.stays.set(self.stays.get().wrapping_sub(1));
     }
 
-    #[cfg(any(feature = "interpose", feature = "skynet"))]
-    fn settle(&self, record: &'static Record, known_as: u64) {
-        self.known_as.set(known_as);
+    fn settle(&self, record: &'static Record) {
         let former = self.go_to(record);
         self.count_out(former);
     }
@@ -391,7 +371,6 @@ impl Thread {
         self.record.replace(record)
     }
 
-    #[cfg(any(feature = "tracing-layer", feature = "interpose", feature = "skynet"))]
     #[inline]
     fn count_out(&self, record: &'static Record) {
         match self.own_or_shared(record) {
@@ -418,6 +397,7 @@ impl Thread {
         if cell.mark() == shared.mark() { Account::Own(cell) } else { Account::Shared(shared) }
     }
 
+    #[inline]
     fn account(&self, record: &'static Record) -> Account {
         let shard = self.shard.get().or_else(|| self.attach());
         match shard.and_then(|shard| shard.claim(record.slot())) {
@@ -457,10 +437,9 @@ impl Thread {
     }
 
     fn detach(&self) {
-        #[cfg(any(feature = "interpose", feature = "skynet"))]
         if self.stays.get() == 0 && !ptr::eq(self.record.get(), &UNATTRIBUTED) {
             // Nobody else would leave the service that it was settled in.
-            self.settle(&UNATTRIBUTED, 0);
+            self.settle(&UNATTRIBUTED);
         }
         self.detached.set(true);
         self.cell.set(self.record.get().shared());
@@ -486,18 +465,8 @@ impl Thread {
             detached: Variable::new(false),
             shares: Variable::new(false),
             counts: Variable::new(false),
-            #[cfg(any(feature = "interpose", feature = "skynet"))]
             stays: Variable::new(0),
-            #[cfg(any(feature = "interpose", feature = "skynet"))]
-            known_as: Variable::new(0),
-            #[cfg(feature = "interpose")]
-            name: Variable::new(None),
-            #[cfg(feature = "interpose")]
-            names_seen: Variable::new(0),
-            #[cfg(feature = "memory-check")]
-            inside: Variable::new(false),
-            #[cfg(feature = "memory-check")]
-            number: Variable::new(0),
+            words: [const { Variable::new(0) }; Word::COUNT],
         }
     }
 }
@@ -523,7 +492,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, any(feature = "interpose", feature = "skynet")))]
+#[cfg(test)]
 mod settling {
     use super::*;
 

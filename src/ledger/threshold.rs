@@ -25,7 +25,7 @@ use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST};
 use crate::ledger::cell::{Cell, Live};
 use crate::ledger::pending_events::{self, EventFlags};
 use crate::ledger::shard::SHARDS;
-use crate::ledger::slots::Record;
+use crate::ledger::slots::{self, Record};
 use crate::ledger::tree::{self, Tree};
 use crate::sync::{AtomicU64, Ordering, fence, shared};
 use std::iter;
@@ -238,6 +238,14 @@ fn lower_in_family(record: &'static Record, lock: Option<&Tree>) -> bool {
     tree::descendants(record, lock, |member| {
         SHARDS.cells(member.slot(), member.shared()).for_each(Cell::lower_threshold);
     })
+}
+
+/// Has every thread leave the hot path before its next allocation, whatever service it is for.
+pub fn shut_every_cell() {
+    let tree = Tree::lock();
+    for record in slots::all() {
+        record.lifecycle().pinned(|| lower_all(&tree, record));
+    }
 }
 
 /// Whether the service is under a limit, its own or of one above it.

@@ -22,7 +22,7 @@ use crate::sync::{AtomicPtr, AtomicU32, Ordering, nulls, shared};
 use crate::sys;
 
 /// From this many bytes on blocks are large.
-pub(crate) const LARGE: usize = 4096;
+pub const LARGE: usize = 4096;
 
 /// Notes the owner of a large block. `false` if the system gives no memory for
 /// it; then the block is the unattributed service's.

@@ -2,14 +2,14 @@
 
 /// The dense index behind a service's handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Slot(u32);
+pub struct Slot(u32);
 
 impl Slot {
     /// The slot of the service `unattributed`, which gets memory that nobody claims.
-    pub(crate) const UNATTRIBUTED: Self = Self(0);
+    pub const UNATTRIBUTED: Self = Self(0);
 
     /// The number of slots: what a long cookie can tell apart.
-    pub(crate) const COUNT: u32 = 1 << 24;
+    pub const COUNT: u32 = 1 << 24;
 
     /// The number of slots with short cookies: the first ones.
     pub(crate) const SHORT_COUNT: usize = 1 << 16;
@@ -65,7 +65,7 @@ impl Slot {
 /// The first two bytes of a cookie, as a number that is never 0: so a cell of
 /// zeroed memory, which nobody has claimed, has no cookie's mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mark(u32);
+pub struct Mark(u32);
 
 impl Mark {
     /// The mark of no cookie.

@@ -24,14 +24,14 @@ use super::slot::{Mark, Slot};
 
 /// Whether the owner of a block in so many usable bytes stands beside the heap.
 #[inline(always)]
-pub(crate) const fn is_large(usable: usize) -> bool {
+pub const fn is_large(usable: usize) -> bool {
     usable >= LARGE
 }
 
 /// The bytes to request for a block of `size` or more, or `None` when they would
 /// overflow.
 #[inline]
-pub(crate) const fn request(size: usize, slot: Slot) -> Option<usize> {
+pub const fn request(size: usize, slot: Slot) -> Option<usize> {
     if is_large(size) {
         return Some(size);
     }
@@ -42,42 +42,43 @@ pub(crate) const fn request(size: usize, slot: Slot) -> Option<usize> {
 
 /// The bytes to request for a block of a short slot, which is not large.
 #[inline(always)]
-pub(crate) const fn short_request(size: usize) -> usize {
+pub const fn short_request(size: usize) -> usize {
     size + SHORT
 }
 
 /// The bytes of the block in so many usable ones.
 #[inline(always)]
-pub(crate) const fn size(usable: usize, slot: Slot) -> usize {
+pub const fn size(usable: usize, slot: Slot) -> usize {
     if is_large(usable) { usable } else { usable - slot.cookie_size() }
 }
 
 /// The bytes of a short slot's block in so many usable ones, which are not large.
 #[inline(always)]
-pub(crate) const fn short_size(usable: usize) -> usize {
+pub const fn short_size(usable: usize) -> usize {
     usable - SHORT
 }
 
 /// What stands beside the heap for a block.
-#[derive(Clone, Copy)]
-pub(crate) struct Beside(u32);
+#[derive(Clone, Copy, Debug)]
+pub struct Beside(u32);
 
 impl Beside {
+    /// What stands there for that block.
     #[inline(always)]
-    pub(crate) fn of(block: *const u8) -> Self {
+    pub fn of(block: *const u8) -> Self {
         Self(page_map::get(block))
     }
 
     /// The usable bytes of a block that is not large; otherwise something larger.
     #[inline(always)]
-    pub(crate) const fn small_usable(self) -> usize {
+    pub const fn small_usable(self) -> usize {
         (self.0 ^ USABLE) as usize
     }
 
     /// The usable bytes, large or not; 0 if they were not noted: there was no memory for
     /// that, the owner's slot is a long one, or they are very many.
     #[inline]
-    pub(crate) const fn usable(self) -> usize {
+    pub const fn usable(self) -> usize {
         match (self.0 & USABLE, self.large_kib()) {
             (0, _) => 0,
             (_, 0) => self.small_usable(),
@@ -110,8 +111,9 @@ const TOO_MANY: usize = 1 << (31 - KIB);
 ///
 /// `block` must be valid for writes of `usable` bytes, which are no fewer than
 /// [`request`] says for `slot`.
+#[inline]
 #[must_use]
-pub(crate) unsafe fn write(block: *mut u8, usable: usize, slot: Slot) -> bool {
+pub unsafe fn write(block: *mut u8, usable: usize, slot: Slot) -> bool {
     if is_large(usable) {
         return if slot.is_short() {
             write_large(block, usable, slot.mark())
@@ -135,7 +137,7 @@ pub(crate) unsafe fn write(block: *mut u8, usable: usize, slot: Slot) -> bool {
 ///
 /// As for [`write`].
 #[inline(always)]
-pub(crate) unsafe fn write_short(block: *mut u8, usable: usize, mark: Mark) {
+pub unsafe fn write_short(block: *mut u8, usable: usize, mark: Mark) {
     let entry = USABLE | usable as u32;
     // Mostly it is there already. Pages of several threads have their entries in one
     // cache line, which stays everybody's if nobody writes.
@@ -156,7 +158,7 @@ fn note_for_page(block: *mut u8, entry: u32) {
 /// Notes the owner of a large block by its mark: of a short slot's block. `false` as for [`write`].
 #[inline]
 #[must_use]
-pub(crate) fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {
+pub fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {
     let (owner, kib) = (mark.bits() ^ page_map::UNATTRIBUTED, usable >> 10);
     // From 4 KiB on size classes are whole KiB.
     if kib >= TOO_MANY || !usable.is_multiple_of(1 << 10) {
@@ -171,7 +173,7 @@ pub(crate) fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {
 ///
 /// `block` must be a live block in `usable` bytes.
 #[inline(always)]
-pub(crate) unsafe fn read_mark(block: *const u8, usable: usize) -> Mark {
+pub unsafe fn read_mark(block: *const u8, usable: usize) -> Mark {
     if is_large(usable) {
         return Mark::from_bits(Beside::of(block).owner() ^ page_map::UNATTRIBUTED);
     }
@@ -184,7 +186,8 @@ pub(crate) unsafe fn read_mark(block: *const u8, usable: usize) -> Mark {
 /// # Safety
 ///
 /// As for [`read_mark`].
-pub(crate) unsafe fn read(block: *const u8, usable: usize) -> Option<Slot> {
+#[inline]
+pub unsafe fn read(block: *const u8, usable: usize) -> Option<Slot> {
     if is_large(usable) {
         return page_map::owner(Beside::of(block).owner());
     }

@@ -19,13 +19,14 @@ at_load!(prepare);
 /// To be held by whoever looks into one of the dashmaps, or makes them. They have locks
 /// of their own, but those may have waiters when the process is forked, whom a child
 /// would wake in vain or for ever. Not to be taken twice by one thread.
-pub(crate) fn gate() -> Gate {
+pub fn gate() -> Gate {
     prepare();
     Gate { _stay: Stay::begin(), _lock: GATE.read().unwrap_or_else(PoisonError::into_inner) }
 }
 
 /// Who has it may allocate, and must not look for another service then.
-pub(crate) struct Gate {
+#[derive(Debug)]
+pub struct Gate {
     _lock: RwLockReadGuard<'static, ()>,
     _stay: Stay,
 }

@@ -200,12 +200,10 @@ impl Service {
     ///
     /// One of the clones that the record counts becomes this one, unless this one is
     /// forgotten.
-    #[cfg(feature = "capi")]
     pub(crate) const unsafe fn of_clone(record: &'static slots::Record) -> Self {
         Self { record }
     }
 
-    #[cfg(any(feature = "memory-check", feature = "tracing-layer", feature = "capi"))]
     pub(crate) const fn record(&self) -> &'static slots::Record {
         self.record
     }

@@ -39,7 +39,6 @@ impl Scope<'_> {
 }
 
 /// For C, which has no destructors.
-#[cfg(feature = "capi")]
 impl Scope<'static> {
     pub(crate) fn into_previous(self) -> &'static Record {
         let previous = self.previous;

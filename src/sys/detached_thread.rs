@@ -12,7 +12,7 @@ use std::ptr::{self, NonNull};
 ///
 /// A plain thread of the system: std's own aborts the process where there is no memory for
 /// what it knows of a thread, and needs thread-locals of its parent, which may be gone.
-pub(crate) fn spawn<W: FnOnce() + Send + 'static>(work: W) -> bool {
+pub fn spawn<W: FnOnce() + Send + 'static>(work: W) -> bool {
     extern "C" fn run<W: FnOnce()>(work: *mut c_void) -> *mut c_void {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         // SAFETY: the kernel reads up to the zero.
@@ -42,7 +42,7 @@ pub(crate) fn spawn<W: FnOnce() + Send + 'static>(work: W) -> bool {
 }
 
 /// As `Box::new`, which would abort where there is no memory.
-pub(crate) fn try_box<T>(value: T) -> Option<Box<T>> {
+pub fn try_box<T>(value: T) -> Option<Box<T>> {
     let layout = Layout::new::<T>();
     let place = match layout.size() {
         0 => NonNull::dangling(),

@@ -5,12 +5,12 @@
 //! first, as allocators do: each module that has one registers a [`ForkHook`].
 
 use crate::registered::Registered;
-#[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 use crate::sync::AtomicBool;
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use std::alloc::Layout;
 use std::cell::UnsafeCell;
-#[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 use std::ffi::c_int;
 use std::hint::black_box;
 use std::sync::{Once, PoisonError};
@@ -149,7 +149,7 @@ pub fn prepare() {
 
 /// Has handlers of forks registered, which are somebody else's: around ours, since they may
 /// allocate. Who is registered first takes its locks last, and gives them up first.
-#[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 pub fn register_fork_handlers(register: impl Fn() -> c_int) -> c_int {
     if ONCE.is_completed() {
         return register();
@@ -178,7 +178,7 @@ static ONCE: Once = Once::new();
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether the allocator has had its handlers registered since.
-#[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 static ALLOCATOR_HAS_ASKED: AtomicBool = AtomicBool::new(false);
 
 /// By the calling thread.

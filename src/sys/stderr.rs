@@ -5,12 +5,12 @@ use std::ffi::c_int;
 use std::fmt::{self, Write};
 
 /// Prints a text, in one piece unless it is long.
-pub(crate) fn print(text: fmt::Arguments<'_>) {
+pub fn print(text: fmt::Arguments<'_>) {
     print_to(libc::STDERR_FILENO, text);
 }
 
 /// Prints a text to that file, in one piece unless it is long.
-pub(crate) fn print_to(descriptor: c_int, text: fmt::Arguments<'_>) {
+pub fn print_to(descriptor: c_int, text: fmt::Arguments<'_>) {
     let mut output = Output { descriptor, buffer: [0; SIZE], length: 0 };
     // What cannot be written is lost: there is no other place for it.
     let _ = output.write_fmt(text);

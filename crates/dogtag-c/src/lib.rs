@@ -1,11 +1,10 @@
-//! The C face: functions for C, which `include/dogtag.h` in the repository declares
-//! and documents.
+//! dogtag for C and C++: an allocator that knows, always and exactly, which service owns every byte.
 //!
-//! There are four parts.
+//! The header `include/dogtag.h` declares and documents the functions. There are four parts.
 //!
 //! - `dogtag_malloc` and its kin allocate blocks that are charged like Rust's, and
 //!   `dogtag_service_register`, `dogtag_enter`, `dogtag_usage`, `dogtag_snapshot_text` and
-//!   others are for C what [`Service`](crate::Service) and [`snapshot`](crate::snapshot())
+//!   others are for C what [`Service`](dogtag::Service) and [`snapshot`](dogtag::snapshot())
 //!   are for Rust. Both share one ledger.
 //! - With the feature `interpose`, `malloc`, `calloc`, `realloc`, `free` and all others of the
 //!   C library are these: of a C program that is linked with the library, of the C libraries
@@ -21,16 +20,45 @@
 //! which is not linked and need not be there. Where a program replaces some of the operators, the
 //! others call those, as C++ has it.
 //!
-//! With `memory-check` C's crimes are found as Rust's are, and C++'s.
+//! With `memory-check` violations by C and C++ are found as Rust's are.
 //!
 //! # Building the libraries
 //!
 //! ```sh
-//! cargo rustc --release --lib --features capi --crate-type staticlib
-//! cargo rustc --release --lib --features interpose --crate-type cdylib
+//! cargo build --release -p dogtag-c
+//! cargo build --release -p dogtag-c --features interpose
 //! ```
 //!
-//! leave `target/release/libdogtag.a` and `target/release/libdogtag.so`.
+//! Each leaves `libdogtag_c.a` and `libdogtag_c.so` in `target/release`.
+//!
+//! # In a Rust program
+//!
+//! Depend on this crate and name it once (`use dogtag_c as _;`), so that it is linked. With
+//! `interpose` C libraries in the program allocate from dogtag then:
+//!
+//! ```
+//! use dogtag_c as _;
+//!
+//! #[global_allocator]
+//! static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+//!
+//! # #[cfg(not(feature = "interpose"))]
+//! # fn main() {}
+//! # #[cfg(feature = "interpose")]
+//! # fn main() -> Result<(), dogtag::RegisterError> {
+//! let codec = dogtag::Service::register("codec")?;
+//! // SAFETY: any size will do.
+//! let block = codec.run(|| unsafe { libc::malloc(1000) });
+//! assert!(codec.usage().bytes() >= 1000);             // C's blocks are rounded up.
+//! // SAFETY: live, and not used again.
+//! unsafe { libc::free(block) };
+//! assert_eq!(codec.usage().bytes(), 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Without that feature no symbol of the C library's is defined, whatever features other crates
+//! turn on in dogtag itself.
 //!
 //! # How large a block is
 //!
@@ -39,18 +67,18 @@
 //! 4 KiB on): that is what `malloc_usable_size` says, what the program may write to, and what
 //! is counted. With `memory-check` it is just what was requested.
 //!
-//! # The tool
+//! # Preloading
 //!
 //! ```sh
-//! LD_PRELOAD=target/release/libdogtag.so DOGTAG_REPORT=exit DOGTAG_SERVICE=thread redis-server
+//! LD_PRELOAD=target/release/libdogtag_c.so DOGTAG_REPORT=exit DOGTAG_SERVICE=thread redis-server
 //! ```
 //!
-//! | variable | |
+//! | variable | what it does |
 //! | --- | --- |
 //! | `DOGTAG_REPORT` | `exit`, the name of a signal such as `SIGUSR2`, or both, separated by commas: the table and the balance, on standard error at the end of each process or whenever it gets the signal |
 //! | | `file=PATH` among them: to the end of that file; `%p` in it is the process's number |
 //! | `DOGTAG_SERVICE` | `thread`: a thread that is in no scope allocates as a service with the thread's name |
-//! | `DOGTAG_CHECK` | with `memory-check`: its [settings](crate#features). At the end of a process all blocks are looked at that are live or in quarantine; not by a forked child that has freed less than some 64 blocks for each MiB of the heap |
+//! | `DOGTAG_CHECK` | with `memory-check`: its [settings](https://docs.rs/dogtag/latest/dogtag/check/index.html#settings). At the end of a process all blocks are looked at that are live or in quarantine; not by a forked child that has freed less than some 64 blocks for each MiB of the heap |
 //!
 //! Processes with more rights than whoever runs them (setuid) do not look at the variables.
 //!
@@ -109,27 +137,34 @@
 //! with `-C target-feature=+crt-static`. A Rust program that interposes should have jemalloc as
 //! its backend, as it is by default: [`System`](std::alloc::System) would come here too, and
 //! be counted twice. Preload the library, or link it; a library that is to be opened with
-//! `dlopen` needs the feature `disable-initial-exec-tls` ([Plug-ins](crate::guide#plug-ins)).
+//! `dlopen` needs the feature `disable-initial-exec-tls` ([Plug-ins](https://docs.rs/dogtag/latest/dogtag/guide/index.html#plug-ins)).
+
+#![deny(missing_docs)]
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("the feature `capi` is for Linux");
+compile_error!("dogtag-c is for Linux");
 
 mod blocks;
-mod crimes;
-mod functions;
-mod identity;
+mod current_owner;
+mod errno;
+#[cfg(feature = "skynet")]
+mod host;
+#[cfg(any(feature = "interpose", feature = "skynet"))]
+mod implicit_services;
 #[cfg(feature = "interpose")]
 mod interpose;
+mod malloc_api;
 #[cfg(feature = "interpose")]
 mod names;
 #[cfg(feature = "interpose")]
 mod operators;
 #[cfg(feature = "interpose")]
+mod preload;
+#[cfg(feature = "interpose")]
 mod process;
-#[cfg(any(feature = "interpose", feature = "skynet"))]
-mod roll;
 mod services;
 #[cfg(feature = "skynet")]
 mod skynet;
 #[cfg(feature = "interpose")]
-mod tool;
+mod thread_name;
+mod violations;

@@ -6,65 +6,24 @@
 //! before each allocation, which is a call and a comparison; a service is looked up only when
 //! the answer is another one than before.
 
-mod host;
-
-use super::{functions, roll};
-use crate::ledger::{self, thread};
-use crate::service::Service;
-use crate::sys::stderr;
-use crate::usage::Usage;
+use crate::host::end_out_of_memory;
+use crate::{current_owner, host, malloc_api};
+use dogtag::__private::service::{unattributed, usage, usages};
+use dogtag::__private::{sys, thread};
+use dogtag::Usage;
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use tikv_jemalloc_sys as jemalloc;
 
-/// Has the calling thread go to the service whose handle is current, unless it is in a scope.
-#[inline(always)]
-pub(super) fn follow_host() {
-    if let Some(handle) = host::current_handle()
-        && thread::known_as() != known_as(handle)
-    {
-        settle(handle);
-    }
-}
-
-#[cfg(feature = "interpose")]
-pub(super) fn has_host() -> bool {
-    host::current_handle().is_some()
-}
-
-/// Ends the process of a host: skynet does not look whether it got memory.
-#[cfg(feature = "interpose")]
-#[cold]
-pub(super) fn out_of_memory(size: usize) {
-    if has_host() {
-        end_out_of_memory(size);
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn settle(handle: u32) {
-    if !thread::can_settle() {
-        return;
-    }
-    let register = || Service::builder(format!(":{handle:08x}")).handle(handle).register().ok();
-    roll::settle(known_as(handle), || Service::by_handle(handle), register);
-}
-
-/// Any handle may be current; none is 0 here.
-const fn known_as(handle: u32) -> u64 {
-    1 << 32 | handle as u64
-}
-
 #[unsafe(no_mangle)]
 extern "C" fn skynet_malloc(size: usize) -> *mut c_void {
-    or_end(functions::malloc(size), size)
+    or_end(malloc_api::malloc(size), size)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn skynet_calloc(count: usize, size: usize) -> *mut c_void {
-    or_end(functions::calloc(count, size), count.wrapping_mul(size))
+    or_end(malloc_api::calloc(count, size), count.wrapping_mul(size))
 }
 
 #[unsafe(no_mangle)]
@@ -73,38 +32,38 @@ unsafe extern "C" fn skynet_realloc(block: *mut c_void, size: usize) -> *mut c_v
         return skynet_malloc(size);
     }
     // SAFETY: the caller's promise.
-    or_end(unsafe { functions::resize(block, size) }, size)
+    or_end(unsafe { malloc_api::resize(block, size) }, size)
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn skynet_free(block: *mut c_void) {
     // SAFETY: the caller's promise.
-    unsafe { functions::free(block) };
+    unsafe { malloc_api::free(block) };
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn skynet_strdup(string: *const c_char) -> *mut c_char {
     // SAFETY: a C string, by the caller's promise.
     unsafe {
-        let copy = functions::strdup(string);
+        let copy = malloc_api::strdup(string);
         or_end(copy.cast(), libc::strlen(string)).cast()
     }
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn skynet_memalign(alignment: usize, size: usize) -> *mut c_void {
-    or_end(functions::aligned_alloc(alignment, size), size)
+    or_end(malloc_api::aligned_alloc(alignment, size), size)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn skynet_aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
-    or_end(functions::aligned_alloc(alignment, size), size)
+    or_end(malloc_api::aligned_alloc(alignment, size), size)
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn skynet_posix_memalign(place: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
     // SAFETY: the caller's promise.
-    let error = unsafe { functions::posix_memalign(place, alignment, size) };
+    let error = unsafe { malloc_api::posix_memalign(place, alignment, size) };
     if error != 0 {
         end_out_of_memory(size);
     }
@@ -141,8 +100,8 @@ extern "C" fn malloc_memory_block() -> usize {
 
 #[unsafe(no_mangle)]
 extern "C" fn malloc_current_memory() -> usize {
-    follow_host();
-    ledger::usage(thread::current_record()).bytes() as usize
+    current_owner::refresh();
+    usage(thread::current_record()).bytes() as usize
 }
 
 #[unsafe(no_mangle)]
@@ -239,13 +198,13 @@ unsafe extern "C" fn skynet_debug_memory(info: *const c_char) {
     let info = unsafe { CStr::from_ptr(info) }.to_string_lossy();
     // skynet prints bytes as a pointer, and so prints glibc none.
     let memory = if memory == 0 { "(nil)".to_owned() } else { format!("{memory:#x}") };
-    stderr::print(format_args!("[:{handle:08x}] {info} {memory}\n"));
+    sys::print(format_args!("[:{handle:08x}] {info} {memory}\n"));
 }
 
 /// Live bytes of all services by handle. A handle may have been somebody's before whose
 /// blocks are still there.
 fn live() -> BTreeMap<u32, u64> {
-    super::services::in_no_service(|| {
+    unattributed(|| {
         let mut found: Vec<(u32, Usage)> = Vec::new();
         each_row(|handle, usage| found.push((handle, usage)));
         let mut live = BTreeMap::new();
@@ -260,7 +219,7 @@ fn live() -> BTreeMap<u32, u64> {
 /// has. It is current on threads between two services, and what dogtag itself allocates is
 /// counted there.
 fn each_row(mut row: impl FnMut(u32, Usage)) {
-    ledger::usages(|record, usage| {
+    usages(|record, usage| {
         if record.handle() != 0 {
             row(record.handle(), usage);
         }
@@ -272,16 +231,4 @@ fn or_end(block: *mut c_void, size: usize) -> *mut c_void {
         end_out_of_memory(size);
     }
     block
-}
-
-#[cold]
-#[inline(never)]
-fn end_out_of_memory(size: usize) -> ! {
-    stderr::print(format_args!("xmalloc: Out of memory trying to allocate {size} bytes\n"));
-    std::process::abort();
-}
-
-/// A text for C; what it has of zeros is left out.
-fn c_string(text: &str) -> CString {
-    CString::new(text.replace('\0', "")).unwrap_or_default()
 }

@@ -3,13 +3,13 @@
 //! preloaded; C's `malloc` and `free` alone; and forks of 4 threads, while 4 others allocate. With
 //! memory-check, too.
 //!
-//! `cargo bench --bench preload [-- ROUNDS]`
+//! `cargo bench -p dogtag-c --bench preload [-- ROUNDS]`
 //!
 //! Each round runs all of them, in turn. jemalloc is there as its users have it, and with the
 //! statistics that dogtag's keeps. Programs that are not installed are left out. Of programs
 //! the processor's time is taken, which other programs disturb less.
 
-#[path = "../programs/builder.rs"]
+#[path = "../../../../benches/programs/builder.rs"]
 mod builder;
 
 use builder::{cargo, fail};
@@ -61,22 +61,23 @@ fn main() {
 
 /// What is preloaded: the name, and where it is.
 fn contestants(folder: &Path) -> Vec<(&'static str, PathBuf)> {
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/programs/Cargo.toml");
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/programs/Cargo.toml");
     let bare = cargo(&["build", "--release", "--manifest-path", manifest, "--bin", "bare"]);
-    let ours_of =
-        |features| ["rustc", "--release", "--lib", "--features", features, "--crate-type", "cdylib"];
+    let ours_of = |features| ["build", "--release", "--lib", "--features", features];
     let ours = cargo(&ours_of("interpose"));
     let copied = |messages: &[serde_json::Value], name: &str| {
         let library = messages
             .iter()
-            .filter_map(|message| message["filenames"].as_array()?.first()?.as_str())
-            .find(|file| file.ends_with("libdogtag.so"));
+            .filter_map(|message| message["filenames"].as_array())
+            .flatten()
+            .filter_map(serde_json::Value::as_str)
+            .find(|file| file.ends_with("libdogtag_c.so"));
         let library = library.unwrap_or_else(|| fail("cargo named no library"));
         let copy = folder.join(name);
         fs::copy(library, &copy).unwrap_or_else(|error| fail(&format!("{library}: {error}")));
         copy
     };
-    let dogtag = copied(&ours, "libdogtag.so");
+    let dogtag = copied(&ours, "libdogtag_c.so");
     let checked = copied(&cargo(&ours_of("interpose,memory-check")), "checked.so");
     vec![
         ("jemalloc", shared(&bare, &folder.join("jemalloc.so"))),

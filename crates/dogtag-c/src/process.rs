@@ -1,12 +1,12 @@
 //! The C library's functions about threads, forks and modules, of which the allocator has to
 //! know: they do what they always do, and this library what it needs before or after.
 
-use super::names;
-use crate::sync::{AtomicPtr, Ordering};
-use crate::sys::ThreadName;
+use crate::names;
+use crate::thread_name::ThreadName;
 use std::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use std::mem;
 use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Has a thread that is renamed allocate for another service.
 #[unsafe(no_mangle)]
@@ -50,10 +50,9 @@ unsafe extern "C" fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d:
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 mod glibc {
     use super::*;
-    use crate::capi::names::Heritage;
-    use crate::capi::services::in_no_service;
-    use crate::sys::fork::register_fork_handlers;
-    use crate::sys::try_box;
+    use crate::names::Heritage;
+    use dogtag::__private::service::{register_fork_handlers, unattributed};
+    use dogtag::__private::sys::try_box;
 
     type Routine<R> = unsafe extern "C-unwind" fn(*mut c_void) -> R;
 
@@ -121,7 +120,7 @@ mod glibc {
             return create(routine, argument);
         }
         let start = Start { routine, argument, heritage: Heritage::of_this_thread() };
-        let Some(start) = in_no_service(|| try_box(start)) else {
+        let Some(start) = unattributed(|| try_box(start)) else {
             // It goes by the program's name.
             return create(routine, argument);
         };
@@ -129,7 +128,7 @@ mod glibc {
         let result = create(run::<R>, start.cast());
         if result != success {
             // SAFETY: no thread has it.
-            in_no_service(|| drop(unsafe { Box::from_raw(start) }));
+            unattributed(|| drop(unsafe { Box::from_raw(start) }));
         }
         result
     }

@@ -1,10 +1,9 @@
 //! Services and figures for C. A `dogtag_service *` is a [`Service`], which is one pointer.
 
-use super::{functions, identity};
-use crate::ledger::slots::{self, Record};
-use crate::owner::Slot;
-use crate::service::{RegisterError, Scope, Service};
-use crate::usage::Usage;
+use crate::{current_owner, errno, malloc_api};
+use dogtag::__private::Record;
+use dogtag::__private::service::{MOST, enter, from_record, leave, record, unattributed};
+use dogtag::{RegisterError, Service, Usage};
 use std::ffi::{CStr, c_char, c_int};
 use std::mem::ManuallyDrop;
 use std::ptr;
@@ -46,8 +45,8 @@ unsafe extern "C" fn dogtag_service_register_as(
 
 #[unsafe(no_mangle)]
 extern "C" fn dogtag_service_current() -> *const Record {
-    identity::refresh();
-    identity::refresh_name();
+    current_owner::refresh();
+    current_owner::refresh_name();
     given(Service::current())
 }
 
@@ -74,7 +73,7 @@ unsafe extern "C" fn dogtag_service_handle(service: *const Record) -> u32 {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_service_name(service: *const Record) -> *mut c_char {
     // SAFETY: the caller's promise.
-    functions::text(unsafe { borrowed(service) }.name())
+    malloc_api::text(unsafe { borrowed(service) }.name())
 }
 
 #[unsafe(no_mangle)]
@@ -93,13 +92,13 @@ struct Entered {
 unsafe extern "C" fn dogtag_enter(service: *const Record) -> Entered {
     // SAFETY: a live reference, by the caller's promise; records are never unmapped.
     let record: &'static Record = unsafe { &*service };
-    Entered { previous: Scope::enter(record).into_previous() }
+    Entered { previous: enter(record) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_leave(scope: Entered) {
     // SAFETY: of the same thread's `dogtag_enter`, by the caller's promise.
-    drop(unsafe { Scope::of_previous(&*scope.previous) });
+    leave(unsafe { &*scope.previous });
 }
 
 /// `dogtag_figures`.
@@ -115,8 +114,9 @@ struct Figures {
 
 impl From<Usage> for Figures {
     fn from(usage: Usage) -> Self {
-        let Usage { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, peak_bytes, denied } =
-            usage;
+        let Usage {
+            allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, peak_bytes, denied, ..
+        } = usage;
         Self { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, peak_bytes, denied }
     }
 }
@@ -129,30 +129,24 @@ unsafe extern "C" fn dogtag_usage(service: *const Record) -> Figures {
 
 #[unsafe(no_mangle)]
 extern "C" fn dogtag_totals() -> Figures {
-    crate::totals().into()
+    dogtag::totals().into()
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn dogtag_snapshot_text() -> *mut c_char {
-    let text = in_no_service(|| crate::snapshot().to_string());
-    functions::text(&text)
+    let text = unattributed(|| dogtag::snapshot().to_string());
+    malloc_api::text(&text)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn dogtag_balance_text() -> *mut c_char {
-    let text = in_no_service(|| crate::snapshot().with_balance().to_string());
-    functions::text(&text)
-}
-
-/// What is needed on the way is nobody's.
-pub(super) fn in_no_service<R>(work: impl FnOnce() -> R) -> R {
-    let _scope = Scope::enter(&slots::UNATTRIBUTED);
-    work()
+    let text = unattributed(|| dogtag::snapshot().with_balance().to_string());
+    malloc_api::text(&text)
 }
 
 /// A reference becomes the caller's.
 fn given(service: Service) -> *const Record {
-    ManuallyDrop::new(service).record()
+    record(&ManuallyDrop::new(service))
 }
 
 /// The service behind a reference that stays the caller's.
@@ -162,13 +156,13 @@ fn given(service: Service) -> *const Record {
 /// It must be live.
 unsafe fn borrowed(reference: *const Record) -> ManuallyDrop<Service> {
     // SAFETY: records are never unmapped, and the caller's reference is a clone.
-    unsafe { ManuallyDrop::new(Service::of_clone(&*reference)) }
+    unsafe { ManuallyDrop::new(from_record(&*reference)) }
 }
 
 fn failed(errno: c_int) -> *const Record {
-    functions::set_errno(errno);
+    errno::set(errno);
     ptr::null()
 }
 
 // The header says how many services there can be.
-const _: () = assert!(Slot::COUNT - 3 == 16_777_213);
+const _: () = assert!(MOST == 16_777_213);

@@ -1,7 +1,10 @@
 //! `dogtag_malloc` and its kin: blocks, with C's rules for sizes, alignments and `errno`.
 
-use super::blocks;
-use std::ffi::{c_char, c_int, c_void};
+use crate::{blocks, errno};
+use dogtag::__private::memory_check;
+#[cfg(any(feature = "interpose", feature = "skynet"))]
+use std::ffi::c_int;
+use std::ffi::{c_char, c_void};
 use std::ptr;
 
 #[unsafe(no_mangle)]
@@ -50,12 +53,12 @@ unsafe extern "C" fn dogtag_usable_size(block: *const c_void) -> usize {
 }
 
 #[inline(always)]
-pub(super) fn malloc(size: usize) -> *mut c_void {
+pub(crate) fn malloc(size: usize) -> *mut c_void {
     or_errno(blocks::allocate::<false>(size))
 }
 
 #[inline(always)]
-pub(super) fn calloc(count: usize, size: usize) -> *mut c_void {
+pub(crate) fn calloc(count: usize, size: usize) -> *mut c_void {
     match count.checked_mul(size) {
         Some(size) => or_errno(blocks::allocate::<true>(size)),
         None => out_of_memory(),
@@ -66,7 +69,7 @@ pub(super) fn calloc(count: usize, size: usize) -> *mut c_void {
 ///
 /// `block` must be null or a live block of C's.
 #[inline(always)]
-pub(super) unsafe fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
+pub(crate) unsafe fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     if block.is_null() {
         return malloc(size);
     }
@@ -86,7 +89,7 @@ pub(super) unsafe fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
 ///
 /// `block` must be a live block of C's.
 #[inline(always)]
-pub(super) unsafe fn resize(block: *mut c_void, size: usize) -> *mut c_void {
+pub(crate) unsafe fn resize(block: *mut c_void, size: usize) -> *mut c_void {
     // SAFETY: the caller's promise.
     or_errno(unsafe { blocks::resize(block.cast(), size) })
 }
@@ -94,7 +97,7 @@ pub(super) unsafe fn resize(block: *mut c_void, size: usize) -> *mut c_void {
 /// # Safety
 ///
 /// As for [`realloc`].
-pub(super) unsafe fn reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
+pub(crate) unsafe fn reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
     match count.checked_mul(size) {
         // SAFETY: the caller's promise.
         Some(size) => unsafe { realloc(block, size) },
@@ -102,9 +105,9 @@ pub(super) unsafe fn reallocarray(block: *mut c_void, count: usize, size: usize)
     }
 }
 
-pub(super) fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
+pub(crate) fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
     if !alignment.is_power_of_two() {
-        set_errno(libc::EINVAL);
+        errno::set(libc::EINVAL);
         return ptr::null_mut();
     }
     or_errno(blocks::allocate_aligned(alignment, size))
@@ -112,11 +115,11 @@ pub(super) fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
 
 /// glibc's: takes the next power of two for an alignment; EINVAL where there is none.
 #[cfg(feature = "interpose")]
-pub(super) fn memalign(alignment: usize, size: usize) -> *mut c_void {
+pub(crate) fn memalign(alignment: usize, size: usize) -> *mut c_void {
     match alignment.checked_next_power_of_two() {
         Some(alignment) => aligned_alloc(alignment, size),
         None => {
-            set_errno(libc::EINVAL);
+            errno::set(libc::EINVAL);
             ptr::null_mut()
         }
     }
@@ -129,7 +132,7 @@ pub(super) fn memalign(alignment: usize, size: usize) -> *mut c_void {
 ///
 /// `place` must be valid for writes.
 #[cfg(any(feature = "interpose", feature = "skynet"))]
-pub(super) unsafe fn posix_memalign(place: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
+pub(crate) unsafe fn posix_memalign(place: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
     if !alignment.is_power_of_two() || !alignment.is_multiple_of(size_of::<*mut c_void>()) {
         return libc::EINVAL;
     }
@@ -145,7 +148,7 @@ pub(super) unsafe fn posix_memalign(place: *mut *mut c_void, alignment: usize, s
 /// # Safety
 ///
 /// `string` must be a C string.
-pub(super) unsafe fn strdup(string: *const c_char) -> *mut c_char {
+pub(crate) unsafe fn strdup(string: *const c_char) -> *mut c_char {
     // SAFETY: the caller's promise; the copy is as long as the string.
     unsafe {
         let size = libc::strlen(string) + 1;
@@ -161,7 +164,7 @@ pub(super) unsafe fn strdup(string: *const c_char) -> *mut c_char {
 ///
 /// As for [`realloc`].
 #[inline(always)]
-pub(super) unsafe fn free(block: *mut c_void) {
+pub(crate) unsafe fn free(block: *mut c_void) {
     if !block.is_null() {
         // SAFETY: the caller's promise.
         keeping_errno(|| unsafe { blocks::free(block.cast()) });
@@ -171,7 +174,7 @@ pub(super) unsafe fn free(block: *mut c_void) {
 /// # Safety
 ///
 /// As for [`realloc`].
-pub(super) unsafe fn usable_size(block: *const c_void) -> usize {
+pub(crate) unsafe fn usable_size(block: *const c_void) -> usize {
     if block.is_null() {
         return 0;
     }
@@ -180,7 +183,7 @@ pub(super) unsafe fn usable_size(block: *const c_void) -> usize {
 }
 
 /// A text as a block of C's.
-pub(super) fn text(text: &str) -> *mut c_char {
+pub(crate) fn text(text: &str) -> *mut c_char {
     let copy = malloc(text.len() + 1).cast::<u8>();
     if !copy.is_null() {
         // SAFETY: the copy is one byte longer than the text.
@@ -192,23 +195,11 @@ pub(super) fn text(text: &str) -> *mut c_char {
     copy.cast()
 }
 
-pub(super) fn set_errno(error: c_int) {
-    // SAFETY: the calling thread's own.
-    unsafe { *libc::__errno_location() = error };
-}
-
 /// What C's `free` does not change. A report does; jemalloc does not, unless the
 /// system fails.
 #[inline(always)]
-pub(super) fn keeping_errno(work: impl FnOnce()) {
-    if cfg!(feature = "memory-check") {
-        // SAFETY: the calling thread's own.
-        let errno = unsafe { *libc::__errno_location() };
-        work();
-        set_errno(errno);
-    } else {
-        work();
-    }
+pub(crate) fn keeping_errno(work: impl FnOnce()) {
+    if memory_check::IS_ON { errno::kept(work) } else { work() }
 }
 
 #[inline(always)]
@@ -222,6 +213,6 @@ fn or_errno(block: *mut u8) -> *mut c_void {
 #[cold]
 #[inline(never)]
 fn out_of_memory() -> *mut c_void {
-    set_errno(libc::ENOMEM);
+    errno::set(libc::ENOMEM);
     ptr::null_mut()
 }

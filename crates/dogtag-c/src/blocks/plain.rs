@@ -5,13 +5,11 @@
 //! jemalloc's would in a table of its own, which it needs no more when it is told the size.
 
 use super::ALIGN;
-use crate::capi::identity;
-use crate::ledger::slots::{self, Record, UNATTRIBUTED};
-use crate::ledger::threshold::{self, Replaced};
-use crate::ledger::{anomalies, thread};
-use crate::owner::unsized_free::{self, Beside};
-use crate::owner::{LARGE, Slot};
-use crate::sync::{AtomicU16, Ordering};
+use crate::current_owner;
+use dogtag::__private::blocks::unsized_free::{self, Beside};
+use dogtag::__private::blocks::{Freed, LARGE, Slot, charge_ownerless, charged, record_of};
+use dogtag::__private::thread;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::ffi::c_int;
 use std::ptr;
 use tikv_jemalloc_sys as jemalloc;
@@ -19,7 +17,7 @@ use tikv_jemalloc_sys as jemalloc;
 /// A block of at least `size` bytes; all zeros if that is asked for.
 #[inline(always)]
 pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
-    identity::refresh();
+    current_owner::refresh();
     let usable = small_usable(size);
     if usable == 0 {
         return allocate_large::<ZEROED>(size);
@@ -46,7 +44,7 @@ pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
 
 /// The same with an alignment, a power of two.
 pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
-    identity::refresh();
+    current_owner::refresh();
     let flags = flags_of(alignment.max(ALIGN));
     // SAFETY: a request is not empty.
     placed(size, flags, None, |request| unsafe { jemalloc::mallocx(request, flags) }.cast())
@@ -119,7 +117,7 @@ pub(crate) unsafe fn delete<const ARRAY: bool>(block: *mut u8, _: Option<usize>,
 ///
 /// As for [`free`].
 pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
-    identity::refresh();
+    current_owner::refresh();
     // SAFETY: the caller's promise.
     unsafe {
         let usable = usable_of(block);
@@ -180,7 +178,7 @@ fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
         if unsized_free::write_large(block, usable, cell.mark()) {
             cell.charge(usable);
         } else {
-            thread::charge_ownerless(usable);
+            charge_ownerless(usable);
         }
     }
     block
@@ -220,7 +218,7 @@ unsafe fn free_large(block: *mut u8) {
 unsafe fn free_slow(block: *mut u8, usable: usize) {
     // SAFETY: the caller's promise.
     unsafe {
-        Old::of(block, usable).refund();
+        freed(block, usable).refund();
         jemalloc::sdallocx(block.cast(), usable, 0);
     }
 }
@@ -232,7 +230,7 @@ unsafe fn free_slow(block: *mut u8, usable: usize) {
 #[inline(never)]
 unsafe fn resize_slow(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
     // SAFETY: the caller's promise.
-    let old = unsafe { Old::of(block, usable) };
+    let old = unsafe { freed(block, usable) };
     let is_growth = size > old.size;
     let resized = || {
         // SAFETY: as above.
@@ -245,7 +243,7 @@ unsafe fn resize_slow(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
         return moved;
     }
     // As a scope of the owner, it keeps the owner, which the block did until now.
-    let current = thread::enter(old.owner.unwrap_or(&UNATTRIBUTED));
+    let current = thread::enter(old.owner_or_nobody());
     let moved = resized();
     thread::leave_for(current);
     if moved.is_null() { block } else { moved }
@@ -253,69 +251,36 @@ unsafe fn resize_slow(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
 
 /// Has a block of the current service placed by jemalloc, if its limits allow for it,
 /// and charges it; it may take the place of another one, which is refunded, and may
-/// [stay](Replaced) otherwise.
+/// stay its owner's otherwise.
 fn placed(
     size: usize,
     flags: c_int,
-    old: Option<(Old, bool)>,
+    replaced: Option<(Freed, bool)>,
     place: impl FnOnce(usize) -> *mut u8,
 ) -> *mut u8 {
-    identity::refresh_name();
+    current_owner::refresh_name();
     let (account, record) = thread::current_account();
     let slot = record.slot();
     let usable = usable_for(size, slot, flags);
     if usable == 0 {
         return ptr::null_mut();
     }
+    // SAFETY: jemalloc gave as many usable bytes as it said it would.
+    let note_owner = |block| unsafe { unsized_free::write(block, usable, slot) };
     let size = unsized_free::size(usable, slot);
-    let replaced = old.map(|(old, stays)| {
-        // Of what is lost, somebody has to be the owner from now on.
-        Replaced { owner: old.owner.unwrap_or(&UNATTRIBUTED), size: old.size, stays }
-    });
-    let Some(admitted) = threshold::ask(account, record, size, replaced) else {
-        return ptr::null_mut();
-    };
-    let block = place(usable);
-    if !block.is_null() {
-        // First, so that a reader does not see both.
-        if let Some((old, _)) = old {
-            old.refund();
-        }
-        // SAFETY: so many bytes were allocated just now.
-        if unsafe { unsized_free::write(block, usable, slot) } {
-            admitted.charge(size);
-        } else {
-            drop(admitted);
-            thread::charge_ownerless(size);
-        }
-    }
-    block
+    charged((account, record), size, replaced, || place(usable), note_owner)
 }
 
-/// A block that is given back.
-#[derive(Clone, Copy)]
-struct Old {
-    /// Its service; `None` if its cookie cannot be believed.
-    owner: Option<&'static Record>,
-    size: usize,
-}
-
-impl Old {
-    /// # Safety
-    ///
-    /// As for [`free_slow`].
-    unsafe fn of(block: *mut u8, usable: usize) -> Self {
-        // SAFETY: the caller's promise.
-        let owner = unsafe { unsized_free::read(block, usable) }.and_then(slots::record);
-        Self { owner, size: unsized_free::size(usable, owner.map_or(Slot::UNATTRIBUTED, Record::slot)) }
-    }
-
-    fn refund(&self) {
-        match self.owner {
-            Some(owner) => thread::account(owner).refund(self.size),
-            None => anomalies::LOST.add(self.size),
-        }
-    }
+/// What a block is charged with, and to whom.
+///
+/// # Safety
+///
+/// As for [`free_slow`].
+unsafe fn freed(block: *mut u8, usable: usize) -> Freed {
+    // SAFETY: the block is live and has so many usable bytes.
+    let owner = unsafe { unsized_free::read(block, usable) }.and_then(record_of);
+    let slot = owner.map_or(Slot::UNATTRIBUTED, |owner| owner.slot());
+    Freed { owner, size: unsized_free::size(usable, slot) }
 }
 
 fn from_jemalloc<const ZEROED: bool>(usable: usize) -> *mut u8 {

@@ -14,13 +14,6 @@ pub(crate) struct ThreadName {
 
 const LENGTH: usize = 15;
 
-// A thread-local that begins as zeros has no name.
-const _: () = {
-    // SAFETY: `None` is what `NonZeroU8` leaves zeros for, and the bytes may be any.
-    let zeros = unsafe { std::mem::zeroed::<Option<ThreadName>>() };
-    assert!(zeros.is_none() && size_of::<Option<ThreadName>>() == LENGTH + 1);
-};
-
 impl ThreadName {
     fn cut(name: &[u8]) -> Self {
         let mut bytes = [0; LENGTH];
@@ -60,6 +53,27 @@ impl ThreadName {
             }
         }
         Self::cut(path.rsplit(|&byte| byte == b'/').next().unwrap_or_default())
+    }
+
+    /// As two words, which are not both zeros.
+    pub(crate) fn to_words(self) -> [u64; 2] {
+        let mut bytes = self.padded();
+        bytes[LENGTH] = self.end.get();
+        let word = u128::from_ne_bytes(bytes);
+        [word as u64, (word >> 64) as u64]
+    }
+
+    /// The name that became those words; `None` of zeros.
+    pub(crate) fn from_words([low, high]: [u64; 2]) -> Option<Self> {
+        let [bytes @ .., end] = (u128::from(high) << 64 | u128::from(low)).to_ne_bytes();
+        Some(Self { bytes, end: NonZeroU8::new(end.min(LENGTH as u8 + 1))? })
+    }
+
+    /// With zeros behind it.
+    pub(crate) fn padded(&self) -> [u8; LENGTH + 1] {
+        let mut padded = [0; LENGTH + 1];
+        padded[..self.bytes().len()].copy_from_slice(self.bytes());
+        padded
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -110,6 +124,8 @@ mod tests {
     fn names_are_cut_as_the_kernel_does() {
         // SAFETY: a C string.
         let name = |text: &CStr| unsafe { ThreadName::from_ptr(text.as_ptr()) };
+        assert_eq!(ThreadName::from_words([0, 0]), None);
+        assert_eq!(ThreadName::from_words(name(c"").to_words()), Some(name(c"")));
         assert_eq!(name(c"").bytes(), b"");
         assert_eq!(name(c"").lossy().as_str(), "");
         assert_eq!(name(c"0123456789abcdef").bytes(), b"0123456789abcde");
@@ -124,6 +140,7 @@ mod tests {
         fn any_bytes_are_the_text_that_std_makes_of_them(bytes in prop::collection::vec(1_u8.., 0..30)) {
             let name = ThreadName::cut(&bytes);
             prop_assert_eq!(name.bytes(), &bytes[..bytes.len().min(15)]);
+            prop_assert_eq!(ThreadName::from_words(name.to_words()), Some(name));
             let text = name.lossy();
             prop_assert_eq!(text.as_str(), &String::from_utf8_lossy(name.bytes()));
         }

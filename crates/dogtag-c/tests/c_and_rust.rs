@@ -2,6 +2,7 @@
 #![cfg(feature = "interpose")]
 
 use dogtag::{Dogtag, Service};
+use dogtag_c as _;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::thread;
 

@@ -2,10 +2,12 @@
 //! overrun of one byte past that is found, though the size class has room for it.
 
 use super::ALIGN;
-use crate::allocator::Dogtag;
-use crate::backend::Jemalloc;
-use crate::capi::identity;
-use crate::check::{Claim, Family};
+use crate::current_owner;
+#[cfg(feature = "interpose")]
+use crate::names;
+use dogtag::__private::blocks as heap;
+use dogtag::{Dogtag, Jemalloc};
+use heap::{Claim, Family};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr;
 
@@ -32,7 +34,7 @@ pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
 /// The block must be one of these; if it is not, that is found out.
 pub(crate) unsafe fn free(block: *mut u8) {
     // SAFETY: the caller's promise.
-    unsafe { HEAP.free(block, Claim::of(Family::Malloc)) };
+    unsafe { heap::free(&HEAP, block, Claim::of(Family::Malloc)) };
 }
 
 /// # Safety
@@ -43,7 +45,7 @@ pub(crate) unsafe fn free_told(block: *mut u8, alignment: usize, size: usize) {
     let claim =
         Claim { size: Some(size), alignment: Some(given_alignment(alignment)), ..Claim::of(Family::Malloc) };
     // SAFETY: the caller's promise.
-    unsafe { HEAP.free(block, claim) };
+    unsafe { heap::free(&HEAP, block, claim) };
 }
 
 /// A block of C++'s `operator new`, or `new[]`.
@@ -51,7 +53,7 @@ pub(crate) unsafe fn free_told(block: *mut u8, alignment: usize, size: usize) {
 pub(crate) fn new<const ARRAY: bool>(alignment: Option<usize>, size: usize) -> *mut u8 {
     let Some(layout) = layout(alignment.unwrap_or(ALIGN).max(ALIGN), size) else { return ptr::null_mut() };
     prepare();
-    HEAP.alloc_as(family::<ARRAY>(), layout)
+    heap::allocate_as(&HEAP, family::<ARRAY>(), layout)
 }
 
 /// Frees such a block, of which the program may say how large it is. It says the alignment, if
@@ -68,7 +70,7 @@ pub(crate) unsafe fn delete<const ARRAY: bool>(
 ) {
     let alignment = Some(given_alignment(alignment.unwrap_or(ALIGN)));
     // SAFETY: the caller's promise.
-    unsafe { HEAP.free(block, Claim { alignment, size, ..Claim::of(family::<ARRAY>()) }) };
+    unsafe { heap::free(&HEAP, block, Claim { alignment, size, ..Claim::of(family::<ARRAY>()) }) };
 }
 
 #[cfg(feature = "interpose")]
@@ -89,19 +91,21 @@ fn given_alignment(alignment: usize) -> usize {
 pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
     prepare();
     // SAFETY: the caller's promise.
-    unsafe { HEAP.resize(block, Claim::of(Family::Malloc), layout(ALIGN, size)) }
+    unsafe { heap::resize(&HEAP, block, Claim::of(Family::Malloc), layout(ALIGN, size)) }
 }
 
 /// # Safety
 ///
 /// As for [`free`].
 pub(crate) unsafe fn size(block: *mut u8) -> usize {
-    HEAP.size(block).unwrap_or(0)
+    heap::size(&HEAP, block).unwrap_or(0)
 }
 
 fn prepare() {
-    identity::refresh();
-    identity::refresh_name();
+    #[cfg(feature = "interpose")]
+    names::inform_memory_check();
+    current_owner::refresh();
+    current_owner::refresh_name();
 }
 
 fn layout(alignment: usize, size: usize) -> Option<Layout> {

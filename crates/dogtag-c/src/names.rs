@@ -4,37 +4,70 @@
 //! A thread has its name with it. Where another thread renames it, that name waits in a list
 //! until it allocates again.
 
-use super::tool;
-use crate::ledger::thread;
-use crate::service::gate;
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
-use crate::sys::ThreadName;
-use std::sync::PoisonError;
+use crate::thread_name::ThreadName;
+use dogtag::__private::memory_check;
+use dogtag::__private::service::gate;
+use dogtag::__private::thread::{self, Word};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Whether somebody wants to know: services are threads, or reports of crimes have them.
-pub(super) fn are_wanted() -> bool {
-    cfg!(feature = "memory-check") || tool::services_are_threads()
+pub(crate) fn are_wanted() -> bool {
+    memory_check::IS_ON || are_services()
 }
 
+/// Whether a thread that is in no scope allocates as the service with its name.
+#[inline]
+pub(crate) fn are_services() -> bool {
+    ARE_SERVICES.load(Ordering::Relaxed)
+}
+
+/// Has threads that are in no scope allocate as services with their names.
+pub(crate) fn make_services() {
+    ARE_SERVICES.store(true, Ordering::Relaxed);
+}
+
+static ARE_SERVICES: AtomicBool = AtomicBool::new(false);
+
 /// The calling thread's name.
-pub(super) fn own() -> ThreadName {
+pub(crate) fn own() -> ThreadName {
     see_given();
-    thread::name().unwrap_or_else(|| {
+    noted().unwrap_or_else(|| {
         let name = ThreadName::of_program();
-        thread::set_name(name);
+        note(name);
         name
     })
 }
 
 /// The calling thread has renamed itself. Also for signal handlers.
-pub(super) fn set_own(name: ThreadName) {
-    thread::set_name(name);
-    #[cfg(feature = "memory-check")]
-    crate::check::thread_was_renamed();
+pub(crate) fn set_own(name: ThreadName) {
+    note(name);
+    memory_check::thread_was_renamed();
+}
+
+/// Has memory-check ask here for names, which makes no system call. At the latest before a thread's
+/// first block.
+#[inline]
+pub(crate) fn inform_memory_check() {
+    memory_check::learn_names_from(|| noted().unwrap_or_else(ThreadName::of_program).padded());
+}
+
+/// What the calling thread is called, as far as anybody has said so here.
+fn noted() -> Option<ThreadName> {
+    ThreadName::from_words([Word::NameLow.get(), Word::NameHigh.get()])
+}
+
+/// Notes the calling thread's name, and has it look for the service with that name when it
+/// allocates next. Also for signal handlers.
+fn note(name: ThreadName) {
+    let [low, high] = name.to_words();
+    Word::NameLow.set(low);
+    Word::NameHigh.set(high);
+    thread::lower_threshold();
 }
 
 /// Another thread was renamed.
-pub(super) fn give(thread: libc::pthread_t, name: ThreadName) {
+pub(crate) fn give(thread: libc::pthread_t, name: ThreadName) {
     {
         // Who forks has the gate to itself, and so nobody holds the lock then.
         let _gate = gate();
@@ -51,23 +84,24 @@ pub(super) fn give(thread: libc::pthread_t, name: ThreadName) {
         }
         SO_FAR.store(number, Ordering::Release);
     }
-    tool::have_names_refreshed();
+    // Every thread looks at its name before it allocates again.
+    thread::shut_every_cell();
 }
 
 /// Has the calling thread take the name that another one gave it meanwhile.
 #[inline]
-pub(super) fn see_given() {
+pub(crate) fn see_given() {
     let so_far = SO_FAR.load(Ordering::Acquire);
-    if so_far != thread::names_seen() && thread::can_settle() {
+    if so_far != Word::NamesSeen.get() && thread::can_settle() {
         take_given(so_far);
     }
 }
 
 #[cold]
 fn take_given(so_far: u64) {
-    let seen = thread::names_seen();
+    let seen = Word::NamesSeen.get();
     // First: what happens below may lead here again.
-    thread::set_names_seen(so_far);
+    Word::NamesSeen.set(so_far);
     // SAFETY: asks who is calling.
     let this_thread = unsafe { libc::pthread_self() };
     let name = {
@@ -84,22 +118,22 @@ fn take_given(so_far: u64) {
 
 /// What a new thread begins with, as the thread knows that begins it.
 #[derive(Clone, Copy)]
-pub(super) struct Heritage {
+pub(crate) struct Heritage {
     name: ThreadName,
     names_seen: u64,
 }
 
 impl Heritage {
-    pub(super) fn of_this_thread() -> Self {
+    pub(crate) fn of_this_thread() -> Self {
         // Before the thread is there, so that it misses none of its own.
         let names_seen = SO_FAR.load(Ordering::Acquire);
         Self { name: own(), names_seen }
     }
 
     /// By the new thread.
-    pub(super) fn accept(self) {
-        thread::set_name(self.name);
-        thread::set_names_seen(self.names_seen);
+    pub(crate) fn accept(self) {
+        note(self.name);
+        Word::NamesSeen.set(self.names_seen);
     }
 }
 

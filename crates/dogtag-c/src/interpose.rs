@@ -1,51 +1,53 @@
 //! The C library's functions by name: whoever is linked with this, or has it preloaded,
 //! calls these, and so does the C library itself.
 
-use super::{blocks, functions};
+#[cfg(feature = "skynet")]
+use crate::host;
+use crate::{blocks, malloc_api};
 use std::ffi::{c_int, c_void};
 use std::mem;
 use std::ptr;
 
 #[unsafe(no_mangle)]
 extern "C" fn malloc(size: usize) -> *mut c_void {
-    or_end(functions::malloc(size), size)
+    or_end(malloc_api::malloc(size), size)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
-    or_end(functions::calloc(count, size), count.saturating_mul(size))
+    or_end(malloc_api::calloc(count, size), count.saturating_mul(size))
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     #[cfg(feature = "skynet")]
-    if size == 0 && !block.is_null() && super::skynet::has_host() {
+    if size == 0 && !block.is_null() && host::is_there() {
         // This is its `skynet_realloc`.
         // SAFETY: the caller's promise.
-        return or_end(unsafe { functions::resize(block, 0) }, 0);
+        return or_end(unsafe { malloc_api::resize(block, 0) }, 0);
     }
     // SAFETY: the caller's promise.
-    let moved = unsafe { functions::realloc(block, size) };
+    let moved = unsafe { malloc_api::realloc(block, size) };
     if size == 0 { moved } else { or_end(moved, size) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
     // SAFETY: the caller's promise.
-    unsafe { functions::reallocarray(block, count, size) }
+    unsafe { malloc_api::reallocarray(block, count, size) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn free(block: *mut c_void) {
     // SAFETY: the caller's promise.
-    unsafe { functions::free(block) };
+    unsafe { malloc_api::free(block) };
 }
 
 /// As SunOS had it, and glibc until 2.26.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cfree(block: *mut c_void) {
     // SAFETY: the caller's promise.
-    unsafe { functions::free(block) };
+    unsafe { malloc_api::free(block) };
 }
 
 /// Of C23, for a block that was allocated without an alignment.
@@ -60,28 +62,28 @@ unsafe extern "C" fn free_sized(block: *mut c_void, size: usize) {
 unsafe extern "C" fn free_aligned_sized(block: *mut c_void, alignment: usize, size: usize) {
     if !block.is_null() {
         // SAFETY: the caller's promise.
-        functions::keeping_errno(|| unsafe { blocks::free_told(block.cast(), alignment, size) });
+        malloc_api::keeping_errno(|| unsafe { blocks::free_told(block.cast(), alignment, size) });
     }
 }
 
 /// Rounds any alignment up to a power of two, as glibc does.
 #[unsafe(no_mangle)]
 extern "C" fn memalign(alignment: usize, size: usize) -> *mut c_void {
-    or_end(functions::memalign(alignment, size), size)
+    or_end(malloc_api::memalign(alignment, size), size)
 }
 
 /// Is `memalign`, as in glibc until 2.37: programs that were built for it ask for alignments
 /// that are no power of two, and for sizes that are no multiple.
 #[unsafe(no_mangle)]
 extern "C" fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
-    or_end(functions::memalign(alignment, size), size)
+    or_end(malloc_api::memalign(alignment, size), size)
 }
 
 /// Says what is wrong by its result, and leaves `place` as it is then.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn posix_memalign(place: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
     // SAFETY: the caller's promise.
-    let error = unsafe { functions::posix_memalign(place, alignment, size) };
+    let error = unsafe { malloc_api::posix_memalign(place, alignment, size) };
     if error == libc::ENOMEM {
         or_end(ptr::null_mut(), size);
     }
@@ -90,20 +92,20 @@ unsafe extern "C" fn posix_memalign(place: *mut *mut c_void, alignment: usize, s
 
 #[unsafe(no_mangle)]
 extern "C" fn valloc(size: usize) -> *mut c_void {
-    or_end(functions::memalign(page(), size), size)
+    or_end(malloc_api::memalign(page(), size), size)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn pvalloc(size: usize) -> *mut c_void {
     // What overflows is more than there is.
     let whole = size.checked_next_multiple_of(page()).unwrap_or(usize::MAX);
-    or_end(functions::memalign(page(), whole), size)
+    or_end(malloc_api::memalign(page(), whole), size)
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
     // SAFETY: the caller's promise.
-    unsafe { functions::usable_size(block) }
+    unsafe { malloc_api::usable_size(block) }
 }
 
 fn page() -> usize {
@@ -116,8 +118,8 @@ fn page() -> usize {
 #[inline(always)]
 fn or_end(block: *mut c_void, _size: usize) -> *mut c_void {
     #[cfg(feature = "skynet")]
-    if block.is_null() {
-        super::skynet::out_of_memory(_size);
+    if block.is_null() && host::is_there() {
+        host::end_out_of_memory(_size);
     }
     block
 }

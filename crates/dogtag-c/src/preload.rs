@@ -1,16 +1,11 @@
 //! What the library does on its own, for a program that knows nothing of it, if the
 //! environment says so.
 
-use super::services::in_no_service;
-use super::{functions, names, roll};
-use crate::format::Bytes;
-use crate::ledger::threshold;
-use crate::ledger::tree::Tree;
-use crate::ledger::{slots, thread};
-use crate::service::Service;
-use crate::snapshot::Snapshot;
-use crate::sync::{AtomicBool, Ordering};
-use crate::sys::{self, stderr};
+use crate::{current_owner, names};
+use dogtag::__private::memory_check;
+use dogtag::__private::service::unattributed;
+use dogtag::__private::sys::{self, Bytes};
+use dogtag::Snapshot;
 use std::ffi::{OsStr, OsString, c_int};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -26,9 +21,10 @@ static BEGIN: extern "C" fn() = begin;
 
 /// Before the program's `main`.
 extern "C" fn begin() {
+    names::inform_memory_check();
     if let Some(text) = variable("DOGTAG_SERVICE") {
         match text.trim_ascii() {
-            b"thread" => SERVICES_ARE_THREADS.store(true, Ordering::Relaxed),
+            b"thread" => names::make_services(),
             b"" => {}
             _ => complain("DOGTAG_SERVICE", &text, "there is: thread"),
         }
@@ -40,7 +36,7 @@ extern "C" fn begin() {
             complain("DOGTAG_REPORT", part, known);
         }
     }
-    if reports.at_exit || cfg!(feature = "memory-check") {
+    if reports.at_exit || memory_check::IS_ON {
         // SAFETY: the function lives as long as the process.
         unsafe { libc::atexit(at_exit) };
     }
@@ -55,7 +51,7 @@ extern "C" fn begin() {
         signals.into_iter().for_each(report_at);
     }
     // Who is about to run `main` has allocated before, as nobody.
-    follow_name();
+    current_owner::refresh_name();
 }
 
 /// When, and where.
@@ -104,8 +100,7 @@ fn signal(name: &[u8]) -> Option<c_int> {
 }
 
 extern "C" fn at_exit() {
-    #[cfg(feature = "memory-check")]
-    crate::check::verify_at_exit();
+    memory_check::verify_at_exit();
     if REPORTS.get().is_some_and(|reports| reports.at_exit) {
         // If nobody reads the report, the program has ended well all the same.
         // SAFETY: nothing else is left to be done with pipes.
@@ -116,17 +111,17 @@ extern "C" fn at_exit() {
 
 fn report(when: &str) {
     let Some(reports) = REPORTS.get() else { return };
-    in_no_service(|| {
+    unattributed(|| {
         let program = std::env::args_os().next().unwrap_or_default();
         let pid = std::process::id();
-        let snapshot = crate::snapshot().with_balance();
+        let snapshot = dogtag::snapshot().with_balance();
         let program = program.to_string_lossy();
         let uncounted = uncounted(&snapshot);
         let program = program.escape_debug();
         let text = format!("dogtag: {program} (pid {pid}) {when}\n\n{snapshot}\n{uncounted}");
         let Some(file) = &reports.file else {
             if let Some(descriptor) = reports.stderr.as_ref().and_then(KeptStderr::get) {
-                stderr::print_to(descriptor, format_args!("{text}"));
+                sys::print_to(descriptor, format_args!("{text}"));
             }
             return;
         };
@@ -137,7 +132,7 @@ fn report(when: &str) {
             .open(&path)
             .and_then(|mut file| file.write_all(text.as_bytes()));
         if let Err(error) = written {
-            stderr::print(format_args!("dogtag: no report in {}: {error}\n", path.display()));
+            sys::print(format_args!("dogtag: no report in {}: {error}\n", path.display()));
         }
     });
 }
@@ -228,8 +223,8 @@ extern "C" fn listen() {
         let (mut all, mut former) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), former.as_mut_ptr());
-        if !in_no_service(|| sys::spawn(listen)) {
-            stderr::print(format_args!(
+        if !unattributed(|| sys::spawn(listen)) {
+            sys::print(format_args!(
                 "dogtag: DOGTAG_REPORT: no thread is to be had for reports at a signal\n"
             ));
         }
@@ -265,63 +260,6 @@ impl Semaphore {
 
 static SIGNALLED: Semaphore = Semaphore(std::cell::UnsafeCell::new(MaybeUninit::zeroed()));
 
-static SERVICES_ARE_THREADS: AtomicBool = AtomicBool::new(false);
-
-pub(super) fn services_are_threads() -> bool {
-    SERVICES_ARE_THREADS.load(Ordering::Relaxed)
-}
-
-/// Has the calling thread go to the service with its name, if it has another one now.
-pub(super) fn follow_name() {
-    if services_are_threads() {
-        follow();
-    } else if cfg!(feature = "memory-check") {
-        names::see_given();
-    }
-}
-
-#[cold]
-fn follow() {
-    #[cfg(feature = "skynet")]
-    if super::skynet::has_host() {
-        return;
-    }
-    if !thread::can_settle() {
-        return;
-    }
-    let name = names::own();
-    let known_as = known_as(name.bytes());
-    if thread::known_as() == known_as {
-        return;
-    }
-    let text = name.lossy();
-    let text = text.as_str();
-    // To wait for a lock may change it.
-    // SAFETY: the calling thread's own.
-    let errno = unsafe { *libc::__errno_location() };
-    // A name without a byte is nobody's.
-    let register = || Service::register(text).ok().filter(|_| !text.is_empty());
-    roll::settle(known_as, || Service::by_name(text), register);
-    functions::set_errno(errno);
-}
-
-/// A number for a name.
-fn known_as(name: &[u8]) -> u64 {
-    let mut bytes = [0; 16];
-    bytes[..name.len()].copy_from_slice(name);
-    let word = u128::from_ne_bytes(bytes);
-    let (low, high) = (word as u64, (word >> 64) as u64);
-    (low.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ high.rotate_left(32)).max(1)
-}
-
-/// Has every thread look at its name before it allocates again.
-pub(super) fn have_names_refreshed() {
-    let tree = Tree::lock();
-    for record in slots::all() {
-        record.lifecycle().pinned(|| threshold::lower_all(&tree, record));
-    }
-}
-
 /// Whoever runs a program with more rights than his own is not listened to.
 fn variable(name: &str) -> Option<Vec<u8>> {
     if sys::has_more_rights() {
@@ -331,7 +269,7 @@ fn variable(name: &str) -> Option<Vec<u8>> {
 }
 
 fn complain(variable: &str, text: &[u8], known: &str) {
-    stderr::print(format_args!(
+    sys::print(format_args!(
         "dogtag: {variable}: \"{}\" is not understood and is ignored; {known}\n",
         text.escape_ascii(),
     ));

@@ -3,6 +3,7 @@
 //! stands in `tests/c`; each prints "ok" if all was well.
 #![cfg(all(feature = "jemalloc-stats", not(feature = "memory-check")))]
 
+#[path = "../../../tests/watch/mod.rs"]
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -158,7 +159,7 @@ fn as_glibc_has_it() {
     assert!(expected.lines().count() > 300, "{expected}");
     for kind in KINDS {
         let mut preloaded = Command::new(&alone);
-        preloaded.env("LD_PRELOAD", library(kind).join("libdogtag.so"));
+        preloaded.env("LD_PRELOAD", library(kind).join("libdogtag_c.so"));
         let found = run(preloaded).success();
         for (expected, found) in expected.lines().zip(found.lines()) {
             assert_eq!(found, expected, "{}", kind.name);
@@ -270,7 +271,7 @@ fn who_is_called_at_forks_may_allocate() {
             program
         };
         let built = self::library(kind);
-        let [shared, archive] = ["libdogtag.so", "libdogtag.a"].map(|name| built.join(name));
+        let [shared, archive] = ["libdogtag_c.so", "libdogtag_c.a"].map(|name| built.join(name));
         // Whichever order they come in: linked first, in the middle, last, and preloaded.
         for (name, libraries) in [
             ("forks-static", [&*first, &second, &archive]),
@@ -312,7 +313,7 @@ fn modules_share_the_heap_however_they_are_opened() {
 
 #[test]
 fn what_the_environment_gets_wrong_is_told() {
-    let library = library(PLAIN).join("libdogtag.so");
+    let library = library(PLAIN).join("libdogtag_c.so");
     let mut wrong = Command::new("/bin/echo");
     wrong.arg("ok").env("LD_PRELOAD", library);
     wrong.env("DOGTAG_REPORT", "sometimes,exit").env("DOGTAG_SERVICE", "process");
@@ -346,7 +347,7 @@ fn a_compiler_that_knows_nothing_of_it_compiles_the_same() {
     };
     let alone = object(None);
     for kind in KINDS {
-        assert!(object(Some(library(kind).join("libdogtag.so"))) == alone, "{}", kind.name);
+        assert!(object(Some(library(kind).join("libdogtag_c.so"))) == alone, "{}", kind.name);
     }
 }
 
@@ -375,8 +376,8 @@ enum Link {
 fn compile(name: &str, kind: Kind, link: Link) -> PathBuf {
     let library = library(kind);
     let (suffix, linked) = match link {
-        Link::Static | Link::Host => ("static", library.join("libdogtag.a")),
-        Link::Shared => ("shared", library.join("libdogtag.so")),
+        Link::Static | Link::Host => ("static", library.join("libdogtag_c.a")),
+        Link::Shared => ("shared", library.join("libdogtag_c.so")),
     };
     let program = folder(kind).join(format!("{name}-{suffix}"));
     let mut cc = Command::new("cc");
@@ -403,13 +404,13 @@ fn library(kind: Kind) -> PathBuf {
     // Cargo has one place for the libraries of all features, and takes what it finds there
     // for those of others.
     let target = target();
-    let libraries = ["libdogtag.a", "libdogtag.so"];
+    let libraries = ["libdogtag_c.a", "libdogtag_c.so"];
     for library in libraries {
         let _ = fs::remove_file(target.join("debug/deps").join(library));
     }
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root()).args(["rustc", "--lib", "--features", kind.features]);
-    cargo.args(["--crate-type", "staticlib,cdylib", "--target-dir"]).arg(&target);
+    cargo.current_dir(root()).args(["build", "--lib", "--features", kind.features]);
+    cargo.arg("--target-dir").arg(&target);
     // Nobody says that this hangs: it may have to wait for another cargo.
     let output = cargo.output().unwrap();
     assert!(output.status.success(), "{cargo:?}: {}", String::from_utf8_lossy(&output.stderr));

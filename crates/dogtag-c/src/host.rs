@@ -1,9 +1,8 @@
 //! What the host has, by name. On x86-64 what it does not have is not called, so that the
 //! feature can be built into anything; elsewhere the host must have it all.
 
-use super::c_string;
-use crate::sys::stderr;
-use std::ffi::{c_char, c_int, c_void};
+use dogtag::__private::sys::print as print_error;
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::mem;
 
 /// The address of a symbol, 0 if there is none: weak, which Rust has no word for.
@@ -36,7 +35,7 @@ type Error = unsafe extern "C" fn(*mut c_void, *const c_char, ...);
 
 /// The handle of the service that the calling thread works for; `None` without a host.
 #[inline(always)]
-pub(super) fn current_handle() -> Option<u32> {
+pub(crate) fn current_handle() -> Option<u32> {
     // SAFETY: the host's function has this signature.
     unsafe {
         let current_handle: Option<CurrentHandle> = mem::transmute(symbol!(skynet_current_handle));
@@ -44,27 +43,45 @@ pub(super) fn current_handle() -> Option<u32> {
     }
 }
 
+#[cfg(feature = "interpose")]
+pub(crate) fn is_there() -> bool {
+    current_handle().is_some()
+}
+
+/// Ends the process of a host: skynet does not look whether it got memory.
+#[cold]
+#[inline(never)]
+pub(crate) fn end_out_of_memory(size: usize) -> ! {
+    print_error(format_args!("xmalloc: Out of memory trying to allocate {size} bytes\n"));
+    std::process::abort();
+}
+
+/// A text for C; what it has of zeros is left out.
+fn c_string(text: &str) -> CString {
+    CString::new(text.replace('\0', "")).unwrap_or_default()
+}
+
 /// Has the host log a line; without one, on standard error.
-pub(super) fn print(line: &str) {
+pub(crate) fn print(line: &str) {
     // SAFETY: the host's function has this signature; there may be no context. The line
     // and its format are C strings.
     unsafe {
         let error: Option<Error> = mem::transmute(symbol!(skynet_error));
         match error {
             Some(error) => error(std::ptr::null_mut(), c"%s".as_ptr(), c_string(line).as_ptr()),
-            None => stderr::print(format_args!("{line}\n")),
+            None => print_error(format_args!("{line}\n")),
         }
     }
 }
 
 /// Those of Lua's functions that are needed.
-pub(super) struct Lua {
-    pub(super) create_table: unsafe extern "C" fn(*mut c_void, c_int, c_int),
-    pub(super) push_integer: unsafe extern "C" fn(*mut c_void, i64),
-    pub(super) raw_set: unsafe extern "C" fn(*mut c_void, c_int, i64),
+pub(crate) struct Lua {
+    pub(crate) create_table: unsafe extern "C" fn(*mut c_void, c_int, c_int),
+    pub(crate) push_integer: unsafe extern "C" fn(*mut c_void, i64),
+    pub(crate) raw_set: unsafe extern "C" fn(*mut c_void, c_int, i64),
 }
 
-pub(super) fn lua() -> Option<Lua> {
+pub(crate) fn lua() -> Option<Lua> {
     // SAFETY: Lua's functions, since 5.3, have these signatures.
     unsafe {
         Some(Lua {

@@ -9,12 +9,12 @@
 //! A program may replace some of them. The standard has the others call those, so the library
 //! looks at first whether all of them are its own; see [`are_replaced`].
 
-use super::{blocks, functions};
-use crate::sync::{AtomicU8, Ordering};
-use crate::sys::stderr;
+use crate::{blocks, malloc_api};
+use dogtag::__private::sys as stderr;
 use std::ffi::{CStr, c_int, c_void};
 use std::mem;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 type Block = *mut c_void;
 type Nothrow = *const c_void;
@@ -174,7 +174,7 @@ unsafe fn give_back<const ARRAY: bool>(
         if are_replaced() {
             program_frees(passed_to, block, alignment);
         } else if !block.is_null() {
-            functions::keeping_errno(|| blocks::delete::<ARRAY>(block.cast(), alignment, size));
+            malloc_api::keeping_errno(|| blocks::delete::<ARRAY>(block.cast(), alignment, size));
         }
     }
 }
@@ -187,8 +187,8 @@ fn allocate<const ARRAY: bool>(alignment: Option<usize>, size: usize) -> Block {
     if are_replaced() {
         // The program may give it to its own operator, or to free.
         return match alignment {
-            None => functions::malloc(size),
-            Some(alignment) => functions::aligned_alloc(alignment, size),
+            None => malloc_api::malloc(size),
+            Some(alignment) => malloc_api::aligned_alloc(alignment, size),
         };
     }
     blocks::new::<ARRAY>(alignment, size).cast()
@@ -226,7 +226,7 @@ unsafe fn program_frees(name: Option<&CStr>, block: Block, alignment: Option<usi
             (Some(found), Some(alignment)) => {
                 mem::transmute::<NonNull<c_void>, DeleteAligned>(found)(block, alignment);
             }
-            (None, _) => functions::free(block),
+            (None, _) => malloc_api::free(block),
         }
     }
 }

@@ -1,0 +1,19 @@
+//! C's `errno`, which is the calling thread's.
+
+use std::ffi::c_int;
+
+/// Sets it.
+#[inline]
+pub(crate) fn set(error: c_int) {
+    // SAFETY: the C library returns a pointer to the calling thread's own, which is valid.
+    unsafe { *libc::__errno_location() = error };
+}
+
+/// Leaves it as it was before `work`.
+#[inline(always)]
+pub(crate) fn kept(work: impl FnOnce()) {
+    // SAFETY: the C library returns a pointer to the calling thread's own, which is valid.
+    let errno = unsafe { *libc::__errno_location() };
+    work();
+    set(errno);
+}
