@@ -1,7 +1,7 @@
 /*
  * dogtag for C: a malloc that knows, always and exactly, which service owns every
- * byte. The library is built from the Rust crate `dogtag` with the feature `capi`; its
- * README has the commands. C99, C++98 and later.
+ * byte. The library is built from the Rust crate `dogtag-c`, whose README has the
+ * commands. C99, C++98 and later.
  *
  * Sizes are in bytes. A block is as large as `dogtag_usable_size` says, which is what
  * was asked for and what its size class adds; so much is counted, since C frees blocks
@@ -97,6 +97,8 @@ void dogtag_service_set_hard_limit(const dogtag_service *service, uint64_t bytes
 /* Where a thread was before it entered a service. */
 typedef struct dogtag_scope {
 	const void *previous;
+	/* For later versions; null. */
+	const void *reserved;
 } dogtag_scope;
 
 /* Puts the calling thread into a service, which lives on until it is left. Some ten
@@ -111,8 +113,10 @@ void dogtag_leave(dogtag_scope scope);
  */
 
 /* What was allocated and freed. Bytes that are live: allocated_bytes - freed_bytes, which is
- * never negative. */
+ * never negative. Later versions may have more fields at the end. */
 typedef struct dogtag_figures {
+	/* sizeof(dogtag_figures) as the program was compiled, which sets it before each call. */
+	size_t struct_size;
 	uint64_t allocated_bytes;
 	uint64_t allocated_blocks;
 	uint64_t freed_bytes;
@@ -123,12 +127,33 @@ typedef struct dogtag_figures {
 	uint64_t denied;
 } dogtag_figures;
 
-/* Of one service. Reads a cell for each thread; takes no lock. Also for signal handlers. */
-dogtag_figures dogtag_usage(const dogtag_service *service);
+/* Fills in the figures of one service: the fields that lie within struct_size, and 0 for those
+ * that the library does not know, which may be older or newer than the program. False, with errno
+ * EINVAL, if struct_size leaves no field, or is more than 4096: it was not set. Reads a cell for each
+ * thread; takes no lock. Also for signal handlers. */
+bool dogtag_usage_into(const dogtag_service *service, dogtag_figures *figures);
 
-/* Of all services, those that have ended among them, whether C or Rust allocated. Also for
- * signal handlers. */
-dogtag_figures dogtag_totals(void);
+/* Fills in the figures of all services in the same way, those that have ended among them, whether C or
+ * Rust allocated. Also for signal handlers. */
+bool dogtag_totals_into(dogtag_figures *figures);
+
+/* Returns the figures of one service. */
+static inline dogtag_figures dogtag_usage(const dogtag_service *service)
+{
+	dogtag_figures figures;
+	figures.struct_size = sizeof(figures);
+	dogtag_usage_into(service, &figures);
+	return figures;
+}
+
+/* Returns the figures of all services. */
+static inline dogtag_figures dogtag_totals(void)
+{
+	dogtag_figures figures;
+	figures.struct_size = sizeof(figures);
+	dogtag_totals_into(&figures);
+	return figures;
+}
 
 /* Who holds what: a table, as a text for dogtag_free. Null where a limit is exhausted; a
  * process without any memory left ends there. */
@@ -138,10 +163,11 @@ char *dogtag_snapshot_text(void);
 char *dogtag_balance_text(void);
 
 /*
- * Crimes, which a library built with `memory-check` finds
+ * Violations, which a library built with `memory-check` finds
  */
 
-typedef enum dogtag_crime {
+/* Later versions may find more kinds. */
+typedef enum dogtag_violation_kind {
 	DOGTAG_OVERRUN = 1,
 	DOGTAG_UNDERRUN = 2,
 	DOGTAG_DOUBLE_FREE = 3,
@@ -155,10 +181,13 @@ typedef enum dogtag_crime {
 	DOGTAG_ALLOC_DEALLOC_MISMATCH = 8,
 	/* dogtag_usable_size or malloc_usable_size of what is no live block. */
 	DOGTAG_BAD_USABLE_SIZE = 9
-} dogtag_crime;
+} dogtag_violation_kind;
 
+/* Later versions may have more fields at the end. */
 typedef struct dogtag_violation {
-	dogtag_crime crime;
+	/* Its size in bytes in the library that found it: read no field beyond that. */
+	size_t struct_size;
+	dogtag_violation_kind kind;
 	/* The pointer that it is about. */
 	const void *address;
 	/* The block that it was done to, with the size it was asked for; null if there is none. */
@@ -180,12 +209,12 @@ typedef enum dogtag_reaction {
 
 typedef dogtag_reaction (*dogtag_violation_handler)(const dogtag_violation *violation);
 
-/* What is called when a crime is found, on the thread that met it; null for the report on
+/* What is called when a violation is found, on the thread that met it; null for the report on
  * standard error. It must not wait for a lock that the program may hold there. What the
  * violation points to is gone when it returns. False without `memory-check`. */
 bool dogtag_set_violation_handler(dogtag_violation_handler handler);
 
-/* Looks at every block now, and has each crime told. Their number; 0 without
+/* Looks at every block now, and has each violation reported. Their number; 0 without
  * `memory-check`. */
 uint64_t dogtag_verify(void);
 

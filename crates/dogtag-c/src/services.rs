@@ -86,13 +86,14 @@ unsafe extern "C" fn dogtag_service_set_hard_limit(service: *const Record, bytes
 #[repr(C)]
 struct Entered {
     previous: *const Record,
+    reserved: *const Record,
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_enter(service: *const Record) -> Entered {
     // SAFETY: a live reference, by the caller's promise; records are never unmapped.
     let record: &'static Record = unsafe { &*service };
-    Entered { previous: enter(record) }
+    Entered { previous: enter(record), reserved: ptr::null() }
 }
 
 #[unsafe(no_mangle)]
@@ -101,9 +102,10 @@ unsafe extern "C" fn dogtag_leave(scope: Entered) {
     leave(unsafe { &*scope.previous });
 }
 
-/// `dogtag_figures`.
+/// `dogtag_figures`, which later versions may make longer: words, the first of which is its size.
 #[repr(C)]
 struct Figures {
+    struct_size: usize,
     allocated_bytes: u64,
     allocated_blocks: u64,
     freed_bytes: u64,
@@ -112,24 +114,55 @@ struct Figures {
     denied: u64,
 }
 
-impl From<Usage> for Figures {
-    fn from(usage: Usage) -> Self {
-        let Usage {
-            allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, peak_bytes, denied, ..
-        } = usage;
-        Self { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, peak_bytes, denied }
+/// No struct is larger: its size was not set.
+const MOST_STRUCT: usize = 4096;
+
+/// Fills in as many figures as lie within the caller's struct, and zeros behind those that there
+/// are.
+///
+/// # Safety
+///
+/// `place` must be valid for a word, its size, and if that is between 16 and [`MOST_STRUCT`], for
+/// writes of so many bytes.
+unsafe fn fill(place: *mut Figures, usage: Usage) -> bool {
+    let figures = Figures {
+        struct_size: size_of::<Figures>(),
+        allocated_bytes: usage.allocated_bytes,
+        allocated_blocks: usage.allocated_blocks,
+        freed_bytes: usage.freed_bytes,
+        freed_blocks: usage.freed_blocks,
+        peak_bytes: usage.peak_bytes,
+        denied: usage.denied,
+    };
+    const WORD: usize = size_of::<u64>();
+    const KNOWN: usize = size_of::<Figures>() / WORD;
+    let place = place.cast::<u64>();
+    // SAFETY: the first word is the struct's size, and its other words lie within that.
+    unsafe {
+        let size = place.cast::<usize>().read();
+        if !(2 * WORD..=MOST_STRUCT).contains(&size) {
+            errno::set(libc::EINVAL);
+            return false;
+        }
+        let (words, source) = (size / WORD, ptr::from_ref(&figures).cast::<u64>());
+        ptr::copy_nonoverlapping(source.add(1), place.add(1), words.min(KNOWN) - 1);
+        if words > KNOWN {
+            place.add(KNOWN).write_bytes(0, words - KNOWN);
+        }
     }
+    true
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn dogtag_usage(service: *const Record) -> Figures {
-    // SAFETY: the caller's promise.
-    unsafe { borrowed(service) }.usage().into()
+unsafe extern "C" fn dogtag_usage_into(service: *const Record, figures: *mut Figures) -> bool {
+    // SAFETY: the caller's reference is live, and the struct as long as it says.
+    unsafe { fill(figures, borrowed(service).usage()) }
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn dogtag_totals() -> Figures {
-    dogtag::totals().into()
+unsafe extern "C" fn dogtag_totals_into(figures: *mut Figures) -> bool {
+    // SAFETY: the struct is as long as it says.
+    unsafe { fill(figures, dogtag::totals()) }
 }
 
 #[unsafe(no_mangle)]

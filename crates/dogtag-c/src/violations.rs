@@ -1,12 +1,13 @@
-//! What C is told of crimes, and can ask.
+//! Violations for C: its handler of them, and a check of all blocks on demand.
 
 use dogtag::__private::memory_check;
 use std::ffi::{c_char, c_int, c_void};
 
-/// `enum dogtag_crime`, `dogtag_reaction` and the like are `int`s.
+/// `dogtag_violation`, which later versions may make longer. `enum dogtag_violation_kind`, `dogtag_reaction` and the like are `int`s.
 #[repr(C)]
 struct Told {
-    crime: c_int,
+    struct_size: usize,
+    kind: c_int,
     address: *const c_void,
     block: *const c_void,
     size: usize,

@@ -79,8 +79,8 @@ fn forks_threads_plugins_and_exits() {
 }
 
 #[test]
-fn crimes_are_caught() {
-    let program = compile("crimes", CHECKED, Link::Shared);
+fn violations_are_caught() {
+    let program = compile("violations", CHECKED, Link::Shared);
     let mut list = Command::new(&program);
     list.arg("list");
     let list = run(list).success();
@@ -105,7 +105,7 @@ fn crimes_are_caught() {
 
 #[test]
 fn what_is_told_of_operators_can_be_set() {
-    let program = compile("crimes", CHECKED, Link::Shared);
+    let program = compile("violations", CHECKED, Link::Shared);
     let told = |name: &str, settings: &str| {
         let mut crime = Command::new(&program);
         crime.arg(name).env("DOGTAG_CHECK", settings);
@@ -142,7 +142,7 @@ fn cxx_operators() {
         run(Command::new(compile("operators", kind, Link::Static))).ok();
         run(Command::new(compile("operators", kind, Link::Shared))).ok();
         run(Command::new(compile("replaced", kind, Link::Shared))).ok();
-        let mut oom = Command::new(compile("crimes", kind, Link::Shared));
+        let mut oom = Command::new(compile("violations", kind, Link::Shared));
         oom.arg("new-without-memory");
         run(oom).aborted(&["dogtag: operator new: out of memory, and no C++ library"]);
     }

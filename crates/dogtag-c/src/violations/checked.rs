@@ -28,7 +28,8 @@ fn tell(violation: &Violation) -> Reaction {
     let _ = service.write_str(owner.map_or("", |deed| deed.service()));
     let _ = write!(report, "{violation}");
     let told = Told {
-        crime: violation_number(violation.kind()),
+        struct_size: size_of::<Told>(),
+        kind: violation_number(violation.kind()),
         address: ptr::with_exposed_provenance(violation.address()),
         block: ptr::with_exposed_provenance(violation.block().unwrap_or(0)),
         size: violation.layout().map_or(0, |layout| layout.size()),

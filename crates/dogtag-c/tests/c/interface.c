@@ -1014,6 +1014,53 @@ static void no_crimes(void)
 	CHECK_EQUAL(dogtag_verify(), 0);
 }
 
+/* As programs have them that were compiled with an older header, a newer one, or none. */
+static void figures_of_any_size(void)
+{
+	dogtag_service *sized = registered("sized");
+	dogtag_scope scope = dogtag_enter(sized);
+	void *block = dogtag_malloc(1000);
+	size_t size = dogtag_usable_size(block);
+	struct {
+		dogtag_figures known;
+		uint64_t newer[3], behind;
+	} figures;
+	size_t sizes[] = { 0, sizeof(size_t), 4097, SIZE_MAX };
+
+	dogtag_leave(scope);
+	CHECK(scope.reserved == NULL);
+	memset(&figures, 0x5a, sizeof(figures));
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+		figures.known.struct_size = sizes[i];
+		errno = 0;
+		CHECK(!dogtag_usage_into(sized, &figures.known) && errno == EINVAL);
+		errno = 0;
+		CHECK(!dogtag_totals_into(&figures.known) && errno == EINVAL);
+		CHECK_EQUAL(figures.known.allocated_bytes, 0x5a5a5a5a5a5a5a5a);
+	}
+	/* Two fields, and a part of the third. */
+	figures.known.struct_size = offsetof(dogtag_figures, freed_bytes) + 7;
+	CHECK(dogtag_usage_into(sized, &figures.known));
+	CHECK_EQUAL(figures.known.struct_size, offsetof(dogtag_figures, freed_bytes) + 7);
+	CHECK_EQUAL(figures.known.allocated_bytes, size);
+	CHECK_EQUAL(figures.known.allocated_blocks, 1);
+	CHECK_EQUAL(figures.known.freed_bytes, 0x5a5a5a5a5a5a5a5a);
+	CHECK_EQUAL(figures.known.denied, 0x5a5a5a5a5a5a5a5a);
+	/* Three fields that the library does not know. */
+	figures.known.struct_size = sizeof(figures.known) + sizeof(figures.newer);
+	CHECK(dogtag_usage_into(sized, &figures.known));
+	CHECK_EQUAL(figures.known.allocated_bytes, size);
+	CHECK_EQUAL(figures.known.freed_bytes, 0);
+	CHECK_EQUAL(figures.known.denied, 0);
+	for (int i = 0; i < 3; i++)
+		CHECK_EQUAL(figures.newer[i], 0);
+	CHECK_EQUAL(figures.behind, 0x5a5a5a5a5a5a5a5a);
+	dogtag_free(block);
+	CHECK_EQUAL(dogtag_usage(sized).freed_bytes, size);
+	CHECK_EQUAL(dogtag_usage(sized).struct_size, sizeof(dogtag_figures));
+	dogtag_service_release(sized);
+}
+
 int main(void)
 {
 	blocks();
@@ -1022,6 +1069,7 @@ int main(void)
 	scopes();
 	references();
 	exact_figures();
+	figures_of_any_size();
 	figures_across_threads();
 	totals_are_of_all();
 	peaks();

@@ -552,10 +552,11 @@ static dogtag_reaction handle(const dogtag_violation *violation)
 	char line[200];
 
 	told++;
-	snprintf(line, sizeof(line), "crime=%d size=%zu service=%s report=%s\n", (int)violation->crime,
+	snprintf(line, sizeof(line), "crime=%d size=%zu service=%s report=%s\n", (int)violation->kind,
 		violation->size, violation->service, report && *report ? "yes" : "no");
 	say(line);
-	CHECK_EQUAL(violation->crime, crime->number);
+	CHECK_EQUAL(violation->kind, crime->number);
+	CHECK_EQUAL(violation->struct_size, sizeof(*violation));
 	CHECK_EQUAL(violation->size, crime->size);
 	CHECK(violation->address == victim);
 	/* Who owns a block is known, and who owns none is not. */
