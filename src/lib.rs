@@ -153,7 +153,7 @@
 //! memory, for which it looks through the states of blocks.
 //!
 //! With the feature `interpose` the C library and other constructors allocate here before that, as
-//! soon as the loader has them; the documentation of `capi` says more.
+//! soon as the loader has them; the documentation of `dogtag-c` says more.
 //!
 //! # Features
 //!
