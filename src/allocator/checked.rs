@@ -57,8 +57,8 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// Moves the block in any case, so that pointers to the old place are found
     /// out. It goes to the current service. Without a new layout there is nowhere to.
     ///
-    /// What does not grow is never denied: where the current service's limits do not allow for it, it stays
-    /// its former owner's, and where there is no memory for a copy, it stays where it is.
+    /// What does not grow is never denied. Where the current service's limits do not allow for it, it stays
+    /// its former owner's. Where there is no memory for a copy, it stays in its place.
     ///
     /// # Safety
     ///
@@ -100,25 +100,33 @@ impl<B: GlobalAlloc> Dogtag<B> {
             self.checker.keep(block, &returned);
             return ptr::null_mut();
         }
-        let is_denied = ask(new_size, replaced).is_none();
-        // As a scope of the owner, it keeps the owner, which the block did until now.
-        let current = thread::enter(owner);
-        let new = if is_denied { self.fresh(new_layout, Family::Malloc, replaced) } else { None };
-        let moved = match (new, returned) {
-            (Some(new), returned) => move_to(new, returned),
-            // SAFETY: the block is seized, and so this thread's alone.
-            (None, Returned::Whole(whole)) => unsafe { self.shrink(whole, claim, new_layout, replaced) },
-            // Whatever is given back as this one will not be looked at again.
-            (None, returned) => {
+        let shrink = |returned, admitted: Option<Option<Admitted>>| match (returned, admitted) {
+            // SAFETY: the block is seized, and so this thread's alone; it does not grow.
+            (Returned::Whole(whole), Some(admitted)) => unsafe {
+                self.shrink(whole, claim, new_layout, admitted)
+            },
+            (returned, admitted) => {
+                // Whatever is given back as this one will not be looked at again.
                 self.checker.keep(block, &returned);
-                block
+                if admitted.is_some() { block } else { ptr::null_mut() }
             }
         };
+        let admitted = ask(new_size, replaced);
+        if admitted.is_some() {
+            // There is no memory for a copy.
+            return shrink(returned, admitted);
+        }
+        // As a scope of the owner, it keeps the owner, which the block did until now.
+        let current = thread::enter(owner);
+        let resized = match self.fresh(new_layout, Family::Malloc, replaced) {
+            Some(new) => move_to(new, returned),
+            None => shrink(returned, ask(new_size, replaced)),
+        };
         thread::leave_for(current);
-        moved
+        resized
     }
 
-    /// Makes a block of the current service smaller where it is.
+    /// Makes a block smaller where it is, and gives it to the current service.
     ///
     /// # Safety
     ///
@@ -128,17 +136,16 @@ impl<B: GlobalAlloc> Dogtag<B> {
         whole: Whole,
         claim: Claim,
         new_layout: Layout,
-        replaced: Option<Replaced>,
+        admitted: Option<Admitted>,
     ) -> *mut u8 {
-        let admitted = ask(new_layout.size(), replaced);
         let former = whole.header;
         // SAFETY: the block is seized, and so this thread's alone.
-        match (admitted, unsafe { self.checker.shrink(whole, claim, new_layout) }) {
-            (Some(admitted), Some(block)) => {
+        match unsafe { self.checker.shrink(whole, claim, new_layout) } {
+            Some(block) => {
                 refund(Some(&former), None);
                 counted(Some((block, admitted)), new_layout.size())
             }
-            _ => ptr::null_mut(),
+            None => ptr::null_mut(),
         }
     }
 

@@ -247,14 +247,20 @@ impl BlockHeader {
         Some(unsafe { Layout::from_size_align_unchecked(size, layout.align().max(ALIGN)) })
     }
 
-    /// Makes a block smaller in the memory that was requested for it. `false` if what it is to
-    /// be aligned to would be another memory's; then nothing has changed.
+    /// Makes a block smaller in the memory that was requested for it, as if it had been allocated
+    /// anew. `false` if what it is to be aligned to would be another memory's; then nothing has changed.
     ///
     /// # Safety
     ///
     /// These must be the header of the block, it must be live and the caller's alone, and no
     /// smaller.
-    pub(crate) unsafe fn shrink(mut self, block: NonNull<u8>, size: usize, align: usize) -> bool {
+    pub(crate) unsafe fn shrink(
+        mut self,
+        block: NonNull<u8>,
+        size: usize,
+        align: usize,
+        allocated: Stamp,
+    ) -> bool {
         let former = self.layout().align();
         // SAFETY: this is the header of that live block.
         let Some(outer) = (unsafe { self.outer_layout(block) }) else { return false };
@@ -264,6 +270,8 @@ impl BlockHeader {
         let more = outer.size() - (offset(former) + size + GUARD);
         self.size = size as u64 | (more as u64).min(MUCH) << SIZE;
         self.packed = self.packed & !(0xff << 16) | u64::from(align.trailing_zeros()) << 16;
+        self.allocated = allocated.who();
+        self.traces = pair(allocated.trace, 0);
         // SAFETY: the block is the caller's alone, and its memory ends behind the new guard.
         unsafe {
             if more as u64 >= MUCH {

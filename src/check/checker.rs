@@ -246,8 +246,9 @@ impl Checker {
         let Whole { block, entry, header } = whole;
         // Who did not say what it is aligned to will not do so later.
         let align = if claim.alignment.is_some() { new.align() } else { header.layout().align() };
+        let allocated = stamp(Settings::get().backtrace);
         // SAFETY: the block is the caller's alone, and no smaller.
-        let is_done = unsafe { header.shrink(block, new.size(), align) };
+        let is_done = unsafe { header.shrink(block, new.size(), align, allocated) };
         entry.set(State::Live);
         is_done.then_some(block)
     }
