@@ -49,7 +49,7 @@ fn main() {
     println!("{} realloc, {} bytes freed", RESIZED.load(Relaxed), FREED.load(Relaxed));
 }
 RUST
-rustup toolchain install 1.95.0 --profile minimal >/dev/null 2>&1
+rustc +1.95.0 --version >/dev/null 2>&1 || rustup toolchain install 1.95.0 --profile minimal
 for level in 0 1 2 3; do
     rustc +1.95.0 --edition 2024 -C opt-level=$level freed.rs -o freed
     seen=$(./freed)
