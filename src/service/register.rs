@@ -7,7 +7,7 @@ use super::registry::{self, Conflict};
 use super::retirement;
 use super::scope::Scope;
 use crate::events;
-use crate::ledger::slots::{self, SlotError};
+use crate::ledger::slots::{self, Record, SlotError};
 use crate::ledger::threshold;
 use crate::ledger::tree::Tree;
 use crate::sync::{AtomicU32, Ordering};
@@ -50,7 +50,7 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
         SlotError::NoMemory => RegisterError::NoMemory,
     })?;
     record.begin(name.into(), plan.handle.unwrap_or_else(next_handle));
-    let new = Service { record };
+    let new = Unpublished(record);
     if let Some(parent) = plan.parent.clone() {
         let families = Tree::lock();
         families.adopt(ManuallyDrop::new(parent).record, record);
@@ -65,7 +65,7 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
         return match registry::publish(record) {
             Ok(()) => {
                 events::registered(record);
-                Ok(new)
+                Ok(new.into_service())
             }
             Err(Conflict::Name(living)) => as_planned(Service::of_retained(living), plan),
             Err(Conflict::Handle(living)) => {
@@ -78,6 +78,23 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
                 Err(RegisterError::HandleTaken { handle: living.handle(), name: living.name().to_owned() })
             }
         };
+    }
+}
+
+/// A service that is in no map yet. Of one that does not get there no event is emitted.
+struct Unpublished(&'static Record);
+
+impl Unpublished {
+    fn into_service(self) -> Service {
+        Service { record: ManuallyDrop::new(self).0 }
+    }
+}
+
+impl Drop for Unpublished {
+    fn drop(&mut self) {
+        if self.0.lifecycle().release() {
+            retirement::discard(self.0);
+        }
     }
 }
 

@@ -24,14 +24,22 @@ pub(super) fn retire(record: &'static Record) {
     while let Some(record) = retired {
         registry::remove(record);
         events::retired(record.name(), record.handle());
-        retired = match end(record) {
-            Ok(parent) => parent,
-            Err(Lives) => {
-                spare().retired.push_back(record);
-                None
-            }
-        };
+        retired = end_or_keep(record);
     }
+}
+
+/// Ends a service that was in no map, and of which nobody has heard.
+#[cold]
+pub(super) fn discard(record: &'static Record) {
+    end_or_keep(record).into_iter().for_each(retire);
+}
+
+/// Ends a retired service as soon as it can be. Returns its parent, if that is to be retired too.
+fn end_or_keep(record: &'static Record) -> Option<&'static Record> {
+    end(record).unwrap_or_else(|Lives| {
+        spare().retired.push_back(record);
+        None
+    })
 }
 
 /// A slot for a new service, claimed.

@@ -1,7 +1,7 @@
 //! The `tracing` events of target `dogtag`: each is told once, by no allocation.
 
 use crate::watch;
-use dogtag::Service;
+use dogtag::{RegisterError, Service};
 use std::fmt;
 use std::sync::{Mutex, Once};
 use std::thread;
@@ -52,6 +52,23 @@ fn listen() {
     static ONCE: Once = Once::new();
 
     ONCE.call_once(|| registry().with(Listener).init());
+}
+
+/// A service that could not be registered was none, and so it is not retired.
+#[test]
+fn events_tell_nothing_of_services_that_are_refused() {
+    alone!();
+    listen();
+    let owner = Service::builder("owner of the handle").handle(77).register().unwrap();
+    let error = Service::builder("refused").handle(77).parent(&owner).register().unwrap_err();
+    assert!(matches!(error, RegisterError::HandleTaken { .. }), "{error}");
+    // They come in order.
+    drop(Service::register("after the refusal").unwrap());
+    assert_eq!(wait_for("after the refusal", 2).len(), 2);
+    assert_eq!(told_of("refused"), []);
+    // Nor does the parent that it would have had stay for its sake.
+    drop(owner);
+    assert_eq!(wait_for("owner of the handle", 2).len(), 2);
 }
 
 /// Of a span that names a service which there cannot be: there is nobody to return an error to.
