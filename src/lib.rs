@@ -175,26 +175,8 @@
 #![cfg_attr(all(doctest, feature = "tracing-layer"), doc = include_str!("../README.md"))]
 #![cfg_attr(dogtag_loom, allow(dead_code, unused_imports))]
 
-// The modules, from the ground up. Each uses only those above it in this list; there are no
-// exceptions.
-//
-// sync         atomics and locks: std's, or loom's
-// contained    calls of the program's code whose panics must not get on
-// format       how figures are written
-// usage        plain numbers
-// registered   lists that other modules and crates add themselves to
-// sys          pages, threads, forks, names, standard error
-// owner        slots and marks, and where a block's owner stands
-// ledger       cells, shards, records, sums, thresholds, budgets, pending events
-// backend      what really holds the memory
-// arenas       memory of other allocators in the process, by registration
-// events       `tracing` events, and the thread that announces them
-// service      register, scopes, futures, families, limits, retirement
-// check        memory-check
-// allocator    `GlobalAlloc`, fast and slow
-// measure, balance, snapshot, layer
-//              what a program asks, and the face for tracing
-// __private    what the member crates need of the inside
+// IMPLEMENTATION.md lists the modules in layers, from the ground up, with what each holds. A module
+// uses only lower modules (further up in that table).
 #[cfg(not(dogtag_loom))]
 #[doc(hidden)]
 pub mod __private;

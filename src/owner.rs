@@ -3,12 +3,12 @@
 //!
 //! (With memory-check owners are kept elsewhere: `check::block`.)
 //!
-//! For most backends a table beside the heap has the owners of [large](page_map) blocks.
+//! For backends without fields a table beside the heap has the owners of [large](page_map) blocks.
 //! Each other block has a [`cookie`] right behind it, at `ptr + layout.size()`,
 //! unaligned. So the block's own alignment is never disturbed, and the first byte
 //! past its end is ours: an overrun of a single byte changes the cookie before it
 //! changes a neighbour. The idea is skynet's, which kept a handle and, when
-//! checking, a dogtag at the end of the usable size.
+//! checking, a magic word at the end of the usable size.
 
 mod cookie;
 mod page_map;

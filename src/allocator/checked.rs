@@ -54,11 +54,12 @@ impl<B: GlobalAlloc> Dogtag<B> {
         }
     }
 
-    /// Moves the block in any case, so that pointers to the old place are found
+    /// Moves the block, so that pointers to the old place are found
     /// out. It goes to the current service. Without a new layout there is nowhere to.
     ///
     /// What does not grow is never denied. Where the current service's limits do not allow for it, it stays
-    /// its former owner's. Where there is no memory for a copy, it stays in its place.
+    /// its former owner's. Where there is no memory for a copy, it stays in its place, and
+    /// shrinks there.
     ///
     /// # Safety
     ///

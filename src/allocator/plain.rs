@@ -22,7 +22,9 @@
 //!              unless long cookies exist, so that the size is unknown: then keep it
 //!
 //! realloc(block, layout, new_size)
-//! ├─ both conditions ─▶ backend.realloc, refund the old cell, write the mark, charge the current cell
+//! ├─ allocated + new_size < threshold of the current cell, and the thread's cell for the block's
+//! │  mark has that mark
+//! │    └─ backend.realloc, refund the old cell, write the mark, charge the current cell
 //! └─ otherwise ─▶ realloc_slow
 //! ```
 //!

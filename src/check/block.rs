@@ -99,7 +99,7 @@ pub(crate) struct BlockHeader {
     freed: u64,
     /// The call stacks: of the allocation, and of the free.
     traces: u64,
-    /// The dogtag, and a checksum over the address and what is known of the
+    /// The magic word, and a checksum over the address and what is known of the
     /// live block.
     sealed: u64,
     /// The size (48 bits), and by how much the block was larger once, when its memory was

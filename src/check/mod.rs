@@ -2,7 +2,7 @@
 //! `memory-check`).
 //!
 //! skynet's `MEMORY_CHECK` tells a double free from an overrun by a magic word
-//! behind each block, the *dogtag*. This module keeps skynet's words and goes on from
+//! behind each block. This module keeps skynet's words and goes on from
 //! there.
 //!
 //! | violation | how sure |
@@ -54,8 +54,9 @@
 //! it may hold, down to 256 KiB, and a quarter of what is freed after that raises them again.
 //! Blocks in quarantine are not live in any service's figures;
 //! [`Snapshot::quarantine`] shows them. When an allocator's backend has no memory left, all
-//! blocks of the allocator leave the quarantine, and the backend is asked again. `realloc` always
-//! moves the block, so that stale pointers to the old one are found.
+//! blocks of the allocator leave the quarantine, and the backend is asked again. `realloc` moves
+//! the block, so that stale pointers to the old one are found; only a block that does not grow stays
+//! in its place where there is no memory for a copy.
 //!
 //! # Settings
 //!

@@ -7,6 +7,8 @@
 //!               └──────────────────── claim ◀────────────────────────┘
 //! ```
 //!
+//! A service in use is *retired* from the moment at which its last clone is dropped, until it ends.
+//!
 //! Whoever can bring a service back to work holds it: a clone of its `Service`
 //! (counted here), a scope or a block (counted in the cells). It ends when all
 //! three are none at the same moment. Nothing tells of that moment, since a free
