@@ -19,7 +19,7 @@ pub fn usage(record: &Record) -> Usage {
 /// What every service holds, in the order of their slots, and the sum of it and
 /// of all services that have ended.
 ///
-/// Goes through the shards once for each run of [`RUN`] slots, so that the
+/// Goes through the shards once for each run of `RUN` slots, so that the
 /// second look at a cell finds it in the cache.
 pub fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
     let mut total = Usage::default();

@@ -20,7 +20,7 @@ use std::ptr::{self, NonNull};
 
 /// A slot, and the service that has it, as the ledger knows it.
 ///
-/// Who the service is changes only while the slot is claimed ([`Lifecycle`]): whoever
+/// Who the service is changes only while the slot is claimed (`Lifecycle`): whoever
 /// holds it, or has it pinned, can rely on that.
 #[repr(C)]
 pub struct Record {

@@ -255,7 +255,7 @@ pub fn counts() -> bool {
 /// has for its own use: 0 in a new thread, and of no meaning to the ledger.
 #[derive(Clone, Copy, Debug)]
 pub enum Word {
-    /// Whether the thread is in an [`Inside`].
+    /// Whether the thread is in an `Inside`.
     CheckInside,
     /// The number that memory-check gave the thread.
     CheckNumber,
