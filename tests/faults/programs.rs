@@ -173,10 +173,9 @@ impl<A: GlobalAlloc> Program<'_, A> {
             assert!(block.is_whole());
             return self.blocks.push(block);
         }
-        // Memory-check shrinks it where it is if there is no other memory; then nobody else gets it.
+        // Memory-check moves it, or shrinks it where it is if there is no other memory.
         let stays = cfg!(feature = "memory-check") && address == block.address;
         assert!(!stays || (refused > 0 || !self.is_planned) && size <= block.layout.size());
-        let owner = if stays { block.owner } else { owner };
         self.services[block.owner].1.refund(block.layout.size());
         self.services[owner].1.charge(size);
         let kept = size.min(block.layout.size());

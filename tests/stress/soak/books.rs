@@ -240,8 +240,12 @@ impl Block {
     }
 
     /// Has it be another owner's, and as large as that, if a limit allows for it.
-    pub fn grow(&mut self, owner: &Owner, size: usize) {
+    pub fn resize(&mut self, owner: &Owner, size: usize) {
         self.check();
+        let mut above = std::iter::successors(Some(owner.service.clone()), Service::parent);
+        // What does not grow stays whose it is where a limit has no space for it: nobody could say.
+        let must_grow = above.any(|service| service.hard_limit().is_some());
+        let size = if must_grow { self.layout.size() + size } else { size };
         // SAFETY: the block is live, and has that layout.
         let moved = owner.service.run(|| unsafe {
             let block = self.address as *mut u8;

@@ -64,7 +64,7 @@ impl Worker {
             60..120 => self.poll_task(),
             120..150 => self.pool(books),
             150..151 => self.region(seats),
-            151..250 => self.grow(seats),
+            151..250 => self.resize(seats),
             250..600 if self.blocks.len() < BLOCKS => self.allocate(seats),
             _ if !self.blocks.is_empty() => {
                 let block = self.random.below(self.blocks.len());
@@ -101,11 +101,11 @@ impl Worker {
         self.blocks.extend(Block::new(&owner, layout, &source, is_zeroed));
     }
 
-    fn grow(&mut self, seats: &Seats) {
+    fn resize(&mut self, seats: &Seats) {
         let (Some(owner), size) = (self.owner(seats), self.layout().size()) else { return };
         if !self.blocks.is_empty() {
             let block = self.random.below(self.blocks.len());
-            self.blocks[block].grow(&owner, size);
+            self.blocks[block].resize(&owner, size);
         }
     }
 
