@@ -1,5 +1,5 @@
-//! Whom a thread allocates for where it is in no scope, if somebody else knows: the host
-//! whose handle is current, or the thread's name.
+//! The service that a thread outside of any scope allocates as: by the host's current handle, or by
+//! the thread's name.
 
 #[cfg(feature = "skynet")]
 use crate::host;
@@ -12,7 +12,7 @@ use dogtag::__private::thread;
 #[cfg(any(feature = "interpose", feature = "skynet"))]
 use dogtag::Service;
 
-/// Has the thread follow the host to another service, unless it is in a scope. Before every
+/// Settles the thread in the host's current service, unless it is in a scope. Called before every
 /// allocation.
 #[inline(always)]
 pub(crate) fn refresh() {
@@ -24,8 +24,8 @@ pub(crate) fn refresh() {
     }
 }
 
-/// Has the thread go to the service with its name. Whenever an allocation leaves the
-/// hot path; with memory-check, before every one.
+/// Settles the thread in the service with its name. Called whenever an allocation leaves the hot
+/// path; with memory-check, before every one.
 #[inline]
 pub(crate) fn refresh_name() {
     #[cfg(feature = "interpose")]
@@ -47,7 +47,7 @@ fn settle_by_handle(handle: u32) {
     implicit_services::settle(key_of_handle(handle), || Service::by_handle(handle), register);
 }
 
-/// Any handle may be current; none is 0 here.
+/// Returns a key for a handle, which may be any number; no key is 0.
 #[cfg(feature = "skynet")]
 const fn key_of_handle(handle: u32) -> u64 {
     1 << 32 | handle as u64
@@ -70,15 +70,15 @@ fn settle_by_name() {
     }
     let text = name.lossy();
     let text = text.as_str();
-    // To wait for a lock may change it.
+    // Waiting for a lock may change `errno`.
     errno::kept(|| {
-        // A name without a byte is nobody's.
+        // A thread with an empty name allocates for nobody.
         let register = || Service::register(text).ok().filter(|_| !text.is_empty());
         implicit_services::settle(key, || Service::by_name(text), register);
     });
 }
 
-/// A number for a name.
+/// Hashes a name to a key; no key is 0.
 #[cfg(feature = "interpose")]
 fn key_of_name(name: &[u8]) -> u64 {
     let mut bytes = [0; 16];

@@ -2,14 +2,14 @@
 
 use std::ffi::c_int;
 
-/// Sets it.
+/// Sets `errno`.
 #[inline]
 pub(crate) fn set(error: c_int) {
     // SAFETY: the C library returns a pointer to the calling thread's own, which is valid.
     unsafe { *libc::__errno_location() = error };
 }
 
-/// Leaves it as it was before `work`.
+/// Calls `work`, and restores `errno`.
 #[inline(always)]
 pub(crate) fn kept(work: impl FnOnce()) {
     // SAFETY: the C library returns a pointer to the calling thread's own, which is valid.

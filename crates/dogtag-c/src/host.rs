@@ -1,11 +1,12 @@
-//! What the host has, by name. On x86-64 what it does not have is not called, so that the
-//! feature can be built into anything; elsewhere the host must have it all.
+//! The host's functions, found by name. On x86-64 a function that the host does not have is not
+//! called, so the feature can be built into anything; elsewhere the host must have them all.
 
 use dogtag::__private::sys::print as print_error;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::mem;
 
-/// The address of a symbol, 0 if there is none: weak, which Rust has no word for.
+/// Reads the address of a symbol, 0 if there is none. The reference is weak, which stable Rust has no
+/// syntax for.
 #[cfg(target_arch = "x86_64")]
 macro_rules! symbol {
     ($name:ident) => {{
@@ -33,7 +34,7 @@ macro_rules! symbol {
 type CurrentHandle = unsafe extern "C" fn() -> u32;
 type Error = unsafe extern "C" fn(*mut c_void, *const c_char, ...);
 
-/// The handle of the service that the calling thread works for; `None` without a host.
+/// Returns the handle of the service that the calling thread works for; `None` without a host.
 #[inline(always)]
 pub(crate) fn current_handle() -> Option<u32> {
     // SAFETY: the host's function has this signature.
@@ -43,12 +44,13 @@ pub(crate) fn current_handle() -> Option<u32> {
     }
 }
 
+/// Says whether the program is a host.
 #[cfg(feature = "interpose")]
 pub(crate) fn is_there() -> bool {
     current_handle().is_some()
 }
 
-/// Ends the process of a host: skynet does not look whether it got memory.
+/// Ends the host's process with a message: skynet does not check for null.
 #[cold]
 #[inline(never)]
 pub(crate) fn end_out_of_memory(size: usize) -> ! {
@@ -56,12 +58,12 @@ pub(crate) fn end_out_of_memory(size: usize) -> ! {
     std::process::abort();
 }
 
-/// A text for C; what it has of zeros is left out.
+/// Makes a C string of a text, without the zeros in it.
 fn c_string(text: &str) -> CString {
     CString::new(text.replace('\0', "")).unwrap_or_default()
 }
 
-/// Has the host log a line; without one, on standard error.
+/// Logs a line with the host's function, or prints it on standard error if there is none.
 pub(crate) fn print(line: &str) {
     // SAFETY: the host's function has this signature; there may be no context. The line
     // and its format are C strings.
@@ -74,13 +76,14 @@ pub(crate) fn print(line: &str) {
     }
 }
 
-/// Those of Lua's functions that are needed.
+/// The functions of Lua that are needed.
 pub(crate) struct Lua {
     pub(crate) create_table: unsafe extern "C" fn(*mut c_void, c_int, c_int),
     pub(crate) push_integer: unsafe extern "C" fn(*mut c_void, i64),
     pub(crate) raw_set: unsafe extern "C" fn(*mut c_void, c_int, i64),
 }
 
+/// Finds the functions of Lua in the program.
 pub(crate) fn lua() -> Option<Lua> {
     // SAFETY: Lua's functions, since 5.3, have these signatures.
     unsafe {

@@ -1,10 +1,10 @@
-//! The services that threads are settled in without having entered them: registered when they are
-//! first met, and retained for those who will come back.
+//! Services that threads are settled in without having entered them. They are registered when they
+//! are first met, and retained, since threads come back to them.
 //!
-//! Nobody says when one is not needed any more. So those that have neither blocks nor
-//! threads are released whenever the list has doubled, which costs each that is met as
-//! much as a handful of figures. Up to a thousand that have ended may be retained until then: with
-//! their names and the registry's tables some 130 KB, however many there have been.
+//! Nobody says when one is no longer needed. So whenever the list has doubled, services without
+//! blocks and threads are released, at an amortised cost of a few figures read for each new service.
+//! Up to a thousand that have ended may be retained until then: with their names and the registry's
+//! tables some 130 KB, however many there have been.
 
 use dogtag::__private::service::{gate, is_retired, record, unattributed};
 use dogtag::__private::thread::{self, Word};
@@ -12,14 +12,14 @@ use dogtag::Service;
 use std::sync::{Mutex, PoisonError};
 
 /// Settles the calling thread, which can be settled, in the service that `find` finds or else
-/// `register` makes; in the unattributed one if there cannot be another. `key` is what the service
-/// is chosen by: while that is the same, nobody needs to call this again.
+/// `register` makes, or in the unattributed one if both fail. `key` stands for what the service is
+/// chosen by: while it is the same, this need not be called again.
 pub(crate) fn settle(
     key: u64,
     find: impl FnOnce() -> Option<Service>,
     register: impl FnOnce() -> Option<Service>,
 ) {
-    // What this allocates does not come back here.
+    // Unattributed, so that an allocation in there does not lead here again.
     let service = unattributed(|| find().or_else(|| register().inspect(|new| retain(new.clone()))));
     let service = service.unwrap_or_else(Service::unattributed);
     let record = record(&service);
@@ -32,7 +32,7 @@ pub(crate) fn settle(
     }
 }
 
-/// What the calling thread was settled by last; 0 before.
+/// Returns the key that the calling thread was settled by last; 0 before.
 #[inline(always)]
 pub(crate) fn settled_by() -> u64 {
     Word::OwnerKey.get()
@@ -40,17 +40,19 @@ pub(crate) fn settled_by() -> u64 {
 
 struct Retained {
     services: Vec<Service>,
-    /// How many there have to be before they are looked through.
+    /// The length at which idle services are looked for.
     full: usize,
 }
 
 static RETAINED: Mutex<Retained> = Mutex::new(Retained { services: Vec::new(), full: FULL });
 
+/// The first such length, and the least.
 const FULL: usize = 1000;
 
+/// Keeps a reference to a service, and releases idle ones if the list has doubled.
 fn retain(service: Service) {
     let released: Vec<Service> = {
-        // Who forks has the gate to itself, and so nobody holds the lock then.
+        // A fork waits for the gate, so nobody holds the lock while the process forks.
         let _gate = gate();
         let mut retained = RETAINED.lock().unwrap_or_else(PoisonError::into_inner);
         let mut idle = Vec::new();

@@ -1,5 +1,5 @@
-//! The C library's functions by name: whoever is linked with this, or has it preloaded,
-//! calls these, and so does the C library itself.
+//! The C library's allocation functions, under their own names. A program that is linked with the
+//! library, or has it preloaded, calls these, and so does the C library itself.
 
 #[cfg(feature = "skynet")]
 use crate::host;
@@ -23,45 +23,45 @@ unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     #[cfg(feature = "skynet")]
     if size == 0 && !block.is_null() && host::is_there() {
         // This is its `skynet_realloc`.
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is not null, so C's caller passed a live one of this library.
         return or_end(unsafe { malloc_api::resize(block, 0) }, 0);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes null or a live block of this library.
     let moved = unsafe { malloc_api::realloc(block, size) };
     if size == 0 { moved } else { or_end(moved, size) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes null or a live block of this library.
     unsafe { malloc_api::reallocarray(block, count, size) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn free(block: *mut c_void) {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes null or a live block of this library, and uses it no more.
     unsafe { malloc_api::free(block) };
 }
 
-/// As SunOS had it, and glibc until 2.26.
+/// Frees a block, as SunOS named it, and glibc until 2.26.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cfree(block: *mut c_void) {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes null or a live block of this library, and uses it no more.
     unsafe { malloc_api::free(block) };
 }
 
-/// Of C23, for a block that was allocated without an alignment.
+/// Frees a block that was allocated without an alignment (C23).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn free_sized(block: *mut c_void, size: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes null or a live block of this library, and uses it no more.
     unsafe { free_aligned_sized(block, mem::align_of::<libc::max_align_t>(), size) };
 }
 
-/// Of C23.
+/// Frees a block of which the caller says the alignment and the size (C23).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn free_aligned_sized(block: *mut c_void, alignment: usize, size: usize) {
     if !block.is_null() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is not null, so C's caller passed a live one, which nobody uses again.
         malloc_api::keeping_errno(|| unsafe { blocks::free_told(block.cast(), alignment, size) });
     }
 }
@@ -72,17 +72,18 @@ extern "C" fn memalign(alignment: usize, size: usize) -> *mut c_void {
     or_end(malloc_api::memalign(alignment, size), size)
 }
 
-/// Is `memalign`, as in glibc until 2.37: programs that were built for it ask for alignments
-/// that are no power of two, and for sizes that are no multiple.
+/// Does what `memalign` does, as in glibc until 2.37: programs that were built for it ask for
+/// alignments that are no power of two, and for sizes that are no multiple.
 #[unsafe(no_mangle)]
 extern "C" fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
     or_end(malloc_api::memalign(alignment, size), size)
 }
 
-/// Says what is wrong by its result, and leaves `place` as it is then.
+/// Writes a new block's address to `place` and returns 0; on failure it returns the error and
+/// writes nothing.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn posix_memalign(place: *mut *mut c_void, alignment: usize, size: usize) -> c_int {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes a place that is valid for writes.
     let error = unsafe { malloc_api::posix_memalign(place, alignment, size) };
     if error == libc::ENOMEM {
         or_end(ptr::null_mut(), size);
@@ -104,7 +105,7 @@ extern "C" fn pvalloc(size: usize) -> *mut c_void {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes null or a live block of this library.
     unsafe { malloc_api::usable_size(block) }
 }
 
@@ -114,7 +115,8 @@ fn page() -> usize {
     usize::try_from(page).unwrap_or(4096)
 }
 
-/// skynet's `malloc` is its `skynet_malloc`, and does not return null.
+/// Ends the process instead of returning null, if the host is skynet: its `malloc` is its
+/// `skynet_malloc`.
 #[inline(always)]
 fn or_end(block: *mut c_void, _size: usize) -> *mut c_void {
     #[cfg(feature = "skynet")]

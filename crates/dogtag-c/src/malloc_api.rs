@@ -19,13 +19,13 @@ extern "C" fn dogtag_calloc(count: usize, size: usize) -> *mut c_void {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_realloc(block: *mut c_void, size: usize) -> *mut c_void {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes null or a live block of this library.
     unsafe { realloc(block, size) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes null or a live block of this library.
     unsafe { reallocarray(block, count, size) }
 }
 
@@ -36,27 +36,29 @@ extern "C" fn dogtag_aligned_alloc(alignment: usize, size: usize) -> *mut c_void
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_strdup(string: *const c_char) -> *mut c_char {
-    // SAFETY: a C string, by the caller's promise.
+    // SAFETY: C's caller passes a string that ends with a zero.
     unsafe { strdup(string) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_free(block: *mut c_void) {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes null or a live block of this library, and uses it no more.
     unsafe { free(block) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_usable_size(block: *const c_void) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes null or a live block of this library.
     unsafe { usable_size(block) }
 }
 
+/// Allocates a block; null, with `errno` ENOMEM, where there is no memory or a limit denies it.
 #[inline(always)]
 pub(crate) fn malloc(size: usize) -> *mut c_void {
     or_errno(blocks::allocate::<false>(size))
 }
 
+/// Allocates a zeroed block of `count` times `size` bytes; ENOMEM also where that overflows.
 #[inline(always)]
 pub(crate) fn calloc(count: usize, size: usize) -> *mut c_void {
     match count.checked_mul(size) {
@@ -65,6 +67,8 @@ pub(crate) fn calloc(count: usize, size: usize) -> *mut c_void {
     }
 }
 
+/// Resizes a block as glibc does: allocates for null, and frees the block for a size of 0.
+///
 /// # Safety
 ///
 /// `block` must be null or a live block of C's.
@@ -73,7 +77,8 @@ pub(crate) unsafe fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     if block.is_null() {
         return malloc(size);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the block is not null, so the caller passed a live one. Where it is freed, it is not
+    // used again.
     unsafe {
         if size == 0 {
             free(block);
@@ -83,28 +88,31 @@ pub(crate) unsafe fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     }
 }
 
-/// The same without C's rule for 0 bytes, and for a block.
+/// Resizes a block to any size, 0 included; null, with `errno` ENOMEM, leaves it as it is.
 ///
 /// # Safety
 ///
 /// `block` must be a live block of C's.
 #[inline(always)]
 pub(crate) unsafe fn resize(block: *mut c_void, size: usize) -> *mut c_void {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a live block of C's.
     or_errno(unsafe { blocks::resize(block.cast(), size) })
 }
 
+/// Resizes a block to `count` times `size` bytes; ENOMEM also where that overflows.
+///
 /// # Safety
 ///
 /// As for [`realloc`].
 pub(crate) unsafe fn reallocarray(block: *mut c_void, count: usize, size: usize) -> *mut c_void {
     match count.checked_mul(size) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller passes null or a live block of C's.
         Some(size) => unsafe { realloc(block, size) },
         None => out_of_memory(),
     }
 }
 
+/// Allocates a block of an alignment; EINVAL for one that is no power of two.
 pub(crate) fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
     if !alignment.is_power_of_two() {
         errno::set(libc::EINVAL);
@@ -113,7 +121,8 @@ pub(crate) fn aligned_alloc(alignment: usize, size: usize) -> *mut c_void {
     or_errno(blocks::allocate_aligned(alignment, size))
 }
 
-/// glibc's: takes the next power of two for an alignment; EINVAL where there is none.
+/// Rounds an alignment up to a power of two, as glibc does, and allocates a block of it; EINVAL
+/// where there is no such power.
 #[cfg(feature = "interpose")]
 pub(crate) fn memalign(alignment: usize, size: usize) -> *mut c_void {
     match alignment.checked_next_power_of_two() {
@@ -125,8 +134,8 @@ pub(crate) fn memalign(alignment: usize, size: usize) -> *mut c_void {
     }
 }
 
-/// POSIX's: says what is wrong by its result, and leaves `place` as it is then. Sets `errno`
-/// where there is no memory, as glibc's does, and only there.
+/// Writes a new block's address to `place` and returns 0; on failure it returns the error and
+/// writes nothing. It sets `errno` where there is no memory, as glibc does, and only there.
 ///
 /// # Safety
 ///
@@ -140,16 +149,18 @@ pub(crate) unsafe fn posix_memalign(place: *mut *mut c_void, alignment: usize, s
     if block.is_null() {
         return libc::ENOMEM;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a place that is valid for writes.
     unsafe { place.write(block) };
     0
 }
 
+/// Copies a string to a block of its own.
+///
 /// # Safety
 ///
 /// `string` must be a C string.
 pub(crate) unsafe fn strdup(string: *const c_char) -> *mut c_char {
-    // SAFETY: the caller's promise; the copy is as long as the string.
+    // SAFETY: the string ends with a zero; the copy is as long as it is, that zero included.
     unsafe {
         let size = libc::strlen(string) + 1;
         let copy = malloc(size).cast::<c_char>();
@@ -160,17 +171,21 @@ pub(crate) unsafe fn strdup(string: *const c_char) -> *mut c_char {
     }
 }
 
+/// Frees a block; does nothing for null. Leaves `errno` as it is.
+///
 /// # Safety
 ///
-/// As for [`realloc`].
+/// As for [`realloc`]. The block must not be used again.
 #[inline(always)]
 pub(crate) unsafe fn free(block: *mut c_void) {
     if !block.is_null() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is not null, so the caller passed a live one, which nobody uses again.
         keeping_errno(|| unsafe { blocks::free(block.cast()) });
     }
 }
 
+/// Returns how many bytes may be written to a block; 0 for null.
+///
 /// # Safety
 ///
 /// As for [`realloc`].
@@ -178,11 +193,11 @@ pub(crate) unsafe fn usable_size(block: *const c_void) -> usize {
     if block.is_null() {
         return 0;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the block is not null, so the caller passed a live one.
     unsafe { blocks::size(block.cast_mut().cast()) }
 }
 
-/// A text as a block of C's.
+/// Copies a text to a block of C's, as a C string.
 pub(crate) fn text(text: &str) -> *mut c_char {
     let copy = malloc(text.len() + 1).cast::<u8>();
     if !copy.is_null() {
@@ -195,8 +210,8 @@ pub(crate) fn text(text: &str) -> *mut c_char {
     copy.cast()
 }
 
-/// What C's `free` does not change. A report does; jemalloc does not, unless the
-/// system fails.
+/// Keeps `errno` as it is while a block is freed. A report of memory-check changes it; jemalloc does
+/// not, unless the system fails.
 #[inline(always)]
 pub(crate) fn keeping_errno(work: impl FnOnce()) {
     if memory_check::IS_ON { errno::kept(work) } else { work() }

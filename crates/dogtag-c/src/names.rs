@@ -1,8 +1,8 @@
-//! What threads are called: learnt where they begin and where they are renamed, since an
-//! allocation's way is no place to ask the kernel, and a sandbox may end who does.
+//! The names of threads, noted where a thread begins and where it is renamed. The kernel is not
+//! asked: not on an allocation's path, and a sandbox may end a process that asks.
 //!
-//! A thread has its name with it. Where another thread renames it, that name waits in a list
-//! until it allocates again.
+//! Each thread's name is in its thread-local storage. A name that another thread gives it waits in a
+//! list until it allocates again.
 
 use crate::thread_name::ThreadName;
 use dogtag::__private::memory_check;
@@ -11,25 +11,25 @@ use dogtag::__private::thread::{self, Word};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Whether somebody wants to know: services are threads, or reports of crimes have them.
+/// Says whether names are needed: as services, or in reports of violations.
 pub(crate) fn are_wanted() -> bool {
     memory_check::IS_ON || are_services()
 }
 
-/// Whether a thread that is in no scope allocates as the service with its name.
+/// Says whether a thread that is in no scope allocates as the service with its name.
 #[inline]
 pub(crate) fn are_services() -> bool {
     ARE_SERVICES.load(Ordering::Relaxed)
 }
 
-/// Has threads that are in no scope allocate as services with their names.
+/// Makes threads that are in no scope allocate as services with their names.
 pub(crate) fn make_services() {
     ARE_SERVICES.store(true, Ordering::Relaxed);
 }
 
 static ARE_SERVICES: AtomicBool = AtomicBool::new(false);
 
-/// The calling thread's name.
+/// Returns the calling thread's name.
 pub(crate) fn own() -> ThreadName {
     see_given();
     noted().unwrap_or_else(|| {
@@ -39,26 +39,26 @@ pub(crate) fn own() -> ThreadName {
     })
 }
 
-/// The calling thread has renamed itself. Also for signal handlers.
+/// Notes that the calling thread has renamed itself. Also for signal handlers.
 pub(crate) fn set_own(name: ThreadName) {
     note(name);
     memory_check::thread_was_renamed();
 }
 
-/// Has memory-check ask here for names, which makes no system call. At the latest before a thread's
-/// first block.
+/// Makes memory-check ask here for names, which takes no system call. Called before a thread's first
+/// block at the latest.
 #[inline]
 pub(crate) fn inform_memory_check() {
     memory_check::learn_names_from(|| noted().unwrap_or_else(ThreadName::of_program).padded());
 }
 
-/// What the calling thread is called, as far as anybody has said so here.
+/// Returns the name that was noted for the calling thread, if any.
 fn noted() -> Option<ThreadName> {
     ThreadName::from_words([Word::NameLow.get(), Word::NameHigh.get()])
 }
 
-/// Notes the calling thread's name, and has it look for the service with that name when it
-/// allocates next. Also for signal handlers.
+/// Notes the calling thread's name, and makes its next allocation look for the service with that
+/// name. Also for signal handlers.
 fn note(name: ThreadName) {
     let [low, high] = name.to_words();
     Word::NameLow.set(low);
@@ -66,10 +66,10 @@ fn note(name: ThreadName) {
     thread::lower_threshold();
 }
 
-/// Another thread was renamed.
+/// Notes that another thread was renamed.
 pub(crate) fn give(thread: libc::pthread_t, name: ThreadName) {
     {
-        // Who forks has the gate to itself, and so nobody holds the lock then.
+        // A fork waits for the gate, so nobody holds the lock while the process forks.
         let _gate = gate();
         let mut given = given();
         let number = SO_FAR.load(Ordering::Relaxed) + 1;
@@ -88,7 +88,7 @@ pub(crate) fn give(thread: libc::pthread_t, name: ThreadName) {
     thread::shut_every_cell();
 }
 
-/// Has the calling thread take the name that another one gave it meanwhile.
+/// Takes the name that another thread has given the calling one meanwhile.
 #[inline]
 pub(crate) fn see_given() {
     let so_far = SO_FAR.load(Ordering::Acquire);
@@ -100,15 +100,15 @@ pub(crate) fn see_given() {
 #[cold]
 fn take_given(so_far: u64) {
     let seen = Word::NamesSeen.get();
-    // First: what happens below may lead here again.
+    // First, since an allocation below may lead here again.
     Word::NamesSeen.set(so_far);
-    // SAFETY: asks who is calling.
+    // SAFETY: only returns the calling thread's number, which every thread has.
     let this_thread = unsafe { libc::pthread_self() };
     let name = {
         let _gate = gate();
         let mut given = given();
         let place = given.iter().position(|given| given.thread == this_thread);
-        // An older one was another thread's, whose place in memory this one has.
+        // An older one was for another thread, which had the same `pthread_t` before.
         place.map(|place| given.swap_remove(place)).filter(|given| given.number > seen)
     };
     if let Some(given) = name {
@@ -116,7 +116,7 @@ fn take_given(so_far: u64) {
     }
 }
 
-/// What a new thread begins with, as the thread knows that begins it.
+/// The name that a new thread begins with, taken by the thread that begins it.
 #[derive(Clone, Copy)]
 pub(crate) struct Heritage {
     name: ThreadName,
@@ -124,31 +124,33 @@ pub(crate) struct Heritage {
 }
 
 impl Heritage {
+    /// Takes the calling thread's name for a thread that it is about to begin.
     pub(crate) fn of_this_thread() -> Self {
-        // Before the thread is there, so that it misses none of its own.
+        // Read before the thread is begun, so that it misses no name of its own.
         let names_seen = SO_FAR.load(Ordering::Acquire);
         Self { name: own(), names_seen }
     }
 
-    /// By the new thread.
+    /// Notes the name for the new thread, which calls this.
     pub(crate) fn accept(self) {
         note(self.name);
         Word::NamesSeen.set(self.names_seen);
     }
 }
 
+/// A name that a thread has given to another.
 struct Given {
     thread: libc::pthread_t,
     name: ThreadName,
-    /// They are numbered from 1 on.
+    /// Numbered from 1 on.
     number: u64,
 }
 
-/// How many there were. One a nanosecond is for 584 years.
+/// How many names were given; at one a nanosecond it wraps after 584 years.
 static SO_FAR: AtomicU64 = AtomicU64::new(0);
 
-/// One for each thread at most; those of threads that have ended stay until others are in their
-/// place.
+/// Locks the list of names that wait, one for each thread at most. The name of a thread that has ended
+/// stays until another thread has its `pthread_t`.
 fn given() -> MutexGuard<'static, Vec<Given>> {
     static GIVEN: Mutex<Vec<Given>> = Mutex::new(Vec::new());
 

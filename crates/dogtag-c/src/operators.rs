@@ -23,11 +23,13 @@ type Nothrow = *const c_void;
 macro_rules! operators {
     ($($name:literal $function:ident($($argument:ident: $type:ty),*) $(-> $result:ty)? = $body:expr;)*) => {
         $(
-            /// As its caller declares it, which gives back null or what is live and its own.
-            #[allow(unused_unsafe, reason = "only who gives a block back promises something")]
+            /// The operator of this name. A caller of `delete` passes null or a live block of the
+            /// `new` that it belongs to.
+            #[allow(unused_unsafe, reason = "only the forms of delete require something of their caller")]
             #[unsafe(export_name = $name)]
             unsafe extern "C-unwind" fn $function($($argument: $type),*) $(-> $result)? {
-                // SAFETY: the caller's promise.
+                // SAFETY: `new` requires nothing. C++'s caller of `delete` passes null or a live
+                // block of the `new` that belongs to it, and uses it no more.
                 unsafe { $body }
             }
         )*
@@ -98,10 +100,11 @@ fn new_or_throw<const ARRAY: bool>(alignment: Option<usize>, size: usize, passed
 #[cold]
 #[inline(never)]
 fn new_in_need(alignment: Option<usize>, again: impl Fn() -> Block) -> Block {
-    // What has no sense is not a matter of memory.
-    let has_sense = is_alignment(alignment);
-    while has_sense && let Some(handler) = new_handler() {
-        // SAFETY: the program's. It may leave by an exception, which passes over nothing.
+    // For an alignment that is no power of two no handler finds memory.
+    let is_possible = is_alignment(alignment);
+    while is_possible && let Some(handler) = new_handler() {
+        // SAFETY: the program set the handler for this call. It may leave by an exception, which passes
+        // over no destructor.
         unsafe { handler() };
         let block = again();
         if !block.is_null() {
@@ -111,7 +114,8 @@ fn new_in_need(alignment: Option<usize>, again: impl Fn() -> Block) -> Block {
     throw_bad_alloc()
 }
 
-/// Of the form that does not throw, by its `name`; `throwing` is that of the one that does.
+/// Allocates for a form that does not throw. `name` is that form's, `throwing` that of the form
+/// which does.
 #[inline(always)]
 fn new_or_null<const ARRAY: bool>(
     alignment: Option<usize>,
@@ -129,8 +133,8 @@ fn new_or_null<const ARRAY: bool>(
     new_or_null_in_need(alignment, size, throwing, name, nothrow)
 }
 
-/// A handler may throw, and so may the program's own operator. Only C++ can catch that, so it is
-/// left to the function of its library, which calls the one that throws.
+/// Leaves the allocation to the C++ library's function, which calls the form that throws. A handler
+/// may throw, and so may the program's own operator, and only C++ can catch that.
 #[cold]
 #[inline(never)]
 fn new_or_null_in_need(
@@ -159,9 +163,12 @@ fn new_or_null_in_need(
     }
 }
 
+/// Frees a block of `operator new`; does nothing for null. `passed_to` is the operator that the
+/// standard has this one call.
+///
 /// # Safety
 ///
-/// The block must be null, or live and of the operators that belong to that one.
+/// The block must be null, or live and of the operators that belong to this one.
 #[inline(always)]
 unsafe fn give_back<const ARRAY: bool>(
     block: Block,
@@ -169,7 +176,8 @@ unsafe fn give_back<const ARRAY: bool>(
     size: Option<usize>,
     passed_to: Option<&CStr>,
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes null or a live block of the operators that belong to this one, which
+    // are the program's if some are replaced, and these otherwise.
     unsafe {
         if are_replaced() {
             program_frees(passed_to, block, alignment);
@@ -198,10 +206,10 @@ fn is_alignment(alignment: Option<usize>) -> bool {
     alignment.is_none_or(usize::is_power_of_two)
 }
 
-/// Calls the `operator new` that is found by that name, which may be this library's.
+/// Calls the `operator new` of that name, which may be this library's.
 #[cold]
 fn program_allocates(name: &CStr, alignment: Option<usize>, size: usize) -> Option<Block> {
-    // SAFETY: what has such a name has this signature.
+    // SAFETY: a function of that C++ name has this signature, and requires nothing of its caller.
     unsafe {
         let found = NonNull::new(libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()))?;
         Some(match alignment {
@@ -211,14 +219,15 @@ fn program_allocates(name: &CStr, alignment: Option<usize>, size: usize) -> Opti
     }
 }
 
-/// Calls the `operator delete` that is found by that name, and `free` for none.
+/// Calls the `operator delete` of that name, or `free` if there is none.
 ///
 /// # Safety
 ///
 /// As for [`give_back`].
 #[cold]
 unsafe fn program_frees(name: Option<&CStr>, block: Block, alignment: Option<usize>) {
-    // SAFETY: what has such a name has this signature; the caller's promise.
+    // SAFETY: a function of that C++ name has this signature. It gets null or a live block of the
+    // operators that belong to it, which are on top of `malloc` and `free` where it is missing.
     unsafe {
         let found = name.and_then(|name| NonNull::new(libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr())));
         match (found, alignment) {
@@ -244,8 +253,8 @@ const REPLACED: u8 = 2;
 
 static ARE_REPLACED: AtomicU8 = AtomicU8::new(UNKNOWN);
 
-/// Whether the program, or a library before this one, has operators of its own that take the place
-/// of some of these. Then these are as the C++ library's: on top of them, of `malloc` and `free`.
+/// Says whether the program, or a library before this one, replaces some of the operators. The
+/// others are then as the C++ library's: on top of those, of `malloc` and `free`.
 #[inline(always)]
 fn are_replaced() -> bool {
     match ARE_REPLACED.load(Ordering::Relaxed) {
@@ -255,12 +264,14 @@ fn are_replaced() -> bool {
     }
 }
 
-/// Looks at first, before the program's `main`: the loader takes a lock for the answer.
+/// Looks the operators' addresses up. The first call is before the program's `main`, since the
+/// loader takes a lock for it.
 #[cold]
 #[inline(never)]
 fn learn() -> bool {
     // What threads have found meanwhile is the same.
-    // SAFETY: asks for addresses by names, and for the files that they are in.
+    // SAFETY: the names end with zeros, and any address may be passed to `dladdr`; both calls only
+    // look something up.
     let are_replaced = unsafe {
         let own = file_of(ptr::from_ref(&ARE_REPLACED).cast());
         NAMES.iter().any(|name| {
@@ -280,13 +291,10 @@ extern "C" fn at_load() {
     are_replaced();
 }
 
-/// Where the program or library is loaded that an address is in; null for none.
-///
-/// # Safety
-///
-/// As for `dladdr`.
-unsafe fn file_of(address: *const c_void) -> *mut c_void {
-    // SAFETY: the caller's promise; a place for the result, for which zeros are valid.
+/// Returns where the program or library is loaded that an address is in; null for none.
+fn file_of(address: *const c_void) -> *mut c_void {
+    // SAFETY: any address may be passed, which is looked up and not read. Zeros are a valid
+    // `Dl_info`, and it is a place for the result.
     unsafe {
         let mut found: libc::Dl_info = mem::zeroed();
         if libc::dladdr(address, &mut found) == 0 { ptr::null_mut() } else { found.dli_fbase }
@@ -295,7 +303,7 @@ unsafe fn file_of(address: *const c_void) -> *mut c_void {
 
 type Handler = unsafe extern "C-unwind" fn();
 
-/// What the program has set with `std::set_new_handler`.
+/// Returns the handler that the program has set with `std::set_new_handler`.
 #[cold]
 fn new_handler() -> Option<Handler> {
     let get_new_handler = cxx_function(c"_ZSt15get_new_handlerv", libc::RTLD_DEFAULT)?;
@@ -307,7 +315,7 @@ fn new_handler() -> Option<Handler> {
 fn throw_bad_alloc() -> ! {
     if let Some(throw) = cxx_function(c"_ZSt17__throw_bad_allocv", libc::RTLD_DEFAULT) {
         // SAFETY: the C++ library's function with that name has this signature. The exception
-        // passes over nothing.
+        // passes over no destructor.
         unsafe { mem::transmute::<NonNull<c_void>, unsafe extern "C-unwind" fn() -> !>(throw)() }
     }
     stderr::print(format_args!(
@@ -316,13 +324,14 @@ fn throw_bad_alloc() -> ! {
     std::process::abort();
 }
 
-/// A function of the C++ library, if one is loaded: as it is found from here, or in one that was
-/// opened for others alone, as those of a plug-in are.
+/// Looks up a function of the C++ library, if one is loaded: as it is found from here, or in a
+/// library that was opened for others alone, as a plug-in's are.
 fn cxx_function(name: &CStr, from: *mut c_void) -> Option<NonNull<c_void>> {
     const LIBRARIES: [&CStr; 3] = [c"libstdc++.so.6", c"libc++abi.so.1", c"libc++.so.1"];
     const IF_LOADED: c_int = libc::RTLD_LAZY | libc::RTLD_NOLOAD;
 
-    // SAFETY: asks for addresses by names. What is loaded stays, whoever else closes it.
+    // SAFETY: the names end with zeros, and a library that is loaded already is not loaded again, so no
+    // code of its runs. Its count of references is raised, so it stays, whoever else closes it.
     unsafe {
         let found = NonNull::new(libc::dlsym(from, name.as_ptr()));
         found.or_else(|| {

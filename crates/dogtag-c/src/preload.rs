@@ -1,5 +1,5 @@
-//! What the library does on its own, for a program that knows nothing of it, if the
-//! environment says so.
+//! The preload tool: reports and services by name for a program that knows nothing of the library,
+//! as the environment's variables say.
 
 use crate::{current_owner, names};
 use dogtag::__private::memory_check;
@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 #[unsafe(link_section = ".init_array")]
 static BEGIN: extern "C" fn() = begin;
 
-/// Before the program's `main`.
+/// Reads the variables, before the program's `main`.
 extern "C" fn begin() {
     names::inform_memory_check();
     if let Some(text) = variable("DOGTAG_SERVICE") {
@@ -37,7 +37,8 @@ extern "C" fn begin() {
         }
     }
     if reports.at_exit || memory_check::IS_ON {
-        // SAFETY: the function lives as long as the process.
+        // SAFETY: the function has this signature; a library whose handler is registered here stays
+        // loaded until the handler has run.
         unsafe { libc::atexit(at_exit) };
     }
     if reports.file.is_none() && (reports.at_exit || !reports.signals.is_empty()) {
@@ -50,11 +51,11 @@ extern "C" fn begin() {
         sys::at_fork_in_child(listen);
         signals.into_iter().for_each(report_at);
     }
-    // Who is about to run `main` has allocated before, as nobody.
+    // The thread that is about to run `main` has allocated before, as nobody.
     current_owner::refresh_name();
 }
 
-/// When, and where.
+/// When reports are written, and where to.
 #[derive(Debug, Default)]
 struct Reports {
     at_exit: bool,
@@ -67,12 +68,13 @@ struct Reports {
 static REPORTS: OnceLock<Reports> = OnceLock::new();
 
 impl Reports {
+    /// Takes one part of `DOGTAG_REPORT`; `None` if it is not understood.
     fn take(&mut self, part: &[u8]) -> Option<()> {
         match part {
             b"" => {}
             b"exit" => self.at_exit = true,
             [b'f', b'i', b'l', b'e', b'=', path @ ..] if !path.is_empty() => {
-                // The program may go elsewhere.
+                // The program may change its working directory.
                 let path = std::path::absolute(OsStr::from_bytes(path)).ok()?;
                 self.file = Some(path.into_os_string());
             }
@@ -82,7 +84,8 @@ impl Reports {
     }
 }
 
-/// Of those that are meant for a program's own use, or that it can do without.
+/// Returns the signal of a name, of those that are meant for a program's own use or that it can do
+/// without.
 fn signal(name: &[u8]) -> Option<c_int> {
     Some(match name {
         b"SIGHUP" => libc::SIGHUP,
@@ -102,13 +105,14 @@ fn signal(name: &[u8]) -> Option<c_int> {
 extern "C" fn at_exit() {
     memory_check::verify_at_exit();
     if REPORTS.get().is_some_and(|reports| reports.at_exit) {
-        // If nobody reads the report, the program has ended well all the same.
-        // SAFETY: nothing else is left to be done with pipes.
+        // A report that nobody reads must not change how the program ends.
+        // SAFETY: ignoring a signal installs no handler, so any signal may be ignored.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         report("at its exit");
     }
 }
 
+/// Writes a report.
 fn report(when: &str) {
     let Some(reports) = REPORTS.get() else { return };
     unattributed(|| {
@@ -137,7 +141,7 @@ fn report(when: &str) {
     });
 }
 
-/// What is said where much of the memory is not from here.
+/// Returns a line on memory of other allocators, if there is much of it.
 fn uncounted(snapshot: &Snapshot) -> String {
     let Some(balance) = &snapshot.balance else { return String::new() };
     let elsewhere = balance.other_allocators + balance.other_mappings;
@@ -153,10 +157,10 @@ fn uncounted(snapshot: &Snapshot) -> String {
     format!("{} are in mappings of other allocators, and not counted{own}\n", Bytes(elsewhere))
 }
 
-/// Statics and the C library's own are less, mostly.
+/// Bytes that are much: statics and the C library's own memory are mostly less.
 const MUCH: u64 = 4 << 20;
 
-/// Standard error as it is in the beginning: many programs close theirs before they end.
+/// Standard error as it is when the program begins: many programs close theirs before they end.
 #[derive(Debug)]
 struct KeptStderr {
     descriptor: c_int,
@@ -164,33 +168,35 @@ struct KeptStderr {
 }
 
 impl KeptStderr {
-    /// Where programs that count on certain numbers do not look.
+    /// The least number for it, above those that programs count on.
     const LEAST: c_int = 500;
 
+    /// Duplicates the descriptor.
     fn keep() -> Self {
-        // SAFETY: asks for a number, which programs that are begun do not inherit.
+        // SAFETY: makes a new descriptor, which is nobody else's; executed programs do not inherit it.
         let descriptor = unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, Self::LEAST) };
         Self { descriptor, file: file_of(libc::STDERR_FILENO) }
     }
 
-    /// `None` if the program has closed it, and perhaps given the number to a file of
-    /// its own.
+    /// Returns a descriptor of it; `None` if the program has closed both, and perhaps given their
+    /// numbers to files of its own.
     fn get(&self) -> Option<c_int> {
         let descriptors = [self.descriptor, libc::STDERR_FILENO];
         descriptors.into_iter().find(|&descriptor| self.file.is_some() && file_of(descriptor) == self.file)
     }
 }
 
+/// Identifies the file of a descriptor.
 fn file_of(descriptor: c_int) -> Option<(libc::dev_t, libc::ino_t)> {
     let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: a place for the result, which is there if that is 0.
+    // SAFETY: `status` is a place for the result, and initialised if the call returns 0.
     unsafe {
         let is_there = libc::fstat(descriptor, status.as_mut_ptr()) == 0;
         is_there.then(|| (status.assume_init_ref().st_dev, status.assume_init_ref().st_ino))
     }
 }
 
-/// With the process's number in place of `%p`.
+/// Puts the process's number in place of each `%p`.
 fn numbered(path: &OsStr, pid: u32) -> PathBuf {
     let mut bytes = Vec::new();
     let mut rest = path.as_bytes();
@@ -206,18 +212,18 @@ fn numbered(path: &OsStr, pid: u32) -> PathBuf {
     OsString::from_vec(bytes).into()
 }
 
-/// A signal's handler may do next to nothing, so it wakes a thread that reports.
+/// Begins the thread that reports at a signal; the handler, which may do next to nothing, wakes it.
 extern "C" fn listen() {
     let listen = || {
         loop {
-            // SAFETY: made below, before there was such a thread.
+            // SAFETY: the semaphore was initialised below, before this thread was begun.
             while unsafe { libc::sem_wait(SIGNALLED.as_ptr()) } != 0 {}
             report("at a signal");
         }
     };
-    // SAFETY: places for results, and a semaphore of this process that nobody waits for:
-    // in a forked child there are no other threads. The new thread gets no signals that
-    // the program's are waiting for.
+    // SAFETY: the sets are places for results, read once they are filled. Nobody waits for the
+    // semaphore: no thread that would was begun, or this is a forked child, without other threads.
+    // All signals are blocked in the new thread, so it takes none that the program's threads wait for.
     unsafe {
         libc::sem_init(SIGNALLED.as_ptr(), 0, 0);
         let (mut all, mut former) = (MaybeUninit::uninit(), MaybeUninit::uninit());
@@ -232,13 +238,15 @@ extern "C" fn listen() {
     }
 }
 
+/// Installs the handler of a signal.
 fn report_at(signal: c_int) {
     extern "C" fn wake(_: c_int) {
-        // SAFETY: initialised before this was installed; may be done in a handler, and
-        // leaves errno alone unless it fails.
+        // SAFETY: the semaphore was initialised before this handler was installed. The call is
+        // async-signal-safe, and leaves errno alone unless it fails.
         unsafe { libc::sem_post(SIGNALLED.as_ptr()) };
     }
-    // SAFETY: zeros are a valid action, without flags and mask.
+    // SAFETY: zeros are a valid action, without flags and mask; `wake` only calls what is
+    // async-signal-safe.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = wake as extern "C" fn(c_int) as usize;
@@ -249,7 +257,7 @@ fn report_at(signal: c_int) {
 
 struct Semaphore(std::cell::UnsafeCell<MaybeUninit<libc::sem_t>>);
 
-// SAFETY: made for threads.
+// SAFETY: a semaphore is made to be shared by threads, and only its functions get at it.
 unsafe impl Sync for Semaphore {}
 
 impl Semaphore {
@@ -260,7 +268,7 @@ impl Semaphore {
 
 static SIGNALLED: Semaphore = Semaphore(std::cell::UnsafeCell::new(MaybeUninit::zeroed()));
 
-/// Whoever runs a program with more rights than his own is not listened to.
+/// Reads a variable; none in a process with more rights than the user who runs it (setuid).
 fn variable(name: &str) -> Option<Vec<u8>> {
     if sys::has_more_rights() {
         return None;
@@ -268,6 +276,7 @@ fn variable(name: &str) -> Option<Vec<u8>> {
     std::env::var_os(name).map(OsStringExt::into_vec)
 }
 
+/// Prints that a variable is not understood.
 fn complain(variable: &str, text: &[u8], known: &str) {
     sys::print(format_args!(
         "dogtag: {variable}: \"{}\" is not understood and is ignored; {known}\n",

@@ -1,5 +1,5 @@
-//! The C library's functions about threads, forks and modules, of which the allocator has to
-//! know: they do what they always do, and this library what it needs before or after.
+//! The C library's functions about threads, forks and modules, of which the allocator has to know.
+//! Each calls the C library's own, and does what this library needs before or after.
 
 use crate::names;
 use crate::thread_name::ThreadName;
@@ -8,13 +8,14 @@ use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// Has a thread that is renamed allocate for another service.
+/// Renames a thread, which allocates as another service then.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_setname_np(thread: libc::pthread_t, name: *const c_char) -> c_int {
     static NEXT: Next = Next::new(c"pthread_setname_np");
     type SetName = unsafe extern "C" fn(libc::pthread_t, *const c_char) -> c_int;
 
-    // SAFETY: if there is such a function, it has this signature. It takes C strings only.
+    // SAFETY: if there is such a function, it has this signature, and gets the arguments that C's
+    // caller passed for it: a live thread and a C string. So the name can be read here, too.
     unsafe {
         let Some(set_name) = mem::transmute::<*mut c_void, Option<SetName>>(NEXT.get()) else {
             return libc::ENOSYS;
@@ -32,11 +33,12 @@ unsafe extern "C" fn pthread_setname_np(thread: libc::pthread_t, name: *const c_
     }
 }
 
-/// Here a thread renames itself, too. The system call takes five words, whatever of them it needs,
-/// and so does the C library's function.
+/// Makes the system call, and notes the name if a thread renames itself by it. The call takes five
+/// words, however many of them it needs, and so does the C library's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int {
-    // SAFETY: the caller's promise. If the kernel could read the name, so can this.
+    // SAFETY: the kernel gets the words that C's caller passed for it. If it could read a name at
+    // `a`, up to a zero or 15 bytes, so can this.
     unsafe {
         let result = libc::syscall(libc::SYS_prctl, option, a, b, c, d) as c_int;
         if option == libc::PR_SET_NAME && result == 0 {
@@ -46,7 +48,8 @@ unsafe extern "C" fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d:
     }
 }
 
-/// What glibc does itself; a program that is linked statically has no other copy of it.
+/// Functions that only a shared glibc has a second copy of: in a program that is linked statically
+/// there is no other to call.
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 mod glibc {
     use super::*;
@@ -76,7 +79,8 @@ mod glibc {
             return libc::EAGAIN;
         };
         begun(routine, argument, 0, |routine, argument| {
-            // SAFETY: the caller's promise.
+            // SAFETY: the function has this signature, and gets the places that C's caller passed for
+            // it. The routine is the caller's with its argument, or `run` with a `Start`.
             unsafe { create(thread, attributes, routine, argument) }
         })
     }
@@ -97,7 +101,8 @@ mod glibc {
             return THRD_ERROR;
         };
         begun(routine, argument, THRD_SUCCESS, |routine, argument| {
-            // SAFETY: the caller's promise.
+            // SAFETY: the function has this signature, and gets the place that C's caller passed for
+            // it. The routine is the caller's with its argument, or `run` with a `Start`.
             unsafe { create(thread, routine, argument) }
         })
     }
@@ -109,7 +114,7 @@ mod glibc {
         heritage: Heritage,
     }
 
-    /// Has `create` begin a thread that knows its name.
+    /// Begins a thread by `create` and passes this thread's name on to it.
     fn begun<R>(
         routine: Routine<R>,
         argument: *mut c_void,
@@ -127,25 +132,26 @@ mod glibc {
         let start = Box::into_raw(start);
         let result = create(run::<R>, start.cast());
         if result != success {
-            // SAFETY: no thread has it.
+            // SAFETY: the box was made above, and no thread was begun that would take it.
             unattributed(|| drop(unsafe { Box::from_raw(start) }));
         }
         result
     }
 
-    /// How it begins. A thread that is cancelled or calls `pthread_exit` is unwound through this,
+    /// Runs in the new thread: takes its name, and calls its routine. A thread that is cancelled or calls `pthread_exit` is unwound through this,
     /// where nothing is left to be dropped.
     unsafe extern "C-unwind" fn run<R>(start: *mut c_void) -> R {
-        // SAFETY: the box that `begun` let go.
+        // SAFETY: `begun` made the box, let it go, and began one thread with it.
         let Start { routine, argument, heritage } = *unsafe { Box::from_raw(start.cast::<Start<R>>()) };
         heritage.accept();
-        // SAFETY: of whoever had the thread begun.
+        // SAFETY: the argument is the one that C's caller passed for this routine.
         unsafe { routine(argument) }
     }
 
     type Handler = Option<unsafe extern "C" fn()>;
 
-    /// Behind `pthread_atfork`, of which every module has a copy of its own.
+    /// Registers handlers of forks between the library's own. `pthread_atfork`, of which every module
+    /// has a copy, calls this.
     #[unsafe(no_mangle)]
     unsafe extern "C" fn __register_atfork(
         prepare: Handler,
@@ -159,7 +165,8 @@ mod glibc {
         // SAFETY: if there is such a function, it has this signature.
         let register = unsafe { mem::transmute::<*mut c_void, Option<Register>>(NEXT.get()) };
         register_fork_handlers(|| {
-            // SAFETY: the caller's promise.
+            // SAFETY: the function has this signature, and gets the handlers that C's caller passed
+            // for it.
             register.map_or(libc::ENOMEM, |register| unsafe { register(prepare, parent, child, module) })
         })
     }
@@ -223,7 +230,8 @@ mod glibc {
         #[unsafe(no_mangle)]
         unsafe extern "C" fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void {
             type Open = unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void;
-            // SAFETY: such a function, and the caller's promise.
+            // SAFETY: the address is of a function with this signature, or of `no_module`, which reads
+            // no argument. It gets the path and flags that C's caller passed for it.
             unsafe { mem::transmute::<*mut c_void, Open>(next_dlopen())(path, flags & !libc::RTLD_DEEPBIND) }
         }
 
@@ -235,7 +243,8 @@ mod glibc {
         ) -> *mut c_void {
             type Open = unsafe extern "C" fn(libc::c_long, *const c_char, c_int) -> *mut c_void;
             let flags = flags & !libc::RTLD_DEEPBIND;
-            // SAFETY: such a function, and the caller's promise.
+            // SAFETY: the address is of a function with this signature, or of `no_module`, which reads
+            // no argument. It gets the path and flags that C's caller passed for it.
             unsafe { mem::transmute::<*mut c_void, Open>(next_dlmopen())(namespace, path, flags) }
         }
     }
@@ -256,13 +265,13 @@ mod glibc {
         }
     }
 
-    /// What opens modules where nothing else does.
+    /// Opens no module: stands in where the C library has no such function.
     extern "C" fn no_module() -> *mut c_void {
         ptr::null_mut()
     }
 }
 
-/// The next function of a name: the C library's, or another tool's that stands before it.
+/// The next function of a name: the C library's, or that of another preloaded library before it.
 struct Next {
     name: &'static CStr,
     found: AtomicPtr<c_void>,
@@ -273,13 +282,13 @@ impl Next {
         Self { name, found: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Null if there is none.
+    /// Returns its address; null if there is none.
     fn get(&self) -> *mut c_void {
         let known = self.found.load(Ordering::Relaxed);
         if !known.is_null() {
             return known;
         }
-        // SAFETY: the name is a C string.
+        // SAFETY: the name ends with a zero; the call only looks an address up.
         let found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
         self.found.store(found, Ordering::Relaxed);
         found

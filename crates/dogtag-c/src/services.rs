@@ -10,7 +10,7 @@ use std::ptr;
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_service_register(name: *const c_char) -> *const Record {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes a C string or null; there is no parent.
     unsafe { dogtag_service_register_as(name, 0, ptr::null()) }
 }
 
@@ -20,7 +20,7 @@ unsafe extern "C" fn dogtag_service_register_as(
     handle: u32,
     parent: *const Record,
 ) -> *const Record {
-    // SAFETY: a C string or null, by the caller's promise, and a reference or null.
+    // SAFETY: C's caller passes a C string or null, and a reference that is live or null.
     let (name, parent) = unsafe {
         let name = (!name.is_null()).then(|| CStr::from_ptr(name).to_str().ok()).flatten();
         (name, (!parent.is_null()).then(|| borrowed(parent)))
@@ -52,37 +52,37 @@ extern "C" fn dogtag_service_current() -> *const Record {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_service_retain(service: *const Record) -> *const Record {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes a live reference, which stays its own.
     given((*unsafe { borrowed(service) }).clone())
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_service_release(service: *const Record) {
     if !service.is_null() {
-        // SAFETY: the caller's promise, who gives the reference back.
+        // SAFETY: C's caller passes a live reference, and uses it no more.
         drop(ManuallyDrop::into_inner(unsafe { borrowed(service) }));
     }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_service_handle(service: *const Record) -> u32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes a live reference.
     unsafe { borrowed(service) }.handle()
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_service_name(service: *const Record) -> *mut c_char {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes a live reference.
     malloc_api::text(unsafe { borrowed(service) }.name())
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_service_set_hard_limit(service: *const Record, bytes: u64) {
-    // SAFETY: the caller's promise.
+    // SAFETY: C's caller passes a live reference.
     unsafe { borrowed(service) }.set_hard_limit((bytes != u64::MAX).then_some(bytes));
 }
 
-/// `dogtag_scope`.
+/// `dogtag_scope` of the header.
 #[repr(C)]
 struct Entered {
     previous: *const Record,
@@ -91,18 +91,21 @@ struct Entered {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_enter(service: *const Record) -> Entered {
-    // SAFETY: a live reference, by the caller's promise; records are never unmapped.
+    // SAFETY: C's caller passes a live reference, so it points to a record; records are never
+    // unmapped.
     let record: &'static Record = unsafe { &*service };
     Entered { previous: enter(record), reserved: ptr::null() }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_leave(scope: Entered) {
-    // SAFETY: of the same thread's `dogtag_enter`, by the caller's promise.
+    // SAFETY: C's caller passes what the same thread's `dogtag_enter` returned, so it points to a
+    // record; records are never unmapped.
     leave(unsafe { &*scope.previous });
 }
 
-/// `dogtag_figures`, which later versions may make longer: words, the first of which is its size.
+/// `dogtag_figures` of the header, which later versions may make longer: words, of which the first
+/// is its size.
 #[repr(C)]
 struct Figures {
     struct_size: usize,
@@ -114,11 +117,10 @@ struct Figures {
     denied: u64,
 }
 
-/// No struct is larger: its size was not set.
+/// The largest size of a struct that is believed; a larger one was not set.
 const MOST_STRUCT: usize = 4096;
 
-/// Fills in as many figures as lie within the caller's struct, and zeros behind those that there
-/// are.
+/// Fills in the figures that lie within the caller's struct, and zeros behind the last known one.
 ///
 /// # Safety
 ///
@@ -137,7 +139,8 @@ unsafe fn fill(place: *mut Figures, usage: Usage) -> bool {
     const WORD: usize = size_of::<u64>();
     const KNOWN: usize = size_of::<Figures>() / WORD;
     let place = place.cast::<u64>();
-    // SAFETY: the first word is the struct's size, and its other words lie within that.
+    // SAFETY: the place is valid for its first word, the struct's size. Nothing is written beyond
+    // that size, up to which the place is valid for writes.
     unsafe {
         let size = place.cast::<usize>().read();
         if !(2 * WORD..=MOST_STRUCT).contains(&size) {
@@ -155,13 +158,13 @@ unsafe fn fill(place: *mut Figures, usage: Usage) -> bool {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_usage_into(service: *const Record, figures: *mut Figures) -> bool {
-    // SAFETY: the caller's reference is live, and the struct as long as it says.
+    // SAFETY: C's caller passes a live reference, and a struct as long as its first word says.
     unsafe { fill(figures, borrowed(service).usage()) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_totals_into(figures: *mut Figures) -> bool {
-    // SAFETY: the struct is as long as it says.
+    // SAFETY: C's caller passes a struct as long as its first word says.
     unsafe { fill(figures, dogtag::totals()) }
 }
 
@@ -177,21 +180,23 @@ extern "C" fn dogtag_balance_text() -> *mut c_char {
     malloc_api::text(&text)
 }
 
-/// A reference becomes the caller's.
+/// Gives a reference to the caller, who releases it.
 fn given(service: Service) -> *const Record {
     record(&ManuallyDrop::new(service))
 }
 
-/// The service behind a reference that stays the caller's.
+/// Returns the service behind a reference that stays the caller's.
 ///
 /// # Safety
 ///
 /// It must be live.
 unsafe fn borrowed(reference: *const Record) -> ManuallyDrop<Service> {
-    // SAFETY: records are never unmapped, and the caller's reference is a clone.
+    // SAFETY: the reference is live, so it points to a record, which is never unmapped, and stands
+    // for a clone of the service; without a drop that stays the caller's.
     unsafe { ManuallyDrop::new(from_record(&*reference)) }
 }
 
+/// Sets `errno` and returns null.
 fn failed(errno: c_int) -> *const Record {
     errno::set(errno);
     ptr::null()

@@ -1,20 +1,22 @@
-//! What the kernel calls a thread, without asking it: a sandbox may not let that through.
+//! A thread's name as the kernel has it, without a call to ask for it, which a sandbox may not let
+//! through.
 
 use std::ffi::{CStr, c_char};
 use std::num::NonZeroU8;
 
-/// A thread's name: up to 15 bytes, of any kind but zeros. The kernel cuts what is longer, also
-/// in the middle of a character.
+/// A thread's name: up to 15 bytes of any value but zero. The kernel cuts a longer name, also in the
+/// middle of a character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ThreadName {
     bytes: [u8; LENGTH],
-    /// The bytes' number and one: so zeros are a name that is not there.
+    /// The length plus one, so that all zeros mean no name.
     end: NonZeroU8,
 }
 
 const LENGTH: usize = 15;
 
 impl ThreadName {
+    /// Cuts a name after 15 bytes.
     fn cut(name: &[u8]) -> Self {
         let mut bytes = [0; LENGTH];
         let length = name.len().min(LENGTH);
@@ -22,21 +24,20 @@ impl ThreadName {
         Self { bytes, end: NonZeroU8::MIN.saturating_add(length as u8) }
     }
 
-    /// As the kernel takes it.
+    /// Reads a name, and cuts it as the kernel does.
     ///
     /// # Safety
     ///
     /// Up to a zero, or 15 bytes, must be readable.
     pub(crate) unsafe fn from_ptr(name: *const c_char) -> Self {
-        // SAFETY: up to a zero, or 15 bytes, are readable; reads no further.
+        // SAFETY: up to a zero, or 15 bytes, are readable, and `strnlen` ends there.
         unsafe { Self::cut(std::slice::from_raw_parts(name.cast(), libc::strnlen(name, LENGTH))) }
     }
 
-    /// What a program's first thread is called, and so are those that it begins: the last part of
-    /// the path that was executed.
+    /// Returns the name of a program's first thread: the last part of the path that was executed.
     pub(crate) fn of_program() -> Self {
-        // SAFETY: asks for a number that the kernel gave: the address of a C string, on the stack
-        // of the first thread, or 0.
+        // SAFETY: the number is from the kernel: 0, or the address of a C string on the first thread's
+        // stack, which stays for as long as the process.
         let path = unsafe {
             let path = libc::getauxval(libc::AT_EXECFN) as *const c_char;
             if path.is_null() { c"" } else { CStr::from_ptr(path) }
@@ -55,7 +56,7 @@ impl ThreadName {
         Self::cut(path.rsplit(|&byte| byte == b'/').next().unwrap_or_default())
     }
 
-    /// As two words, which are not both zeros.
+    /// Encodes the name as two words, which are not both zero.
     pub(crate) fn to_words(self) -> [u64; 2] {
         let mut bytes = self.padded();
         bytes[LENGTH] = self.end.get();
@@ -63,13 +64,13 @@ impl ThreadName {
         [word as u64, (word >> 64) as u64]
     }
 
-    /// The name that became those words; `None` of zeros.
+    /// Decodes the name of two words; `None` of zeros.
     pub(crate) fn from_words([low, high]: [u64; 2]) -> Option<Self> {
         let [bytes @ .., end] = (u128::from(high) << 64 | u128::from(low)).to_ne_bytes();
         Some(Self { bytes, end: NonZeroU8::new(end.min(LENGTH as u8 + 1))? })
     }
 
-    /// With zeros behind it.
+    /// Returns the name with zeros behind it.
     pub(crate) fn padded(&self) -> [u8; LENGTH + 1] {
         let mut padded = [0; LENGTH + 1];
         padded[..self.bytes().len()].copy_from_slice(self.bytes());
@@ -80,7 +81,7 @@ impl ThreadName {
         &self.bytes[..usize::from(self.end.get()) - 1]
     }
 
-    /// As text, on the stack: what is no UTF-8 is U+FFFD.
+    /// Converts the name to text, on the stack; what is not UTF-8 becomes U+FFFD.
     pub(crate) fn lossy(&self) -> Lossy {
         let mut text = Lossy { bytes: [0; _], length: 0 };
         for chunk in self.bytes().utf8_chunks() {
@@ -103,7 +104,7 @@ pub(crate) struct Lossy {
 impl Lossy {
     fn push(&mut self, text: &str) {
         let end = self.length + text.len();
-        // There is always room.
+        // Never more than three bytes for each of the name, so it fits.
         if let Some(place) = self.bytes.get_mut(self.length..end) {
             place.copy_from_slice(text.as_bytes());
             self.length = end;

@@ -1,9 +1,10 @@
-//! Violations for C: its handler of them, and a check of all blocks on demand.
+//! Violations for C: a handler, and a check of all blocks on demand.
 
 use dogtag::__private::memory_check;
 use std::ffi::{c_char, c_int, c_void};
 
-/// `dogtag_violation`, which later versions may make longer. `enum dogtag_violation_kind`, `dogtag_reaction` and the like are `int`s.
+/// `dogtag_violation` of the header, which later versions may make longer. The header's enums, such as
+/// `dogtag_violation_kind` and `dogtag_reaction`, are `int`s.
 #[repr(C)]
 struct Told {
     struct_size: usize,

@@ -1,12 +1,12 @@
-//! C's blocks, which are freed without their size. `plain` learns from jemalloc how
-//! large a block is, `checked` has it noted (with memory-check). They
-//! are charged and refunded as Rust's are, to the same ledger.
+//! C's blocks, which are freed without their size. `plain` learns a block's size from jemalloc,
+//! `checked` (with memory-check) from a note beside the block. Blocks are charged and refunded as
+//! Rust's are, to the same ledger.
 //!
-//! An allocation gets null where there is no memory, or where a limit denies it; `errno` is the
-//! caller's to set.
+//! An allocation returns null where there is no memory, or where a limit denies it; the caller sets
+//! `errno`.
 
-// Which of them it is depends on how the core was built, not on this crate's feature: somebody else
-// may have turned memory-check on.
+// How the core was built decides, not this crate's feature: another crate may have turned
+// memory-check on.
 dogtag::__memory_check! {
     on {
         mod checked;
@@ -22,6 +22,6 @@ dogtag::__memory_check! {
     }
 }
 
-/// What every block is aligned to, however small it is, as glibc's are: programs keep marks in
-/// the lower bits of pointers.
+/// The least alignment of a block, however small it is, as in glibc: programs keep marks in the lower
+/// bits of pointers.
 const ALIGN: usize = 16;

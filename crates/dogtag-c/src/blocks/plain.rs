@@ -1,8 +1,8 @@
 //! The hot path for C.
 //!
-//! A block is what jemalloc makes of the request, but for its cookie. `malloc` looks that
-//! up in a table of size classes, and notes it for the page; there `free` finds it, as
-//! jemalloc's would in a table of its own, which it needs no more when it is told the size.
+//! A block is as large as the size class that jemalloc chooses for the request, less its cookie.
+//! `malloc` looks the class up in a table, and notes it for the page. `free` finds it there and tells
+//! jemalloc the size, which saves jemalloc the look-up in a table of its own.
 
 use super::ALIGN;
 use crate::current_owner;
@@ -14,7 +14,7 @@ use std::ffi::c_int;
 use std::ptr;
 use tikv_jemalloc_sys as jemalloc;
 
-/// A block of at least `size` bytes; all zeros if that is asked for.
+/// Allocates a block of at least `size` bytes, all zeros if `ZEROED`.
 #[inline(always)]
 pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
     current_owner::refresh();
@@ -26,11 +26,11 @@ pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
     if thread::current().needs_slow_path(size_of_block) {
         return allocate_slow::<ZEROED>(size);
     }
-    // SAFETY: the size is not 0.
+    // SAFETY: any size may be asked of jemalloc's `malloc`.
     let block: *mut u8 = unsafe { jemalloc::malloc(usable) }.cast();
     if !block.is_null() {
         let cell = thread::current();
-        // SAFETY: so many bytes were allocated just now.
+        // SAFETY: `usable` bytes were allocated just now: the block's, and behind it the cookie's.
         unsafe {
             if ZEROED {
                 block.write_bytes(0, size_of_block);
@@ -42,11 +42,11 @@ pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
     block
 }
 
-/// The same with an alignment, a power of two.
+/// Allocates a block of at least `size` bytes and an alignment, a power of two.
 pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
     current_owner::refresh();
     let flags = flags_of(alignment.max(ALIGN));
-    // SAFETY: a request is not empty.
+    // SAFETY: the request is a size class of these flags, so it is neither 0 nor too large.
     placed(size, flags, None, |request| unsafe { jemalloc::mallocx(request, flags) }.cast())
 }
 
@@ -54,11 +54,12 @@ pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
 ///
 /// # Safety
 ///
-/// It must be one of these, and live.
+/// It must be one of these, live, and not used again.
 #[inline(always)]
 pub(crate) unsafe fn free(block: *mut u8) {
     let usable = Beside::of(block).small_usable();
-    // SAFETY: the block is live, by the caller's promise.
+    // SAFETY: the caller passes a live block, so the page says its usable bytes, and its cookie stands
+    // at their end. No one uses it after that.
     unsafe {
         if unsized_free::is_large(usable) {
             return free_large(block);
@@ -73,18 +74,19 @@ pub(crate) unsafe fn free(block: *mut u8) {
     }
 }
 
-/// Frees a block, of which somebody says how large it is. Not looked at here.
+/// Frees a block of which the program says the alignment and the size. Only memory-check compares
+/// them.
 ///
 /// # Safety
 ///
 /// As for [`free`].
 #[cfg(feature = "interpose")]
 pub(crate) unsafe fn free_told(block: *mut u8, _alignment: usize, _size: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a live block of these, and uses it no more.
     unsafe { free(block) };
 }
 
-/// A block of C++'s `operator new`, or `new[]`.
+/// Allocates a block of C++'s `operator new`, or `new[]` if `ARRAY`.
 #[cfg(feature = "interpose")]
 #[inline(always)]
 pub(crate) fn new<const ARRAY: bool>(alignment: Option<usize>, size: usize) -> *mut u8 {
@@ -94,8 +96,8 @@ pub(crate) fn new<const ARRAY: bool>(alignment: Option<usize>, size: usize) -> *
     }
 }
 
-/// Frees such a block. What the program says of it is not looked at: where it is wrong, nothing
-/// comes of it in the C++ library either, and the page says the size as fast.
+/// Frees a block of [`new`]. Alignment and size, as the program says them, are ignored, as in the C++
+/// library: the page gives the size as fast.
 ///
 /// # Safety
 ///
@@ -103,22 +105,24 @@ pub(crate) fn new<const ARRAY: bool>(alignment: Option<usize>, size: usize) -> *
 #[cfg(feature = "interpose")]
 #[inline(always)]
 pub(crate) unsafe fn delete<const ARRAY: bool>(block: *mut u8, _: Option<usize>, _: Option<usize>) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a live block of these, and uses it no more.
     unsafe { free(block) };
 }
 
-/// Moves a block, if need be, to one of at least `size` bytes, which is the current
+/// Resizes a block to at least `size` bytes, in its place or by a move, and makes it the current
 /// service's. Null leaves it as it is.
 ///
-/// What does not grow is never denied: where the current service has no room for it, it stays
-/// its former owner's, and where there is no memory, as it is.
+/// A block that does not grow is never denied: over the current service's limit it stays its former
+/// owner's, and without memory it stays as it is.
 ///
 /// # Safety
 ///
 /// As for [`free`].
 pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
     current_owner::refresh();
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a live block, whose cookie stands at the end of its usable bytes. A new
+    // one is jemalloc's, as large as its class, and another than the old, which is not used after it
+    // is freed.
     unsafe {
         let usable = usable_of(block);
         let new_usable = small_usable(size);
@@ -149,20 +153,20 @@ pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
     }
 }
 
-/// The bytes of a block.
+/// Returns the bytes of a block.
 ///
 /// # Safety
 ///
 /// As for [`free`].
 pub(crate) unsafe fn size(block: *mut u8) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a live block, whose cookie stands at the end of its usable bytes.
     unsafe {
         let usable = usable_of(block);
         unsized_free::size(usable, unsized_free::read(block, usable).unwrap_or(Slot::UNATTRIBUTED))
     }
 }
 
-/// From 4 KiB on: the owner stands beside the heap.
+/// Allocates a block of 4 KiB or more, whose owner is noted beside the heap.
 #[inline(never)]
 fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
     let usable = match MEDIUM.get(size.wrapping_sub(1) / KIB) {
@@ -184,6 +188,7 @@ fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
     block
 }
 
+/// Allocates where the threshold says that something rare is due, or before the sizes are known.
 #[cold]
 #[inline(never)]
 fn allocate_slow<const ZEROED: bool>(size: usize) -> *mut u8 {
@@ -191,12 +196,15 @@ fn allocate_slow<const ZEROED: bool>(size: usize) -> *mut u8 {
     placed(size, 0, None, from_jemalloc::<ZEROED>)
 }
 
+/// Frees a block of 4 KiB or more.
+///
 /// # Safety
 ///
 /// As for [`free`].
 #[inline(never)]
 unsafe fn free_large(block: *mut u8) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a live block, so it has so many usable bytes, and its mark can be read.
+    // No one uses it after that.
     unsafe {
         let usable = usable_of(block);
         let mark = unsized_free::read_mark(block, usable);
@@ -210,30 +218,35 @@ unsafe fn free_large(block: *mut u8) {
     }
 }
 
+/// Frees a block of which this thread has no cell, or which is not any service's.
+///
 /// # Safety
 ///
 /// As for [`free`], and it has so many usable bytes.
 #[cold]
 #[inline(never)]
 unsafe fn free_slow(block: *mut u8, usable: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a live block with its usable bytes, and uses it no more.
     unsafe {
         freed(block, usable).refund();
         jemalloc::sdallocx(block.cast(), usable, 0);
     }
 }
 
+/// Resizes a block where it is large, or something rare is due.
+///
 /// # Safety
 ///
 /// As for [`free_slow`].
 #[cold]
 #[inline(never)]
 unsafe fn resize_slow(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a live block with its usable bytes.
     let old = unsafe { freed(block, usable) };
     let is_growth = size > old.size;
     let resized = || {
-        // SAFETY: as above.
+        // SAFETY: the block is live until one of the two calls moves it, after which there is no other;
+        // the request is a size class, so it is not 0.
         placed(size, 0, Some((old, !is_growth)), |request| unsafe {
             if request == usable { block } else { jemalloc::realloc(block.cast(), request).cast() }
         })
@@ -242,16 +255,16 @@ unsafe fn resize_slow(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
     if !moved.is_null() || is_growth {
         return moved;
     }
-    // As a scope of the owner, it keeps the owner, which the block did until now.
+    // In a scope of its owner the block keeps that owner.
     let current = thread::enter(old.owner_or_nobody());
     let moved = resized();
     thread::leave_for(current);
     if moved.is_null() { block } else { moved }
 }
 
-/// Has a block of the current service placed by jemalloc, if its limits allow for it,
-/// and charges it; it may take the place of another one, which is refunded, and may
-/// stay its owner's otherwise.
+/// Charges the current service, if its limits allow for it, with a block that `place` has jemalloc
+/// allocate. The block may replace another one, which is refunded, and which stays its owner's if
+/// this fails.
 fn placed(
     size: usize,
     flags: c_int,
@@ -265,59 +278,61 @@ fn placed(
     if usable == 0 {
         return ptr::null_mut();
     }
-    // SAFETY: jemalloc gave as many usable bytes as it said it would.
+    // SAFETY: the block is as large as its size class, which is `usable`.
     let note_owner = |block| unsafe { unsized_free::write(block, usable, slot) };
     let size = unsized_free::size(usable, slot);
     charged((account, record), size, replaced, || place(usable), note_owner)
 }
 
-/// What a block is charged with, and to whom.
+/// Returns how many bytes a block is charged with, and to whom.
 ///
 /// # Safety
 ///
 /// As for [`free_slow`].
 unsafe fn freed(block: *mut u8, usable: usize) -> Freed {
-    // SAFETY: the block is live and has so many usable bytes.
+    // SAFETY: the caller passes a live block with its usable bytes, at whose end the cookie stands.
     let owner = unsafe { unsized_free::read(block, usable) }.and_then(record_of);
     let slot = owner.map_or(Slot::UNATTRIBUTED, |owner| owner.slot());
     Freed { owner, size: unsized_free::size(usable, slot) }
 }
 
 fn from_jemalloc<const ZEROED: bool>(usable: usize) -> *mut u8 {
-    // SAFETY: the size is not 0.
+    // SAFETY: any size may be asked of jemalloc's `malloc` and `calloc`.
     unsafe { if ZEROED { jemalloc::calloc(1, usable) } else { jemalloc::malloc(usable) } }.cast()
 }
 
+/// Returns the usable bytes of a block: by its page, or else by jemalloc.
+///
 /// # Safety
 ///
 /// As for [`free`].
 #[inline(always)]
 unsafe fn usable_of(block: *mut u8) -> usize {
     match Beside::of(block).usable() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller passes a live block, which is jemalloc's.
         0 => unsafe { jemalloc::sallocx(block.cast(), 0) },
         usable => usable,
     }
 }
 
-/// The usable bytes that jemalloc will have for a block of `size` and its cookie; 0 if
-/// that is more than there can be.
+/// Returns the size class that jemalloc chooses for a block of `size` and its cookie; 0 if that is
+/// more than there can be.
 fn usable_for(size: usize, slot: Slot, flags: c_int) -> usize {
-    // C's pointers have to be subtracted.
+    // C subtracts pointers, whose difference is an `isize`.
     match unsized_free::request(size, slot).filter(|&request| request <= isize::MAX as usize) {
-        // SAFETY: asks for a size class, changes nothing.
+        // SAFETY: only looks a size class up; the size is not 0.
         Some(request) => unsafe { jemalloc::nallocx(request.max(ALIGN), flags) },
         None => 0,
     }
 }
 
-/// jemalloc's flags for an alignment: its logarithm.
+/// Returns jemalloc's flags for an alignment: its logarithm.
 fn flags_of(alignment: usize) -> c_int {
     alignment.trailing_zeros() as c_int
 }
 
-/// The same as [`usable_for`] without flags, for a short slot; 0 if that is large, or
-/// has not been looked up yet.
+/// Looks a small block's size class up in the table, as [`usable_for`] asks jemalloc for it, for a
+/// short slot and without flags; 0 if the block is large, or the table is not filled yet.
 #[inline(always)]
 fn small_usable(size: usize) -> usize {
     if size > MOST_SMALL {
@@ -326,31 +341,33 @@ fn small_usable(size: usize) -> usize {
     SMALL[(unsized_free::short_request(size) - 1) / GRANULE].load(Ordering::Relaxed).into()
 }
 
-/// Usable bytes by the granule that a request ends in.
+/// Size classes of small requests, by the granule that the request ends in.
 static SMALL: [AtomicU16; GRANULES] = [const { AtomicU16::new(0) }; GRANULES];
 
 /// jemalloc's size classes are multiples of this. (Those from [`ALIGN`] on are aligned to it.)
 const GRANULE: usize = 8;
 const GRANULES: usize = LARGE / GRANULE;
-/// Those of the last granule may be large.
+/// The largest size that [`SMALL`] is asked for: requests of the last granule may be large.
 const MOST_SMALL: usize = unsized_free::short_size(LARGE);
 
-/// The same for large blocks of up to 16 KiB, by the KiB that they end in; 0 up to 4 KiB.
+/// Size classes of large requests up to 16 KiB, by the KiB that the request ends in; 0 until they are
+/// looked up.
 static MEDIUM: [AtomicU16; 16] = [const { AtomicU16::new(0) }; 16];
 
 const KIB: usize = 1 << 10;
 
+/// Fills the tables of size classes, once.
 fn learn_sizes() {
     if SMALL[0].load(Ordering::Relaxed) != 0 {
         return;
     }
     for (kib, usable) in MEDIUM.iter().enumerate() {
-        // SAFETY: asks for a size class, changes nothing.
+        // SAFETY: only looks a size class up; the size is not 0.
         usable.store(unsafe { jemalloc::nallocx((kib + 1) * KIB, 0) } as u16, Ordering::Relaxed);
     }
     // The first one last: it says that all are there.
     for (granule, usable) in SMALL.iter().enumerate().rev() {
-        // SAFETY: asks for a size class, changes nothing.
+        // SAFETY: only looks a size class up; the size is not 0.
         let found = unsafe { jemalloc::nallocx(((granule + 1) * GRANULE).max(ALIGN), 0) };
         if !unsized_free::is_large(found) {
             usable.store(found as u16, Ordering::Relaxed);
