@@ -3,10 +3,10 @@
  * byte. The library is built from the Rust crate `dogtag-c`, whose README has the
  * commands. C99, C++98 and later.
  *
- * Sizes are in bytes. A block is as large as `dogtag_usable_size` says, which is what
- * was asked for and what its size class adds; so much is counted, since C frees blocks
- * without their size. With `memory-check` it is just what was asked for, and a write of
- * one byte more is found.
+ * Sizes are in bytes. A block is as large as `dogtag_usable_size` says: the size that was
+ * asked for, and what its size class adds. That size is counted, since C frees blocks without
+ * saying one. With `memory-check` it is the size that was asked for, and a write of one byte
+ * more is found.
  *
  * All functions may be called from any thread, and in a forked child. None may be called
  * from a signal handler.
@@ -25,73 +25,79 @@ extern "C" {
 /*
  * Blocks
  *
- * As malloc and its kin, and charged to the service that the calling thread is in. Those
- * of the feature `interpose` are these under the C library's names, and may be mixed with
- * them. `free` of another library must not get them, nor `dogtag_free` another's.
+ * These functions do what the C library's malloc, calloc and so on do, and charge blocks to the
+ * service that the calling thread is in. With the feature `interpose` they have the C library's
+ * names as well, and both may be mixed. Another library's `free` must not get these blocks, nor
+ * `dogtag_free` another library's.
  */
 
-/* Null, and errno ENOMEM, where memory or a limit is exhausted. Of 0 bytes: a block that
- * can be freed. Aligned to 16. */
+/* Allocates a block, aligned to 16; of 0 bytes, one that can be freed. Null, with errno ENOMEM,
+ * where memory or a limit is exhausted. */
 void *dogtag_malloc(size_t size);
 
-/* The same, all zeros. ENOMEM also if count times size overflows. */
+/* Allocates count times size bytes, all zeros. Null, with errno ENOMEM, where memory or a limit is
+ * exhausted, or if the product overflows. */
 void *dogtag_calloc(size_t count, size_t size);
 
-/* Changes a block's size, and makes it the current service's. Null, with errno ENOMEM,
- * leaves it as it was; what does not grow is never refused. `dogtag_realloc(block, 0)` frees it and returns null, as glibc does;
- * of null it is dogtag_malloc. */
+/* Resizes a block, and makes it the current service's. Null, with errno ENOMEM, leaves it as it
+ * was; a block that does not grow is never refused. `dogtag_realloc(block, 0)` frees the block and
+ * returns null, as glibc does; `dogtag_realloc(NULL, size)` allocates one. */
 void *dogtag_realloc(void *block, size_t size);
 
-/* The same of count times size; ENOMEM also if that overflows. */
+/* Resizes a block to count times size bytes, as dogtag_realloc does. Null, with errno ENOMEM, also if
+ * the product overflows. */
 void *dogtag_reallocarray(void *block, size_t count, size_t size);
 
-/* Of any alignment that is a power of two; EINVAL for others. */
+/* Allocates a block of any alignment that is a power of two. Null, with errno EINVAL, for others, or
+ * ENOMEM, where memory or a limit is exhausted. */
 void *dogtag_aligned_alloc(size_t alignment, size_t size);
 
-/* A copy of a string. */
+/* Copies a string to a block of its own. Null, with errno ENOMEM, where memory or a limit is
+ * exhausted. */
 char *dogtag_strdup(const char *string);
 
-/* Nothing for null. Does not change errno. */
+/* Frees a block; does nothing for null. Does not change errno. */
 void dogtag_free(void *block);
 
-/* The bytes that may be written to a block; 0 for null. */
+/* Returns how many bytes may be written to a block; 0 for null. */
 size_t dogtag_usable_size(const void *block);
 
 /*
  * Services
  */
 
-/* Whoever memory is accounted to. A reference to one, to be released; the service ends
- * when its last reference is released and its last block is freed. */
+/* A reference to a service, which memory is accounted to. It is to be released; the service ends when
+ * its last reference is released and its last block is freed. */
 typedef struct dogtag_service dogtag_service;
 
-/* The service of that name, registered now if there is none. Null if it cannot be, with
+/* Returns the service of that name, registered now if there is none. Null if it cannot be, with
  * errno EINVAL (no name, or not UTF-8), ENAMETOOLONG (more than 255 bytes), ENOSPC
  * (16,777,213 services) or ENOMEM. */
 dogtag_service *dogtag_service_register(const char *name);
 
-/* The same with a handle (0 to have one assigned) and below a parent (or null). Also
- * EEXIST: the name is registered with another handle or parent, or the handle with
- * another name. */
+/* Returns the service of that name, registered now with a handle (0 to have one assigned) and below
+ * a parent (or null) if there is none. Null, with the errno of dogtag_service_register, or EEXIST:
+ * the name is registered with another handle or parent, or the handle with another name. */
 dogtag_service *dogtag_service_register_as(const char *name, uint32_t handle, const dogtag_service *parent);
 
-/* The service that the calling thread is in; the one named `unattributed` if it is in none. */
+/* Returns the service that the calling thread is in; the one named `unattributed` if it is in
+ * none. */
 dogtag_service *dogtag_service_current(void);
 
-/* Another reference to the same service. */
+/* Returns another reference to the same service. */
 dogtag_service *dogtag_service_retain(const dogtag_service *service);
 
-/* Gives a reference back; nothing for null. */
+/* Gives a reference back; does nothing for null. */
 void dogtag_service_release(dogtag_service *service);
 
-/* Its number: the one that was chosen, or the one that was assigned. */
+/* Returns a service's handle: the number that was chosen, or the one that was assigned. */
 uint32_t dogtag_service_handle(const dogtag_service *service);
 
-/* Its name, as a text for dogtag_free; null where a limit is exhausted. */
+/* Returns a service's name, as a text for dogtag_free; null where memory or a limit is exhausted. */
 char *dogtag_service_name(const dogtag_service *service);
 
-/* The most bytes that it and its children may hold: an allocation past them gets null.
- * UINT64_MAX lifts the limit. */
+/* Sets how many bytes a service and its children may hold at most: an allocation over the limit
+ * returns null. UINT64_MAX lifts the limit. */
 void dogtag_service_set_hard_limit(const dogtag_service *service, uint64_t bytes);
 
 /* Where a thread was before it entered a service. */
@@ -101,18 +107,19 @@ typedef struct dogtag_scope {
 	const void *reserved;
 } dogtag_scope;
 
-/* Puts the calling thread into a service, which lives on until it is left. Some ten
- * instructions, no lock. */
+/* Enters a service with the calling thread, and keeps the service alive until it is left. Takes some
+ * ten instructions, no lock. */
 dogtag_scope dogtag_enter(const dogtag_service *service);
 
-/* Goes back to where the same thread was; scopes nest. */
+/* Leaves a scope: the thread, which must be the one that entered it, goes back to where it was.
+ * Scopes nest. */
 void dogtag_leave(dogtag_scope scope);
 
 /*
  * Figures
  */
 
-/* What was allocated and freed. Bytes that are live: allocated_bytes - freed_bytes, which is
+/* Figures of what was allocated and freed. Live bytes are allocated_bytes - freed_bytes, which is
  * never negative. Later versions may have more fields at the end. */
 typedef struct dogtag_figures {
 	/* sizeof(dogtag_figures) as the program was compiled, which sets it before each call. */
@@ -127,14 +134,14 @@ typedef struct dogtag_figures {
 	uint64_t denied;
 } dogtag_figures;
 
-/* Fills in the figures of one service: the fields that lie within struct_size, and 0 for those
+/* Fills in the figures of one service: the fields that lie within struct_size, and 0 for fields
  * that the library does not know, which may be older or newer than the program. False, with errno
  * EINVAL, if struct_size leaves no field, or is more than 4096: it was not set. Reads a cell for each
  * thread; takes no lock. Also for signal handlers. */
 bool dogtag_usage_into(const dogtag_service *service, dogtag_figures *figures);
 
-/* Fills in the figures of all services in the same way, those that have ended among them, whether C or
- * Rust allocated. Also for signal handlers. */
+/* Fills in the sums of all services, as dogtag_usage_into does for one: those that have ended are
+ * included, and whatever C and Rust allocated. Also for signal handlers. */
 bool dogtag_totals_into(dogtag_figures *figures);
 
 /* Returns the figures of one service. */
@@ -155,18 +162,19 @@ static inline dogtag_figures dogtag_totals(void)
 	return figures;
 }
 
-/* Who holds what: a table, as a text for dogtag_free. Null where a limit is exhausted; a
+/* Returns a table of who holds what, as a text for dogtag_free. Null where a limit is exhausted; a
  * process without any memory left ends there. */
 char *dogtag_snapshot_text(void);
 
-/* The same, followed by where the process's physical memory (RSS) is. */
+/* Returns the table of dogtag_snapshot_text, followed by where the process's physical memory (RSS)
+ * is. */
 char *dogtag_balance_text(void);
 
 /*
  * Violations, which a library built with `memory-check` finds
  */
 
-/* Later versions may find more kinds. */
+/* The kinds of violations. Later versions may find more. */
 typedef enum dogtag_violation_kind {
 	DOGTAG_OVERRUN = 1,
 	DOGTAG_UNDERRUN = 2,
@@ -183,23 +191,24 @@ typedef enum dogtag_violation_kind {
 	DOGTAG_BAD_USABLE_SIZE = 9
 } dogtag_violation_kind;
 
-/* Later versions may have more fields at the end. */
+/* A violation. Later versions may have more fields at the end. */
 typedef struct dogtag_violation {
-	/* Its size in bytes in the library that found it: read no field beyond that. */
+	/* The struct's size in bytes in the library that found it: read no field beyond that. */
 	size_t struct_size;
 	dogtag_violation_kind kind;
-	/* The pointer that it is about. */
+	/* The pointer that was passed, or at which it was found. */
 	const void *address;
-	/* The block that it was done to, with the size it was asked for; null if there is none. */
+	/* The block, with the size that was asked for; null if there is none. */
 	const void *block;
 	size_t size;
-	/* Who allocated the block; empty and 0 if that is not known. */
+	/* The service that allocated the block, and its handle; empty and 0 if it is not known. */
 	const char *service;
 	uint32_t handle;
 	/* The report, as it would be printed. */
 	const char *report;
 } dogtag_violation;
 
+/* What happens when a handler has returned. */
 typedef enum dogtag_reaction {
 	/* The process aborts. */
 	DOGTAG_ABORT = 0,
@@ -207,21 +216,22 @@ typedef enum dogtag_reaction {
 	DOGTAG_LEAK = 1
 } dogtag_reaction;
 
+/* A handler of violations. */
 typedef dogtag_reaction (*dogtag_violation_handler)(const dogtag_violation *violation);
 
-/* What is called when a violation is found, on the thread that met it; null for the report on
- * standard error. It must not wait for a lock that the program may hold there. What the
- * violation points to is gone when it returns. False without `memory-check`. */
+/* Sets the handler that is called when a violation is found, on the thread that found it; null for
+ * the report on standard error. The handler must not wait for a lock that the program may hold there.
+ * The violation and its texts are gone when it returns. False without `memory-check`. */
 bool dogtag_set_violation_handler(dogtag_violation_handler handler);
 
-/* Looks at every block now, and has each violation reported. Their number; 0 without
+/* Checks every block now, and reports each violation. Returns their number; 0 without
  * `memory-check`. */
 uint64_t dogtag_verify(void);
 
 /*
- * skynet's own interface (feature `skynet`), as in its skynet_malloc.h and malloc_hook.h. That
- * header makes `malloc` of `skynet_malloc`, so skynet itself needs `interpose`, too; `malloc` and
- * its kin are skynet's functions then.
+ * skynet's own interface (feature `skynet`), as in its skynet_malloc.h and malloc_hook.h. The
+ * former defines `skynet_malloc` as `malloc`, so skynet itself needs `interpose`, too: `malloc`,
+ * `free` and so on are skynet's functions then.
  *
  * While the host program has a function `skynet_current_handle`, a thread allocates as the
  * service with that handle, named as skynet prints it (":0100000a"), and registered when it
@@ -232,10 +242,10 @@ uint64_t dogtag_verify(void);
 
 struct lua_State;
 
-/* Where memory is exhausted these print a message and abort, as skynet does. */
+/* These print a message and abort where memory is exhausted, as skynet does. */
 void *skynet_malloc(size_t size);
 void *skynet_calloc(size_t count, size_t size);
-/* Of 0 bytes: a block, unlike realloc. */
+/* Resizes a block; to 0 bytes, too, unlike realloc. */
 void *skynet_realloc(void *block, size_t size);
 void skynet_free(void *block);
 char *skynet_strdup(const char *string);
@@ -243,29 +253,31 @@ void *skynet_memalign(size_t alignment, size_t size);
 void *skynet_aligned_alloc(size_t alignment, size_t size);
 int skynet_posix_memalign(void **block, size_t alignment, size_t size);
 
-/* For Lua, which counts its memory itself: straight from jemalloc, in no service's figures. */
+/* Allocates, resizes and frees for Lua, which counts its memory itself: straight from jemalloc, in no
+ * service's figures. */
 void *skynet_lalloc(void *block, size_t old_size, size_t new_size);
 
-/* Live bytes and live blocks of all services, and live bytes of the current one. Handle 0 is no
- * service's, as in skynet: what is allocated while it is current (threads between two services)
- * is in no sum but its own, and so is what dogtag keeps for itself: names and tables, of which up
- * to 130 KB for services that have ended. */
+/* Return live bytes and live blocks of all services, and live bytes of the current one. Handle 0 is no
+ * service's, as in skynet: blocks allocated while it is current (threads between two services) are in
+ * no sum but its own, and so is dogtag's own memory: names and tables, of which up to 130 KB for
+ * services that have ended. */
 size_t malloc_used_memory(void);
 size_t malloc_memory_block(void);
 size_t malloc_current_memory(void);
 
-/* jemalloc's report on standard error, and its settings. */
+/* Print jemalloc's report on standard error, and read and write its settings. */
 void memory_info_dump(const char *options);
 size_t mallctl_int64(const char *name, size_t *new_value);
 int mallctl_opt(const char *name, int *new_value);
 bool mallctl_bool(const char *name, bool *new_value);
 int mallctl_cmd(const char *name);
 
-/* Every service's live bytes: through skynet_error; as a Lua table, by handle. Without handle 0. */
+/* Print every service's live bytes through skynet_error, and push them as a Lua table, by handle.
+ * Without handle 0. */
 void dump_c_mem(void);
 int dump_mem_lua(struct lua_State *lua);
 
-/* The current service's on standard error. */
+/* Prints the current service's live bytes on standard error. */
 void skynet_debug_memory(const char *info);
 
 #endif /* DOGTAG_SKYNET */

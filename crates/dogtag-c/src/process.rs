@@ -150,8 +150,8 @@ mod glibc {
 
     type Handler = Option<unsafe extern "C" fn()>;
 
-    /// Registers handlers of forks between the library's own. `pthread_atfork`, of which every module
-    /// has a copy, calls this.
+    /// Registers handlers of forks around this library's own, since they may allocate. It is called by
+    /// `pthread_atfork`, of which every module has a copy.
     #[unsafe(no_mangle)]
     unsafe extern "C" fn __register_atfork(
         prepare: Handler,

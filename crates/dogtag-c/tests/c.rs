@@ -1,6 +1,6 @@
-//! The C face: C programs, compiled by the system's compiler, with the static library and
-//! with the shared one preloaded, as they ship and with memory-check. What they check
-//! stands in `tests/c`; each prints "ok" if all was well.
+//! Programs in C, compiled by the system's compiler, with the static library and with the shared one
+//! preloaded, as they ship and with memory-check. Their sources are in `tests/c`; each prints "ok" if
+//! it found everything right.
 #![cfg(all(feature = "jemalloc-stats", not(feature = "memory-check")))]
 
 #[path = "../../../tests/watch/mod.rs"]
@@ -17,7 +17,7 @@ struct Kind {
     name: &'static str,
     features: &'static str,
     defines: &'static [&'static str],
-    /// How much slower programs are.
+    /// How many times slower programs are.
     slowness: u64,
 }
 
@@ -31,7 +31,7 @@ const CHECKED: Kind = Kind {
     slowness: 10,
 };
 
-/// Beside the C library's own `malloc`.
+/// Without `interpose`: beside the C library's own `malloc`.
 const BESIDE: Kind = Kind { name: "beside", features: "skynet", defines: &[], slowness: 1 };
 
 const KINDS: [Kind; 2] = [PLAIN, CHECKED];
@@ -52,7 +52,7 @@ fn the_c_librarys_functions() {
     }
 }
 
-/// `DOGTAG_EFFORT` sets how many.
+/// `DOGTAG_EFFORT` multiplies the number of operations.
 #[test]
 fn random_operations_do_not_drift() {
     let operations = watch::random::times(5_000_000);
@@ -63,7 +63,7 @@ fn random_operations_do_not_drift() {
     }
 }
 
-/// `DOGTAG_EFFORT` sets how many.
+/// `DOGTAG_EFFORT` multiplies the number of forks.
 #[test]
 fn forks_threads_plugins_and_exits() {
     let forks = watch::random::times(40).to_string();
@@ -87,9 +87,9 @@ fn violations_are_caught() {
     assert!(list.lines().count() > 10, "{list}");
     for line in list.lines() {
         let (name, report) = line.split_once('\t').expect("a name and what is reported");
-        let mut crime = Command::new(&program);
-        crime.arg(name);
-        let ended = run(crime);
+        let mut violation = Command::new(&program);
+        violation.arg(name);
+        let ended = run(violation);
         if report == "-" {
             ended.ok();
             continue;
@@ -98,7 +98,7 @@ fn violations_are_caught() {
         let mut handled = Command::new(&program);
         handled.args(["handler", name]);
         let told = run(handled).success();
-        assert!(told.starts_with("crime=") && told.ends_with("ok\n"), "{name}: {told}");
+        assert!(told.starts_with("violation=") && told.ends_with("ok\n"), "{name}: {told}");
         assert!(told.contains("report=yes"), "{name}: {told}");
     }
 }
@@ -107,9 +107,9 @@ fn violations_are_caught() {
 fn what_is_told_of_operators_can_be_set() {
     let program = compile("violations", CHECKED, Link::Shared);
     let told = |name: &str, settings: &str| {
-        let mut crime = Command::new(&program);
-        crime.arg(name).env("DOGTAG_CHECK", settings);
-        let ended = run(crime);
+        let mut violation = Command::new(&program);
+        violation.arg(name).env("DOGTAG_CHECK", settings);
+        let ended = run(violation);
         let passed = ended.output.status.code() == Some(1) && ended.stderr.contains("nobody has noticed");
         if !passed {
             ended.aborted(&["mismatch: "]);
@@ -150,7 +150,7 @@ fn cxx_operators() {
 
 #[test]
 fn as_glibc_has_it() {
-    // The same program without the library says what is right.
+    // The program without the library prints what glibc does.
     let alone = folder(PLAIN).join("glibc-alone");
     let mut cc = Command::new("cc");
     cc.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&alone).arg(source("glibc"));
@@ -203,7 +203,7 @@ fn services_of_threads() {
             report.starts_with("dogtag: ") && report.contains(&format!("(pid {})", pid.trim())),
             "{report}"
         );
-        // What each thread keeps, as the program says.
+        // The KiB that each thread holds in the program.
         for (name, kib) in [
             ("threads-shared", 50),
             ("named-by-itself", 100),
@@ -219,7 +219,7 @@ fn services_of_threads() {
     }
 }
 
-/// However they are called, in a sandbox, too.
+/// Names of all kinds, in a sandbox too.
 #[test]
 fn threads_allocate_under_their_names() {
     for kind in KINDS {
@@ -227,7 +227,7 @@ fn threads_allocate_under_their_names() {
         let mut names = Command::new(&program);
         names.env("DOGTAG_SERVICE", "thread");
         run(names).ok();
-        // The kernel cuts the last character, and so do all that go by it.
+        // The kernel cuts the last character, and the service has the name that is left.
         for (file, service) in [
             ("ééééééééé", "ééééééé\u{FFFD}"),
             ("a b\nc", "a b\nc"),
@@ -324,7 +324,7 @@ fn what_the_environment_gets_wrong_is_told() {
     assert_eq!(ended.stdout, "ok\n");
 }
 
-/// A compiler is a program that everybody has who can run this test.
+/// A compiler is a large program that is there wherever this test runs.
 #[test]
 fn a_compiler_that_knows_nothing_of_it_compiles_the_same() {
     let object = |library: Option<PathBuf>| {
@@ -372,7 +372,7 @@ enum Link {
     Host,
 }
 
-/// Builds a program of `tests/c`, and returns where it is.
+/// Builds a program of `tests/c`, and returns its path.
 fn compile(name: &str, kind: Kind, link: Link) -> PathBuf {
     let library = library(kind);
     let (suffix, linked) = match link {
@@ -392,7 +392,7 @@ fn compile(name: &str, kind: Kind, link: Link) -> PathBuf {
     program
 }
 
-/// The folder with the libraries. Built once for all tests.
+/// Builds the libraries, once for all tests, and returns their folder.
 fn library(kind: Kind) -> PathBuf {
     static BUILT: Mutex<Vec<&str>> = Mutex::new(Vec::new());
 
@@ -401,8 +401,8 @@ fn library(kind: Kind) -> PathBuf {
     if built.contains(&kind.name) {
         return folder;
     }
-    // Cargo has one place for the libraries of all features, and takes what it finds there
-    // for those of others.
+    // Cargo has one place for the libraries, whatever their features, and would take one of other
+    // features that is there.
     let target = target();
     let libraries = ["libdogtag_c.a", "libdogtag_c.so"];
     for library in libraries {
@@ -411,7 +411,7 @@ fn library(kind: Kind) -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root()).args(["build", "--lib", "--features", kind.features]);
     cargo.arg("--target-dir").arg(&target);
-    // Nobody says that this hangs: it may have to wait for another cargo.
+    // Without a limit of time: it may have to wait for another cargo.
     let output = cargo.output().unwrap();
     assert!(output.status.success(), "{cargo:?}: {}", String::from_utf8_lossy(&output.stderr));
     for library in libraries {
@@ -421,15 +421,16 @@ fn library(kind: Kind) -> PathBuf {
     folder
 }
 
+/// Makes the folder for a kind's libraries and programs.
 fn folder(kind: Kind) -> PathBuf {
     let folder = target().join("c").join(kind.name);
     fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-/// Where this test was built.
+/// Returns the target folder that this test was built in.
 fn target() -> PathBuf {
-    // In `debug/deps` of it.
+    // The test is in its `debug/deps`.
     let program = env::current_exe().unwrap();
     program.ancestors().nth(3).unwrap().to_owned()
 }
@@ -459,21 +460,21 @@ fn run(mut command: Command) -> Ended {
 }
 
 impl Ended {
-    /// With success; returns what it printed.
+    /// Asserts that it succeeded; returns what it printed.
     fn success(self) -> String {
         let Self { command, output, stdout, stderr } = self;
         assert!(output.status.success(), "{command}: {}\n{stdout}\n{stderr}", output.status);
         stdout
     }
 
-    /// Having found everything right, and without a complaint.
+    /// Asserts that it found everything right, and printed no error.
     fn ok(self) {
         assert_eq!(self.stderr, "", "{}", self.command);
         let command = self.command.clone();
         assert_eq!(self.success(), "ok\n", "{command}");
     }
 
-    /// By an abort, having told why.
+    /// Asserts that it aborted, and printed why.
     fn aborted(self, why: &[&str]) {
         use std::os::unix::process::ExitStatusExt;
 

@@ -869,7 +869,7 @@ static void texts(void)
 	dogtag_service_release(service);
 }
 
-/* What does not grow stays its owner's, where others have no room. */
+/* A block that does not grow stays its owner's over another service's limit. */
 static void shrinking(void)
 {
 	static const size_t SIZES[][2] = {
@@ -947,7 +947,7 @@ static void limits(void)
 	CHECK(live > MIB - 64 * KIB);
 	CHECK_LIVE(query, live, count);
 	CHECK_EQUAL(dogtag_usage(query).denied, 5);
-	/* Others have room. */
+	/* Within the other service's limit. */
 	dogtag_leave(scope);
 	scope = dogtag_enter(stranger);
 	block = dogtag_malloc(2 * MIB);
@@ -991,16 +991,16 @@ static void limits(void)
 	dogtag_service_release(stranger);
 }
 
-/* Crimes: their own program commits them. */
+/* Violations: their own program commits them. */
 
 static dogtag_reaction never(const dogtag_violation *violation)
 {
 	fprintf(stderr, "%s\n", violation->report);
-	CHECK(!"no crime was committed");
+	CHECK(!"there was no violation");
 	return DOGTAG_ABORT;
 }
 
-static void no_crimes(void)
+static void no_violations(void)
 {
 #ifdef CHECKED
 	const bool has_check = true;
@@ -1077,7 +1077,7 @@ int main(void)
 	texts();
 	limits();
 	shrinking();
-	no_crimes();
+	no_violations();
 	puts("ok");
 	return 0;
 }

@@ -1,7 +1,7 @@
 /*
- * What memory-check finds: `crimes NAME` commits a crime, and should not survive it;
- * `crimes handler NAME` has a handler told of it instead, goes on, and looks at the
- * figures; `crimes list` has all names, each with a tab and the word that its report
+ * Violations that memory-check finds: `violations NAME` commits one, and should not survive
+ * it; `violations handler NAME` sets a handler, which is called instead, goes on, and looks at
+ * the figures; `violations list` prints all names, each with a tab and the word that its report
  * must contain (- for none).
  */
 #include "check.h"
@@ -312,7 +312,7 @@ static void malloc_usable_size_freed(void)
 	CHECK_EQUAL(malloc_usable_size(victim), 0);
 }
 
-/* As they are meant, no crimes: nothing is told. */
+/* Operators as they are meant are no violations: nothing is reported. */
 static void operators(void)
 {
 	for (size_t size = 0; size < 300; size += 7) {
@@ -435,7 +435,7 @@ static void realloc_of_new(void)
 	give_back(resize(victim, 100));
 }
 
-/* Without a C++ library nobody can throw. (No crime, so there is no handler.) */
+/* Without a C++ library nobody can throw. (No violation, so there is no handler.) */
 static void new_without_memory(void)
 {
 	_Znwm(SIZE_MAX / 2);
@@ -449,7 +449,7 @@ static void realloc_freed(void)
 	CHECK(resize(victim, 100) == NULL);
 }
 
-/* No crime: nothing is left between what was asked for and what a crime is. */
+/* No violation, but not a byte less is one: usable is what was asked for. */
 static void usable_size_is_requested(void)
 {
 	for (size_t size = 0; size <= 300; size++) {
@@ -475,13 +475,13 @@ static void usable_size_is_requested(void)
 #define MISMATCH "alloc-dealloc mismatch"
 #define BAD_SIZE "bad malloc_usable_size"
 
-static const struct crime {
+static const struct test_case {
 	const char *name, *word;
 	void (*commit)(void);
-	/* What a handler must be told; 0 for no crime, and size 0 for no block. */
+	/* The kind and size that a handler must get; 0 for no violation, and size 0 for no block. */
 	int number;
 	size_t size;
-} CRIMES[] = {
+} CASES[] = {
 	{ "overrun", "overrun", overrun, DOGTAG_OVERRUN, 13 },
 	{ "overrun-calloc", "overrun", overrun_calloc, DOGTAG_OVERRUN, 15 },
 	{ "overrun-strdup", "overrun", overrun_strdup, DOGTAG_OVERRUN, 13 },
@@ -536,7 +536,7 @@ static const struct crime {
 #endif
 };
 
-static const struct crime *crime;
+static const struct test_case *current;
 static int told;
 
 /* Not printf, whose buffer would be the culprit's. */
@@ -552,22 +552,22 @@ static dogtag_reaction handle(const dogtag_violation *violation)
 	char line[200];
 
 	told++;
-	snprintf(line, sizeof(line), "crime=%d size=%zu service=%s report=%s\n", (int)violation->kind,
+	snprintf(line, sizeof(line), "violation=%d size=%zu service=%s report=%s\n", (int)violation->kind,
 		violation->size, violation->service, report && *report ? "yes" : "no");
 	say(line);
-	CHECK_EQUAL(violation->kind, crime->number);
+	CHECK_EQUAL(violation->kind, current->number);
 	CHECK_EQUAL(violation->struct_size, sizeof(*violation));
-	CHECK_EQUAL(violation->size, crime->size);
+	CHECK_EQUAL(violation->size, current->size);
 	CHECK(violation->address == victim);
 	/* Who owns a block is known, and who owns none is not. */
-	CHECK_EQUAL(is_known, crime->size != 0);
+	CHECK_EQUAL(is_known, current->size != 0);
 	CHECK(strcmp(violation->service, is_known ? "culprit" : "") == 0);
 	CHECK_EQUAL(violation->handle, is_known ? dogtag_service_handle(culprit) : 0);
-	if (crime->number == DOGTAG_INVALID_FREE || (crime->number == DOGTAG_BAD_USABLE_SIZE && crime->size != 13))
+	if (current->number == DOGTAG_INVALID_FREE || (current->number == DOGTAG_BAD_USABLE_SIZE && current->size != 13))
 		CHECK(violation->block == (is_known ? victim - inside : NULL));
 	else
 		CHECK(violation->block == victim);
-	CHECK(strstr(report, crime->word) != NULL);
+	CHECK(strstr(report, current->word) != NULL);
 	CHECK(!is_known || strstr(report, "culprit") != NULL);
 	return DOGTAG_LEAK;
 }
@@ -578,7 +578,7 @@ static void go_on(void)
 	static void *blocks[1000];
 	dogtag_figures usage = dogtag_usage(culprit);
 
-	CHECK_EQUAL(told, crime->number != 0);
+	CHECK_EQUAL(told, current->number != 0);
 	CHECK_EQUAL(usage.allocated_bytes - usage.freed_bytes, 0);
 	CHECK_EQUAL(usage.allocated_blocks - usage.freed_blocks, 0);
 	for (size_t i = 0; i < COUNT(blocks); i++) {
@@ -586,7 +586,7 @@ static void go_on(void)
 		memset(blocks[i], 0xff, i);
 		for (size_t j = i < 20 ? 0 : i - 20; j < i; j++)
 			CHECK(blocks[j] != blocks[i]);
-		CHECK(!crime->size || blocks[i] != victim);
+		CHECK(!current->size || blocks[i] != victim);
 	}
 	for (size_t i = 0; i < COUNT(blocks); i++)
 		give_back(blocks[i]);
@@ -594,7 +594,7 @@ static void go_on(void)
 	CHECK_EQUAL(usage.allocated_bytes - usage.freed_bytes, 0);
 	CHECK_EQUAL(usage.allocated_blocks - usage.freed_blocks, 0);
 	CHECK_EQUAL(dogtag_verify(), 0);
-	CHECK_EQUAL(told, crime->number != 0);
+	CHECK_EQUAL(told, current->number != 0);
 }
 
 int main(int argc, char **argv)
@@ -603,19 +603,19 @@ int main(int argc, char **argv)
 	const char *name = is_handled ? argv[2] : argc == 2 ? argv[1] : "";
 
 	if (strcmp(name, "list") == 0) {
-		for (size_t i = 0; i < COUNT(CRIMES); i++)
-			printf("%s\t%s\n", CRIMES[i].name, CRIMES[i].word);
+		for (size_t i = 0; i < COUNT(CASES); i++)
+			printf("%s\t%s\n", CASES[i].name, CASES[i].word);
 		return 0;
 	}
-	for (size_t i = 0; i < COUNT(CRIMES); i++)
-		if (strcmp(CRIMES[i].name, name) == 0)
-			crime = &CRIMES[i];
+	for (size_t i = 0; i < COUNT(CASES); i++)
+		if (strcmp(CASES[i].name, name) == 0)
+			current = &CASES[i];
 #ifdef INTERPOSED
 	if (strcmp(name, "new-without-memory") == 0)
 		new_without_memory();
 #endif
-	if (!crime) {
-		fprintf(stderr, "usage: crimes list | [handler] NAME\n");
+	if (!current) {
+		fprintf(stderr, "usage: violations list | [handler] NAME\n");
 		return 2;
 	}
 
@@ -624,11 +624,11 @@ int main(int argc, char **argv)
 	if (is_handled)
 		CHECK(dogtag_set_violation_handler(handle));
 	scope = dogtag_enter(culprit);
-	crime->commit();
+	current->commit();
 	if (is_handled)
 		go_on();
 	dogtag_leave(scope);
-	if (crime->number && !is_handled) {
+	if (current->number && !is_handled) {
 		fprintf(stderr, "%s: nobody has noticed\n", name);
 		return 1;
 	}
