@@ -1,4 +1,4 @@
-//! `dogtag_malloc` and its kin: blocks, with C's rules for sizes, alignments and `errno`.
+//! `dogtag_malloc` and the other functions of blocks, with C's rules for sizes, alignments and `errno`.
 
 use crate::{blocks, errno};
 use dogtag::__private::memory_check;
