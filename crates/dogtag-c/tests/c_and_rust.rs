@@ -22,7 +22,7 @@ fn c_and_rust_share_a_ledger() {
     let before = dogtag::totals();
 
     let (vector, block) = codec.run(|| {
-        // SAFETY: any size will do.
+        // SAFETY: any size may be asked of `malloc`.
         (vec![1_u8; 1000], unsafe { libc::malloc(500) })
     });
     // SAFETY: the block is live.
@@ -35,7 +35,7 @@ fn c_and_rust_share_a_ledger() {
     // Wherever it is freed: in another service, on another thread.
     let (block, janitor) = (block.expose_provenance(), Service::register("janitor").unwrap());
     thread::spawn(move || {
-        // SAFETY: the block is nobody else's.
+        // SAFETY: the block is live, and this thread alone has it.
         janitor.run(|| unsafe { libc::free(std::ptr::with_exposed_provenance_mut(block)) });
     })
     .join()
@@ -44,16 +44,16 @@ fn c_and_rust_share_a_ledger() {
     drop(vector);
     assert_eq!(codec.usage().bytes(), 0);
 
-    // What a C library does for us: it makes a text, and we free it.
+    // The C library allocates a text, and its caller frees it.
     let text = codec.run(|| {
         let mut text: *mut c_char = std::ptr::null_mut();
-        // SAFETY: the format asks for one number.
+        // SAFETY: the format takes one number, and `text` is a place for the result.
         let length = unsafe { asprintf(&mut text, c"%01000d".as_ptr(), 7) };
         assert_eq!(length, 1000);
         text
     });
     assert!(codec.usage().bytes() >= 1001);
-    // SAFETY: C's own text, freed once.
+    // SAFETY: the C library made the text, a C string in a block of its own, which is freed once.
     unsafe {
         assert_eq!(CStr::from_ptr(text).count_bytes(), 1000);
         libc::free(text.cast());
@@ -68,7 +68,8 @@ fn a_service_of_many_has_blocks_of_c() {
         (0..66_000).map(|number| Service::register(format!("other {number}")).unwrap()).collect();
     let late = others.last().unwrap();
     for size in [0, 1, 6, 10, 100, 3580, 3586, 4090, 4091, 4095, 5000, 20_000, 1 << 20] {
-        // SAFETY: any size will do, and each block is live, and as large as it says.
+        // SAFETY: any size may be asked for. Each block is live until it is moved or freed, and
+        // written to and read within its usable size.
         unsafe {
             let mut block = late.run(|| libc::malloc(size));
             let usable = malloc_usable_size(block);
@@ -93,7 +94,7 @@ fn a_service_of_many_has_blocks_of_c() {
 fn c_finds_the_services_of_rust() {
     let shared = Service::register("shared").unwrap();
     let name = CString::new("shared").unwrap();
-    // SAFETY: a C string; the reference is released once.
+    // SAFETY: the name is a C string, and the reference is live until it is released, once.
     unsafe {
         let reference = dogtag_service_register(name.as_ptr());
         assert_eq!(dogtag_service_handle(reference), shared.handle());

@@ -1,4 +1,4 @@
-//! What dogtag costs programs that know nothing of it: `sqlite3`, and `redis-server` under
+//! Cost of dogtag to programs that know nothing of it: `sqlite3`, and `redis-server` under
 //! `redis-benchmark`, with the library preloaded, beside jemalloc of the same version
 //! preloaded; C's `malloc` and `free` alone; and forks of 4 threads, while 4 others allocate. With
 //! memory-check, too.
@@ -59,7 +59,7 @@ fn main() {
     let _ = fs::remove_dir_all(folder);
 }
 
-/// What is preloaded: the name, and where it is.
+/// A library to preload: its name, and its path.
 fn contestants(folder: &Path) -> Vec<(&'static str, PathBuf)> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/programs/Cargo.toml");
     let bare = cargo(&["build", "--release", "--manifest-path", manifest, "--bin", "bare"]);
@@ -113,7 +113,7 @@ fn compile(folder: &Path, name: &str) -> PathBuf {
     program
 }
 
-/// Nanoseconds of each pattern.
+/// Measures nanoseconds of each pattern.
 fn pairs(program: &Path, library: &Path) -> Vec<(String, f64)> {
     let output = Command::new(program).env("LD_PRELOAD", library).output();
     let output = output.unwrap_or_else(|error| fail(&format!("{}: {error}", program.display())));
@@ -126,13 +126,13 @@ fn pairs(program: &Path, library: &Path) -> Vec<(String, f64)> {
         .collect()
 }
 
-/// Microseconds of the processor's for a fork, and for what is allocated meanwhile.
+/// Measures microseconds of the processor for a fork, and for allocations meanwhile.
 fn forks(program: &Path, library: &Path) -> Option<f64> {
     let output = Command::new(program).env("LD_PRELOAD", library).output().ok()?;
     String::from_utf8_lossy(&output.stdout).trim().parse().ok()
 }
 
-/// Seconds for a database that is made and looked through.
+/// Measures the seconds in which a database is made and searched.
 fn sqlite(folder: &Path, library: &Path) -> Option<f64> {
     let database = folder.join("words.db");
     let _ = fs::remove_file(&database);
@@ -142,7 +142,7 @@ fn sqlite(folder: &Path, library: &Path) -> Option<f64> {
     Some(end(sqlite.spawn().ok()?))
 }
 
-/// Seconds of a server for a number of requests.
+/// Measures the seconds of a server for a number of requests.
 fn redis(folder: &Path, library: &Path) -> Option<f64> {
     // Free a moment ago, and nobody else's soon.
     let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port().to_string();
@@ -150,7 +150,7 @@ fn redis(folder: &Path, library: &Path) -> Option<f64> {
     server.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     server.current_dir(folder).env("LD_PRELOAD", library).stdout(Stdio::null());
     // Should this end in the middle, it does too.
-    // SAFETY: a system call, between fork and exec.
+    // SAFETY: the closure runs between fork and exec, and only makes a system call.
     unsafe {
         server.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
@@ -186,10 +186,10 @@ fn redis(folder: &Path, library: &Path) -> Option<f64> {
     Some(end(server))
 }
 
-/// The processor's time that a process took, when it has ended.
+/// Waits for a process to end, and returns the processor's time that it took.
 fn end(child: Child) -> f64 {
     let (mut status, mut usage) = (0, mem::MaybeUninit::<libc::rusage>::uninit());
-    // SAFETY: a child that nobody else waits for, and places for the results.
+    // SAFETY: the child is waited for here alone, and the places for the results are valid.
     let usage = unsafe {
         if libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr()) < 0 || status != 0 {
             fail("a program failed");

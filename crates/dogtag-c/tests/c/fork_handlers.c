@@ -13,7 +13,7 @@
 #include <string.h>
 #include <sys/wait.h>
 
-/* Seconds in which a child that does next to nothing has to get anywhere at all. */
+/* Seconds after which a child that does next to nothing hangs. */
 enum { CHILD_TIME = 300 };
 
 int fork_library_1(int forks, int in_child);
@@ -24,7 +24,7 @@ static int forks, module_forks;
 
 static void use_memory(void)
 {
-	/* The compiler must not see that nobody needs it. */
+	/* The compiler must not see that the block is unused. */
 	char *volatile block = malloc(50);
 
 	free(block);
@@ -114,7 +114,7 @@ int main(int argc, char **argv)
 	fork_once();
 	fork_amid_noise();
 	module = NULL;
-	/* With which its handlers go. */
+	/* Its handlers go with it. */
 	CHECK_EQUAL(dlclose(library), 0);
 	fork_amid_noise();
 	puts("ok");

@@ -1,7 +1,6 @@
 /*
- * A library that registers handlers of forks when it begins, which allocate, small blocks and
- * large ones; one for each value of NUMBER. It does nothing else that would have the allocator
- * begin.
+ * A library whose constructor registers handlers of forks, which allocate small and large blocks;
+ * one library for each value of NUMBER. It does nothing else that would initialise the allocator.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -12,7 +11,7 @@
 #define NAME(number) JOINED(fork_library_, number)
 
 static int before, in_parent, in_child;
-/* From handler to handler. */
+/* A block that one handler leaves to the next. */
 static char *carried;
 
 static void use(size_t size)
@@ -68,7 +67,7 @@ __attribute__((constructor)) static void begin(void)
 	pthread_atfork(at_fork, as_parent, as_child);
 }
 
-/* Whether so many forks were heeded, here or in the child. A child is forked once. */
+/* Says whether the handlers were called for so many forks, here or in the child. */
 int NAME(NUMBER)(int forks, int is_child)
 {
 	return before == forks && in_parent == forks - is_child && in_child == is_child && carried == NULL;

@@ -1,7 +1,6 @@
 /*
- * What a fork has to copy is what the process has in memory, and the tables that say where that
- * is. That does not grow with what was ever allocated; and what a child does at its end does not
- * grow with what its parent has.
+ * A fork copies the process's memory and its page tables. Neither grows with what was ever
+ * allocated; and a child's work at its end does not grow with its parent's memory.
  */
 #define DOGTAG_SKYNET
 #include "check.h"
@@ -25,7 +24,7 @@ static int ended(pid_t child)
 	return status;
 }
 
-/* Bytes of the process's own in memory. */
+/* Returns how many bytes of the process's own are in memory. */
 static size_t in_memory(void)
 {
 	static char text[8192];
@@ -67,7 +66,7 @@ static void forks(void)
 			_exit(0);
 		CHECK_EQUAL(ended(child), 0);
 	}
-	/* What jemalloc would have given back in ten seconds. 4096 stands for all arenas. */
+	/* Gives back what jemalloc gives back within ten seconds. 4096 stands for all arenas. */
 	CHECK_EQUAL(mallctl_cmd("thread.tcache.flush"), 0);
 	CHECK_EQUAL(mallctl_cmd("arena.4096.purge"), 0);
 }
@@ -90,8 +89,8 @@ static void a_forks_work(void)
 }
 
 #ifdef CHECKED
-/* A child that has done nothing does not look through its parent's blocks at its end; one that
- * has done as much does. */
+/* A child that has done nothing does not check its parent's blocks at its end; a child that has
+ * freed enough does. */
 static void a_childs_end(void)
 {
 	volatile char *block = malloc(100);
@@ -107,7 +106,7 @@ static void a_childs_end(void)
 	CHECK_EQUAL(ended(child), 0);
 	child = fork();
 	if (child == 0) {
-		/* There is a report, for nobody. */
+		/* The report is discarded. */
 		int nowhere = open("/dev/null", O_WRONLY);
 
 		dup2(nowhere, STDERR_FILENO);

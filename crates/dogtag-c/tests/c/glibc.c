@@ -1,7 +1,7 @@
 /*
- * What malloc and its kin say to sizes and alignments of all kinds: one line for each call, with
- * whether there is a block, its alignment up to 16, and errno. To be compared between the C
- * library's own and those that take their place.
+ * Calls malloc and the other functions with sizes and alignments of all kinds, and prints a line for
+ * each call: whether there is a block, its alignment up to 16, and errno. The lines of the C
+ * library's functions are compared with those of dogtag's.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -12,7 +12,7 @@
 
 #define COUNT(array) (sizeof(array) / sizeof(*(array)))
 
-/* The compiler knows what these do, and would do without. */
+/* The compiler knows what these do, and would leave calls out. */
 static void *(*volatile call_malloc)(size_t) = malloc;
 static void *(*volatile call_calloc)(size_t, size_t) = calloc;
 static void *(*volatile call_realloc)(void *, size_t) = realloc;

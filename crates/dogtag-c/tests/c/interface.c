@@ -13,7 +13,7 @@
 #define KIB ((size_t)1 << 10)
 #define MIB ((size_t)1 << 20)
 
-/* All four figures of a service. */
+/* Checks all four figures of a service. */
 #define CHECK_USAGE(service, bytes, blocks, bytes_freed, blocks_freed) \
 	do { \
 		dogtag_figures usage = dogtag_usage(service); \
@@ -23,7 +23,7 @@
 		CHECK_EQUAL(usage.freed_blocks, blocks_freed); \
 	} while (0)
 
-/* An allocation that must fail, and say why. */
+/* Checks that an allocation has failed, and errno. */
 #define CHECK_REFUSED(call, why) \
 	do { \
 		errno = 0; \
@@ -31,7 +31,7 @@
 		CHECK_EQUAL(errno, why); \
 	} while (0)
 
-/* That a block is there, as large and as aligned as malloc's. Its size. */
+/* Checks that there is a block, as large and as aligned as malloc's; returns its size. */
 static size_t checked_size(const void *block, size_t requested)
 {
 	size_t usable = dogtag_usable_size(block);
@@ -50,7 +50,7 @@ static dogtag_service *registered(const char *name)
 	return service;
 }
 
-/* Not to be called in a service: a C library's threads allocate. */
+/* Not called in a service: the C library allocates for threads. */
 static void on_another_thread(void *(*work)(void *), void *argument)
 {
 	pthread_t thread;
@@ -161,7 +161,7 @@ static void realloc_of_aligned(dogtag_service *service)
 	CHECK_LIVE(service, 0, 0);
 }
 
-/* Pairs whose product is more than there is, and comes out small or as 0 where it wraps. */
+/* Pairs whose product overflows, and is small or 0 where it wraps. */
 static const size_t OVERFLOWS[][2] = {
 	{ SIZE_MAX / 2, 3 },
 	{ 3, SIZE_MAX / 2 },
@@ -644,7 +644,7 @@ static void exact_figures(void)
 	dogtag_free(blocks[0]);
 	CHECK_USAGE(mine, sum, 5, sizes[0], 1);
 	CHECK_USAGE(yours, 0, 0, 0, 0);
-	/* Whoever resizes a block owns it, even if it stays as it is. */
+	/* A resized block is the current service's, even if it stays in its place. */
 	blocks[1] = dogtag_realloc(blocks[1], 3000);
 	size_t resized = dogtag_usable_size(blocks[1]);
 	CHECK_USAGE(mine, sum, 5, sizes[0] + sizes[1], 2);
@@ -747,7 +747,7 @@ static void totals_are_of_all(void)
 	CHECK_EQUAL(after.allocated_blocks, before.allocated_blocks);
 	CHECK(after.peak_bytes >= before.allocated_bytes - before.freed_bytes);
 
-	/* What no service claims belongs to the unattributed one. */
+	/* Outside of any scope blocks are the unattributed service's. */
 	dogtag_service *nobody = dogtag_service_current();
 	before = dogtag_usage(nobody);
 	first = dogtag_malloc(3333);
@@ -777,7 +777,7 @@ static void peaks(void)
 	dogtag_service_release(service);
 }
 
-/* Whether a table has a row of that name, and whether the row has that figure. */
+/* Says whether a table has a row of that name with that figure. */
 static int has_row(const char *table, const char *name, const char *figure)
 {
 	size_t length = strlen(name);
@@ -854,7 +854,7 @@ static void texts(void)
 	CHECK(has_row(text, "RSS", "100.0 %"));
 	dogtag_free(text);
 
-	/* They leave nothing behind with who asks for them. */
+	/* Making the texts leaves no block with the service that asks. */
 	scope = dogtag_enter(service);
 	for (int i = 0; i < 20; i++) {
 		dogtag_free(dogtag_service_name(service));
@@ -927,7 +927,7 @@ static void limits(void)
 	CHECK_EQUAL(dogtag_usage(query).denied, 3);
 	CHECK_USAGE(query, 0, 0, 0, 0);
 
-	/* What is denied to realloc stays. */
+	/* A block stays as it is if realloc is denied. */
 	block = dogtag_malloc(1000);
 	memset(block, 'q', 1000);
 	live = dogtag_usable_size(block);
@@ -954,7 +954,7 @@ static void limits(void)
 	CHECK(block != NULL);
 	dogtag_free(block);
 	dogtag_leave(scope);
-	/* What is freed can be had again. */
+	/* Freed bytes can be allocated again. */
 	scope = dogtag_enter(query);
 	for (size_t i = 0; i < count; i++)
 		dogtag_free(blocks[i]);
@@ -964,7 +964,7 @@ static void limits(void)
 	dogtag_free(block);
 	CHECK_EQUAL(dogtag_usage(query).denied, 5);
 
-	/* Under its own limit, too. */
+	/* Over its own limit, too. */
 	dogtag_service_set_hard_limit(query, 10000);
 	CHECK_REFUSED(dogtag_malloc(20000), ENOMEM);
 	CHECK_EQUAL(dogtag_usage(query).denied, 6);
@@ -975,7 +975,7 @@ static void limits(void)
 	CHECK_REFUSED(dogtag_malloc(2 * MIB), ENOMEM);
 	CHECK_EQUAL(dogtag_usage(query).denied, 7);
 
-	/* Lifted. */
+	/* The limit is lifted. */
 	dogtag_service_set_hard_limit(tenant, UINT64_MAX);
 	block = dogtag_malloc(2 * MIB);
 	CHECK(block != NULL);
@@ -1014,7 +1014,7 @@ static void no_violations(void)
 	CHECK_EQUAL(dogtag_verify(), 0);
 }
 
-/* As programs have them that were compiled with an older header, a newer one, or none. */
+/* Programs may be compiled with an older header or a newer one, or not set the size. */
 static void figures_of_any_size(void)
 {
 	dogtag_service *sized = registered("sized");

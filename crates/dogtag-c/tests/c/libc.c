@@ -1,7 +1,6 @@
 /*
- * The C library's functions by their own names, in a program that has them from dogtag:
- * what POSIX and glibc promise, all of it charged to the current service, and what the
- * C library itself allocates, too.
+ * The C library's functions by their own names, which are dogtag's here: they do what POSIX and
+ * glibc promise, and charge the current service, also with what the C library allocates.
  */
 #define _GNU_SOURCE
 #include "check.h"
@@ -40,7 +39,7 @@ static void (*volatile call_free_aligned_sized)(void *, size_t, size_t) = free_a
 static char *(*volatile call_strdup)(const char *) = strdup;
 static char *(*volatile call_strndup)(const char *, size_t) = strndup;
 
-/* Whom everything here is charged to. */
+/* The service that everything here is charged to. */
 static dogtag_service *service;
 static dogtag_figures before;
 
@@ -49,7 +48,7 @@ static void begin(void)
 	before = dogtag_usage(service);
 }
 
-/* What was allocated and freed since the beginning. */
+/* Checks what was allocated and freed since the beginning. */
 #define CHECK_SINCE(bytes, blocks, bytes_freed, blocks_freed) \
 	do { \
 		dogtag_figures now = dogtag_usage(service); \
@@ -83,7 +82,7 @@ static size_t live_bytes(void)
 	return now.allocated_bytes - now.freed_bytes;
 }
 
-/* A block that was allocated since the beginning, and nothing else was. Its size. */
+/* Checks that this block alone was allocated since the beginning; returns its size. */
 static size_t checked_size(void *block, size_t requested, size_t alignment)
 {
 	size_t usable = call_usable_size(block);
@@ -417,7 +416,7 @@ static void mixed_with_dogtag(void)
 	call_free(block);
 }
 
-/* Refunded to who allocated; whoever resizes owns. */
+/* A free is refunded to the service that allocated; a resized block is the current service's. */
 static void across_services(void)
 {
 	dogtag_service *other = dogtag_service_register("other");
@@ -470,7 +469,7 @@ static void totals(void)
 	CHECK_EQUAL(later.freed_blocks - earlier.freed_blocks, COUNT(blocks));
 }
 
-/* What the C library allocates for the program. */
+/* The C library allocates for the program. */
 
 static void texts(void)
 {

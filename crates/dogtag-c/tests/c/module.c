@@ -1,6 +1,6 @@
 /*
- * A module for `modules`: gives blocks that the program frees, frees the program's, and opens
- * other modules from where it lies.
+ * A module for `modules`: allocates blocks that the program frees, frees the program's, and opens
+ * other modules by its own path.
  */
 #include <dlfcn.h>
 #include <stdlib.h>

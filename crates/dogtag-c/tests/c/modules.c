@@ -1,6 +1,6 @@
 /*
- * `modules FOLDER`: opens modules as plug-ins' hosts do. The module's blocks and the program's are
- * one heap, however it is opened, and a module is looked for where whoever opens it may look.
+ * `modules FOLDER`: opens modules as hosts of plug-ins do. A module shares the program's heap, however
+ * it is opened, and is looked for by the paths of the module that opens it.
  */
 #define _GNU_SOURCE
 #include "check.h"

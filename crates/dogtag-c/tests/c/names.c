@@ -1,8 +1,8 @@
 /*
- * Threads with names of every kind, each of which has to allocate for the service with its
- * name, also in a sandbox that lets nothing through but what allocators need.
+ * Threads with names of every kind. Each allocates as the service with its name, also in a sandbox
+ * that allows only the system calls of allocators.
  *
- * `names` runs them all, `names PROGRAM` looks at the first thread alone, whose name is the
+ * `names` runs all tests, `names PROGRAM` checks the first thread alone, whose name is the
  * executable's.
  */
 #define _GNU_SOURCE
@@ -21,7 +21,7 @@
 #include <sys/wait.h>
 #include <threads.h>
 
-/* What the calling thread allocates is charged to the service of that name, or to nobody. */
+/* Checks that the calling thread allocates as the service of that name, or as none. */
 static void check_charged_to(const char *name)
 {
 	dogtag_service *service = dogtag_service_register(*name ? name : "unattributed");
@@ -47,13 +47,13 @@ static void check_charged_to(const char *name)
 
 static void allocate_a_little(void)
 {
-	/* The compiler must not see that nobody needs it. */
+	/* The compiler must not see that the block is unused. */
 	void *volatile block = malloc(10);
 
 	free(block);
 }
 
-/* Sizes of all kinds, so that the allocator does all it ever does. */
+/* Allocates sizes of all kinds, so that every path of the allocator is taken. */
 static void use_memory(void)
 {
 	static __thread void *blocks[2000];
@@ -169,7 +169,7 @@ static void *renames_itself(void *unused)
 	return unused;
 }
 
-/* A system call that is none of these ends the process. */
+/* Installs a filter: any other system call than these ends the process. */
 #define ALLOW(name) \
 	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_##name, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
 
@@ -248,7 +248,7 @@ static void rename_others(void)
 	}
 }
 
-/* What a thread was called that has ended is not what the next one is called in its place. */
+/* A new thread does not take the name of an ended one whose pthread_t it has. */
 static void names_end_with_their_threads(void)
 {
 	static char program[] = "first";

@@ -1,6 +1,6 @@
 /*
  * C++'s operator new and operator delete in all their forms, called by the names that C++
- * compilers give them, without a C++ library: what stands for it here shows that the new-handler
+ * compilers give them, without a C++ library: stand-ins for its functions show that the new-handler
  * is called, and that std::bad_alloc would be thrown.
  */
 #include "check.h"
@@ -37,7 +37,7 @@ void _ZdaPvmSt11align_val_t(void *block, size_t size, size_t alignment);
 static const char nothrow;
 static dogtag_service *service;
 
-/* In the place of the C++ library. */
+/* Stand-ins for the C++ library's functions. */
 
 static void (*handler)(void);
 static int handled, thrown;
@@ -193,7 +193,7 @@ static void without_memory(void)
 				size_t size = SIZES[i];
 
 				dogtag_service_set_hard_limit(service, 1000);
-				/* Nobody is asked. */
+				/* There is no handler. */
 				handler = NULL;
 				thrown = handled = 0;
 				if (!setjmp(caught)) {
@@ -204,7 +204,7 @@ static void without_memory(void)
 				CHECK(get(is_array, 1, size) == NULL);
 				CHECK(get_aligned(is_array, 1, size, 64) == NULL);
 
-				/* Who is asked gives up. */
+				/* The handler gives up. */
 				handler = give_up;
 				if (!setjmp(caught)) {
 					block = is_aligned ? get_aligned(is_array, 0, size, 64) : get(is_array, 0, size);
@@ -213,7 +213,7 @@ static void without_memory(void)
 				CHECK_EQUAL(thrown, 2);
 				CHECK_EQUAL(handled, 1);
 
-				/* Who is asked has memory, in the end. */
+				/* The handler finds memory in the end. */
 				if (i == 0) {
 					handler = lift_the_limit;
 					handled = 0;
@@ -228,7 +228,7 @@ static void without_memory(void)
 				CHECK_EQUAL(thrown, 2);
 				dogtag_service_set_hard_limit(service, UINT64_MAX);
 
-				/* No alignment: nothing that a handler could do. */
+				/* No power of two: a handler is of no use. */
 				handler = lift_the_limit;
 				handled = 0;
 				if (!setjmp(caught)) {

@@ -1,13 +1,13 @@
 /*
- * A library to be loaded and unloaded by `processes`: it allocates when it comes, when it
- * is asked, and when it goes.
+ * A library that `processes` loads and unloads: it allocates in its constructor, when it is called,
+ * and in its destructor.
  */
 #include <stdlib.h>
 #include <string.h>
 
 int plugin(void);
 
-/* So that the compiler leaves nothing out. */
+/* Volatile, so that the compiler leaves no allocation out. */
 static char *volatile from_constructor;
 static char *volatile from_function;
 static char *volatile from_destructor;

@@ -1,8 +1,7 @@
 /*
- * `processes PLUGIN FORKS`: what a process goes through while its memory is dogtag's. Forks
- * amid threads that allocate, exec and its kin, threads that come and go, destructors in
- * every order, libraries that are loaded and unloaded, and the end. Who runs it looks for
- * what hangs.
+ * `processes PLUGIN FORKS`: the life of a process whose allocator is dogtag. Forks amid threads that
+ * allocate, exec and posix_spawn, threads that come and go, destructors in every order, libraries that
+ * are loaded and unloaded, and the end. The test that runs this kills it if it hangs.
  */
 #define _GNU_SOURCE
 #include "check.h"
@@ -43,11 +42,11 @@ static void check_child(pid_t child)
 
 	CHECK(child > 0);
 	CHECK_EQUAL(waitpid(child, &status, 0), child);
-	/* A signal's number if it crashed, or hung and was killed by whoever watches. */
+	/* A signal's number if it crashed, or hung and was killed. */
 	CHECK_EQUAL(status, 0);
 }
 
-/* Threads that allocate all the time, and have services come and go. */
+/* Threads that allocate all the time, and register and release services. */
 
 enum { NOISES = 3 };
 
@@ -217,7 +216,7 @@ static void forks(int rounds)
 static char program[] = "/proc/self/exe", executed_mode[] = "executed";
 static char *const executed[] = { program, executed_mode, NULL };
 
-/* What a program finds that took another's place: a process of its own. */
+/* Runs in a program that was executed: the figures are a new process's. */
 static int is_executed(void)
 {
 	dogtag_service *service = registered("forker");
@@ -275,7 +274,7 @@ static void programs(void)
 int __cxa_thread_atexit_impl(void (*destructor)(void *), void *argument, void *library);
 extern void *__dso_handle;
 
-/* Called so often for each thread, which is as often as POSIX has it for keys. */
+/* The destructor is called this often for each thread, the most that POSIX guarantees for keys. */
 enum { CALLS = 4 };
 
 enum kind { EARLY_KEY, LATE_KEY, C11_KEY, THREAD_LOCAL, KINDS };
@@ -338,13 +337,13 @@ static void inherit(void *argument)
 		free(estate->block);
 }
 
-/* Before the library was called for the first time, and so before keys of its own. */
+/* Created before the library's first call, and so before keys of its own. */
 __attribute__((constructor(101))) static void make_early_key(void)
 {
 	CHECK_EQUAL(pthread_key_create(&early_key, inherit), 0);
 }
 
-/* What a thread does, in one order of many. */
+/* Runs a thread's steps, in one order of many. */
 struct will {
 	int order[KINDS + 1];
 	struct estate estates[KINDS];
@@ -369,7 +368,7 @@ static void *die(void *argument)
 	return NULL;
 }
 
-/* The permutation of that number. */
+/* Makes the permutation of that number. */
 static void arrange(int *order, int count, int number)
 {
 	for (int i = 0; i < count; i++)
@@ -478,7 +477,7 @@ static void libraries(const char *path)
 		void *library;
 		int (*plugin)(void);
 
-		/* What the loader keeps for itself, it has by now. */
+		/* The loader has allocated its own memory by now. */
 		if (round == 10)
 			settled = dogtag_usage(service);
 		library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -493,7 +492,7 @@ static void libraries(const char *path)
 		CHECK_EQUAL(after.allocated_blocks - before.allocated_blocks, 2);
 		CHECK_EQUAL(after.freed_blocks - before.freed_blocks, 1);
 		CHECK_EQUAL(dlclose(library), 0);
-		/* What it held it has given back. */
+		/* The library has freed its blocks. */
 		after = dogtag_usage(service);
 		CHECK(after.freed_blocks - before.freed_blocks >= 4);
 	}
@@ -522,7 +521,7 @@ static void at_the_end(void)
 	kept_to_the_end = malloc(100);
 }
 
-/* After all that atexit knows. */
+/* Runs after all functions of atexit. */
 __attribute__((destructor(101))) static void at_the_very_end(void)
 {
 	at_the_end();

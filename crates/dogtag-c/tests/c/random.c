@@ -1,7 +1,7 @@
 /*
  * Exactness: `random [OPERATIONS] [THREADS] [SEED]`. Threads allocate, resize, free, enter
- * services and hand each other blocks at random. Each keeps books of its own, and in the
- * end those are dogtag's, to the byte and the block, for every service.
+ * services and hand each other blocks at random. Each counts for itself, and in the end the sums
+ * are dogtag's figures, to the byte and the block, for every service.
  */
 #include "check.h"
 
@@ -20,7 +20,7 @@ enum {
 	MOST_THREADS = 64,
 	/* Services that a thread is in, one within the other. */
 	DEPTH = 5,
-	/* What is written at either end of a block. */
+	/* The bytes that are written at either end of a block. */
 	END = 8,
 };
 
@@ -35,7 +35,7 @@ struct block {
 	unsigned char service, byte;
 };
 
-/* Who finds it taken goes on with something else. */
+/* A thread that finds the lock taken does something else. */
 struct exchange {
 	atomic_flag is_taken;
 	struct block block;
@@ -108,7 +108,7 @@ static void check_mark(const struct block *block)
 	CHECK(is_filled(block->address + block->size - end, block->byte, end));
 }
 
-/* Enters a new block into the books, and marks it. */
+/* Counts a new block, and marks it. */
 static void allocated(struct worker *self, struct block *block, void *address, size_t requested)
 {
 	size_t size = dogtag_usable_size(address);
@@ -299,7 +299,7 @@ int main(int argc, char **argv)
 		workers[i].operations = operations / (uint64_t)threads;
 		CHECK_EQUAL(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);
 	}
-	/* Nothing live is ever negative, whoever looks and whenever. */
+	/* Live figures are never negative, read at any time by any thread. */
 	while (atomic_load(&working) > 0) {
 		live();
 		nanosleep(&moment, NULL);
@@ -307,7 +307,7 @@ int main(int argc, char **argv)
 	for (int i = 0; i < threads; i++)
 		CHECK_EQUAL(pthread_join(workers[i].thread, NULL), 0);
 
-	/* With what is left alive, and without. */
+	/* With the blocks that are left, and without. */
 	balance(threads);
 	CHECK(operations < 1000 || live() > 0);
 	for (int i = 0; i < EXCHANGE; i++)

@@ -1,6 +1,6 @@
 /*
- * A program that has an operator new and an operator delete of its own, whose blocks come from
- * elsewhere. C++ has all other forms call these.
+ * A program with an operator new and an operator delete of its own, whose blocks come from
+ * elsewhere. All other forms call these, as C++ requires.
  */
 #include "check.h"
 
@@ -54,7 +54,7 @@ int main(void)
 		CHECK_EQUAL(allocated, 5 * size);
 		CHECK_EQUAL(freed, 5 * size);
 		CHECK_LIVE(service, 0, 0);
-		/* Of these it has none, and they are as free takes them. */
+		/* The program does not replace these, whose blocks free takes. */
 		_ZdlPvSt11align_val_t(_ZnwmSt11align_val_t(size, 64), 64);
 		_ZdaPvmSt11align_val_t(_ZnamSt11align_val_t(size, 256), size, 256);
 		free(_ZnwmSt11align_val_t(size, 64));

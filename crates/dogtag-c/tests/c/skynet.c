@@ -1,7 +1,7 @@
 /*
- * skynet's own interface, in a host that has what skynet's programs have: a current
- * handle, skynet_error, and of Lua as much as a table takes. `skynet oom` asks for more
- * memory than there is, and should not survive it.
+ * skynet's own interface, in a host that has what skynet has: a current handle, skynet_error, and
+ * the functions of Lua that make a table. `skynet oom` asks for more memory than there is, and
+ * should not survive it.
  */
 #define _GNU_SOURCE
 #include "check.h"
@@ -18,7 +18,7 @@
 
 #define MIB ((size_t)1 << 20)
 
-/* Of threads that run no service. */
+/* The handle of threads that run no service. */
 #define NOBODY 0xffffffffu
 #define ONE 0x0100000au
 #define OTHER 0x0100000bu
@@ -314,7 +314,7 @@ static void handles(void)
 	for (size_t i = 0; i < COUNT(HANDLES); i++)
 		CHECK_EQUAL(held_by(HANDLES[i]), first[i] + sums[i]);
 
-	/* Refunded to who allocated, whoever frees. */
+	/* A free is refunded to the service that allocated. */
 	for (size_t i = 0; i < COUNT(blocks); i += 2) {
 		current = HANDLES[(i + 1) % 3];
 		sums[i % 3] -= dogtag_usable_size(blocks[i]);
@@ -325,7 +325,7 @@ static void handles(void)
 	for (size_t i = 0; i < COUNT(HANDLES); i++)
 		CHECK_EQUAL(held_by(HANDLES[i]), first[i] + sums[i]);
 
-	/* And whoever resizes has it from then on. */
+	/* A resized block is the current service's. */
 	for (size_t i = 1; i < COUNT(blocks); i += 2) {
 		size_t size = dogtag_usable_size(blocks[i]);
 
@@ -445,7 +445,7 @@ static void dumps(void)
 	CHECK_EQUAL(held_by(ONE), 0);
 }
 
-/* Between two services a thread has handle 0: no service's, and in no sum. */
+/* Between two services a thread has handle 0, which is no service's and in no sum. */
 static void handle_0(void)
 {
 	void *blocks[100];
@@ -460,7 +460,7 @@ static void handle_0(void)
 	CHECK_EQUAL(malloc_current_memory(), held + sum);
 	CHECK_SINCE(0, 0);
 
-	/* Who resizes one, has it. */
+	/* A resized block is the current service's. */
 	sum -= dogtag_usable_size(blocks[0]);
 	current = ONE;
 	blocks[0] = skynet_realloc(blocks[0], 500);
@@ -718,7 +718,7 @@ static void short_lives(void)
 	CHECK(after <= before || after - before <= allowed);
 	/* Names and tables are of the last thousand, not of all that there were. */
 	CHECK(held_by(0) <= own + MIB / 4);
-	/* And nobody reads of them all. */
+	/* The table does not show all of them. */
 	line_count = 0;
 	dump_c_mem();
 	CHECK(line_count < 1000);

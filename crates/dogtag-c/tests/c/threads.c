@@ -24,7 +24,7 @@ static void keep(int kib)
 
 static void allocate_a_little(void)
 {
-	/* The compiler must not see that nobody needs it. */
+	/* The compiler must not see that the block is unused. */
 	void *volatile block = malloc(100);
 
 	free(block);

@@ -47,7 +47,7 @@ static ptrdiff_t inside = 16;
 static dogtag_service *culprit;
 static dogtag_scope scope;
 
-/* Certainly a change. */
+/* Changes a byte of the victim, whatever its value is. */
 static void spoil(ptrdiff_t offset)
 {
 	victim[offset] ^= 1;
@@ -127,7 +127,7 @@ static void write_after_free(void)
 	give_back(victim);
 	spoil(5);
 	CHECK_EQUAL(dogtag_verify(), 1);
-	/* Told once. */
+	/* Reported once. */
 	CHECK_EQUAL(dogtag_verify(), 0);
 }
 
@@ -166,7 +166,7 @@ static void invalid_free_unaligned(void)
 	give_back(block);
 }
 
-/* Addresses that no process has. */
+/* Addresses that are not mapped in any process. */
 static void invalid_free_wild(void)
 {
 	victim = (unsigned char *)0xdead00000000beef;
@@ -252,7 +252,7 @@ static void usable_size_overrun(void)
 	victim = allocate(13);
 	spoil(13);
 	CHECK_EQUAL(usable_size(victim), 0);
-	/* Told once. */
+	/* Reported once. */
 	CHECK_EQUAL(usable_size(victim), 13);
 	give_back(victim);
 }
@@ -559,7 +559,7 @@ static dogtag_reaction handle(const dogtag_violation *violation)
 	CHECK_EQUAL(violation->struct_size, sizeof(*violation));
 	CHECK_EQUAL(violation->size, current->size);
 	CHECK(violation->address == victim);
-	/* Who owns a block is known, and who owns none is not. */
+	/* The owner of a block is known; without a block there is none. */
 	CHECK_EQUAL(is_known, current->size != 0);
 	CHECK(strcmp(violation->service, is_known ? "culprit" : "") == 0);
 	CHECK_EQUAL(violation->handle, is_known ? dogtag_service_handle(culprit) : 0);

@@ -1,5 +1,5 @@
 /*
- * The same for C's library, which this is linked with: the functions that both have.
+ * The plug-in's functions in C, linked with C's library, as `src/lib.rs` has them in Rust.
  */
 #include <dogtag.h>
 #include <string.h>
@@ -12,7 +12,7 @@ static dogtag_service *service(void)
 {
 	static dogtag_service *volatile known;
 
-	/* All get the same one, and the references are released never. */
+	/* Each call gets the same service; the references are never released. */
 	if (!known)
 		known = dogtag_service_register("extension");
 	return known;

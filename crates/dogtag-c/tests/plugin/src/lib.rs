@@ -17,7 +17,7 @@ fn service() -> &'static Service {
     SERVICE.get_or_init(|| Service::register("extension").expect("nobody else has that name"))
 }
 
-/// Allocates so much for a while, and says how much there is in all.
+/// Allocates so many bytes, returns how many are live in all, and frees them.
 #[unsafe(no_mangle)]
 pub extern "C" fn work(size: usize) -> u64 {
     let block = service().run(|| vec![7_u8; size]);
@@ -25,8 +25,8 @@ pub extern "C" fn work(size: usize) -> u64 {
     service().usage().bytes()
 }
 
-/// Keeps a block for as long as the thread runs. Such destructors have the loader keep the library
-/// until they have run, but no longer.
+/// Keeps a block for as long as the thread runs. Until such a destructor has run the loader keeps the
+/// library.
 #[unsafe(no_mangle)]
 pub extern "C" fn keep() {
     thread_local! {
@@ -35,20 +35,20 @@ pub extern "C" fn keep() {
     service().run(|| KEPT.with_borrow_mut(|kept| *kept = vec![1; 100]));
 }
 
-/// What there is in all.
+/// Returns how many bytes are live in all.
 #[unsafe(no_mangle)]
 pub extern "C" fn live() -> u64 {
     service().usage().bytes()
 }
 
-/// How often this was called.
+/// Counts its calls, and returns how many there were.
 #[unsafe(no_mangle)]
 pub extern "C" fn calls() -> u64 {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     CALLS.fetch_add(1, Ordering::Relaxed) + 1
 }
 
-/// Has dogtag's own thread call that, at a soft limit.
+/// Makes dogtag's own thread call a function, at a soft limit.
 #[unsafe(no_mangle)]
 pub extern "C" fn announce(told: extern "C" fn()) {
     let name = format!("announced-{}", calls());
@@ -58,7 +58,7 @@ pub extern "C" fn announce(told: extern "C" fn()) {
     mem::forget(service);
 }
 
-/// Begins a thread that works, calls that, and goes on.
+/// Begins a thread that works, calls a function, and goes on.
 #[unsafe(no_mangle)]
 pub extern "C" fn begin(middle: extern "C" fn(), end: extern "C" fn()) {
     thread::spawn(move || {
