@@ -230,7 +230,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             if !unsafe { self.checker.flush(&self.backend, release::<B>) } {
                 break;
             }
-            // Anew: a handler may have allocated, which was told of a crime.
+            // Anew: a handler may have allocated, which was called for a violation.
             let admitted = ask(layout.size(), replaced)?;
             if let Some(block) = self.hand_out(layout, outer, family, allocate) {
                 return Some((block, admitted));

@@ -1,4 +1,4 @@
-//! Who did something to a block, and where.
+//! The service, thread and call stack of an access to a block.
 
 use super::block::Stamp;
 use super::stack_depot::{self, Backtrace};
@@ -8,7 +8,7 @@ use crate::ledger::{slots, thread};
 use crate::owner::Slot;
 use std::fmt;
 
-/// Says who did something to a block, and where: a service, a thread, a call stack.
+/// Describes who accessed a block, and where: the service, the thread, the call stack.
 #[derive(Clone, Copy, Debug)]
 pub struct AccessContext {
     name: Text,
@@ -74,7 +74,7 @@ impl AccessContext {
     }
 }
 
-/// What is going on at this moment.
+/// Describes the access that the calling thread is making.
 #[inline]
 pub(crate) fn stamp(backtrace: bool) -> Stamp {
     let service = thread::current_record();

@@ -1,4 +1,4 @@
-//! Where the blocks of an allocator are, or were: so that its end need not look
+//! Ranges of addresses in which an allocator's blocks are, or were, so that its end need not look
 //! through all blocks of the process.
 
 use super::block_state::Entry;

@@ -1,4 +1,4 @@
-//! What stands around a checked block. Other modules do not depend on it.
+//! The header and the guards around a checked block. Other modules do not depend on the encoding.
 //!
 //! ```text
 //!           | padding | header | head guard | the block      | tail guard |
@@ -15,9 +15,9 @@ use crate::owner::Slot;
 use std::alloc::Layout;
 use std::ptr::{self, NonNull};
 
-/// What fresh memory is filled with.
+/// The byte that fresh memory is filled with.
 pub(crate) const FRESH: u8 = 0xCD;
-/// What freed memory is filled with.
+/// The byte that freed memory is filled with.
 pub(crate) const FREED: u8 = 0xDD;
 
 /// The bytes on either side of a block in which any change is noticed.
@@ -83,9 +83,9 @@ pub(crate) struct Stamp {
     pub(crate) slot: u32,
     pub(crate) generation: u16,
     /// The thread's number: [`threads`](super::threads). Those from 2^24 - 1 on
-    /// are not told apart.
+    /// are not distinguished.
     pub(crate) thread: u32,
-    /// The call stack: [`traces`](super::traces); 0 for none.
+    /// The call stack's number in [`stack_depot`](super::stack_depot); 0 for none.
     pub(crate) trace: u32,
 }
 

@@ -4,7 +4,7 @@
 //! ```text
 //!     none ─ hand out ─▶ live ── seize ─▶ busy ─ retire ─▶ quarantined
 //!      ▲                 │  ▲              │ │                │     │
-//!      │            told │  └─ in vain ────┘ └─ a crime ─▶ leaked ◀─┤ told
+//!      │        reported │  └─ in vain ────┘ └ violation ─▶ leaked ◀─┤ reported
 //!      │                 ▼                                  ▲       │
 //!      │             condemned ── seize ─▶ busy ────────────┘       │
 //!      └────────────────────── release ── busy ◀──────────── seize ─┘
@@ -25,7 +25,7 @@ pub(crate) enum State {
     None = 0,
     /// The program has it.
     Live = 1,
-    /// The program has it, and a crime that was done to it has been told.
+    /// The program has it, and a violation of it has been reported.
     Condemned = 2,
     /// Freed, and kept back for a while.
     Quarantined = 3,
@@ -44,8 +44,7 @@ const STATE_BITS: u32 = 3;
 pub(crate) struct Entry(AtomicU8);
 
 impl Entry {
-    /// Changes the state, by whoever has seized the block or is about to hand
-    /// it out.
+    /// Changes the state. Call it having seized the block, or about to hand it out.
     #[inline]
     pub(crate) fn set(&self, state: State) {
         self.0.store(state as u8, Ordering::Release);
@@ -321,7 +320,7 @@ mod model {
         fn free(&self) -> bool {
             let is_first = self.entry.seize_live() || self.entry.seize_any_live().is_ok();
             if is_first {
-                // SAFETY: loom tells if it is not this thread's alone.
+                // SAFETY: the block is this thread's alone, or else the model fails.
                 self.memory.with_mut(|memory| unsafe { *memory += 1 });
                 self.entry.set(State::Quarantined);
             }

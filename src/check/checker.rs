@@ -1,5 +1,5 @@
-//! A block's way through memory-check: handed out, looked at when it comes
-//! back, kept in quarantine, and released.
+//! A block's way through memory-check: handed out, verified when it is freed, kept in quarantine, and
+//! released.
 
 use super::access_context::stamp;
 use super::address_ranges::Spans;
@@ -13,7 +13,7 @@ use super::inspect::{
     whole_and_live, wrong_with_freed, wrong_with_live,
 };
 use super::instance_id::{Identity, NUMBERS};
-use super::quarantine::Quarantine;
+use super::quarantine::MagazineQueue;
 use super::settings::Settings;
 use super::shadow;
 use super::threads;
@@ -24,14 +24,14 @@ use crate::sys;
 use std::alloc::Layout;
 use std::ptr::{self, NonNull};
 
-/// One allocator's part in it.
+/// One allocator's part of memory-check.
 #[derive(Debug)]
 pub(crate) struct Checker {
     /// The allocator's [`Identity`], 0 until it has handed out a block.
     identity: AtomicU64,
     /// Where its blocks are.
     spans: Spans,
-    quarantine: Quarantine,
+    quarantine: MagazineQueue,
     /// The quarantine's places, null until a magazine was full.
     places: AtomicPtr<AtomicU32>,
     /// A [`Release`] of the allocator's backend, or null until a block was freed.
@@ -47,15 +47,15 @@ impl Default for Checker {
     }
 }
 
-/// What is to be done with a block that was given back.
+/// Says what is to be done with a block that was given back.
 pub(crate) enum Returned {
     /// All is well, and the block is the caller's alone until it is
     /// [retired](Checker::retire) or [kept](Checker::keep).
     Whole(Whole),
-    /// A crime was done to it. For the program it is freed; its memory stays
-    /// as it is. `None` if what was known of it has been overwritten.
+    /// It was violated, which has been reported. For the program it is freed; its memory stays
+    /// as it is. `None` if its header has been overwritten.
     Leaked(Option<BlockHeader>),
-    /// It was not the program's to give.
+    /// It is no live block of the program's.
     Refused,
 }
 
@@ -71,7 +71,7 @@ impl Checker {
         Self {
             identity: AtomicU64::new(0),
             spans: Spans::new(),
-            quarantine: Quarantine::new(),
+            quarantine: MagazineQueue::new(),
             places: AtomicPtr::new(ptr::null_mut()),
             release: AtomicPtr::new(ptr::null_mut()),
         }
@@ -141,11 +141,11 @@ impl Checker {
         is_meant.then_some(Whole { block, entry, header })
     }
 
-    /// Takes a block that the program gives back, and tells of what was done to
-    /// it; or tells that it is not the program's.
+    /// Takes a block that the program gives back. Reports what was done to it, or that it is no live
+    /// block.
     #[cold]
     pub(crate) fn take_back(&self, address: *mut u8, claim: Claim, operation: Operation) -> Returned {
-        let violation = |crime| violation(crime, operation, address, claim);
+        let violation = |kind| violation(kind, operation, address, claim);
         let (Some(entry), Some(block)) = (shadow::entry(address.addr()), NonNull::new(address)) else {
             react(&inside_another(violation(ViolationKind::InvalidFree)));
             return Returned::Refused;
@@ -157,7 +157,7 @@ impl Checker {
                 Some(whole) => Returned::Whole(whole),
                 None => leak(entry, block, claim, operation),
             },
-            // What was done to it has been told before.
+            // What was done to it has been reported before.
             Ok(_) => {
                 entry.set(State::Leaked);
                 // SAFETY: the block was the program's, and nobody else has it.
@@ -177,10 +177,10 @@ impl Checker {
         }
     }
 
-    /// The size that a live block was requested with. Tells of a pointer that is none of one, and
-    /// of what was done to the block.
+    /// Returns the size that a live block was requested with. Reports a pointer to no live block, and
+    /// what was done to the block.
     pub(crate) fn size(&self, address: *mut u8) -> Option<usize> {
-        let violation = |crime| violation(crime, Operation::UsableSize, address, Claim::default());
+        let violation = |kind| violation(kind, Operation::UsableSize, address, Claim::default());
         let (Some(entry), Some(block)) = (shadow::entry(address.addr()), NonNull::new(address)) else {
             react(&inside_another(violation(ViolationKind::BadUsableSize)));
             return None;
@@ -197,7 +197,7 @@ impl Checker {
                             let violation = violation(ViolationKind::BadUsableSize);
                             (state, Err(violation.about(block, Some(&known), Tag::Live, None)))
                         }
-                        // Told now, and not again when it is freed.
+                        // Reported now, and not again when it is freed.
                         None => {
                             (State::Condemned, Err(wrong_with_live(violation, block, ViolationKind::Overrun)))
                         }
@@ -214,7 +214,7 @@ impl Checker {
                 react(&violation);
                 None
             }
-            // Of what another thread was in the midst of when the process was forked, nothing is said.
+            // Another thread was changing its state when the process was forked: nothing is reported.
             None if entry.get() != State::None => None,
             None => {
                 react(&inside_another(violation(ViolationKind::BadUsableSize)));
@@ -223,7 +223,8 @@ impl Checker {
         }
     }
 
-    /// Leaves a block to the program, which was taken back in vain.
+    /// Returns a block to the program after [`take_back`](Self::take_back), as a reallocation that
+    /// fails does.
     pub(crate) fn keep(&self, block: *mut u8, returned: &Returned) {
         let Some(entry) = shadow::entry(block.addr()) else { return };
         match returned {
@@ -235,8 +236,8 @@ impl Checker {
         }
     }
 
-    /// Makes a block smaller where it is, and leaves it to the program. `None` if what it is to be
-    /// aligned to is another thing; then it is left as it was.
+    /// Makes a block smaller where it is, and leaves it to the program. `None` if its new alignment
+    /// would need other memory; then the block is left as it was.
     ///
     /// # Safety
     ///
@@ -253,8 +254,7 @@ impl Checker {
         is_done.then_some(block)
     }
 
-    /// Puts a block that was taken back into quarantine, and has those released
-    /// that leave it.
+    /// Puts a block that was taken back into quarantine, and releases the blocks that leave it.
     ///
     /// # Safety
     ///
@@ -316,9 +316,8 @@ impl Checker {
         }
     }
 
-    /// Releases the blocks that are in quarantine, but for what other threads are about
-    /// to put there, and says whether there were any: for an allocator whose backend has no
-    /// memory left.
+    /// Releases the blocks in quarantine and says whether there were any: for an allocator whose
+    /// backend has no memory left. Magazines that other threads are filling at this moment are left.
     ///
     /// # Safety
     ///
@@ -374,7 +373,7 @@ impl Checker {
                     _ if is_own => (State::None, Found::Forgotten),
                     _ => {
                         if matches!(state, State::Condemned | State::Leaked) {
-                            // Nobody can tell whether it was.
+                            // Nobody can know whether it was.
                             SOME_HAVE_ENDED.store(true, Ordering::Relaxed);
                         }
                         (state, Found::Others)
@@ -406,7 +405,7 @@ impl Checker {
         NUMBERS.take_back(identity);
     }
 
-    /// None before the first magazine was full.
+    /// Returns the quarantine's places; `None` before the first magazine was full.
     fn places(&self, settings: &Settings) -> Option<&'static [AtomicU32]> {
         let places = NonNull::new(self.places.load(Ordering::Acquire))?;
         // SAFETY: mapped below with that length. Unmapped only by `end`, which has the
@@ -414,9 +413,9 @@ impl Checker {
         Some(unsafe { NonNull::slice_from_raw_parts(places, places_of(settings)).as_ref() })
     }
 
-    /// None where the operating system refuses.
+    /// Maps the quarantine's places if need be; `None` where the operating system refuses.
     fn places_or_map(&self, settings: &Settings) -> Option<&'static [AtomicU32]> {
-        // SAFETY: zeros are valid. Unmapped only by `end`, as above.
+        // SAFETY: zeros are valid. Unmapped only by `end`, which has the allocator to itself.
         unsafe { sys::get_or_map_slice(&self.places, places_of(settings)) }
     }
 
@@ -436,8 +435,8 @@ impl Checker {
     }
 }
 
-/// Has the backend give memory back to the operating system, if quarantines have become that much
-/// smaller: for every fork it would be copied.
+/// Has the backend return memory to the operating system once quarantines have become that much
+/// smaller: every fork would copy it.
 #[inline]
 fn give_back_after_forks(less: u64) {
     static LESS: AtomicU64 = AtomicU64::new(0);
@@ -450,23 +449,24 @@ fn give_back_after_forks(less: u64) {
     }
 }
 
-/// Without, the magazines must not be asked for: their number is settled by that.
+/// Whether there is a quarantine. Without one the magazines must not be asked for: the first request
+/// settles their number.
 #[inline]
 fn has_quarantine(settings: &Settings) -> bool {
     settings.quarantine != 0 && settings.quarantine_blocks != 0
 }
 
-/// Tells of a block that has been seized and with which not all is well.
+/// Reports a block that has been seized and is not whole.
 #[cold]
 fn leak(entry: &'static Entry, block: NonNull<u8>, claim: Claim, operation: Operation) -> Returned {
-    let violation = |crime| violation(crime, operation, block.as_ptr(), claim);
+    let violation = |kind| violation(kind, operation, block.as_ptr(), claim);
     // SAFETY: the block was live and has been seized.
     let (violation, known) = unsafe {
         let violation = match whole_and_live(block) {
             Some(known) => {
                 // None, and so it is another allocator's.
-                let crime = claim.mismatch(&known).unwrap_or(ViolationKind::InvalidFree);
-                violation(crime).about(block, Some(&known), Tag::Live, None)
+                let kind = claim.mismatch(&known).unwrap_or(ViolationKind::InvalidFree);
+                violation(kind).about(block, Some(&known), Tag::Live, None)
             }
             None => wrong_with_live(violation, block, ViolationKind::Overrun),
         };
@@ -477,7 +477,7 @@ fn leak(entry: &'static Entry, block: NonNull<u8>, claim: Claim, operation: Oper
     Returned::Leaked(known)
 }
 
-/// Releases a block that has left the quarantine, unless a crime was done to it.
+/// Releases a block that has left the quarantine, unless something wrote to it.
 ///
 /// # Safety
 ///
@@ -486,7 +486,7 @@ fn leak(entry: &'static Entry, block: NonNull<u8>, claim: Claim, operation: Oper
 unsafe fn release_block<B>(address: usize, settings: &Settings, backend: &B, release: Release<B>) {
     let (Some(entry), Some(block)) = (shadow::entry(address), pointer(address)) else { return };
     if !entry.seize_quarantined() {
-        // `verify` has found a crime there.
+        // `verify` has found a violation there.
         return;
     }
     // SAFETY: it was in quarantine and has been seized.

@@ -1,11 +1,11 @@
-//! What a program takes a block for that it gives back, and whether it is that.
+//! What a program says of a block that it gives back, compared with the block's header.
 
 use super::block::{BlockHeader, Family};
-use super::settings::{Settings, Told};
+use super::settings::{Reported, Settings};
 use super::violation_kind::ViolationKind;
 use std::alloc::Layout;
 
-/// As far as the program says.
+/// What the program says of the block, as far as it does.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Claim {
     /// Whose block it is.
@@ -17,13 +17,13 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Rust says both.
+    /// Makes the claim of a Rust layout, which has both.
     #[inline(always)]
     pub(crate) fn layout(layout: Layout) -> Self {
         Self { family: None, size: Some(layout.size()), alignment: Some(layout.align()) }
     }
 
-    /// Of a family's block, of which nothing else is said.
+    /// Makes the claim of a family's function that says nothing else.
     #[inline(always)]
     pub fn of(family: Family) -> Self {
         Self { family: Some(family), ..Self::default() }
@@ -39,31 +39,31 @@ impl Claim {
         Layout::from_size_align(size, alignment).ok()
     }
 
-    /// What is wrong about it; `None` if the block is that, or the settings let it pass.
+    /// Compares the claim with the header; `None` if they agree, or if the settings let it pass.
     #[inline(always)]
     pub(super) fn mismatch(&self, known: &BlockHeader) -> Option<ViolationKind> {
         let is_right = self.size.is_none_or(|size| size == known.layout().size())
             && self.alignment.is_none_or(|alignment| alignment == known.layout().align())
             && self.family.is_none_or(|family| family == known.family());
-        if is_right { None } else { self.mismatch_told(known) }
+        if is_right { None } else { self.reported_mismatch(known) }
     }
 
     #[cold]
-    fn mismatch_told(&self, known: &BlockHeader) -> Option<ViolationKind> {
+    fn reported_mismatch(&self, known: &BlockHeader) -> Option<ViolationKind> {
         let (settings, allocated) = (Settings::get(), known.family());
         match self.family.unwrap_or(allocated) {
             family if family == allocated => {
-                let is_told = family == Family::Malloc || settings.new_delete_type;
-                is_told.then_some(ViolationKind::LayoutMismatch)
+                let is_reported = family == Family::Malloc || settings.new_delete_type;
+                is_reported.then_some(ViolationKind::LayoutMismatch)
             }
             family => {
-                let is_told = match settings.alloc_dealloc {
-                    Told::None => false,
-                    Told::New => ![family, allocated].contains(&Family::Malloc),
-                    Told::All => true,
+                let is_reported = match settings.alloc_dealloc {
+                    Reported::None => false,
+                    Reported::New => ![family, allocated].contains(&Family::Malloc),
+                    Reported::All => true,
                 };
                 // If it is not, the sizes are none of its business: C++ runtimes round theirs up.
-                is_told.then_some(ViolationKind::AllocDeallocMismatch)
+                is_reported.then_some(ViolationKind::AllocDeallocMismatch)
             }
         }
     }

@@ -108,7 +108,7 @@ pub(super) fn take_kept(
 }
 
 /// The first allocator, which is the program's global one, has a place of its own on each
-/// thread. Where the others meet, one of them has the place.
+/// thread. The others share places: where two need the same, one of them has it.
 #[inline]
 fn place_number(identity: Identity) -> usize {
     const OTHERS: u16 = thread::KEEPSAKES as u16 - 1;
@@ -127,7 +127,7 @@ pub(crate) fn quarantined() -> (u64, u64) {
 }
 
 impl Magazine {
-    /// Whether its allocator has ended, and so its blocks have been released.
+    /// Whether the allocator has ended, and so its blocks have been released.
     fn has_ended(&self) -> bool {
         self.identity().is_some_and(|identity| NUMBERS.has_ended(identity))
     }

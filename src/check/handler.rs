@@ -1,8 +1,8 @@
 //! The handler of violations: a closure of the program's, which may be exchanged while other
 //! threads are about to call it.
 //!
-//! It is called inside the allocator, so finding it takes no memory and no lock, which a forked child
-//! could find held for ever. The closure is shared ([`Arc`]), behind a pointer that is
+//! The handler is called inside the allocator, so finding it takes no memory, and no lock, which a
+//! forked child could find held for ever. The closure is shared ([`Arc`]), behind a pointer that is
 //! exchanged atomically. A thread that reads the pointer counts as a reader until it has a clone of
 //! the closure. A thread that has exchanged the pointer waits until there are no readers, and only
 //! then frees what it pointed to.
@@ -17,20 +17,20 @@ use crate::sys::stderr;
 use std::ptr;
 use std::sync::Arc;
 
-/// A handler that is set.
+/// A handler, shared with the threads that are calling it.
 type Handler = Arc<dyn Fn(&Violation) -> Reaction + Send + Sync>;
 
-/// From [`Box::into_raw`]; null for [`report`].
+/// The handler that is set, from [`Box::into_raw`]; null for [`report`].
 static HANDLER: AtomicPtr<Handler> = AtomicPtr::new(ptr::null_mut());
 
-/// Threads between the load of the pointer and the end of the clone.
+/// Counts the threads between the load of the pointer and the end of the clone.
 static READERS: AtomicUsize = AtomicUsize::new(0);
 
-/// Sets the handler of violations: a function or closure that is called instead of [`report`]. Drops
-/// the former one.
+/// Sets the handler of violations, a function or closure that is called instead of [`report`], and
+/// drops the former handler.
 ///
-/// The handler runs on the thread that met the violation, inside the allocator's
-/// function that met it. It may allocate and free; a violation that the same thread meets
+/// The handler runs on the thread that found the violation, inside the allocator's
+/// function that found it. It may allocate and free; a violation that the same thread finds
 /// meanwhile is reported as one line on standard error. It must
 /// not wait for anything that the program may hold at that point, such as a lock; `report` does
 /// not. If it panics, the process aborts.
@@ -57,8 +57,8 @@ pub fn set_handler(handler: impl Fn(&Violation) -> Reaction + Send + Sync + 'sta
     drop(exchange(Box::into_raw(Box::new(handler))));
 }
 
-/// Removes the handler of violations and returns it, as [`std::panic::take_hook`] does. From now on
-/// [`report`] is called, which is also what this returns if no handler was set.
+/// Removes the handler of violations and returns it, as [`std::panic::take_hook`] does; returns
+/// [`report`] if no handler was set. From now on `report` is called.
 ///
 /// A call of the handler may go on when this returns.
 ///
@@ -77,7 +77,7 @@ pub fn take_handler() -> Arc<dyn Fn(&Violation) -> Reaction + Send + Sync> {
     exchange(ptr::null_mut()).unwrap_or_else(|| Arc::new(report))
 }
 
-/// The handler that is set.
+/// Returns the handler that is set.
 fn current() -> Option<Handler> {
     READERS.fetch_add(1, Ordering::SeqCst);
     let place = HANDLER.load(Ordering::SeqCst);
@@ -88,7 +88,7 @@ fn current() -> Option<Handler> {
     handler
 }
 
-/// Returns the former one.
+/// Exchanges the handler's pointer and returns the former handler.
 fn exchange(place: *mut Handler) -> Option<Handler> {
     /// Attempts, in about a second. In a child that was forked while another thread read the pointer,
     /// that thread's count stays.
@@ -110,7 +110,7 @@ fn exchange(place: *mut Handler) -> Option<Handler> {
     Some(Arc::clone(unsafe { &*former }))
 }
 
-/// Has the handler react. Returns if the process is to go on.
+/// Calls the handler, or [`report`]. Returns if the process is to go on.
 #[cold]
 #[inline(never)]
 pub(super) fn react(violation: &Violation) {

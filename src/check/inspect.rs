@@ -1,4 +1,4 @@
-//! What is wrong with a block, and whose it is.
+//! Finds what is wrong with a block, and whose block it is.
 
 use super::block::{self, BlockHeader, Tag};
 use super::block_state::State;
@@ -16,15 +16,15 @@ pub(super) fn pointer(address: usize) -> Option<NonNull<u8>> {
 }
 
 pub(super) fn violation(
-    crime: ViolationKind,
+    kind: ViolationKind,
     operation: Operation,
     address: *mut u8,
     claim: Claim,
 ) -> Violation {
-    Violation::new(crime, operation, address.addr()).claimed(claim)
+    Violation::new(kind, operation, address.addr()).claimed(claim)
 }
 
-/// The header of a live block with which all is well.
+/// Reads the header of a live block; `None` if the header or a guard has been overwritten.
 ///
 /// # Safety
 ///
@@ -38,7 +38,8 @@ pub(super) unsafe fn whole_and_live(block: NonNull<u8>) -> Option<BlockHeader> {
     }
 }
 
-/// The header of a block in quarantine with which all is well.
+/// Reads the header of a block in quarantine; `None` if the header, a guard or the pattern has been
+/// overwritten.
 ///
 /// # Safety
 ///
@@ -54,7 +55,7 @@ pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) ->
     }
 }
 
-/// What was done to a live block with which not all is well, or `otherwise` if it is.
+/// Describes the violation of a live block that is not whole; of kind `otherwise` if it is.
 ///
 /// # Safety
 ///
@@ -72,17 +73,17 @@ pub(super) unsafe fn wrong_with_live(
             Some(known) => block::wrong_guard(block, known.layout().size()),
             None => block::wrong_head(block),
         };
-        let crime = match wrong {
+        let kind = match wrong {
             Some(0..) => ViolationKind::Overrun,
             Some(_) => ViolationKind::Underrun,
             None if header.is_none() => ViolationKind::Underrun,
             None => otherwise,
         };
-        violation(crime).about(block, header.as_ref(), Tag::Live, wrong)
+        violation(kind).about(block, header.as_ref(), Tag::Live, wrong)
     }
 }
 
-/// What was done to a block in quarantine with which not all is well.
+/// Describes the violation of a block in quarantine that is not whole.
 ///
 /// # Safety
 ///
@@ -150,7 +151,7 @@ pub(super) unsafe fn about_any(violation: Violation, block: NonNull<u8>, state: 
 }
 
 /// Whether the memory of a block in that state may not be there any more: an
-/// allocator that ends cannot tell whose a block is over which something wrote.
+/// allocator that ends cannot know whether a block with an overwritten header is its own.
 pub(super) fn may_be_gone(state: State) -> bool {
     matches!(state, State::Condemned | State::Leaked) && SOME_HAVE_ENDED.load(Ordering::Relaxed)
 }

@@ -1,4 +1,4 @@
-//! Numbers of allocators, by which a block says whose it is.
+//! Numbers of allocators, by which a block's header names the allocator that it came from.
 //!
 //! A number is given again when its allocator has ended: no block says it any more,
 //! since all of them were looked for. But a thread may still keep a magazine that was
@@ -7,20 +7,20 @@
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// A number, and which of those that have had it: never another allocator's.
+/// An allocator's number and generation, which no other allocator ever has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity(u64);
 
 impl Identity {
-    /// What the allocators have in common for which no number is left: they are not
-    /// told apart, and have no quarantine.
+    /// Shared by the allocators for which no number is left: they are not distinguished,
+    /// and have no quarantine.
     pub(crate) const UNNUMBERED: Self = Self(u16::MAX as u64);
 
     fn new(number: usize, generation: u64) -> Self {
         Self(number as u64 | generation << u16::BITS)
     }
 
-    /// Of what [`bits`](Self::bits) said; `None` for 0, which is nobody's.
+    /// Decodes what [`bits`](Self::bits) returned; `None` for 0, which is nobody's.
     #[inline]
     pub(crate) fn from_bits(bits: u64) -> Option<Self> {
         (bits != 0).then_some(Self(bits))
@@ -52,7 +52,7 @@ pub(crate) struct Numbers<'a> {
 /// there are others for longer than anybody can wait.
 const LAST_GENERATION: u64 = (u64::MAX >> u16::BITS) - 1;
 
-/// How many allocators there can be at once that are told apart.
+/// How many allocators there can be at once that are distinguished.
 #[cfg(not(dogtag_loom))]
 const MOST: usize = u16::MAX as usize - 1;
 
@@ -66,7 +66,7 @@ pub(crate) const NUMBERS: Numbers<'static> = {
 };
 
 impl Numbers<'_> {
-    /// A free number; `None` where there is none.
+    /// Gives out a free number; `None` where there is none.
     pub(crate) fn give(&self) -> Option<Identity> {
         let start = self.next.load(Ordering::Relaxed) as usize % self.generations.len().max(1);
         let (before, after) = self.generations.split_at(start);
@@ -82,8 +82,8 @@ impl Numbers<'_> {
         Some(identity)
     }
 
-    /// By whoever was given it, when nothing says it any more that is not for this
-    /// generation only.
+    /// Takes a number back. Call it as the one who was given the number, when nothing refers to it any
+    /// more except by this generation.
     pub(crate) fn take_back(&self, identity: Identity) {
         let Some(index) = usize::from(identity.number()).checked_sub(1) else { return };
         let Some(generation) = self.generations.get(index) else { return };
@@ -92,7 +92,7 @@ impl Numbers<'_> {
         self.next.store(index as u32, Ordering::Relaxed);
     }
 
-    /// Whether it was taken back.
+    /// Whether the number was taken back.
     #[inline]
     pub(crate) fn has_ended(&self, identity: Identity) -> bool {
         let generation =

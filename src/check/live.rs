@@ -1,4 +1,4 @@
-//! What a service holds, block by block.
+//! Lists of a service's live blocks.
 
 use super::block::{BlockHeader, Tag};
 use super::block_state::State;
@@ -17,9 +17,8 @@ use std::time::Duration;
 
 /// Lists the live blocks of a service, the largest first.
 ///
-/// It reads a byte for each 16 bytes of the heap, and the header of each block.
-/// Other threads go on meanwhile, so blocks that they allocate and free may be in the list
-/// or not. The list itself is charged to the unattributed service.
+/// The function reads a byte for each 16 bytes of the heap, and the header of each block.
+/// Blocks that other threads allocate and free meanwhile may be in the list or not. The list itself is charged to the unattributed service.
 ///
 /// ```
 /// # #[global_allocator]
@@ -68,7 +67,7 @@ pub fn live_blocks(service: &Service) -> LiveBlocks {
     })
 }
 
-/// Panics if a service has live blocks, with a list of them; for tests.
+/// Panics with a list of the live blocks if a service has any; for tests.
 ///
 /// # Panics
 ///
@@ -114,9 +113,10 @@ pub struct LiveBlock {
     pub address: usize,
     /// The size and the alignment that were requested.
     pub layout: Layout,
-    /// The time since it was allocated, to within some milliseconds.
+    /// The time since the block was allocated, to within some milliseconds.
     pub age: Duration,
-    /// The number of the thread that allocated it, as in reports: 1 for the first that allocated.
+    /// The number of the thread that allocated the block, as in reports: 1 for the first thread that
+    /// allocated.
     pub thread: u32,
     /// The call stack of the allocation, if call stacks are kept (`DOGTAG_CHECK=backtrace=1`).
     pub backtrace: Option<Backtrace>,

@@ -98,7 +98,7 @@ mod model {
                     let stolen =
                         Kept::find(place).filter(|kept| kept.is_for(identity) && kept.take_from(place));
                     stolen.map_or(0, |kept| {
-                        // SAFETY: loom tells if it is not this thread's alone.
+                        // SAFETY: the blocks are this thread's alone, or else the model fails.
                         magazines[kept.magazine() as usize].with_mut(|blocks| unsafe { blocks.replace(0) })
                     })
                 }

@@ -1,9 +1,8 @@
-//! Finds what is done to memory that must not be, and says who did it to whose block (feature
-//! `memory-check`).
+//! Finds violations of memory rules, such as overruns and double frees, and reports who did what to
+//! whose block (feature `memory-check`).
 //!
-//! skynet's `MEMORY_CHECK` tells a double free from an overrun by a magic word
-//! behind each block. This module keeps skynet's words and goes on from
-//! there.
+//! skynet's `MEMORY_CHECK` distinguishes a double free from an overrun by a magic word
+//! behind each block. This module keeps skynet's words and finds more.
 //!
 //! | violation | how sure |
 //! | --- | --- |
@@ -17,18 +16,18 @@
 //! | [`AllocDeallocMismatch`](ViolationKind::AllocDeallocMismatch): C++'s `delete` of `new[]` or `malloc`, `free` of `new`, and all other such pairs | certain |
 //! | [`BadUsableSize`](ViolationKind::BadUsableSize): C's `malloc_usable_size` of a pointer to no live block | certain |
 //!
-//! The free or the reallocation that meets a violation finds it (a write after
-//! free: the block's end of quarantine), and so does [`verify`]. A
-//! write that leaves every byte as it was changes nothing and cannot be seen.
+//! A violation is found when the block is freed or reallocated, a write after free when the block
+//! leaves the quarantine; [`verify`] finds both earlier. A write that leaves every byte as it was
+//! cannot be seen.
 //!
-//! What is done about it is up to a [handler](set_handler). Without one it is
+//! A [handler](set_handler) decides what is done about a violation. Without one it is
 //! [reported](report), and the process aborts.
 //!
 //! # Use it in debug builds and in CI only
 //!
-//! The feature holds for the whole program, and costs both time and memory: a
+//! The feature changes the whole program, and costs both time and memory: a
 //! program that parses JSON takes 2.4 times as long, and each block is at
-//! least 80 bytes larger. So give it a feature of your own,
+//! least 80 bytes larger. So enable it by a feature of your own,
 //!
 //! ```toml
 //! [features]
@@ -49,7 +48,7 @@
 //! faults on x86-64.
 //!
 //! Freed blocks stay in *quarantine* before their memory is used again. It is a queue that each
-//! thread enters with 32 blocks at a time; until then they do not count towards its bounds. A fork
+//! thread enters with 32 blocks at a time; blocks that have not entered do not count towards its bounds. A fork
 //! copies it. So each fork halves the bytes that
 //! it may hold, down to 256 KiB, and a quarter of what is freed after that raises them again.
 //! Blocks in quarantine are not live in any service's figures;
@@ -146,7 +145,7 @@ pub(crate) use threads::{learn_names_from, renamed as thread_was_renamed};
 #[cfg(not(dogtag_loom))]
 use crate::sys::fork::{ForkHook, ForkOrder};
 
-/// What a fork has to copy is not to grow with what was ever allocated.
+/// Keeps what a fork has to copy from growing with all that was ever allocated.
 #[cfg(not(dogtag_loom))]
 static FORK_HOOK: ForkHook = ForkHook {
     order: ForkOrder::Last,

@@ -16,7 +16,7 @@ use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, const
 /// keep (a power of two), and in bytes. It is full of numbers: each stands for a
 /// magazine in [`Magazines`], and 0 for none.
 #[derive(Debug)]
-pub(crate) struct Quarantine {
+pub(crate) struct MagazineQueue {
     /// How many magazines were ever put in; the next one's place is this,
     /// modulo the number of places.
     entered: AtomicU64,
@@ -24,14 +24,14 @@ pub(crate) struct Quarantine {
     oldest: AtomicU64,
     /// Bytes that may be in, unless the limit is lower.
     allowed: AtomicU64,
-    /// The forks that were known of when a magazine was put in last.
+    /// The number of forks when a magazine was put in last.
     forks: AtomicU64,
     /// Bytes that are in. Counted a moment after the places are changed, so it
     /// may wrap around below 0 and is read as signed.
     bytes: AtomicU64,
 }
 
-impl Quarantine {
+impl MagazineQueue {
     const_unless_loom! {
         pub(crate) fn new() -> Self {
             Self {
@@ -44,9 +44,9 @@ impl Quarantine {
         }
     }
 
-    /// Puts a magazine in, and has the blocks of those released that have to
-    /// leave for it; their magazines are free again. `forks` says how often the process has
-    /// forked. Returns by how many bytes there is less in it than before.
+    /// Puts a magazine in, and releases the blocks of the magazines that have to leave for it, which
+    /// are free then. `forks` is the number of times that the process has forked. Returns by how many
+    /// bytes the queue holds less than before.
     pub(crate) fn enter(
         &self,
         places: &[AtomicU32],
@@ -100,21 +100,21 @@ impl Quarantine {
         (self.allowed.load(Ordering::Relaxed).min(limit) / 64).min(256 << 10)
     }
 
-    /// Has the blocks of all magazines released that are in.
+    /// Releases the blocks of all magazines that are in.
     pub(crate) fn clear(
         &self,
         places: &[AtomicU32],
         magazines: &Magazines<'_>,
         mut release: impl FnMut(usize),
     ) {
-        // Not of those that others put in meanwhile, and perhaps for ever.
+        // Others may go on to put magazines in, perhaps for ever: those are left.
         let end = self.entered.load(Ordering::Relaxed);
         while let Some(oldest) = self.leave(places, end) {
             self.empty(magazines, oldest, &mut release);
         }
     }
 
-    /// Of a magazine that was swapped out.
+    /// Empties a magazine that was swapped out.
     fn empty(&self, magazines: &Magazines<'_>, number: u32, release: impl FnMut(usize)) {
         let Some(magazine) = magazines.get(number) else { return };
         self.bytes.fetch_sub(magazine.holds().0, Ordering::Relaxed);
@@ -125,7 +125,7 @@ impl Quarantine {
         (self.bytes.load(Ordering::Relaxed) as i64).max(0) as u64
     }
 
-    /// Takes the oldest magazine out whose turn was before `end`; `None` when there is none.
+    /// Takes out the oldest magazine whose turn was before `end`; `None` when there is none.
     fn leave(&self, places: &[AtomicU32], end: u64) -> Option<u32> {
         loop {
             let oldest = self.oldest.load(Ordering::Relaxed);
@@ -149,16 +149,16 @@ impl Quarantine {
 
 const NONE: u32 = 0;
 
-/// Bytes that may be in however often the process forks.
+/// The least that the bound in bytes falls to, however often the process forks.
 const LEAST: u64 = 256 << 10;
 
-/// What the thread that put a magazine in did to its blocks comes before what
-/// the one that takes it out will do.
+/// Exchanges the number in a place. The accesses of the thread that put a magazine in happen before
+/// those of the thread that takes it out.
 fn swap(places: &[AtomicU32], turn: u64, number: u32) -> u32 {
     places[turn as usize & (places.len() - 1)].swap(number, Ordering::AcqRel)
 }
 
-/// The magazines of the process. Zeroed memory is a free one.
+/// The magazines of the process. Zeroed memory is a free magazine.
 pub(crate) struct Magazines<'a> {
     pub(crate) all: &'a [Magazine],
     /// Where the search for a free one begins: at one that was given back.
@@ -166,7 +166,7 @@ pub(crate) struct Magazines<'a> {
 }
 
 impl<'a> Magazines<'a> {
-    /// A free magazine, for an allocator's blocks. `None` where there is none.
+    /// Takes a free magazine for an allocator's blocks. `None` where there is none.
     pub(crate) fn take(&self, identity: Identity) -> Option<&'a Magazine> {
         let start = self.next.load(Ordering::Relaxed) as usize % self.all.len().max(1);
         let (before, after) = self.all.split_at(start);
@@ -178,7 +178,7 @@ impl<'a> Magazines<'a> {
         Some(magazine)
     }
 
-    /// Has the blocks of a magazine released, and makes it free. By whoever has it.
+    /// Releases the blocks of a magazine that the caller has, and makes the magazine free.
     pub(crate) fn empty(&self, magazine: &Magazine, release: impl FnMut(usize)) {
         magazine.each(release);
         self.give_back(magazine);
@@ -219,14 +219,14 @@ pub(crate) struct Magazine {
 pub(crate) const MAGAZINE: usize = if cfg!(dogtag_loom) { 1 } else { 32 };
 
 impl Magazine {
-    /// Whose blocks it is for.
+    /// The allocator whose blocks the magazine is for.
     #[inline]
     pub(crate) fn identity(&self) -> Option<Identity> {
         Identity::from_bits(self.identity.load(Ordering::Relaxed))
     }
 
-    /// Puts a block in, and says whether it is full or holds more than `heavy`
-    /// bytes. By whoever has it, and not when it is full.
+    /// Puts a block in, and says whether the magazine is full now or holds more than `heavy`
+    /// bytes. The caller has the magazine, which is not full yet.
     #[inline]
     pub(crate) fn push(&self, address: usize, bytes: usize, heavy: u64) -> bool {
         let blocks = self.blocks.load(Ordering::Relaxed);
@@ -242,7 +242,7 @@ impl Magazine {
         (self.bytes.load(Ordering::Relaxed), self.blocks.load(Ordering::Relaxed))
     }
 
-    /// All blocks, in the order in which they were put in.
+    /// Calls `release` for all blocks, in the order in which they were put in.
     fn each(&self, mut release: impl FnMut(usize)) {
         /// How far ahead a block is fetched: it has not been touched for long.
         const AHEAD: usize = 4;
@@ -282,7 +282,7 @@ mod tests {
     use std::collections::VecDeque;
 
     proptest! {
-        /// Against a queue that does the same in the plainest way.
+        /// Compares the ring with a queue that is as plain as can be.
         #[test]
         fn first_in_first_out_within_the_bounds(
             magazines in prop::collection::vec(prop::collection::vec(1_usize..200, 1..=MAGAZINE), 1..100),
@@ -292,7 +292,7 @@ mod tests {
             let ring: Vec<_> = (0..1 << places).map(|_| AtomicU32::new(NONE)).collect();
             let all: Vec<_> = (0..80).map(|_| magazine()).collect();
             let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
-            let quarantine = Quarantine::new();
+            let quarantine = MagazineQueue::new();
             let mut model = VecDeque::<Vec<(usize, u64)>>::new();
             let mut address = 0;
             for sizes in magazines {
@@ -327,7 +327,7 @@ mod tests {
     fn forks_halve_what_may_be_in_and_what_enters_raises_it_again() {
         const LIMIT: u64 = 64 << 20;
 
-        let quarantine = Quarantine::new();
+        let quarantine = MagazineQueue::new();
         let mut forks = 0;
         assert_eq!(quarantine.limit(LIMIT, 1000, forks), LIMIT);
         forks += 1;
@@ -357,7 +357,7 @@ mod tests {
         let ring: Vec<_> = (0..64).map(|_| AtomicU32::new(NONE)).collect();
         let all: Vec<_> = (0..200).map(|_| magazine()).collect();
         let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
-        let quarantine = Quarantine::new();
+        let quarantine = MagazineQueue::new();
         let put_in = |limit, release: &mut dyn FnMut(usize)| {
             let magazine = pool.take(identity(1)).expect("most are free");
             magazine.push(16, BLOCK, u64::MAX);
@@ -412,7 +412,7 @@ mod model {
         places: Vec<AtomicU32>,
         all: Vec<Magazine>,
         next: AtomicU32,
-        quarantine: Quarantine,
+        quarantine: MagazineQueue,
     }
 
     /// However threads put magazines in and push others out, each block is
@@ -426,7 +426,7 @@ mod model {
                 places: (0..places).map(|_| AtomicU32::new(NONE)).collect(),
                 all: (0..2 * each).map(|_| magazine()).collect(),
                 next: AtomicU32::new(0),
-                quarantine: Quarantine::new(),
+                quarantine: MagazineQueue::new(),
             });
             let put_in = move |shared: &Shared, thread: usize| {
                 let pool = Magazines { all: &shared.all, next: &shared.next };

@@ -1,11 +1,11 @@
-//! What a handler may want done about a violation, and the default handler.
+//! The reactions that a handler chooses from, and the default handler.
 
 use super::report_thread::{self, Backtraces};
 use super::settings::Settings;
 use super::violation::Violation;
 use crate::sys::stderr;
 
-/// Says what is done after a handler has seen a [`Violation`].
+/// Selects what is done after a handler has seen a [`Violation`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reaction {
@@ -20,14 +20,13 @@ pub enum Reaction {
 
 /// Reports a violation on standard error and as a `tracing` event: the default handler.
 ///
-/// It writes the report, with the call stacks if there are any,
+/// This function writes the report, with the call stacks if there are any,
 /// emits an event (target `dogtag`, level error) with the same facts,
 /// and returns [`Reaction::Abort`], or [`Reaction::Leak`] if `DOGTAG_CHECK` has `reaction=leak`.
 ///
-/// The report is written at once, with neither an allocation nor a lock.
-/// The functions' names and the event come from a thread of their own, for which
-/// it waits ten seconds at most. So nothing that the program was in
-/// the middle of can make it hang.
+/// The report is written at once, with neither an allocation nor a lock. A thread of its own writes
+/// the functions' names and emits the event; `report` waits for that thread for ten seconds at most.
+/// So no lock that the program holds can make it hang.
 ///
 /// ```
 /// use dogtag::check::{self, Reaction, ViolationKind};

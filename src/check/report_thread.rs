@@ -1,7 +1,6 @@
-//! A thread of its own for what a report needs beyond plain text: the names of
-//! functions, and a tracing event. Both take locks and allocate, and the crime
-//! may have been met while its thread held one of those locks. So that thread
-//! waits for the courier, but not for ever.
+//! A thread for what a report needs beyond plain text: the names of functions, and a `tracing` event.
+//! Both take locks and allocate, and the thread that found the violation may hold one of those locks.
+//! So it waits for the report thread, but not for ever.
 
 use super::violation::Violation;
 use crate::contained::{contain, drop_contained};
@@ -13,21 +12,21 @@ use crate::sys::stderr;
 use std::fmt;
 use std::time::Duration;
 
-/// Prints the call stacks and emits the event. `false` if that is not done, or
-/// not yet: there is no thread for it, or what it needs is locked.
+/// Prints the call stacks and emits the event, on a thread of its own. `false` if that is not done,
+/// or not yet: no thread could be started, or what it needs is locked.
 pub(crate) fn deliver(violation: &Violation) -> bool {
     let receipt = Receipt::new();
     let subscriber = events::subscriber();
     let work = {
         let violation = *violation;
         move || {
-            // A crime that is met on the way is told in a line: else there
-            // would be courier after courier.
+            // A violation that this thread finds is reported in a line: else there would be report
+            // thread after report thread.
             let _inside = Inside::enter();
             if violation.has_backtraces() {
                 stderr::print(format_args!("{}", Backtraces { violation: &violation, names: true }));
             }
-            // Whoever waits is told though a subscriber panics.
+            // The receipt is signed even if a subscriber panics.
             contain(|| subscriber.receives(|| emit(&violation)));
             drop_contained(subscriber);
             receipt.sign();
@@ -45,12 +44,12 @@ pub(crate) fn deliver(violation: &Violation) -> bool {
     false
 }
 
-/// How long a thread waits, which may be about to abort.
+/// How long the thread that found the violation waits; it may be about to abort.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Tells whether something was delivered. Without an allocation, for which there may be no
-/// memory: it is a bit of all the last ones', and turned when it is signed. Of more than 64 at
-/// once some wait too long, or not long enough.
+/// Says whether a report was delivered. It takes no allocation, for which there may be no memory: it
+/// is one of 64 bits, which is flipped when the report is delivered. Of more than 64 reports at once
+/// some wait too long, or not long enough.
 #[derive(Clone, Copy)]
 struct Receipt {
     bit: u64,
@@ -97,7 +96,7 @@ fn emit(violation: &Violation) {
     );
 }
 
-/// The call stacks of a violation, as text.
+/// Writes the call stacks of a violation.
 pub(crate) struct Backtraces<'a> {
     pub(crate) violation: &'a Violation,
     pub(crate) names: bool,

@@ -1,4 +1,4 @@
-//! What `DOGTAG_CHECK` says: read once, by the first allocation, and therefore
+//! The settings in `DOGTAG_CHECK`: read once, by the first allocation, and therefore
 //! without allocating.
 
 use super::quarantine::MAGAZINE;
@@ -20,19 +20,20 @@ pub(crate) struct Settings {
     pub(crate) backtrace: bool,
     /// Whether the default handler goes on after its report.
     pub(crate) leak: bool,
-    /// Which blocks are told that are given back by another family's function.
-    pub(crate) alloc_dealloc: Told,
-    /// Whether C++'s are that are given back with another size or alignment.
+    /// Which blocks are reported that another family's function frees.
+    pub(crate) alloc_dealloc: Reported,
+    /// Whether C++'s blocks are reported that are freed with another size or alignment.
     pub(crate) new_delete_type: bool,
 }
 
-/// Of blocks that are given back by another family's function.
+/// Selects the blocks that are reported when another family's function frees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum Reported {
+    /// No block.
     None,
-    /// Those of `new` and of `new[]`, taken for each other.
+    /// Blocks of `new` and of `new[]`, taken for each other.
     New,
-    /// Those of `malloc`, too.
+    /// Blocks of `malloc`, too.
     All,
 }
 
@@ -43,12 +44,12 @@ impl Settings {
         fill: true,
         backtrace: false,
         leak: false,
-        alloc_dealloc: Told::All,
+        alloc_dealloc: Reported::All,
         new_delete_type: true,
     };
 
-    /// While those of the process cannot be known: its quarantine has a size that is settled
-    /// at the first free.
+    /// The settings in force before the environment can be read. There is no quarantine yet, since
+    /// the first free settles its size for good.
     const EARLY: Self = Self { quarantine: 0, ..Self::DEFAULT };
 
     /// The settings of this process.
@@ -64,7 +65,7 @@ impl Settings {
         }
     }
 
-    /// Takes `name=value` pairs, and tells of those that it does not understand.
+    /// Parses `name=value` pairs, and calls `complain` for those that it does not understand.
     fn parse(text: &[u8], mut complain: impl FnMut(&[u8])) -> Self {
         let mut settings = Self::DEFAULT;
         for setting in text.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|s| !s.is_empty()) {
@@ -88,7 +89,7 @@ impl Settings {
             b"fill" => self.fill = switch(value)?,
             b"backtrace" => self.backtrace = switch(value)?,
             b"reaction" => self.leak = reaction(value)?,
-            b"alloc-dealloc-mismatch" => self.alloc_dealloc = told(value)?,
+            b"alloc-dealloc-mismatch" => self.alloc_dealloc = reported(value)?,
             b"new-delete-type-mismatch" => self.new_delete_type = switch(value)?,
             _ => return None,
         }
@@ -96,7 +97,7 @@ impl Settings {
     }
 }
 
-/// Places of the ring: 128 MiB of them.
+/// The most blocks that a quarantine may hold: 128 MiB of them.
 const MOST_BLOCKS: u64 = 1 << 24;
 
 #[cold]
@@ -109,10 +110,10 @@ fn read() -> Settings {
     }
     // SAFETY: the environment holds C strings.
     let text = unsafe { CStr::from_ptr(text) };
-    Settings::parse(text.to_bytes(), tell_of)
+    Settings::parse(text.to_bytes(), report_unknown)
 }
 
-fn tell_of(setting: &[u8]) {
+fn report_unknown(setting: &[u8]) {
     stderr::print(format_args!(
         "dogtag: DOGTAG_CHECK: \"{}\" is no setting and is ignored; \
          there are quarantine=BYTES (0 for none; K, M, G), quarantine-blocks=NUMBER (up to {MOST_BLOCKS}), \
@@ -141,16 +142,16 @@ fn switch(value: &[u8]) -> Option<bool> {
     }
 }
 
-fn told(value: &[u8]) -> Option<Told> {
+fn reported(value: &[u8]) -> Option<Reported> {
     match value {
-        b"none" => Some(Told::None),
-        b"new" => Some(Told::New),
-        b"all" => Some(Told::All),
+        b"none" => Some(Reported::None),
+        b"new" => Some(Reported::New),
+        b"all" => Some(Reported::All),
         _ => None,
     }
 }
 
-/// Whether to leak.
+/// Parses a reaction: whether to leak.
 fn reaction(value: &[u8]) -> Option<bool> {
     match value {
         b"abort" => Some(false),
@@ -181,7 +182,7 @@ mod tests {
             fill: false,
             backtrace: true,
             leak: true,
-            alloc_dealloc: Told::New,
+            alloc_dealloc: Reported::New,
             new_delete_type: false,
         };
         let text = "quarantine=16M, quarantine-blocks = 1000,fill=0,backtrace=1,,reaction=leak,\
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_setting_is_told_and_changes_nothing() {
+    fn what_is_no_setting_is_reported_and_changes_nothing() {
         for bad in [
             "quarantine",
             "quarantine=",

@@ -1,9 +1,9 @@
-//! A short text in itself: reports may neither allocate nor borrow from a
-//! service that goes away meanwhile.
+//! A short text that owns its bytes without an allocation: reports may neither allocate nor borrow
+//! from a service that ends meanwhile.
 
 use std::fmt;
 
-/// Up to [`LENGTH`] bytes of UTF-8; what is longer is cut.
+/// Holds up to [`LENGTH`] bytes of UTF-8; a longer text is cut.
 #[derive(Clone, Copy)]
 pub(crate) struct Text {
     bytes: [u8; LENGTH],

@@ -109,8 +109,9 @@ fn entry(number: u32) -> Option<&'static Name> {
     Some(unsafe { &page.as_ref()?[number as usize % PAGE] })
 }
 
-/// Has the names of threads asked of `source`, which makes no system call and fills what is left
-/// with zeros. By whoever is told of all names, as dogtag-c is where it interposes.
+/// Makes `source` the source of threads' names: it makes no system call, and fills the rest of the
+/// buffer with zeros. Call it where all names pass through the caller, as in dogtag-c where it
+/// interposes.
 #[inline]
 pub fn learn_names_from(source: NameSource) {
     if SOURCE.load(Ordering::Relaxed).is_null() {
@@ -118,7 +119,7 @@ pub fn learn_names_from(source: NameSource) {
     }
 }
 
-/// What the calling thread is called.
+/// Asks for the calling thread's name.
 pub type NameSource = fn() -> [u8; LENGTH];
 
 /// A [`NameSource`], if there is one.
@@ -132,7 +133,7 @@ fn own_name() -> [u8; LENGTH] {
     }
     let mut name = [0_u8; LENGTH];
     #[cfg(any(target_os = "linux", target_os = "macos"))]
-    // SAFETY: the calling thread exists, and the buffer is as long as told.
+    // SAFETY: the calling thread exists, and the buffer has the length that is passed.
     unsafe {
         libc::pthread_getname_np(libc::pthread_self(), name.as_mut_ptr().cast(), LENGTH);
     }

@@ -14,10 +14,9 @@ use super::violation_kind::{Operation, ViolationKind};
 /// Verifies every block, live or in quarantine, and calls the handler for each violation, as a free
 /// does.
 ///
-/// It is for tests, and for programs that do not free much: a live block
-/// with an overrun is found now, not when it is freed. It reads a byte for each
-/// 16 bytes of the heap, and pins each block while it reads it; other threads go on meanwhile.
-/// A violation that was found is not found again.
+/// Call it in tests, and in programs that do not free much: it finds an overrun of a live block
+/// before the block is freed. It reads a byte for each 16 bytes of the heap, and pins each block while
+/// it reads it; other threads go on meanwhile. Each violation is found once.
 ///
 /// ```
 /// # #[global_allocator]
@@ -35,7 +34,7 @@ pub fn verify() -> Verified {
     let mut verified = Verified::default();
     shadow::for_each(|address, entry| {
         let Some(block) = pointer(address) else { return };
-        let violation = |crime| violation(crime, Operation::Verify, block.as_ptr(), Claim::default());
+        let violation = |kind| violation(kind, Operation::Verify, block.as_ptr(), Claim::default());
         let found = entry.pinned(|state| {
             // SAFETY: the block is pinned.
             let found = unsafe {
@@ -54,7 +53,7 @@ pub fn verify() -> Verified {
                 State::Quarantined => verified.quarantined_blocks += 1,
                 _ => {}
             }
-            // Told now, and not again when the block is freed or reused.
+            // Reported now, and not again when the block is freed or reused.
             let next = match (&found, state) {
                 (Some(_), State::Live) => State::Condemned,
                 (Some(_), _) => State::Leaked,
@@ -70,9 +69,9 @@ pub fn verify() -> Verified {
     verified
 }
 
-/// [`verify`] at the end of a process, which nobody asked for. A forked child that has freed
-/// little is not looked through: nearly all that there is was there before, and to look at it would
-/// take longer than all that the child has done.
+/// Runs [`verify`] at the end of a process, where nobody asked for it. Skips a forked child that has
+/// freed little: nearly all of its blocks are its parent's, and to verify them would take longer than
+/// all that the child has done.
 pub fn verify_at_exit() {
     let has_done_enough = |magazines| magazines >= 2 * shadow::leaves() as u64;
     if Settings::get().quarantine == 0 || block_state::magazines_as_child().is_none_or(has_done_enough) {

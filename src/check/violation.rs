@@ -1,4 +1,4 @@
-//! Violations: what was done to a block, as data and as a report.
+//! Violations, as data and as reports.
 
 use super::access_context::AccessContext;
 use super::block::{self, BlockHeader, Family, Tag};
@@ -56,9 +56,9 @@ impl Violation {
         self.operation
     }
 
-    /// Returns the pointer that was used: that of the block, of an
-    /// [`InvalidFree`](ViolationKind::InvalidFree) the one that was to be freed, of a
-    /// [`RegionInUse`](ViolationKind::RegionInUse) the beginning of the region.
+    /// Returns the address that the operation was called with: the block's, or for an
+    /// [`InvalidFree`](ViolationKind::InvalidFree) the pointer that was to be freed, or for a
+    /// [`RegionInUse`](ViolationKind::RegionInUse) the region's first byte.
     #[must_use]
     pub const fn address(&self) -> usize {
         self.address
@@ -84,13 +84,14 @@ impl Violation {
         self.given
     }
 
-    /// Returns who allocated the block, and so owns it.
+    /// Returns who allocated the block: its service owns the block. `None` if the pointer is in no
+    /// block, or if the header has been overwritten.
     #[must_use]
     pub const fn allocated(&self) -> Option<&AccessContext> {
         self.allocated.as_ref()
     }
 
-    /// Returns who freed the block, if it is freed.
+    /// Returns who freed the block; `None` while it is live.
     #[must_use]
     pub const fn freed(&self) -> Option<&AccessContext> {
         self.freed.as_ref()
@@ -102,15 +103,16 @@ impl Violation {
         &self.met
     }
 
-    /// Returns the position of the wrong byte nearest to the block, in bytes from its beginning; of a
-    /// [`WriteAfterFree`](ViolationKind::WriteAfterFree), the first wrong byte of the block.
+    /// Returns the position of the wrong byte nearest to the block, in bytes from the block's beginning;
+    /// for a [`WriteAfterFree`](ViolationKind::WriteAfterFree), the position of the block's first
+    /// wrong byte.
     #[must_use]
     pub const fn first_wrong(&self) -> Option<isize> {
         self.first_wrong
     }
 
-    /// Without the call stack of whoever met it, for which the unwinder takes the loader's lock: a
-    /// thread that has it may be waiting for the block, which may be pinned.
+    /// Makes a violation without the call stack of the thread that found it: for that the unwinder
+    /// takes the loader's lock, and a thread that has the lock may be waiting for the pinned block.
     pub(super) fn new(kind: ViolationKind, operation: Operation, address: usize) -> Self {
         Self {
             kind,
@@ -129,7 +131,7 @@ impl Violation {
         }
     }
 
-    /// Adds that call stack, where nothing is pinned.
+    /// Adds the call stack of the calling thread, which found the violation. Nothing may be pinned.
     pub(super) fn with_backtrace(mut self) -> Self {
         self.met = AccessContext::now(true);
         self
@@ -141,7 +143,7 @@ impl Violation {
         self
     }
 
-    /// Adds what is known of the block. `tag` is what it should be.
+    /// Adds what is known of the block. `tag` is the one that it should have.
     ///
     /// # Safety
     ///
@@ -179,7 +181,7 @@ impl Violation {
         self
     }
 
-    /// Without the call stacks.
+    /// Writes the report without the call stacks.
     fn report(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "dogtag: {}: ", self.kind)?;
         let size = self.layout.map(|layout| Amount(layout.size()));
@@ -275,7 +277,7 @@ impl Violation {
         write!(f, "{}", self.evidence)
     }
 
-    /// The call stacks: with the functions' names, or the bare addresses, which
+    /// Writes the call stacks: with the functions' names, or as bare addresses, which
     /// need neither memory nor locks.
     pub(super) fn backtraces(&self, f: &mut fmt::Formatter<'_>, names: bool) -> fmt::Result {
         let contexts = [
@@ -307,7 +309,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Bytes, and one byte.
+/// Writes a number of bytes, in the singular for one.
 struct Amount(usize);
 
 impl fmt::Display for Amount {
@@ -327,7 +329,7 @@ impl fmt::Display for Layouted {
     }
 }
 
-/// Where a byte is, in words.
+/// Describes in words where a byte is.
 struct Position {
     offset: isize,
     layout: Option<Layout>,

@@ -1,4 +1,4 @@
-//! What memory-check finds, and by which operation.
+//! The kinds of violations, and the operations that find them.
 
 use std::fmt;
 
@@ -19,12 +19,12 @@ pub enum ViolationKind {
     LayoutMismatch,
     /// A pointer was freed, or reallocated, that is no block of this allocator.
     InvalidFree,
-    /// A mapped region was dropped while blocks in it were live (feature `mapped`).
+    /// A mapped region was dropped while blocks in it were live (crate `dogtag-mapped`).
     RegionInUse,
     /// A block of one of C++'s `operator new`, `operator new[]` and C's `malloc` was freed by
-    /// the function of another (feature `interpose`).
+    /// the function of another (crate `dogtag-c`, feature `interpose`).
     AllocDeallocMismatch,
-    /// `malloc_usable_size` was called with a pointer to no live block of C's (feature `capi`).
+    /// `malloc_usable_size` was called with a pointer to no live block of C's (crate `dogtag-c`).
     BadUsableSize,
 }
 

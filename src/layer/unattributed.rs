@@ -3,7 +3,7 @@
 use super::spans::{self, Apart};
 use std::any::TypeId;
 use tracing::level_filters::LevelFilter;
-use tracing::span::{Attributes, Id, Record};
+use tracing::span::{Attributes, Id, Record as Values};
 use tracing::subscriber::Interest;
 use tracing::{Dispatch, Event, Metadata, Subscriber};
 use tracing_core::span::Current;
@@ -68,7 +68,7 @@ impl<S: Subscriber> Subscriber for Unattributed<S> {
         self.subscriber.new_span(attributes)
     }
 
-    fn record(&self, span: &Id, values: &Record<'_>) {
+    fn record(&self, span: &Id, values: &Values<'_>) {
         let _apart = Apart::enter();
         self.subscriber.record(span, values);
     }
