@@ -247,7 +247,6 @@ unsafe fn dealloc_any_size<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8
 /// As for [`GlobalAlloc::dealloc`].
 #[inline(always)]
 unsafe fn dealloc_fast<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
-    debug_assert!(!block.is_null() && block.addr().is_multiple_of(layout.align()), "no such block");
     // SAFETY: the block is live and was requested here with that layout.
     let mark = unsafe { Dogtag::<B>::PLACEMENT.read_mark(block, layout.size()) };
     let cell = thread::cell(mark);
@@ -441,7 +440,7 @@ impl Owner {
     }
 
     fn freed(&self, size: usize) -> Freed {
-        Freed { owner: self.record, size }
+        Freed::new(self.record, size)
     }
 }
 

@@ -12,27 +12,29 @@ use std::ptr;
 /// A block that is given back.
 #[derive(Clone, Copy, Debug)]
 pub struct Freed {
-    /// Its service; `None` if its cookie cannot be believed.
-    pub owner: Option<&'static Record>,
+    /// Its service, or the unattributed one if its cookie cannot be believed: from now on some service
+    /// has to be the owner.
+    pub owner: &'static Record,
     /// What it was charged with.
     pub size: usize,
+    is_lost: bool,
 }
 
 impl Freed {
+    /// A block that was charged with so many bytes to `owner`; `None` if its cookie cannot be believed.
+    #[inline]
+    pub fn new(owner: Option<&'static Record>, size: usize) -> Self {
+        Self { owner: owner.unwrap_or(&UNATTRIBUTED), size, is_lost: owner.is_none() }
+    }
+
     /// Refunds it, from the calling thread.
     #[inline]
     pub fn refund(&self) {
-        match self.owner {
-            Some(owner) => thread::account(owner).refund(self.size),
-            None => anomalies::LOST.add(self.size),
+        if self.is_lost {
+            anomalies::LOST.add(self.size);
+        } else {
+            thread::account(self.owner).refund(self.size);
         }
-    }
-
-    /// The service that it was charged to. Of what is lost, somebody has to be the owner from
-    /// now on.
-    #[inline]
-    pub fn owner_or_nobody(&self) -> &'static Record {
-        self.owner.unwrap_or(&UNATTRIBUTED)
     }
 }
 
@@ -50,8 +52,7 @@ pub fn charged(
     allocate: impl FnOnce() -> *mut u8,
     note_owner: impl FnOnce(*mut u8) -> bool,
 ) -> *mut u8 {
-    let asked_about =
-        replaced.map(|(freed, stays)| Replaced { owner: freed.owner_or_nobody(), size: freed.size, stays });
+    let asked_about = replaced.map(|(freed, stays)| Replaced { owner: freed.owner, size: freed.size, stays });
     let Some(admitted) = threshold::ask(account, record, size, asked_about) else {
         return ptr::null_mut();
     };

@@ -272,14 +272,15 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
     fork::prepare();
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
     let families = Tree::lock();
+    // Before a limit can be met: who announces asks once for what there is. Under the lock, so that
+    // no forked child finds it half done.
+    events::announce_limits_by(|record, flags| announce(Service { record }, flags));
     let limit_group = record.family().limit_group_or_new();
     let (hard, soft) = limits(record);
     let (hard, soft) = change(hard, soft);
     limit_group.budget.set(hard.unwrap_or(NONE), soft.unwrap_or(NONE));
     families.note_limits(record);
     threshold::lower_all(&families, record);
-    // Under the lock, so that no forked child finds it half done.
-    events::announce_limits_by(|record, flags| announce(Service { record }, flags));
     drop(families);
     if hard.is_some() || soft.is_some() {
         events::start_announcer();

@@ -256,7 +256,7 @@ unsafe fn resize_slow(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
         return moved;
     }
     // In a scope of its owner the block keeps that owner.
-    let current = thread::enter(old.owner_or_nobody());
+    let current = thread::enter(old.owner);
     let moved = resized();
     thread::leave_for(current);
     if moved.is_null() { block } else { moved }
@@ -293,7 +293,7 @@ unsafe fn freed(block: *mut u8, usable: usize) -> Freed {
     // SAFETY: the caller passes a live block with its usable bytes, at whose end the cookie stands.
     let owner = unsafe { unsized_free::read(block, usable) }.and_then(record_of);
     let slot = owner.map_or(Slot::UNATTRIBUTED, |owner| owner.slot());
-    Freed { owner, size: unsized_free::size(usable, slot) }
+    Freed::new(owner, unsized_free::size(usable, slot))
 }
 
 fn from_jemalloc<const ZEROED: bool>(usable: usize) -> *mut u8 {
