@@ -1,5 +1,5 @@
-//! What dogtag's other crates use of its inside. Hidden, and exempt from semver: they depend on
-//! exactly this version.
+//! The part of dogtag's inside that its other crates use. It is hidden and exempt from semver: they
+//! depend on exactly this version.
 
 // For dogtag-pool: cleanups that panic, and limits that may deny memory.
 pub use crate::{
@@ -164,7 +164,8 @@ pub mod blocks {
         unsafe { heap.resize(block, claim, new_layout) }
     }
 
-    /// The size that a live block was requested with; `None` of what is none, which is reported.
+    /// Returns the size that a live block was requested with; reports a pointer to no live block, and
+    /// returns `None`.
     #[inline]
     pub fn size<B: GlobalAlloc>(heap: &Dogtag<B>, block: *mut u8) -> Option<usize> {
         heap.size(block)
@@ -176,7 +177,7 @@ pub mod memory_check {
     /// Whether this build has it.
     pub const IS_ON: bool = cfg!(feature = "memory-check");
 
-    /// Has the names of threads asked of `source`, which makes no system call.
+    /// Makes `source`, which makes no system call, the source of threads' names.
     #[inline]
     pub fn learn_names_from(source: fn() -> [u8; 16]) {
         #[cfg(feature = "memory-check")]
@@ -184,13 +185,13 @@ pub mod memory_check {
         let _ = source;
     }
 
-    /// Has reports show the calling thread's new name.
+    /// Makes reports show the calling thread's new name.
     pub fn thread_was_renamed() {
         #[cfg(feature = "memory-check")]
         crate::check::thread_was_renamed();
     }
 
-    /// Looks at all blocks, and reports what was done to them. Returns how many that were.
+    /// Verifies all blocks, reports violations, and returns how many there were.
     pub fn verify() -> u64 {
         #[cfg(feature = "memory-check")]
         return crate::check::verify().violations;

@@ -1,5 +1,5 @@
-//! The allocator that really holds the memory: jemalloc, with what it says of
-//! itself, or the system's.
+//! The allocator that really holds the memory: jemalloc, with its own figures, or the
+//! system's.
 
 #[cfg(feature = "jemalloc")]
 pub use jemalloc::Jemalloc;
@@ -61,7 +61,8 @@ unsafe impl GlobalAlloc for DefaultBackend {
 
     #[inline(always)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: as for `dealloc`; the new size is the caller's, not 0 and valid with that alignment.
+        // SAFETY: the block is a live one of this backend, so of the inner allocator, with that layout;
+        // the new size is not 0, and valid with that alignment.
         unsafe { Inner.realloc(block, layout, new_size) }
     }
 }
@@ -108,12 +109,12 @@ pub(crate) struct Heap {
     /// In pages of jemalloc's bookkeeping.
     pub(crate) metadata: u64,
     /// Whether jemalloc takes samples of allocations. It leaves those of small blocks out of what
-    /// it says is in blocks, so that this cannot be told from other free memory in active pages.
+    /// it says is in blocks, so that these cannot be distinguished from other free memory in active pages.
     pub(crate) is_profiled: bool,
 }
 
 impl Heap {
-    /// `None` as for [`JemallocStats::read`].
+    /// Reads the figures; `None` as for [`JemallocStats::read`].
     pub(crate) fn read() -> Option<Self> {
         #[cfg(feature = "jemalloc-stats")]
         {
@@ -162,8 +163,8 @@ impl JemallocStats {
     }
 }
 
-/// Has jemalloc give freed pages back to the operating system, which it does by itself within ten
-/// seconds or so.
+/// Makes jemalloc return freed pages to the operating system at once; by itself it does so within
+/// ten seconds or so.
 #[cfg(all(feature = "memory-check", not(dogtag_loom)))]
 pub(crate) fn give_back() {
     #[cfg(feature = "jemalloc")]
@@ -179,7 +180,7 @@ pub(crate) fn give_back() {
     };
 }
 
-/// Tells addresses that are surely jemalloc's.
+/// Recognizes addresses that are surely jemalloc's.
 pub(crate) struct Extents {
     #[cfg(feature = "jemalloc-stats")]
     lookup: [usize; 2],
@@ -188,7 +189,7 @@ pub(crate) struct Extents {
 }
 
 impl Extents {
-    /// `None` where jemalloc does not tell.
+    /// Asks jemalloc what it has mapped. `None` where it does not say.
     pub(crate) fn new() -> Option<Self> {
         #[cfg(feature = "jemalloc-stats")]
         {
@@ -231,7 +232,7 @@ fn statistics() -> MutexGuard<'static, ()> {
     READER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A forked child finds the lock free.
+/// Keeps the lock free in a forked child.
 #[cfg(all(feature = "jemalloc-stats", not(dogtag_loom)))]
 mod forks {
     use super::statistics;
@@ -369,8 +370,8 @@ mod jemalloc {
     /// cache, on jemalloc's shortest way.
     const SMALL: usize = 4096;
 
-    /// jemalloc's `calloc` is a long way round to the same: small blocks share
-    /// pages with others, so they have to be cleared in any case.
+    /// Allocates a zeroed block. jemalloc's `calloc` is a longer way to the same result: small blocks
+    /// share pages with others, so they have to be cleared in any case.
     ///
     /// # Safety
     ///
@@ -387,9 +388,9 @@ mod jemalloc {
         }
     }
 
-    /// jemalloc's `realloc` has to find out how large a block is, and copies
-    /// all of that. Here it is known, and small blocks never grow in place
-    /// past their size class, so this does the same in half the time.
+    /// Resizes a small block. jemalloc's `realloc` has to find out how large a block is, and copies
+    /// all of that. Here the size is known, and small blocks never grow in place past their size
+    /// class, so this takes half the time.
     ///
     /// # Safety
     ///
@@ -424,7 +425,7 @@ mod mallctl {
     use std::ptr;
     use tikv_jemalloc_sys as jemalloc;
 
-    /// Has jemalloc add up its figures anew; without it they stay as they were.
+    /// Makes jemalloc add up its figures anew; otherwise they stay as they were.
     pub(super) fn refresh() {
         let mut epoch = 1_u64;
         // SAFETY: `epoch` is read as a `uint64_t`, which it is.
@@ -470,7 +471,7 @@ mod mallctl {
         (part(), part(), part()) >= (Some(5), Some(3), Some(1))
     }
 
-    /// What `arenas.lookup` says of an address, which may be any.
+    /// Whether `arenas.lookup` finds an address, which may be any.
     pub(super) fn finds(lookup: &[usize; 2], address: usize) -> bool {
         let mut pointer: *mut c_void = ptr::without_provenance_mut(address);
         let (mut arena, mut size) = (0_u32, size_of::<u32>());
@@ -481,7 +482,7 @@ mod mallctl {
         }
     }
 
-    /// A name as numbers, of which there must be so many.
+    /// Translates a name to numbers, of which there must be `N`.
     pub(super) fn translated<const N: usize>(name: &CStr) -> Option<[usize; N]> {
         let (mut numbers, mut len) = ([0; N], N);
         // SAFETY: a place for so many.
@@ -489,7 +490,7 @@ mod mallctl {
         (error == 0 && len == N).then_some(numbers)
     }
 
-    /// One figure of type `size_t`.
+    /// Reads one figure of type `size_t`.
     pub(super) fn read(name: &CStr) -> Option<u64> {
         let mut value = 0_usize;
         let mut size = size_of::<usize>();

@@ -51,7 +51,7 @@ fn deliver_slow() {
     thread::leave_for(former);
 }
 
-/// Announces that a service has begun. By whoever holds it.
+/// Announces that a service, which the caller holds, has begun.
 pub(crate) fn registered(service: &'static Record) {
     tell_later(LevelFilter::TRACE, || {
         Some(Event::Registered {
@@ -93,7 +93,7 @@ pub(crate) fn announce_limits_by(announce: fn(&'static Record, EventFlags)) {
 
 static ANNOUNCE_LIMITS: OnceLock<fn(&'static Record, EventFlags)> = OnceLock::new();
 
-/// Starts the announcer, a thread that does nothing else: limits are met inside an allocation, and
+/// Starts the announcer, a thread that does nothing else: limits are reached inside an allocation, and
 /// the caller that ends a scope or registers a service may hold any lock.
 ///
 /// If there is no thread to be had, the next end of a scope tries again.
@@ -103,7 +103,7 @@ pub(crate) fn start_announcer() {
     }
     let announce = || {
         loop {
-            // A service's beginning before what it meets.
+            // A service's beginning comes before its other events.
             tell();
             // Where nothing is registered, no service has a limit.
             if let Some(announce) = ANNOUNCE_LIMITS.get() {
@@ -118,7 +118,7 @@ pub(crate) fn start_announcer() {
     }
 }
 
-/// Emits the events that wait. By the announcer.
+/// Emits the events that wait. Only the announcing thread calls this.
 fn tell() {
     while let Some((event, subscriber)) = { waiting().pop_front() } {
         let Some(subscriber) = subscriber.upgrade() else { continue };

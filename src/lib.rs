@@ -59,7 +59,7 @@
 //! | error | the owner of a block was overwritten; a span names a service that cannot exist; memory-check found a violation |
 //!
 //! No event is emitted inside an allocation. A thread of dogtag's own emits them. Trouble that an
-//! allocation met is reported at the next end of a scope or the next snapshot, at most once a second.
+//! allocation found is reported at the next end of a scope or the next snapshot, at most once a second.
 //! Where there is no memory for that thread, it is begun later in the same way. A forked child emits
 //! events about violations only.
 //!
@@ -95,15 +95,15 @@
 //! - An allocation that fails returns null. Nothing on an allocation path panics, unwinds, aborts, locks
 //!   or logs. (With `memory-check` a violation is reported, and then the process aborts.)
 //! - A thread for whose cells the system has no memory counts in cells that all such threads share:
-//!   slower, and as exact. A `tracing` event (level warn) tells of it.
+//!   slower, and as exact. A `tracing` event (level warn) reports it.
 //! - A block of 4 KiB or more for whose owner the system has no memory belongs to the service
 //!   `unattributed`, whatever its limit. (The table takes one MiB for each GiB of addresses, once.) A
-//!   `tracing` event (level warn) tells of it.
+//!   `tracing` event (level warn) reports it.
 //! - Dropping a service, ending a scope, freeing and queueing an event need no memory. Events that cannot
 //!   be delivered for want of memory are delivered later; those about registered and retired services are
 //!   dropped.
 //! - An overwritten cookie is not followed. If it cannot be the mark of a service in use, the block is
-//!   counted in [`Snapshot::lost`], no figure changes, and a `tracing` event (level error) tells of it. With
+//!   counted in [`Snapshot::lost`], no figure changes, and a `tracing` event (level error) reports it. With
 //!   up to 255 services a single byte written past the end of a block never looks like another service's
 //!   mark; with more than 65,533 services nearly every byte does. A cookie that is another service's mark by
 //!   chance is believed: that service has one free too many, and no other figure changes. Blocks of 4 KiB

@@ -1,4 +1,4 @@
-//! What a piece of code allocates.
+//! Measures what a piece of code allocates.
 
 use crate::ledger::thread;
 use crate::usage::Usage;

@@ -194,7 +194,7 @@ pub struct Row {
     pub usage_with_children: Usage,
     /// The hard limit: the most bytes that the service and its descendants may hold.
     pub hard_limit: Option<u64>,
-    /// The soft limit: an event and a callback tell when they hold more bytes.
+    /// The soft limit: an event is emitted and a callback is called when they get to hold more bytes.
     pub soft_limit: Option<u64>,
 }
 

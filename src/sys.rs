@@ -112,7 +112,7 @@ pub(crate) unsafe fn map_zeroed_slice<T>(length: usize) -> Option<&'static [T]> 
     Some(unsafe { NonNull::slice_from_raw_parts(pages.cast::<T>(), length).as_ref() })
 }
 
-/// As [`get_or_map`], for a number of them: always the same for one place.
+/// Variant of [`get_or_map`] for a slice, whose length is always the same for one place.
 ///
 /// # Safety
 ///

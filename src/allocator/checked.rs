@@ -1,5 +1,5 @@
-//! The allocator with memory-check: the module [`check`](crate::check) says what
-//! stands around a block and looks at it; here memory is fetched and counted.
+//! The allocator with memory-check: it fetches and counts memory. The module [`check`](crate::check)
+//! writes and verifies what stands around a block.
 
 use super::{Counted, Dogtag};
 use crate::check::{self, BlockHeader, Claim, FRESH, Family, Operation, Returned, Settings, Whole};
@@ -39,7 +39,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         counted(self.fresh(layout, family, None), layout.size())
     }
 
-    /// Frees a block, which is taken for what the program says.
+    /// Frees a block, and reports it if it is not what the program says.
     ///
     /// # Safety
     ///
@@ -54,8 +54,8 @@ impl<B: GlobalAlloc> Dogtag<B> {
         }
     }
 
-    /// Moves the block, so that pointers to the old place are found
-    /// out. It goes to the current service. Without a new layout there is nowhere to.
+    /// Resizes a block. Moves it, so that stale pointers to the old place are found. The new block goes
+    /// to the current service. Fails without a new layout.
     ///
     /// What does not grow is never denied. Where the current service's limits do not allow for it, it stays
     /// its former owner's. Where there is no memory for a copy, it stays in its place, and
@@ -161,7 +161,8 @@ impl<B: GlobalAlloc> Dogtag<B> {
         unsafe { self.resize(block, Claim::layout(layout), Some(new_layout)) }
     }
 
-    /// The size that a live block was requested with; `None` of what is none, which is told.
+    /// Returns the size that a live block was requested with; reports a pointer to no live block, and
+    /// returns `None`.
     pub(crate) fn size(&self, block: *mut u8) -> Option<usize> {
         self.checker.size(block)
     }
@@ -171,7 +172,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
 const MOST_FILLED: usize = 64 << 20;
 
 impl<B: GlobalAlloc> Dogtag<B> {
-    /// A filled block for the current service.
+    /// Obtains a filled block for the current service.
     #[inline]
     fn fresh(&self, layout: Layout, family: Family, replaced: Option<Replaced>) -> Option<Uncounted> {
         // SAFETY: the layout is not empty.
@@ -191,7 +192,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         self.obtain(layout, Family::Malloc, None, |outer| unsafe { self.counted().alloc_zeroed(outer) })
     }
 
-    /// A block in memory that `allocate` gives.
+    /// Makes a block in memory that `allocate` gives.
     #[inline]
     fn obtain(
         &self,
@@ -269,7 +270,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         unsafe { self.checker.retire(whole, &self.backend, release::<B>) };
     }
 
-    /// For what is not simply a live block.
+    /// Frees what is not simply a live block.
     ///
     /// # Safety
     ///

@@ -114,7 +114,7 @@ impl<B> Dogtag<B> {
 
 /// An instance's backend, asked for what the instance counts.
 ///
-/// An arena may be asked by anybody, and tells the balance which of its bytes are counted: so a
+/// An arena may be asked by anybody, and reports to the balance which of its bytes are counted: so a
 /// thread says when it counts. A backend without fields is asked as it is, since none is an arena.
 struct Counted<'a, B>(&'a B);
 

@@ -96,8 +96,8 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
         }
     }
 
-    /// The block goes to the current service: whoever grows it owns it, as in skynet. What does
-    /// not grow is never denied.
+    /// Resizes a block. It goes to the current service: whoever grows it owns it, as in skynet. A
+    /// resize without growth is never denied.
     #[inline(never)]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the block is live and was requested here with that layout: `GlobalAlloc::realloc`
@@ -370,7 +370,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         let is_growth = new_layout.size() > layout.size();
         let resized = || {
             let replaced = Some((owner.freed(layout.size()), !is_growth));
-            // SAFETY: what `place` returns is as large as it is told.
+            // SAFETY: what `place` returns has the size that it is called with.
             unsafe { charged(Self::PLACEMENT, new_layout, replaced, place) }
         };
         let moved = resized();
@@ -416,7 +416,7 @@ unsafe fn charged(
     charge::charged((account, record), layout.size(), replaced, || allocate(outer), note_owner)
 }
 
-/// What a block's cookie tells.
+/// What a block's cookie says.
 #[derive(Clone, Copy)]
 struct Owner {
     /// The service; `None` if the cookie cannot be believed.

@@ -1,4 +1,4 @@
-//! A service for one span.
+//! Attaching a service to one span.
 
 use super::spans;
 use crate::service::Service;

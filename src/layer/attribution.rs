@@ -1,7 +1,7 @@
-//! What is kept with a span, in the subscriber's own storage.
+//! A span's attribution, kept with the span in the subscriber's own storage.
 //!
-//! The storage drops it when the span is closed, whoever is told of that and whatever has become
-//! of the layer meanwhile. So that is where threads are told that what they remember of the
+//! The storage drops it when the span is closed, whichever layer learns of that and whatever has
+//! become of this one meanwhile. So its drop is where threads learn that what they remember of the
 //! span is not true any more.
 
 use super::layer_id::LayerId;
@@ -9,7 +9,7 @@ use super::spans;
 use super::token::{Origin, Token};
 use crate::service::Service;
 
-/// What is kept with a span.
+/// The service of a span, and where it comes from.
 pub(super) struct Attribution {
     pub(super) token: Token,
     service: Option<Service>,
@@ -20,14 +20,15 @@ pub(super) struct Attribution {
 }
 
 impl Attribution {
-    /// Of a new span, or one that is not known yet: with what it has from its parent.
+    /// Makes the attribution of a new span, or one that is not known yet, with what it inherits from
+    /// its parent.
     pub(super) fn new(span: u64, inherited: Option<(Service, Token)>) -> Self {
         let token = Token::new(span);
         let (service, origin) = inherited.unzip();
         Self { token, service, origin: origin.unwrap_or(token), layer: None }
     }
 
-    /// Of a new span, for which its layer has chosen a service.
+    /// Makes the attribution of a new span for which its layer has chosen a service.
     pub(super) fn chosen(span: u64, service: Service, layer: LayerId) -> Self {
         Self { service: Some(service), layer: Some(layer), ..Self::new(span, None) }
     }
@@ -37,7 +38,7 @@ impl Attribution {
         Some((self.service.as_ref()?.record(), self.origin))
     }
 
-    /// What a child gets.
+    /// Returns what a child inherits.
     pub(super) fn inherit(&self) -> Option<(Service, Token)> {
         Some((self.service.clone()?, self.origin))
     }
@@ -58,7 +59,7 @@ impl Attribution {
 }
 
 impl Drop for Attribution {
-    /// The span is closed.
+    /// Makes what threads remember untrue, for the span is closed.
     fn drop(&mut self) {
         self.token.forget();
         spans::close(self.token);

@@ -1,4 +1,4 @@
-//! Which layers there are, and what may have changed since a thread looked last.
+//! The layers of the process, and an epoch that changes when they may have been exchanged.
 
 use crate::service::gate;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 pub(super) struct LayerId {
     /// Never given again.
     number: u64,
-    /// Has that number as long as the layer is there.
+    /// Holds that number as long as the layer exists.
     place: &'static AtomicU64,
 }
 
@@ -29,7 +29,7 @@ impl LayerId {
         Self { number, place }
     }
 
-    /// By the layer.
+    /// Notes that the layer is dropped. Only the layer may call this.
     pub(super) fn end(self) {
         self.place.store(0, Ordering::Release);
         LAYERS.fetch_sub(1, Ordering::Release);
@@ -46,7 +46,7 @@ impl LayerId {
     }
 }
 
-/// Whether there is a layer in this process.
+/// Whether this process has a layer.
 pub(super) fn is_any_layer() -> bool {
     LAYERS.load(Ordering::Acquire) != 0
 }
@@ -65,7 +65,7 @@ pub(super) fn epoch() -> u64 {
     EPOCH.load(Ordering::Acquire)
 }
 
-/// By a layer that is told something which it is also told after such an exchange.
+/// Begins an epoch. A layer calls this when tracing calls it in a way that an exchange would cause.
 pub(super) fn begin_epoch() {
     EPOCH.fetch_add(1, Ordering::AcqRel);
 }

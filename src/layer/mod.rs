@@ -68,8 +68,8 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 /// # What tracing itself allocates
 ///
 /// Subscribers allocate for spans and events, on the thread that makes them. What
-/// this layer allocates belongs to the unattributed service. To have the same for the registry and
-/// all other layers, end the subscriber with
+/// this layer allocates belongs to the unattributed service. To charge what the registry and all
+/// other layers allocate there too, end the subscriber with
 /// [`unattributed()`](UnattributedExt::unattributed).
 ///
 /// # Filters
@@ -120,7 +120,7 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 pub struct ServiceLayer {
     id: LayerId,
     /// How many subscribers were built with it: 2 for more. One that was put into a subscriber
-    /// later, or is shared by some, cannot tell by a span's number which span that is, and looks
+    /// later, or is shared by some, does not know by a span's number which span that is, and looks
     /// it up.
     subscribers: u8,
     rule: Rule,
@@ -133,7 +133,7 @@ impl ServiceLayer {
     /// The value may be a string, or anything that is recorded with `%` or `?`. A
     /// span that is declared with an `Empty` field gets its service when the field is recorded. A value
     /// that is no name, since it is empty or longer than [`Service::MAX_NAME_LEN`], chooses none,
-    /// and a `tracing` event (target `dogtag`, level error) tells of it, once a second at most.
+    /// and a `tracing` event (target `dogtag`, level error) reports it, once a second at most.
     pub fn new() -> Self {
         Self::with_rule(Rule::None)
     }
@@ -345,7 +345,7 @@ where
     }
 }
 
-/// The subscriber that tells a layer something.
+/// The subscriber that calls a layer, as the layer sees it.
 struct Subscribed<'a, 'b, S> {
     context: &'a Context<'b, S>,
     /// Whether the span that is current is the one that the thread has been in.
@@ -441,12 +441,12 @@ impl ServiceLayer {
         drop(former);
     }
 
-    /// What a span has not from its parent: the service that its fields name, or the rule chooses.
+    /// Returns the service that a span's fields name, or that the rule chooses.
     fn own(&self, attributes: &Attributes<'_>) -> Option<Service> {
         self.names.named(|name| attributes.record(name)).or_else(|| self.rule.choose(attributes, &self.names))
     }
 
-    /// What a span has from its parent.
+    /// Returns what a span inherits from its parent.
     fn inherited<S>(
         &self,
         attributes: &Attributes<'_>,

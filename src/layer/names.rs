@@ -1,4 +1,4 @@
-//! From the names that spans have to services.
+//! The services that spans name in a field.
 
 use crate::events;
 use crate::format::beginning;
@@ -7,7 +7,7 @@ use dashmap::DashMap;
 use std::fmt::{self, Write as _};
 use tracing::field::{Field, Visit};
 
-/// Which field names a service, and the services that were named.
+/// The field that names a service, and the services that were named.
 #[derive(Debug)]
 pub(super) struct Names {
     pub(super) field: &'static str,
@@ -21,14 +21,14 @@ impl Names {
         Self { field: "service", keeps_services: true, kept: DashMap::new() }
     }
 
-    /// The service that a span's fields name.
+    /// Returns the service that a span's fields name.
     pub(super) fn named(&self, record: impl FnOnce(&mut Named<'_>)) -> Option<Service> {
         let mut named = Named { names: self, service: None };
         record(&mut named);
         named.service
     }
 
-    /// Registered, if there is none of that name.
+    /// Returns the service of that name, registered if there is none.
     pub(super) fn service(&self, name: &str) -> Option<Service> {
         if let Err(error) = check_name(name) {
             events::span_without_service(name, Service::MAX_NAME_LEN, &error);

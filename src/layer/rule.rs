@@ -1,4 +1,4 @@
-//! Which service a span runs in that names none.
+//! The rule that chooses services for spans that name none.
 
 use super::names::Names;
 use crate::service::Service;
@@ -27,7 +27,7 @@ impl fmt::Debug for Rule {
 }
 
 impl Rule {
-    /// The service that the rule chooses.
+    /// Returns the service that the rule chooses.
     pub(super) fn choose(&self, attributes: &Attributes<'_>, names: &Names) -> Option<Service> {
         match self {
             Self::None => None,

@@ -5,10 +5,11 @@
 //! took the thread to a service knows what the thread was in before, and one that
 //! is taken out from between two others hands that on to the one above it.
 //!
-//! That a span is left may be told to another layer than that it was entered, or to none: layers
-//! can be exchanged and taken away. So an entry knows its span by its token, which that layer
-//! finds with the span. An entry is over, too, when its span is closed, when
-//! the subscriber says that the thread is not in it, and when there is nobody left to tell.
+//! The layer that is called when a span is left may be another one than the layer that was called
+//! when it was entered, or there may be none: layers can be exchanged and taken away. So an entry
+//! knows its span by its token, which that layer finds with the span. An entry also ends when its
+//! span is closed, when the subscriber says that the thread is not in it, and when no layer is left
+//! that would be called.
 //!
 //! While tracing is at work for itself the thread is *apart*, in the unattributed
 //! service; spans that are entered or left meanwhile change where it goes back to.
@@ -25,18 +26,18 @@ use std::marker::PhantomData;
 use std::mem::{self, ManuallyDrop};
 use std::ptr;
 
-/// A span, by its number in its subscriber, and the layer that is told of it.
+/// Identifies a span by its number in its subscriber and the layer that is called for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) layer: LayerId,
     pub(super) span: u64,
 }
 
-/// The subscriber that has just told something.
+/// The subscriber that has just called a layer.
 pub(super) trait Here {
-    /// What the span of that number is there.
+    /// Returns the token of the span with that number there.
     fn token(&self, span: u64) -> Option<Token>;
-    /// The number of the span that the calling thread is in.
+    /// Returns the number of the span that the calling thread is in.
     fn current(&self) -> Current;
 }
 
@@ -47,10 +48,9 @@ pub(super) enum Current {
     Span(u64),
 }
 
-/// Enters a span, which runs in that service. Where the calling
+/// Enters a span, which runs in that service. The caller holds the service. Where the calling
 /// thread is in it already by way of the span that it comes from, it stays where it
-/// is, which may be a scope that was entered by hand since. By whoever holds the
-/// service.
+/// is, which may be a scope that was entered by hand since.
 pub(super) fn enter(key: Key, token: Token, service: Origin) {
     SPANS.with(|spans| _ = spans.enter(key, token, service));
 }
@@ -73,8 +73,8 @@ pub(super) fn enter_remembered(key: Key, place: &Generation, generation: u64) ->
     })
 }
 
-/// What the calling thread remembers for that generation of a span, which its place has: a clone of
-/// the service, if it has one.
+/// Returns what the calling thread remembers for that generation of a span, which its place has: a
+/// clone of the service, if it has one.
 pub(super) fn remembered(key: Key, place: &Generation) -> Option<Option<(Service, Token)>> {
     let generation = place.get();
     let memory = SPANS.with(|spans| spans.memory(key.span).get());
@@ -87,7 +87,7 @@ pub(super) fn remembered(key: Key, place: &Generation) -> Option<Option<(Service
     place.is_still(generation).then_some(Some((service, origin)))
 }
 
-/// Has the calling thread remember what a span is, for that generation of its place.
+/// Notes for the calling thread what a span is, for that generation of its place.
 pub(super) fn remember(key: Key, generation: u64, token: Token, service: Origin) {
     let memory =
         Memory { layer: key.layer.number(), span: key.span, epoch: epoch(), generation, token, service };
@@ -95,7 +95,7 @@ pub(super) fn remember(key: Key, generation: u64, token: Token, service: Origin)
 }
 
 /// Leaves a span; the calling thread may never have entered it, as far as
-/// is known here. `false` if that cannot be told by the layer and the span's number, since layers
+/// is known here. `false` if the layer and the span's number cannot decide that, since layers
 /// have been exchanged.
 #[inline]
 pub(super) fn exit(key: Key) -> bool {
@@ -127,8 +127,8 @@ pub(super) fn exit_here(key: Key, here: &impl Here) {
     });
 }
 
-/// A subscriber has told something, so what the thread is in there can be compared with what it
-/// says; which is done if layers were exchanged since that was done last.
+/// Compares the spans that the thread is in with what the calling subscriber says, if layers were
+/// exchanged since that was done last.
 #[inline]
 pub(super) fn look_after(here: &impl Here) {
     SPANS.with(|spans| {
@@ -138,7 +138,7 @@ pub(super) fn look_after(here: &impl Here) {
     });
 }
 
-/// A span is closed. Should the calling thread be in it, then so no more.
+/// Takes the calling thread out of a span that is closed.
 pub(super) fn close(token: Token) {
     SPANS.with(|spans| {
         if !spans.entered.borrow().is_empty() {
@@ -148,7 +148,7 @@ pub(super) fn close(token: Token) {
     leave_if_nobody_tells();
 }
 
-/// Leaves all spans if there is no layer any more that would be told of it.
+/// Leaves all spans if no layer is left that would be called when they are left.
 #[inline]
 pub(super) fn leave_if_nobody_tells() {
     SPANS.with(|spans| {
@@ -159,8 +159,8 @@ pub(super) fn leave_if_nobody_tells() {
     });
 }
 
-/// A span has got another service while the calling thread may be in it. By
-/// whoever holds the service.
+/// Changes the service of a span, while the calling thread may be in it. The caller holds the
+/// service.
 pub(super) fn change(token: Token, record: &'static Record) {
     SPANS.with(|spans| {
         let entered = &mut *spans.entered.borrow_mut();
@@ -201,10 +201,10 @@ pub(super) fn change(token: Token, record: &'static Record) {
     });
 }
 
-/// Has `deliver` send the layer of a span, through its subscriber, that it gets that
-/// service, which the caller holds. Whether it has arrived.
+/// Sends a service, which the caller holds, to a span's layer: `deliver` calls that layer through its
+/// subscriber. Returns whether the layer has received it.
 pub(super) fn send(span: u64, record: &'static Record, deliver: impl FnOnce()) -> bool {
-    /// Takes the letter back, though others panic; one that was under way before is so again.
+    /// Takes the letter back even if a layer panics, and restores one that was under way before.
     struct Sent(Option<(u64, &'static Record)>);
 
     impl Drop for Sent {
@@ -218,7 +218,7 @@ pub(super) fn send(span: u64, record: &'static Record, deliver: impl FnOnce()) -
     SPANS.with(|spans| spans.letter.get().is_none())
 }
 
-/// What was sent to a span's layer.
+/// Receives the service that was sent to a span's layer.
 pub(super) fn receive(span: u64) -> Option<Service> {
     SPANS.with(|spans| {
         let (to, record) = spans.letter.get()?;
@@ -350,7 +350,7 @@ impl Spans {
     #[inline]
     fn enter(&self, key: Key, token: Token, service: Origin) -> bool {
         let entered = &mut *self.entered.borrow_mut();
-        if entered.len() == entered.capacity() && !self.make_room(entered) {
+        if entered.len() == entered.capacity() && !self.reserve(entered) {
             return false;
         }
         let epoch = epoch();
@@ -496,7 +496,7 @@ impl Spans {
 
     /// `false` at the thread's end, and where there is no memory: then the span changes nothing.
     #[cold]
-    fn make_room(&self, entered: &mut Vec<Entered>) -> bool {
+    fn reserve(&self, entered: &mut Vec<Entered>) -> bool {
         if self.is_closed.get() {
             return false;
         }
@@ -505,11 +505,11 @@ impl Spans {
             // Has the thread's end clean up; if that has begun, there is none.
             let _ = AT_THREAD_EXIT.try_with(|_| ());
         }
-        let has_room = entered.try_reserve(8).is_ok();
-        if !has_room {
+        let is_reserved = entered.try_reserve(8).is_ok();
+        if !is_reserved {
             anomalies::UNENTERED.add(0);
         }
-        has_room
+        is_reserved
     }
 }
 

@@ -1,11 +1,11 @@
-//! Which span is meant, and whether what threads remember of it is still true.
+//! Tokens: a span's identity, and whether what threads remember of it is still true.
 
 use crate::ledger::recall::Generation;
 use crate::ledger::slots::Record;
 use std::ptr;
 
-/// A span, as no other one of this process is named, in whichever subscriber: by its number, and
-/// the generation that the number's place had when this was made.
+/// Identifies a span among all of this process, in whichever subscriber: by its number, and the
+/// generation that the number's place had when the token was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token {
     span: u64,
@@ -15,7 +15,7 @@ pub(super) struct Token {
 impl Token {
     pub(super) const NONE: Self = Self { span: 0, generation: 0 };
 
-    /// A new token of that span.
+    /// Makes a new token of that span.
     pub(super) fn new(span: u64) -> Self {
         Self { span, generation: generation_of(span).change() }
     }
@@ -25,7 +25,8 @@ impl Token {
         generation_of(self.span).change();
     }
 
-    /// The generation with which a span's service may be remembered that has just got this.
+    /// Returns the generation with which the service of a span may be remembered that has just got
+    /// this token.
     pub(super) fn generation(self) -> u64 {
         self.generation
     }

@@ -1,4 +1,4 @@
-//! The one of a service's cells in which a thread counts.
+//! The cell of a service in which a thread counts.
 
 use crate::ledger::cell::Cell;
 

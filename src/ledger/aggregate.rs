@@ -10,14 +10,13 @@ use crate::owner::Slot;
 use crate::sync::{AtomicU64, Ordering, shared};
 use crate::usage::Usage;
 
-/// What one service holds, which the caller holds or has pinned: one cell read
-/// a shard, that is, for each thread that was alive at the busiest moment.
+/// Sums up one service, which the caller holds or has pinned. Reads one cell in each shard: there
+/// are as many shards as threads were alive at the busiest moment.
 pub fn usage(record: &Record) -> Usage {
     record.share_of(SHARDS.sum(record.slot(), record.shared()).usage)
 }
 
-/// What every service holds, in the order of their slots, and the sum of it and
-/// of all services that have ended.
+/// Sums up every service, in the order of their slots, and all of them with those that have ended.
 ///
 /// Goes through the shards once for each run of `RUN` slots, so that the
 /// second look at a cell finds it in the cache.
@@ -67,7 +66,7 @@ pub fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
     total
 }
 
-/// An address in the stack of each thread that counts in cells of its own.
+/// Lists an address in the stack of each thread that counts in cells of its own.
 pub(crate) fn stacks() -> impl Iterator<Item = usize> {
     SHARDS.shards().map(|shard| shard.stack.load(Ordering::Relaxed))
 }

@@ -1,6 +1,6 @@
-//! What went wrong inside allocations, where no event can be emitted: blocks whose owner
+//! Counts of what went wrong inside allocations, where no event can be emitted: blocks whose owner
 //! something has overwritten, and memory that the system refused the ledger, which works
-//! without. Counted here, and announced by `events`.
+//! without. `events` announces them.
 
 use crate::ledger::pending_events;
 use crate::sync::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ pub(crate) static UNENTERED: Anomaly = Anomaly::new();
 pub(crate) struct Anomaly {
     times: AtomicU64,
     bytes: AtomicU64,
-    /// The times that were announced.
+    /// The number that was announced last.
     announced: AtomicU64,
 }
 

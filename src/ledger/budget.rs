@@ -1,4 +1,4 @@
-//! How much of a limit is left, and who may have it.
+//! Budgets: how much of a limit is left, and which threads may use it.
 //!
 //! Threads count for themselves, so nobody knows what a service holds without
 //! adding its cells up. To do that for every allocation would be slow, and not
@@ -13,8 +13,8 @@
 //! as used while the limit is far; where it is not, they are taken back before it
 //! is added up.
 //!
-//! A concurrent sum is not a consistent snapshot, but it gives bounds: frees first and allocations second gives no less than what was live at
-//! the moment in between, the other order no more. Grants are given by the
+//! A concurrent sum is not a consistent snapshot, but it gives bounds: frees first and allocations
+//! second gives no less than what was live at the moment in between, the other order no more. Grants are given by the
 //! former, denials by the latter; where they differ so much that neither says, it
 //! is done again. What may be wrong is what others allocate meanwhile, without
 //! having drawn it meanwhile, for that changes the credit word: each thread can be
@@ -28,7 +28,7 @@ use crate::sync::{AtomicBool, AtomicU64, Ordering, const_unless_loom, spin};
 pub(crate) struct Budget {
     hard: AtomicU64,
     soft: AtomicU64,
-    /// What may be allocated before it is added up again: a [`CreditWord`].
+    /// The bytes that may be allocated before the cells are added up again: a [`CreditWord`].
     word: AtomicU64,
     /// How often that was changed, or was about to be: what the word counts itself comes round
     /// in less than a second.
@@ -110,8 +110,7 @@ impl Budget {
         self.is_above.store(false, Ordering::Relaxed);
     }
 
-    /// Has `size` bytes counted until they have [landed](Self::land), though they
-    /// are in no cell.
+    /// Counts `size` bytes that are in no cell, until they have [landed](Self::land).
     pub(crate) fn take_off(&self, size: u64) {
         self.changes.fetch_add(1, Ordering::Relaxed);
         self.word.fetch_add(CreditWord::in_flight(size).wrapping_add(CreditWord::CHANGE), Ordering::AcqRel);
@@ -203,7 +202,7 @@ impl Budget {
     }
 }
 
-/// What is done about grants while it is added up.
+/// Says how grants count while the cells are added up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grants {
     /// They count as if they were used.

@@ -112,7 +112,7 @@ impl Cell {
     }
 
     /// Whether what is live here has grown by `bytes` since this was last so, or
-    /// since it was least when asked; by whoever has just allocated `size` bytes.
+    /// since it was least when asked. Call it having just allocated `size` bytes.
     #[inline]
     pub(super) fn has_grown(&self, size: usize, bytes: u64) -> bool {
         // Negative where other threads' blocks are freed.
@@ -214,7 +214,8 @@ impl Cell {
         self.scopes.load(Ordering::Acquire)
     }
 
-    /// As if so many scopes had been forgotten, and so many bytes and blocks allocated and freed.
+    /// Counts as if so many scopes had been forgotten, and so many bytes and blocks allocated and
+    /// freed.
     #[cfg(all(test, not(dogtag_loom)))]
     pub(crate) fn preset(&self, scopes: u64, counted: u64) {
         self.scopes.store(scopes, Ordering::Relaxed);

@@ -1,6 +1,5 @@
-//! What every allocation does that leaves the hot path, whoever asked for it, Rust or C: asks the
-//! limits, has memory fetched, refunds what that takes the place of, has the owner written, and
-//! charges the block.
+//! The slow path's order, for Rust's blocks and C's: ask the limits, fetch memory, refund the block
+//! that is replaced, write the owner, charge the block.
 
 use crate::ledger::account::Account;
 use crate::ledger::anomalies;
@@ -38,9 +37,9 @@ impl Freed {
     }
 }
 
-/// Has a block of the current service allocated, if its limits allow for it, and charges it; null
-/// otherwise. It may take the place of a freed one, which [stays](Replaced) its owner's where
-/// `stays` says so and there is no place for it under the limits.
+/// Allocates a block for the current service and charges it; null if the service's limits do not
+/// allow for it. The block may take the place of another one, and [stays](Replaced) that one's
+/// owner's where `stays` says so and the limits leave no space for it.
 ///
 /// `account` and `record` are [`thread::current_account`]'s. `note_owner` returns `false` where the
 /// system has no memory for that.

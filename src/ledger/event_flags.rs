@@ -1,6 +1,6 @@
-//! What limits have done to a service that is to be announced, as its record keeps it.
+//! The events of a limited service that are to be announced, as the service's record keeps them.
 //!
-//! Plain data: `pending_events` puts services into its list and takes them out.
+//! This is plain data: `pending_events` puts services into its list and takes them out.
 
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64};
 

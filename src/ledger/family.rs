@@ -1,7 +1,7 @@
 //! A service's place in its family, as its record keeps it: links to other slots, its limits, and
 //! what descendants share.
 //!
-//! Plain data: `tree` follows the links and changes them.
+//! This is plain data: `tree` follows the links and changes them.
 
 use crate::ledger::budget::{self, Budget};
 use crate::ledger::event_flags::PendingNode;
@@ -21,7 +21,7 @@ pub(crate) struct Family {
     /// The nearest service from this one upwards that has a limit: one more than its slot; 0 for
     /// none. Changed under the lock.
     pub(super) limited: AtomicU32,
-    /// What only parents and limited services have.
+    /// The limit group, which only parents and limited services have.
     limit_group: AtomicPtr<LimitGroup>,
 }
 
@@ -50,7 +50,8 @@ impl Family {
         }
     }
 
-    /// The parent's [identity](super::slots::Record::identity). By whoever has the child pinned.
+    /// Returns the parent's [identity](super::slots::Record::identity). The caller has the child
+    /// pinned.
     pub(crate) fn parent_identity(&self) -> Option<(u32, u64)> {
         let Link { slot, generation } = self.parent.load()?;
         Some((slot.index() as u32, generation))
@@ -126,7 +127,7 @@ impl LimitGroup {
     }
 }
 
-/// One service: its slot, and the generation that tells it from the slot's others.
+/// One service: its slot, and the generation that distinguishes it from the slot's others.
 #[derive(Clone, Copy)]
 pub(super) struct Link {
     pub(super) slot: Slot,

@@ -1,4 +1,4 @@
-//! When a service begins, ends, and may give its slot to the next.
+//! A slot's lifecycle: when its service begins and ends, and when the next service may have it.
 //!
 //! ```text
 //!   never used ─┐
@@ -11,7 +11,7 @@
 //!
 //! Whoever can bring a service back to work holds it: a clone of its `Service`
 //! (counted here), a scope or a block (counted in the cells). It ends when all
-//! three are none at the same moment. Nothing tells of that moment, since a free
+//! three are none at the same moment. Nothing announces that moment, since a free
 //! on the hot path has no time to look; so it is looked for later, and the proof
 //! is that there was no clone from before the cells were read until after: a
 //! clone that comes out of a scope takes the mark away that whoever looks has made here.
@@ -82,20 +82,20 @@ impl Lifecycle {
         self.word.store(ENDED, Ordering::Release);
     }
 
-    /// Another clone, by whoever has one.
+    /// Counts another clone. The caller has one.
     #[inline]
     pub(crate) fn retain(&self) {
         self.word.fetch_add(CLONE, Ordering::Relaxed);
     }
 
-    /// Another clone, unless the last one is gone.
+    /// Counts another clone, unless the last one is gone.
     pub(crate) fn try_hold(&self) -> bool {
         let more = |word: u64| (word & STATE == IN_USE && word & CLONES != 0).then(|| word + CLONE);
         self.word.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).is_ok()
     }
 
-    /// Another clone, by a thread that is in a scope, though there may be none.
-    /// Inside an allocation too. `false` if no service has the slot, whose scope it might be.
+    /// Counts another clone for a thread that is in a scope, though there may be none.
+    /// Also inside an allocation. `false` if no service has the slot, whose scope it might be.
     #[must_use]
     pub(crate) fn revive(&self) -> bool {
         // Who looks whether the service has ended, sees that it has not.
@@ -120,7 +120,7 @@ impl Lifecycle {
     }
 
     /// Ends the service if it has neither clones nor, as `proof` says (`Some`),
-    /// scopes and blocks. Only by whoever looks after its end.
+    /// scopes and blocks. Only the thread that looks after the end may call this.
     pub(crate) fn end<T>(&self, proof: impl FnOnce() -> Option<T>) -> Option<T> {
         let look = |word: u64| (word & (STATE | CLONES) == IN_USE).then_some(word | ENDING);
         let before = self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, look).ok()?;

@@ -1,6 +1,6 @@
-//! What there is to announce, on its way from the allocation that met it to whoever announces
-//! it: services whose limits have done something, in a list; and of all else that there is
-//! something to be looked at.
+//! Pending events, on their way from the allocation that caused them to the thread that announces
+//! them: a list of services whose limits have been crossed or have denied something, and a flag for
+//! everything else.
 
 pub(crate) use crate::ledger::event_flags::EventFlags;
 use crate::ledger::slots::{self, Record};
@@ -8,15 +8,15 @@ use crate::owner::Slot;
 use crate::sync::{AtomicBool, AtomicU32, Ordering, shared};
 use crate::sys::{self, Parker};
 
-/// Wakes the thread that announces it.
+/// Wakes the announcing thread.
 pub(crate) static PARKER: Parker = Parker::new();
 
 shared! {
-    /// Whether there is that thread, or will be in a moment.
+    /// Whether the announcing thread exists, or will in a moment.
     pub(crate) static HAS_ANNOUNCER: AtomicBool = AtomicBool::new(false);
 }
 
-/// For a forked child, which does not have that thread: nothing is announced.
+/// Notes in a forked child that the announcing thread does not exist there: nothing is announced.
 pub(crate) fn none_announces() {
     IS_OFF.store(true, Ordering::Relaxed);
 }
@@ -29,7 +29,7 @@ shared! {
     static IS_OFF: AtomicBool = AtomicBool::new(false);
 }
 
-/// Has somebody look what there is to announce who is not inside an allocation.
+/// Asks for a look at what there is to announce, by a thread that is not inside an allocation.
 pub(crate) fn ask_for_attention() {
     NEEDS_ATTENTION.store(true, Ordering::SeqCst);
 }
@@ -39,12 +39,12 @@ pub(crate) fn needs_attention() -> bool {
     NEEDS_ATTENTION.load(Ordering::Relaxed)
 }
 
-/// Whoever looks says so first.
+/// Withdraws the request for a look. Call it before looking.
 pub(crate) fn attend() {
     NEEDS_ATTENTION.swap(false, Ordering::SeqCst);
 }
 
-/// Whether there is something to announce that limits did.
+/// Whether a limit's event is pending.
 pub(crate) fn is_any() -> bool {
     FIRST.load(Ordering::Relaxed) != NONE
 }
@@ -56,7 +56,7 @@ shared! {
     static FIRST: AtomicU32 = AtomicU32::new(NONE);
 }
 
-/// The end of the list; and the successor of who is not in it.
+/// The end of the list, and the successor of a service that is not in it.
 const NONE: u32 = 0;
 
 /// Announces that a service denies allocations, once a second at most.
@@ -68,8 +68,8 @@ pub(super) fn push_denial(record: &'static Record) {
     }
 }
 
-/// Puts a service into the list, which retains it until it is announced. By whoever holds it,
-/// inside an allocation.
+/// Puts a service into the list, which retains it until it is announced. The caller
+/// holds the service, and may be inside an allocation.
 pub(super) fn push(record: &'static Record, flags: EventFlags) {
     let Some(limit_group) = record.family().limit_group() else { return };
     if is_off() {
@@ -127,7 +127,7 @@ mod model {
         record
     }
 
-    /// What was taken, of one service and of another.
+    /// The events that were taken, of one service and of another.
     fn take_of([one, other]: [&'static Record; 2], taken: &mut [u8; 2]) {
         take(|record, flags| {
             assert!(ptr::eq(record, one) || ptr::eq(record, other));
@@ -136,8 +136,8 @@ mod model {
         });
     }
 
-    /// Two threads have something to tell of the same service, one also of another, and
-    /// meanwhile somebody tells.
+    /// Two threads announce something of the same service, one also of another, while a third
+    /// empties the list.
     #[test]
     fn everything_is_told() {
         whole_model(|| {

@@ -20,7 +20,7 @@ impl Generation {
         }
     }
 
-    /// The generation now. To be read before what is remembered with it is looked up.
+    /// Returns the generation. Read it before looking up what is remembered with it.
     #[inline]
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Acquire)
@@ -34,7 +34,7 @@ impl Generation {
         generation
     }
 
-    /// Whether what was remembered with that generation is still true; by a thread that has counted
+    /// Whether what was remembered with that generation is still true. The caller has counted
     /// itself in.
     #[inline]
     pub(crate) fn is_still(&self, generation: u64) -> bool {

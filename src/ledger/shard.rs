@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! shard   directory: 256 chunks ──▶ chunk: 256 cells ──▶ cell: 4 counters, threshold, mark
-//!         long:   65,536 chunks ──▶ (the same, for slots from 65,536 on)
+//!         long:   65,536 chunks ──▶ chunks of the slots from 65,536 on
 //! ```
 //!
 //! Shards and chunks are pages from the operating system, touched when they

@@ -1,6 +1,6 @@
-//! The table of slots: what is known of the service that has one.
+//! The table of slots, each with a record of the service that has it.
 //!
-//! Read without a lock, from inside an allocation too; that is why a service's
+//! It is read without a lock, from inside an allocation too; that is why a service's
 //! name is kept here and not only in the registry, which may allocate.
 
 use crate::ledger::cell::Cell;
@@ -30,7 +30,7 @@ pub struct Record {
     handle: AtomicU32,
     name: AtomicPtr<u8>,
     name_length: AtomicUsize,
-    /// Tells the services apart that have had this slot.
+    /// Distinguishes the services that have had this slot.
     generation: AtomicU64,
     life: Lifecycle,
     /// What earlier services of this slot have allocated, and freed.
@@ -109,13 +109,13 @@ impl Record {
         (self.index(), self.generation())
     }
 
-    /// As if the slot had had many services before this one.
+    /// Counts as if the slot had had many services before this one.
     #[cfg(all(test, not(dogtag_loom)))]
     pub(crate) fn preset_generation(&self, generation: u64) {
         self.generation.store(generation, Ordering::Relaxed);
     }
 
-    /// Whether the slot has had as many services as can be told apart: then no other gets it.
+    /// Whether the slot has had as many services as can be distinguished: then no other gets it.
     pub(crate) fn is_used_up(&self) -> bool {
         self.generation() >= LAST_GENERATION
     }
@@ -218,7 +218,7 @@ impl Record {
         self.life.begin();
     }
 
-    /// Ends the service if nobody holds it. Only by whoever looks after its end.
+    /// Ends the service if nobody holds it. Only the thread that looks after the end may call this.
     pub(crate) fn end(&self) -> bool {
         let end = self.life.end(|| {
             let sum = SHARDS.sum(self.slot(), &self.shared);

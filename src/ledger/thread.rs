@@ -1,4 +1,4 @@
-//! What a thread knows of itself: the cell it charges to now, and its shard.
+//! A thread's own record: the cell that it charges to, its shard, its service.
 //!
 //! The hot path reads two words here. On x86-64 Linux they are reached with
 //! two instructions that clobber nothing, in the initial-exec model: a
@@ -53,8 +53,8 @@ pub fn cell(mark: Mark) -> &'static Cell {
     directory.cell(mark)
 }
 
-/// Where the calling thread counts for a service, whatever state it is in.
-/// Behind the threshold: maps memory if need be.
+/// Returns where the calling thread counts for a service, whatever state the thread is in.
+/// For the slow path only: it maps memory if need be.
 #[inline]
 pub fn account(record: &'static Record) -> Account {
     with(|thread| thread.account(record))
@@ -75,8 +75,8 @@ pub fn charge_ownerless(size: usize) {
     anomalies::OWNERLESS.add(size);
 }
 
-/// Where the calling thread counts for the service that it is in. From here on the hot path
-/// finds it.
+/// Returns where the calling thread counts for the service that it is in, and lets the hot path find
+/// it from now on.
 #[inline]
 pub fn current_account() -> (Account, &'static Record) {
     with(|thread| {
@@ -157,8 +157,8 @@ pub fn leave_for(former: &'static Record) {
     });
 }
 
-/// Counts that the calling thread is in a service without going there: it goes
-/// back to it later. By whoever holds it.
+/// Counts the calling thread in a service, which the caller holds, without going there: the thread
+/// goes back to it later.
 #[cfg(feature = "tracing-layer")]
 #[inline]
 pub(crate) fn retain(record: &'static Record) {
@@ -181,7 +181,7 @@ pub(crate) fn release(record: &'static Record) {
     });
 }
 
-/// Has the calling thread leave the hot path on its next allocation. Also for signal handlers.
+/// Sends the calling thread's next allocation to the slow path. Signal handlers may call this.
 pub fn lower_threshold() {
     with(|thread| thread.cell.get().lower_threshold());
 }
@@ -217,8 +217,8 @@ impl Drop for Stay {
     }
 }
 
-/// What the calling thread has allocated and freed, of all services, and those
-/// that had its shard before.
+/// Sums up what the calling thread has allocated and freed, for all services, and the threads that
+/// had its shard before.
 pub(crate) fn own_usage() -> Usage {
     with(|thread| {
         let shard = thread.shard.get().or_else(|| thread.attach());
@@ -272,19 +272,19 @@ pub enum Word {
 impl Word {
     const COUNT: usize = Self::NamesSeen as usize + 1;
 
-    /// The calling thread's word.
+    /// Returns the calling thread's word.
     #[inline(always)]
     pub fn get(self) -> u64 {
         with(|thread| thread.words[self as usize].get())
     }
 
-    /// Sets the calling thread's word. Also for signal handlers, in whatever they have interrupted.
+    /// Sets the calling thread's word. Signal handlers may call this, whatever they have interrupted.
     #[inline]
     pub fn set(self, value: u64) {
         self.replace(value);
     }
 
-    /// Sets it, and returns what it was.
+    /// Sets the calling thread's word, and returns its former value.
     #[inline]
     pub fn replace(self, value: u64) -> u64 {
         with(|thread| thread.words[self as usize].replace(value))
@@ -310,7 +310,7 @@ struct Thread {
     words: [Variable<u64>; Word::COUNT],
 }
 
-/// What memory-check does on a thread that must not begin again within itself.
+/// Guards what memory-check does on a thread and must not do within itself.
 #[cfg(feature = "memory-check")]
 pub(crate) struct Inside(());
 
@@ -338,7 +338,7 @@ pub(crate) fn keepsake(number: usize) -> Option<&'static AtomicPtr<()>> {
     with(|thread| thread.shard.get().map(|shard| shard.keepsake(number)))
 }
 
-/// That place of every shard there is, whether a thread has it or not.
+/// Iterates over that place of every shard, whether a thread has the shard or not.
 #[cfg(feature = "memory-check")]
 pub(crate) fn keepsakes(number: usize) -> impl Iterator<Item = &'static AtomicPtr<()>> {
     SHARDS.shards().map(move |shard| shard.keepsake(number))
@@ -360,8 +360,8 @@ impl Thread {
         self.count_out(former);
     }
 
-    /// Has the thread be in that service, and returns the one it was in, which it is still
-    /// counted in.
+    /// Puts the thread into that service, and returns the one that it was in, in which it is still
+    /// counted.
     #[inline]
     fn go_to(&self, record: &'static Record) -> &'static Record {
         match self.find(record) {
@@ -379,9 +379,8 @@ impl Thread {
         }
     }
 
-    /// Has the thread charge to that service, and says where. A thread that does
-    /// not have the cell yet, or never will, gets it from the threshold on the way to
-    /// its next allocation.
+    /// Makes the thread charge to that service, and returns where. A thread that does not have the
+    /// cell yet gets it on the slow path of its next allocation.
     #[inline]
     fn find(&self, record: &'static Record) -> Account {
         let account = self.own_or_shared(record);
@@ -389,7 +388,7 @@ impl Thread {
         account
     }
 
-    /// The thread's own cell of that service if it has one, else the shared one.
+    /// Returns the thread's own cell of that service if it has one, else the shared one.
     #[inline]
     fn own_or_shared(&self, record: &'static Record) -> Account {
         let shared = record.shared();
@@ -455,7 +454,8 @@ unsafe extern "C" fn on_exit(_: *mut c_void) {
 }
 
 impl Thread {
-    /// How every thread begins: in the unattributed service, with the directory that has no cells.
+    /// The record that every thread begins with: in the unattributed service, with the directory that
+    /// has no cells.
     const fn new() -> Self {
         Self {
             cell: Variable::new(UNATTRIBUTED.shared()),

@@ -1,4 +1,4 @@
-//! The threshold, and what an allocation asks for that reaches it.
+//! The threshold, and the questions on the slow path behind it.
 //!
 //! The hot path has one branch, `allocated_bytes + size >= threshold` of the current cell
 //! ([`Cell::needs_slow_path`]). Everything rare hides behind it:
@@ -15,10 +15,9 @@
 //! | a thread that may belong to another service by now | it has lowered its own threshold |
 //! | a size whose layout has to be checked, a counter beyond 2^61 | no threshold is above 2^61 |
 //!
-//! Of those that get here [`ask`] wants to know: may this allocation be made, under the limits of
-//! its service and of those above it, and how much more before the thread has to ask again? And
-//! what is live now, lest a peak pass unseen? A service without limits is asked for the latter
-//! only.
+//! [`ask`] answers for each allocation that gets here whether the limits of its service and of those
+//! above it allow it, and how much more the thread may allocate before it has to ask again. It also
+//! looks at what is live now, lest a peak pass unseen; for a service without limits, only that.
 
 use crate::ledger::account::Account;
 use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST};
@@ -38,7 +37,7 @@ const PEAK_INTERVAL: u64 = 256 << 10;
 /// By how much what is live in the thread's own cell has grown when it has to be,
 /// which takes time in proportion to the threads there are. With what is allocated
 /// before a thread asks itself, at either end, and what a sum may be uncertain by, a
-/// peak is told too low by no more than a MiB for each thread.
+/// peak is reported too low by no more than a MiB for each thread.
 const PEAK_GROWTH: u64 = (1 << 20) - 2 * PEAK_INTERVAL - 2 * GRANT;
 
 /// An allocation that may be made. To be kept until it is counted.
@@ -205,9 +204,8 @@ fn note_peak(record: &'static Record) {
     record.note(live.unwrap_or_else(|| live_alone(record)).at_least);
 }
 
-/// What is live of a service and its descendants, but for what threads allocate
-/// meanwhile of what they were granted before. `None` if the family changed
-/// meanwhile. By whoever holds it.
+/// Sums up what is live of a service, which the caller holds, and its descendants; without what
+/// threads allocate meanwhile of earlier grants. `None` if the family changed meanwhile.
 pub(crate) fn live(record: &'static Record, lock: Option<&Tree>, grants: Grants) -> Option<Live> {
     if grants == Grants::TakeBack && !lower_in_family(record, lock) {
         return None;
@@ -226,7 +224,7 @@ pub(crate) fn live(record: &'static Record, lock: Option<&Tree>, grants: Grants)
 }
 
 /// Lowers the thresholds of the service and its descendants in all threads, so that the next
-/// allocation of each draws a grant. By whoever holds the service, after a limit was changed.
+/// allocation of each draws a grant. Call it after a limit was changed, holding the service.
 pub(crate) fn lower_all(lock: &Tree, record: &'static Record) {
     CHANGES.fetch_add(1, Ordering::SeqCst);
     fence(Ordering::SeqCst);
@@ -240,7 +238,7 @@ fn lower_in_family(record: &'static Record, lock: Option<&Tree>) -> bool {
     })
 }
 
-/// Has every thread leave the hot path before its next allocation, whatever service it is for.
+/// Sends every thread's next allocation to the slow path, whatever service it is for.
 pub fn shut_every_cell() {
     let tree = Tree::lock();
     for record in slots::all() {
@@ -273,7 +271,7 @@ fn limited(record: &'static Record) -> impl Iterator<Item = (u32, &'static Recor
     })
 }
 
-/// Steps that an [`Admitted`] can tell apart.
+/// Steps that an [`Admitted`] can distinguish.
 const NEAR: u32 = u64::BITS;
 
 fn live_alone(record: &'static Record) -> Live {

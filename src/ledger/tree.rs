@@ -1,7 +1,7 @@
 //! Parents and children: the walks from service to service, and the lock that changes them.
 //!
 //! A child retains its parent from its beginning to its end, so chains of parents
-//! can be walked by whoever retains the child. The list of a parent's children
+//! can be walked as long as the child is retained. The list of a parent's children
 //! changes under a lock, which nothing inside an allocation takes. The threshold reads
 //! it without: each link says which service of its slot is meant, and
 //! a reader that finds another one there begins again.
@@ -18,12 +18,13 @@ use std::ptr;
 use std::sync::PoisonError;
 
 impl Record {
-    /// The parent. By whoever holds the child.
+    /// Returns the parent. The caller holds this service.
     pub(crate) fn parent(&self) -> Option<&'static Self> {
         self.family().parent.load()?.record()
     }
 
-    /// The nearest service that has a limit: this one, or one above it. By whoever holds this one.
+    /// Returns the nearest service that has a limit: this one, or one above it. The caller holds this
+    /// one.
     pub(crate) fn nearest_limited(&self) -> Option<&'static Self> {
         slots::any_record(Slot::new(self.family().limited.load(Ordering::Acquire).checked_sub(1)?)?)
     }
@@ -41,12 +42,12 @@ impl Record {
     }
 }
 
-/// A service and those above it, from below. By whoever holds the service.
+/// Iterates over a service, which the caller holds, and those above it, from below.
 pub(crate) fn ancestors(record: &'static Record) -> impl Iterator<Item = &'static Record> {
     iter::successors(Some(record), |record| record.parent())
 }
 
-/// Those of them that have limits, in as many steps as there are.
+/// Iterates over those of them that have limits, in as many steps as there are.
 pub(crate) fn limited_ancestors(record: &'static Record) -> impl Iterator<Item = &'static Record> {
     iter::successors(record.nearest_limited(), |limited| limited.parent()?.nearest_limited())
 }
@@ -81,7 +82,7 @@ impl Tree {
         first.store(Some(Link::to(child)));
     }
 
-    /// A service has got a limit, or has none any more: tells all below.
+    /// Notes in all services below that this one has got a limit, or has none any more.
     pub(crate) fn note_limits(&self, record: &'static Record) {
         descendants(record, Some(self), |member| member.note_limited());
     }
@@ -109,12 +110,11 @@ impl Tree {
     }
 }
 
-/// Calls `each` for a service and all its descendants. `false` if the family
-/// changed meanwhile, which it cannot while it is locked. By whoever holds the
-/// service.
+/// Calls `each` for a service, which the caller holds, and all its descendants. `false` if the family
+/// changed meanwhile, which it cannot while it is locked.
 ///
-/// Goes from link to link, depth first. Each record is pinned before the one that
-/// led to it is let go, so it is the one that was meant, or the way ends.
+/// Follows the links depth first. Each record is pinned before the one that led to it is unpinned, so
+/// it is the one that was meant, or the walk ends.
 pub(crate) fn descendants(
     root: &'static Record,
     tree: Option<&Tree>,

@@ -10,7 +10,7 @@
 //! ROOT ──▶ leaf: one entry for each LARGE bytes of a GiB of addresses
 //! ```
 //!
-//! C's blocks, whose size nobody tells, have more there: see [`unsized_free`](super::unsized_free).
+//! C's blocks, whose size the caller of `free` does not say, have more there: see [`unsized_free`](super::unsized_free).
 //!
 //! Leaves are mapped when they are first written, and touched a page at a time.
 //! Where there is none, and where its entry is zero, the owner is the

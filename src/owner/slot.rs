@@ -8,7 +8,7 @@ impl Slot {
     /// The slot of the service `unattributed`, which gets memory that nobody claims.
     pub const UNATTRIBUTED: Self = Self(0);
 
-    /// The number of slots: what a long cookie can tell apart.
+    /// The number of slots: what a long cookie can distinguish.
     pub const COUNT: u32 = 1 << 24;
 
     /// The number of slots with short cookies: the first ones.

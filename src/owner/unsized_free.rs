@@ -1,6 +1,6 @@
 //! Owners of blocks that are freed without their size, as C's are.
 //!
-//! Where such a block's cookie stands can only be told from what the backend
+//! Where such a block's cookie stands can only be known from what the backend
 //! allocated for it, so it is the last of that; and the block is all before it.
 //!
 //! ```text

@@ -1,4 +1,4 @@
-//! A service in steps, before it is registered.
+//! The builder of services.
 
 use super::error::RegisterError;
 use super::handle::Service;
@@ -102,8 +102,8 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
         self
     }
 
-    /// Chooses what is called each time that the service and its children get past their
-    /// [soft limit](Service::set_soft_limit): as [`Service::set_on_soft_limit`], which says how.
+    /// Sets the callback for each time that the service and its descendants get past their
+    /// [soft limit](Service::set_soft_limit). [`Service::set_on_soft_limit`] says how it is called.
     ///
     /// ```
     /// # #[global_allocator]

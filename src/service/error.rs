@@ -1,4 +1,4 @@
-//! Why a service could not be registered, and what to do about it.
+//! The errors of registration.
 
 use crate::format::beginning;
 use crate::ledger::slots;

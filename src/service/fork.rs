@@ -16,7 +16,7 @@ pub(crate) fn prepare() {
 
 at_load!(prepare);
 
-/// To be held by whoever looks into one of the dashmaps, or makes them. They have locks
+/// Held while one of the dashmaps is read, or while they are made. They have locks
 /// of their own, but those may have waiters when the process is forked, whom a child
 /// would wake in vain or for ever. Not to be taken twice by one thread.
 pub fn gate() -> Gate {

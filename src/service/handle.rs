@@ -1,4 +1,4 @@
-//! A service, as its users have it.
+//! The handle of a service that its users have.
 
 use super::error::MAX_NAME_LEN;
 use super::registry::Retained;

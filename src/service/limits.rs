@@ -44,7 +44,7 @@ impl Service {
     /// A single thread never gets past the limit. Of several threads that allocate at
     /// once, each may get up to 64 KiB past it. An allocation is denied only if
     /// no more than that was left at some moment during it. (Or
-    /// if this could not be told for about a second, because other threads allocated and freed more
+    /// if this could not be decided for about a second, because other threads allocated and freed more
     /// than what was left all the time.)
     ///
     /// A thread checks the limit once for each 64 KiB that it allocates for the service. The cells of
@@ -72,15 +72,15 @@ impl Service {
         set(self.record, |_, soft| (bytes, soft));
     }
 
-    /// Returns the soft limit: an event and a callback tell when this service and its descendants
-    /// hold more bytes.
+    /// Returns the soft limit. When this service and its descendants get to hold more bytes, an event
+    /// is emitted and a callback is called.
     #[must_use]
     pub fn soft_limit(&self) -> Option<u64> {
         limits(self.record).1
     }
 
-    /// Sets or lifts the soft limit: the bytes that this service and its descendants may hold without
-    /// anybody being told.
+    /// Sets or lifts the soft limit: the bytes beyond which this service and its descendants are
+    /// reported.
     ///
     /// Each time that they get past it, a thread of dogtag's own emits a `tracing` event (target
     /// `dogtag`, level warn) and calls the callback of
@@ -183,7 +183,7 @@ impl Service {
     }
 }
 
-/// What is called when a service gets past its soft limit.
+/// The callback for a service that gets past its soft limit.
 pub(super) type OnSoftLimit = Arc<dyn Fn(&Service) + Send + Sync>;
 
 /// The limits that a builder asks for.
@@ -287,7 +287,7 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
     }
 }
 
-/// Announces what limits have done to a service. By the announcer.
+/// Announces what limits have done to a service. Only the announcing thread calls this.
 fn announce(service: Service, flags: EventFlags) {
     // A panic of a subscriber or a callback must not end the announcements, nor a scope that one of
     // them forgets keep this thread.

@@ -1,4 +1,4 @@
-//! Who is who: name to service and handle to service.
+//! The registry: maps from name to service and from handle to service.
 //!
 //! Two dashmaps. They may allocate and they lock, so nothing that runs inside
 //! an allocation calls this module. What they allocate is charged to the unattributed service.

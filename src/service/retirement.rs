@@ -1,7 +1,7 @@
-//! What becomes of a service when its last clone is dropped, and of its slot.
+//! Retirement: what happens to a service and its slot after the last clone is dropped.
 //!
 //! It is retired: name and handle are free at once, but the slot is not, while
-//! a block or a scope is left. Frees do not tell, so whoever registers a service
+//! a block or a scope is left. Frees do not announce that, so whoever registers a service
 //! looks at a few retired ones first. That is work in proportion to what was
 //! dropped, and there are never many more slots than services that live, or
 //! have lived and left blocks behind.

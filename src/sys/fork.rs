@@ -174,14 +174,14 @@ pub fn register_fork_handlers(register: impl Fn() -> c_int) -> c_int {
 
 static ONCE: Once = Once::new();
 
-/// The thread that prepares.
+/// The thread that is preparing, or 0.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether the allocator has had its handlers registered since.
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 static ALLOCATOR_HAS_ASKED: AtomicBool = AtomicBool::new(false);
 
-/// By the calling thread.
+/// Whether the calling thread is preparing.
 fn is_under_way() -> bool {
     UNDER_WAY.load(Ordering::Relaxed) == this_thread()
 }

@@ -20,7 +20,7 @@ impl Parker {
         }
     }
 
-    /// What was done before is seen by whoever is woken.
+    /// The accesses before this happen before those of the thread that is woken.
     pub(crate) fn unpark(&self) {
         if self.rung.swap(1, Ordering::SeqCst) == 0 {
             self.wake();
