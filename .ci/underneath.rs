@@ -17,7 +17,7 @@ static BEGIN: extern "C" fn() = begin;
 
 extern "C" fn begin() {
     // SAFETY: the function is there as long as the program, and does not unwind.
-    assert_eq!(unsafe { libc::atexit(look) }, 0, "atexit has no room");
+    assert_eq!(unsafe { libc::atexit(look) }, 0, "atexit has no place left");
 }
 
 /// Says in a file what was found; `.ci/suites` misses it if nothing could be said.

@@ -102,7 +102,7 @@ fn a_million() {
     };
     let before: Vec<f64> = (0..ROUNDS).map(|_| usage(&few)).collect();
 
-    // Names that take the smallest block of jemalloc's that has room for the cookie.
+    // Names that take the smallest block of jemalloc's that the cookie fits into.
     const NAME: usize = 16;
     let names: Vec<String> = (0..MANY).map(|i| format!("{i:07}")).collect();
     let mut services = Vec::with_capacity(MANY);

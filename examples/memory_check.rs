@@ -1,8 +1,8 @@
-//! Commits crimes against memory, to show what memory-check says of them.
+//! Commits a violation of the memory rules, to show what memory-check reports.
 //!
-//! `cargo run --features memory-check --example memory_check -- CRIME`; without a
-//! crime it lists those there are. With `DOGTAG_CHECK=backtrace=1` the reports
-//! have call stacks, with `reaction=leak` the program survives them.
+//! `cargo run --features memory-check --example memory_check -- VIOLATION`; without a name it
+//! lists the violations. With `DOGTAG_CHECK=backtrace=1` the report has call stacks, with
+//! `reaction=leak` the program survives it.
 
 use dogtag::{Service, check};
 use std::alloc::{Layout, alloc, realloc};
@@ -11,7 +11,7 @@ use std::alloc::{Layout, alloc, realloc};
 static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
 
 /// A name, what is done, and who does it.
-const CRIMES: [(&str, &str, fn()); 13] = [
+const VIOLATIONS: [(&str, &str, fn()); 13] = [
     ("overrun", "writes one byte past the end of a block, and frees it", overrun),
     ("bit-flip", "changes one bit past the end of a block, and resizes it", bit_flip),
     ("underrun", "writes in front of a block, and frees it", underrun),
@@ -29,10 +29,10 @@ const CRIMES: [(&str, &str, fn()); 13] = [
 
 fn main() -> Result<(), dogtag::RegisterError> {
     let name = std::env::args().nth(1).unwrap_or_default();
-    let Some((_, what, commit)) = CRIMES.iter().find(|(known, ..)| *known == name) else {
-        println!("cargo run --features memory-check --example memory_check -- CRIME\n");
-        CRIMES.iter().for_each(|(name, what, _)| println!("  {name:<17} {what}"));
-        // Who asked for a crime that there is not has made a mistake.
+    let Some((_, what, commit)) = VIOLATIONS.iter().find(|(known, ..)| *known == name) else {
+        println!("cargo run --features memory-check --example memory_check -- VIOLATION\n");
+        VIOLATIONS.iter().for_each(|(name, what, _)| println!("  {name:<17} {what}"));
+        // A name that is not in the list is a mistake.
         std::process::exit(if name.is_empty() { 0 } else { 2 });
     };
     println!("{name} {what}:\n");
@@ -58,7 +58,7 @@ fn block() -> (*mut u8, Layout) {
 ///
 /// As for [`std::alloc::dealloc`].
 unsafe fn dealloc(block: *mut u8, layout: Layout) {
-    // SAFETY: the caller's promise, which is broken here.
+    // SAFETY: the block is live and of that layout, unless the violation is that it is not.
     unsafe { std::alloc::dealloc(std::hint::black_box(block), layout) };
 }
 

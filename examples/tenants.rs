@@ -123,7 +123,7 @@ fn run_query(seed: u64, wanted: usize, full: &Barrier, shown: &Barrier) -> Outco
         note.extend(std::iter::repeat_n('.', (amount % 40) as usize));
         orders.push(Order { customer, amount, note });
     }
-    // The rest needs some room; so it is made, by giving up some of the orders.
+    // The rest needs some memory, so some of the orders are given up.
     if refused.is_some() {
         orders.truncate(orders.len() / 2);
         orders.shrink_to_fit();

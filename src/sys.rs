@@ -100,7 +100,7 @@ pub(crate) unsafe fn get_or_map<T: Zeroed>(place: &AtomicPtr<T>) -> Option<&'sta
     }
 }
 
-/// As [`map_zeroed`], for a number of them.
+/// Maps `length` of a `T` into fresh, zeroed pages that live as long as the process.
 ///
 /// # Safety
 ///
@@ -108,7 +108,7 @@ pub(crate) unsafe fn get_or_map<T: Zeroed>(place: &AtomicPtr<T>) -> Option<&'sta
 #[cfg(all(feature = "memory-check", not(dogtag_loom)))]
 pub(crate) unsafe fn map_zeroed_slice<T>(length: usize) -> Option<&'static [T]> {
     let pages = map(length.checked_mul(size_of::<T>())?)?;
-    // SAFETY: as in `map_zeroed`, for all of them.
+    // SAFETY: the pages are fresh and large enough, and zeros are a valid `T`.
     Some(unsafe { NonNull::slice_from_raw_parts(pages.cast::<T>(), length).as_ref() })
 }
 
@@ -157,7 +157,7 @@ unsafe fn map_slice_into<T>(place: &AtomicPtr<T>, length: usize) -> Option<&'sta
 /// As for [`unmap`].
 #[cfg(all(feature = "memory-check", not(dogtag_loom)))]
 pub(crate) unsafe fn unmap_slice<T>(mapped: &'static [T]) {
-    // SAFETY: as in `unmap`.
+    // SAFETY: the range is exactly one earlier mapping of ours, to which nobody else refers.
     unsafe { libc::munmap(mapped.as_ptr().cast_mut().cast(), size_of_val(mapped)) };
 }
 

@@ -49,7 +49,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         match self.checker.take_whole(block, claim) {
             // SAFETY: the block came from here.
             Some(whole) => unsafe { self.retire(whole) },
-            // SAFETY: as above.
+            // SAFETY: the block came from this allocator, and `free_slowly` verifies everything else.
             None => unsafe { self.free_slowly(block, claim) },
         }
     }
@@ -251,7 +251,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         let base = NonNull::new(allocate(outer))?;
         // SAFETY: the memory is ours, and of that layout.
         let Some(block) = (unsafe { self.checker.hand_out(base, layout, family) }) else {
-            // SAFETY: as above, and nobody has seen it.
+            // SAFETY: the memory is ours, of that layout, and nobody has seen it.
             unsafe { self.counted().dealloc(base.as_ptr(), outer) };
             return None;
         };

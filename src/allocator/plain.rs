@@ -105,7 +105,7 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
         let mark = unsafe { Self::PLACEMENT.read_mark(block, layout.size()) };
         let old = thread::cell(mark);
         if old.mark() != mark || thread::current().needs_slow_path(new_size) {
-            // SAFETY: as above, and the new size is not 0.
+            // SAFETY: the block is live and was requested here with that layout, and the new size is not 0.
             return unsafe { self.realloc_slow(block, layout, new_size) };
         }
         // SAFETY: a mark that a cell has is a short slot's, so the block was requested with its
@@ -251,7 +251,7 @@ unsafe fn dealloc_fast<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, la
     let mark = unsafe { Dogtag::<B>::PLACEMENT.read_mark(block, layout.size()) };
     let cell = thread::cell(mark);
     if cell.mark() != mark {
-        // SAFETY: as above.
+        // SAFETY: the block is live and was requested here with that layout.
         return unsafe { Dogtag::dealloc_slow(block, layout, allocator) };
     }
     cell.refund(layout.size());

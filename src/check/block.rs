@@ -181,7 +181,7 @@ impl BlockHeader {
         self.freed = freed.who();
         self.traces = pair(self.traces as u32, freed.trace);
         self.sealed ^= (Tag::Live as u32 ^ Tag::Freed as u32) as u64;
-        // SAFETY: as in `write`.
+        // SAFETY: in front of the block there is memory for the header, which is the caller's alone.
         unsafe { block.sub(HEAD).cast::<Self>().write(*self) };
     }
 
@@ -306,7 +306,7 @@ impl BlockHeader {
     /// given back to the backend, and be the caller's alone or pinned.
     #[inline]
     pub(crate) unsafe fn read(block: NonNull<u8>, tag: Tag) -> Option<Self> {
-        // SAFETY: as in `write`.
+        // SAFETY: in front of the block there is a header's memory, which nobody changes meanwhile.
         let read = unsafe { block.sub(HEAD).cast::<Self>().read() };
         (read.sealed == read.seal(block, tag)).then_some(read)
     }

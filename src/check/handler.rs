@@ -106,7 +106,7 @@ fn exchange(place: *mut Handler) -> Option<Handler> {
         }
         spin(attempt);
     }
-    // SAFETY: as in `current`; the place is not freed at all.
+    // SAFETY: from `Box::into_raw` in `set_handler`; the place is never freed.
     Some(Arc::clone(unsafe { &*former }))
 }
 

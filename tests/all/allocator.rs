@@ -259,7 +259,7 @@ fn an_overwritten_cookie_is_counted_as_lost_and_harms_nobody() {
         }
     }
     // Through `realloc` the block gets a fresh cookie, and keeps its bytes.
-    // SAFETY: as above.
+    // SAFETY: the two bytes behind the block are its cookie's: wrong, but nobody's memory.
     unsafe {
         let block = careless.run(|| alloc(layout));
         block.write(42);

@@ -52,7 +52,7 @@ fn regions() {
     let mib = |mib: usize| Layout::from_size_align(mib << 20, 16).unwrap();
     let service = Service::register("in regions").unwrap();
     let start = checked();
-    // The heap's own is more than what is in regions, so that rounding has room for mistakes.
+    // The heap's own is more than what is in regions, so that rounding has space for mistakes.
     let heap = service.run(|| vec![1_u8; 64 << 20]);
     let region = MappedRegion::anonymous(64 << 20).unwrap();
     let unused = MappedRegion::deferred(1 << 20);

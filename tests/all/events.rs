@@ -1,4 +1,4 @@
-//! The `tracing` events of target `dogtag`: each is told once, by no allocation.
+//! The `tracing` events of target `dogtag`: each is emitted once, by no allocation.
 
 use crate::watch;
 use dogtag::{RegisterError, Service};
@@ -33,14 +33,14 @@ impl<S: Subscriber> Layer<S> for Listener {
     }
 }
 
-/// What was told of a service so far.
+/// What was reported of a service so far.
 fn told_of(service: &str) -> Vec<(Level, String)> {
     let name = format!("service={service:?} ");
     let told = TOLD.lock().unwrap();
     told.iter().filter(|(_, text)| text.contains(&name)).cloned().collect()
 }
 
-/// Waits until so much was told of a service.
+/// Waits until so much was reported of a service.
 fn wait_for(service: &str, events: usize) -> Vec<(Level, String)> {
     watch::eventually(|| {
         let told = told_of(service);
@@ -137,14 +137,14 @@ fn events_tell_what_happens_to_services() {
     assert!(told as u64 <= 2 + begin.elapsed().as_secs(), "{:?}", told_of("tenant"));
     assert!(query.run(|| Vec::<u8>::new().try_reserve(2 << 20)).is_err());
     watch::eventually(|| {
-        // Who asks for figures has it told, not more often than each second.
+        // Asking for figures has it reported, not more often than each second.
         let _ = dogtag::snapshot();
         let told = told_of("tenant");
         let is_told = told.iter().any(|(_, text)| text.contains("total_denied=1001 "));
         if is_told { Ok(()) } else { Err(format!("not told: {told:?}")) }
     });
 
-    // Both limits of one service are told of apart.
+    // Both limits of one service are reported apart.
     let both = Service::builder("both").soft_limit(1000).hard_limit(1 << 20).register().unwrap();
     let block = both.run(|| vec![0_u8; 2000]);
     assert!(both.run(|| Vec::<u8>::new().try_reserve(2 << 20)).is_err());

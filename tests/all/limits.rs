@@ -18,7 +18,7 @@ fn child(name: &str, parent: &Service) -> Service {
     Service::builder(name).parent(parent).register().unwrap()
 }
 
-/// What is told by a thread of dogtag's, which may take a moment.
+/// What a thread of dogtag's reports, which may take a moment.
 fn next<T>(told: &Receiver<T>) -> T {
     watch::eventually(|| told.try_recv())
 }
@@ -148,7 +148,7 @@ fn realloc_needs_only_the_growth_below_a_hard_limit() {
     let mut block = reserve(&service, 600).unwrap();
     assert_eq!(service.run(|| block.try_reserve_exact(700)), Ok(()));
     assert!(service.run(|| block.try_reserve_exact(1001)).is_err());
-    // Also where a smaller limit leaves no room at all.
+    // Also where a smaller limit leaves nothing at all.
     service.set_hard_limit(Some(10));
     service.run(|| block.shrink_to(300));
     assert_eq!(service.usage().bytes(), 300);
@@ -343,7 +343,7 @@ fn hard_limit_while_children_come_and_go() {
 
 #[test]
 fn hard_limit_of_one_family_is_no_others() {
-    // Recounted all the time, since there is room for three more blocks only.
+    // Recounted all the time, since only three more blocks fit.
     let modest = Service::builder("modest").hard_limit(MIB as u64).register().unwrap();
     let lavish = register("lavish");
     let _most = reserve(&modest, 700 * KIB).unwrap();
@@ -353,7 +353,7 @@ fn hard_limit_of_one_family_is_no_others() {
             threads.spawn(move || {
                 for round in 0..4000 {
                     let member = child(&format!("{} {thread} {round}", family.name()), family);
-                    drop(black_box(reserve(&member, bytes).expect("there is room")));
+                    drop(black_box(reserve(&member, bytes).expect("it fits")));
                 }
             });
         }

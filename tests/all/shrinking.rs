@@ -1,5 +1,5 @@
-//! What does not grow is never denied: it goes to the service that the thread is in, or where that
-//! has no room for it, stays its former owner's.
+//! A resize without growth is never denied: the block goes to the service that the thread is in, or
+//! stays its former owner's where that service is at its limit.
 
 use crate::common::{CHECKED, Counting};
 use crate::watch;
@@ -72,7 +72,7 @@ impl Block {
     }
 
     fn free(self) {
-        // SAFETY: as above.
+        // SAFETY: the block is live and has that layout, and `self` is used no more.
         unsafe { dealloc(self.0, layout(self.1)) };
     }
 }
@@ -84,12 +84,14 @@ fn assert_holds(service: &Service, bytes: usize, denied: u64) {
 }
 
 #[test]
-fn realloc_that_does_not_grow_stays_its_owners_where_there_is_no_room() {
+fn realloc_that_does_not_grow_stays_its_owners_where_there_is_no_space() {
     alone!();
     for (old, new) in SIZES {
         let owner = register(&format!("owner of {old}, then {new}"));
-        let full =
-            Service::builder(format!("without room for {new} of {old}")).hard_limit(1000).register().unwrap();
+        let full = Service::builder(format!("without space for {new} of {old}"))
+            .hard_limit(1000)
+            .register()
+            .unwrap();
         let filling = Block::new(&full, 1000);
         let mut block = Block::new(&owner, old);
         assert!(block.resize(&full, new), "{old} to {new}");
@@ -105,7 +107,7 @@ fn realloc_that_does_not_grow_stays_its_owners_where_there_is_no_room() {
         assert_eq!((usage.blocks(), usage.allocated_blocks), (0, 3));
         assert!(usage.peak_bytes <= old.max(new + 100) as u64, "{usage:?}");
         assert_eq!(full.usage().peak_bytes, 1000);
-        // Where there is room, it goes there.
+        // Where there is space, it goes there.
         full.set_hard_limit(None);
         let mut block = Block::new(&owner, old);
         assert!(block.resize(&full, new));
@@ -148,7 +150,7 @@ fn realloc_that_shrinks_whosever_limit_it_is() {
     assert!(block.resize(&one, 5));
     assert_holds(&other, 0, 0);
     assert_holds(&one, 9_995, 0);
-    assert!(block.resize(&strict, 5), "the child has no room of its own");
+    assert!(block.resize(&strict, 5), "the child has no space of its own");
     assert_holds(&one, 9_995, 0);
     block.free();
     filling.free();
@@ -407,7 +409,7 @@ fn allocators_of_collections_shrink() {
             shrinks(&region(32 * MIB), &owner, &full, old, new);
             let window = Fallback::new(region(4096), Counting::new());
             shrinks(&Dogtag::with_backend(window), &owner, &full, old, new);
-            // Where there is no room for another one, it stays where it is.
+            // Where there is no space for another one, it stays where it is.
             if from == to {
                 let rest = if CHECKED { 80 } else { 2 };
                 let window = region((old.size() + rest).next_multiple_of(4096));

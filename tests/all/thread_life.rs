@@ -176,7 +176,7 @@ impl Step {
         // That of another thread, or of this one's destructor before.
         let before = LEFT.lock().unwrap().pop();
         drop(before);
-        // There is room for it.
+        // It fits.
         LEFT.lock().unwrap().push(left);
         let other = &LIVES[(self.index() + 1) % STEPS.len()];
         other.service().run(|| assert_eq!(&Service::current(), other.service()));
@@ -237,7 +237,7 @@ extern "C" fn at_load() {
 
 fn make_key(key: &AtomicU32, destroy: unsafe extern "C" fn(*mut c_void)) -> c_int {
     let mut new = 0;
-    // SAFETY: there is room for the key.
+    // SAFETY: the place is as large as a key.
     let error = unsafe { libc::pthread_key_create(&mut new, Some(destroy)) };
     key.store(new, SeqCst);
     error

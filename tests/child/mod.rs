@@ -83,6 +83,6 @@ pub fn task() -> Option<String> {
 ///
 /// As for [`std::alloc::dealloc`].
 pub unsafe fn dealloc(block: *mut u8, layout: Layout) {
-    // SAFETY: the block is live and of that layout, or none of it where a crime is committed.
+    // SAFETY: the block is live and of that layout, or none of it where a violation is committed.
     unsafe { std::alloc::dealloc(std::hint::black_box(block), layout) };
 }

@@ -140,7 +140,7 @@ fn a_span_that_cannot_be_noted_changes_nothing() {
 
     let layer = ServiceLayer::new().with_filter(filter_fn(|metadata| metadata.name() != "unseen"));
     tracing::subscriber::with_default(registry().with(Identity::new()).with(layer), || {
-        // The registry's own notes have room for some spans.
+        // The registry's own notes have space for some spans.
         let unseen: Vec<_> = (0..4).map(|_| info_span!("unseen").entered()).collect();
         drop(unseen);
         let span = info_span!("seen", service = "of a span");

@@ -57,7 +57,7 @@ impl Block {
 
     fn fill(&mut self, fill: u8) {
         self.fill = fill;
-        // SAFETY: as above.
+        // SAFETY: a live block of that layout, which `self` has alone.
         unsafe { self.address.write_bytes(fill, self.layout.size()) };
     }
 

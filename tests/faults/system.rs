@@ -49,7 +49,7 @@ pub unsafe extern "C" fn mmap(
         unsafe { *libc::__errno_location() = libc::ENOMEM };
         return libc::MAP_FAILED;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the arguments are the C library's own for `mmap`, passed on unchanged.
     let mapped = unsafe { libc::syscall(libc::SYS_mmap, address, len, protection, flags, file, offset) };
     ptr::with_exposed_provenance_mut(mapped as usize)
 }

@@ -161,11 +161,11 @@ fn an_allocator_that_ends_gives_everything_back() {
     // SAFETY: the other backend does the work.
     unsafe impl GlobalAlloc for Shared {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-            // SAFETY: the caller's promise.
+            // SAFETY: the layout is not empty: `GlobalAlloc::alloc` requires it.
             unsafe { self.0.alloc(layout) }
         }
         unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the block is live and of that layout: `GlobalAlloc::dealloc` requires it.
             unsafe { self.0.dealloc(block, layout) };
         }
     }

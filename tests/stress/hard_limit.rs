@@ -58,7 +58,7 @@ fn hammer(what: &str, limited: &Service, services: &[Service]) {
         usage.bytes(),
     );
     assert!(excess <= SLACK, "{excess} bytes past the limit");
-    assert_eq!(wrongly, 0, "denied though there was room");
+    assert_eq!(wrongly, 0, "denied though it would have fitted");
     assert!(denied > 0 && excess > -SLACK, "the limit was never reached: {denied} denied, {excess}");
     assert_eq!(usage.denied, denied);
     assert_eq!((usage.bytes(), usage.blocks(), limited.headroom()), (0, 0, Some(LIMIT as u64)), "drift");

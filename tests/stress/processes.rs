@@ -286,7 +286,7 @@ fn allocate_at_exit() {
             say("the end\n");
         }
     }
-    // SAFETY: as above.
+    // SAFETY: asks for a number.
     PROCESS.store(unsafe { libc::getpid() }, SeqCst);
     for _ in 0..3 {
         // SAFETY: the function lives as long as the process.
@@ -361,7 +361,7 @@ fn daemon() {
     let service = Service::register("inherited").unwrap();
     let block = service.run(|| vec![0_u8; 12_345]);
     let mut pipe = [0; 2];
-    // SAFETY: there is room for two descriptors.
+    // SAFETY: the array is as long as two descriptors.
     assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
     let tenant = noise.tenant.clone();
     let as_daemon = || {

@@ -177,7 +177,7 @@ fn storm() {
     workers.into_iter().for_each(|worker| worker.join().unwrap());
 }
 
-/// Signals to whichever thread they meet: in its first allocation, or its last.
+/// Signals to whichever thread is running: in its first allocation, or its last.
 fn timer() {
     const SIGNALS: usize = if cfg!(feature = "memory-check") { 500 } else { 5_000 };
 
@@ -198,7 +198,8 @@ fn timer() {
         }
         let threads = (0..4).map(|number| {
             thread::spawn(move || {
-                // SAFETY: as above; new threads begin with their parent's set.
+                // SAFETY: the set is this thread's own, and zeros are a valid one; new threads begin
+                // with their parent's set.
                 unsafe {
                     let mut alarm: libc::sigset_t = std::mem::zeroed();
                     libc::sigaddset(&mut alarm, libc::SIGALRM);

@@ -108,7 +108,7 @@ fn the_first_wrong_byte_is_found() {
         assert_eq!(found, Some(offset as isize));
         bytes[offset] ^= 1;
     }
-    // SAFETY: as above.
+    // SAFETY: the array is that long.
     assert_eq!(unsafe { wrong_fill(NonNull::from(&mut bytes[0]), 300) }, None);
 }
 

@@ -1,6 +1,6 @@
-//! Every crime at every size and alignment, each in a process of its own, whose
+//! Every violation at every size and alignment, each in a process of its own, whose
 //! report is read field by field.
-#![allow(clippy::undocumented_unsafe_blocks, reason = "nothing excuses a crime")]
+#![allow(clippy::undocumented_unsafe_blocks, reason = "every test violates an invariant on purpose")]
 
 use crate::child;
 use crate::child::dealloc;
@@ -17,13 +17,13 @@ const ALIGNS: [usize; 4] = [1, 8, 64, 4096];
 struct Crime {
     /// Commits it to a block of that layout.
     commit: unsafe fn(*mut u8, Layout),
-    /// No crime for layouts that it cannot be committed with.
+    /// No violation for layouts that it cannot be committed with.
     says: fn(Layout) -> Says,
 }
 
 #[derive(Default)]
 struct Says {
-    crime: &'static str,
+    kind: &'static str,
     operation: &'static str,
     /// The wrong byte that is named.
     wrong: Option<isize>,
@@ -39,8 +39,8 @@ struct Says {
     no_block: bool,
 }
 
-fn says(crime: &'static str, operation: &'static str) -> Says {
-    Says { crime, operation, ..Says::default() }
+fn says(kind: &'static str, operation: &'static str) -> Says {
+    Says { kind, operation, ..Says::default() }
 }
 
 fn past_the_end(layout: Layout, offset: usize) -> Option<isize> {
@@ -211,7 +211,7 @@ crimes! {
         },
         says: |layout| match layout.size() / 2 {
             // Not the interior: the block itself, twice.
-            0 => Says { crime: "", ..Says::default() },
+            0 => Says { kind: "", ..Says::default() },
             inside => Says { inside: Some(inside), ..says("invalid free", "dealloc") },
         },
     }
@@ -256,7 +256,7 @@ impl Crime {
         for (size, align) in layouts {
             let layout = Layout::from_size_align(size, align).unwrap();
             let says = (self.says)(layout);
-            if says.crime.is_empty() {
+            if says.kind.is_empty() {
                 continue;
             }
             if let Err(problem) = investigate(test, layout, &says) {
@@ -266,7 +266,7 @@ impl Crime {
     }
 }
 
-/// Has the crime committed, and reads the report.
+/// Commits the violation in a process of its own, and reads the report.
 fn investigate(test: &str, layout: Layout, says: &Says) -> Result<(), String> {
     let output = child::run(test, &format!("{}/{}", layout.size(), layout.align()), "");
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -306,14 +306,14 @@ fn investigate(test: &str, layout: Layout, says: &Says) -> Result<(), String> {
         expected.insert("taken", format!("for  {}", aligned(given)));
     }
     for name in ["block", "allocated", "freed", "taken"] {
-        // `taken` is told of whatever layout is not the block's.
+        // `taken` is reported for whatever layout is not the block's.
         let is_expected = expected.contains_key(name) || (name == "taken" && says.no_block);
         if fields.contains_key(name) && !is_expected {
             return problem(format!("{name} should not be there"));
         }
     }
-    if !report.starts_with(&format!("dogtag: {}: ", says.crime)) {
-        return problem(format!("not {:?}", says.crime));
+    if !report.starts_with(&format!("dogtag: {}: ", says.kind)) {
+        return problem(format!("not {:?}", says.kind));
     }
     for (name, expected) in expected {
         // Handles that were assigned, and numbers of threads, are any.

@@ -41,7 +41,7 @@ fn handler_may_be_a_closure_and_can_be_taken() {
 #[test]
 fn handler_is_whole_while_others_exchange_it() {
     survives!("reaction=leak");
-    const CRIMES: usize = 300;
+    const VIOLATIONS: usize = 300;
 
     /// What a handler has captured, which is whole as long as it may be called.
     struct Captured(Arc<AtomicUsize>, Vec<u8>);
@@ -65,7 +65,7 @@ fn handler_is_whole_while_others_exchange_it() {
     std::thread::scope(|threads| {
         let criminals = [(); 2].map(|()| {
             threads.spawn(|| {
-                for _ in 0..CRIMES {
+                for _ in 0..VIOLATIONS {
                     twice(culprit());
                 }
             })
@@ -80,9 +80,9 @@ fn handler_is_whole_while_others_exchange_it() {
         criminals.into_iter().for_each(|criminal| criminal.join().unwrap());
         is_over.store(true, Ordering::Relaxed);
     });
-    // Some have met nobody's, which reports.
+    // Some have found no handler set, which reports.
     let found = found.load(Ordering::Relaxed);
-    assert!((1..=2 * CRIMES).contains(&found), "{found}");
+    assert!((1..=2 * VIOLATIONS).contains(&found), "{found}");
 }
 
 /// A child is forked while another thread finds or exchanges the handler, and finds it all the same.

@@ -14,7 +14,7 @@ use std::sync::mpsc::channel;
 const LAYOUT: Layout = Layout::new::<[u64; 3]>();
 const KIB: Layout = Layout::new::<[u64; 128]>();
 
-/// What the handler has met.
+/// What the handler was called for.
 static MET: Mutex<Vec<(ViolationKind, Operation, usize)>> = Mutex::new(Vec::new());
 
 fn note(violation: &Violation) -> Reaction {
@@ -76,7 +76,7 @@ unsafe impl GlobalAlloc for Pieces {
     }
 }
 
-/// That a second free is told as such shows that the first one was noted and is in
+/// That a second free is reported as such shows that the first one was noted and is in
 /// quarantine.
 fn has_quarantine(memory: &Dogtag<impl GlobalAlloc>) -> bool {
     // SAFETY: none, the second time.
@@ -103,7 +103,7 @@ fn two_hundred_thousand_instances_in_a_row() {
     for instance in 0..INSTANCES {
         let memory = Dogtag::with_backend(Pieces::new());
         assert!(has_quarantine(&memory), "the {instance}th");
-        // SAFETY: the blocks are freed as they were allocated, but for the crime.
+        // SAFETY: the blocks are freed as they were allocated, but for the violation.
         unsafe {
             let block = memory.alloc(LAYOUT);
             block.add(24).write(0);
@@ -129,13 +129,13 @@ fn two_hundred_thousand_instances_in_a_row() {
 fn more_instances_than_numbers() {
     survives!("quarantine-blocks=64");
     check::set_handler(note);
-    /// How many are told apart, with the global one.
+    /// How many are distinguished, with the global one.
     const NUMBERS: usize = 65_534;
     const MORE: usize = 2049;
 
     let memories: Vec<_> = (1..NUMBERS + MORE).map(|_| Dogtag::with_backend(System)).collect();
     let mapped;
-    // SAFETY: the blocks are freed as they were allocated, but for the crime.
+    // SAFETY: the blocks are freed as they were allocated, but for the violation.
     unsafe {
         let blocks: Vec<_> = memories.iter().map(|memory| memory.alloc(LAYOUT)).collect();
         mapped = watch::memory().mapped;
@@ -198,13 +198,13 @@ struct Counting(AtomicUsize);
 unsafe impl GlobalAlloc for &Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         self.0.fetch_add(1, SeqCst);
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout is not empty: `GlobalAlloc::alloc` requires it.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         self.0.fetch_sub(1, SeqCst);
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is the system's, live and of that layout: `GlobalAlloc::dealloc` requires it.
         unsafe { System.dealloc(block, layout) };
     }
 }
@@ -219,7 +219,7 @@ fn what_an_instance_leaves_behind() {
     // The system maps large blocks, far from the small ones.
     let layouts = [24, 1000, 300_000].map(|size| Layout::from_size_align(size, 16).unwrap());
     let in_turn = || layouts.iter().cycle().take(300);
-    // SAFETY: the blocks are freed as they were allocated, but for the crime.
+    // SAFETY: the blocks are freed as they were allocated, but for the violation.
     unsafe {
         let blocks = |memory: &Dogtag<&Counting>| {
             in_turn().map(|layout| (service.run(|| memory.alloc(*layout)), *layout)).collect::<Vec<_>>()

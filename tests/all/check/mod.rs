@@ -1,4 +1,4 @@
-//! What memory-check does about a crime, and what else it can tell; each in a
+//! What memory-check does about a violation, and what else it can report; each in a
 //! process of its own, since each sets a handler, or dies.
 
 use crate::child;
@@ -22,7 +22,8 @@ macro_rules! survives {
     };
 }
 
-/// The same of one that is aborted.
+/// Begins a test of memory-check, in a process of its own with those settings, which is aborted and
+/// says all of that.
 macro_rules! aborts {
     ($settings:expr $(, $said:expr)*) => {
         if $crate::check::has_ended(here!(), $settings, Some(libc::SIGABRT), &[$($said),*]) {
@@ -76,11 +77,11 @@ fn twice(block: *mut u8) {
     }
 }
 
-/// What a handler has met.
+/// What the handler was called for.
 static MET: Mutex<Vec<(ViolationKind, usize)>> = Mutex::new(Vec::new());
 
 fn note(violation: &Violation) -> Reaction {
-    // The service that met it may have no room.
+    // The service that found it may be at its limit.
     Service::unattributed().run(|| MET.lock().unwrap().push((violation.kind(), violation.address())));
     Reaction::Leak
 }

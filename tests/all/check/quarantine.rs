@@ -46,7 +46,7 @@ fn quarantine_of_nothing() {
         drop(black_box(vec![1_u8; 50]));
     }
     assert_eq!(quarantine(), (0, 0));
-    // Crimes to live blocks are still found, and a second free is not followed.
+    // Violations of live blocks are still found, and a second free is not followed.
     check::set_handler(note);
     let (block, other) = (culprit(), culprit());
     // SAFETY: none.

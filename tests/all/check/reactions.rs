@@ -1,4 +1,4 @@
-//! What is done about a crime, and what becomes of the block.
+//! What is done about a violation, and what becomes of the block.
 
 use super::{LAYOUT, culprit, met, note, twice, victim};
 use crate::child::dealloc;
@@ -14,7 +14,7 @@ fn reaction_leak_goes_on() {
     check::set_handler(note);
     let victim = victim();
     let mut leaked = Vec::new();
-    // SAFETY: none; the crimes are the point.
+    // SAFETY: none; the violations are the point.
     unsafe {
         let block = culprit();
         block.add(24).write(0);
@@ -57,7 +57,7 @@ fn reaction_leak_goes_on() {
         assert!(
             !leaked
                 .iter()
-                .any(|(crime, address)| *crime != ViolationKind::DoubleFree && *address == block as usize)
+                .any(|(kind, address)| *kind != ViolationKind::DoubleFree && *address == block as usize)
         );
         // SAFETY: the block is live.
         unsafe { dealloc(block, LAYOUT) };
@@ -65,7 +65,7 @@ fn reaction_leak_goes_on() {
     assert_eq!(met(), []);
 }
 
-/// A block that was told of is not told of again.
+/// A block that was reported is not reported again.
 #[test]
 fn violation_is_told_once() {
     survives!("");
@@ -95,7 +95,7 @@ fn violation_is_told_once() {
 #[test]
 fn realloc_shrinks_a_block_that_was_told_of() {
     survives!("");
-    // The thread is in a service without room.
+    // The thread is in a service at its limit.
     check::set_handler(|violation| Service::unattributed().run(|| note(violation)));
     let victim = victim();
     let full = Service::builder("full").hard_limit(0).register().unwrap();
@@ -104,14 +104,14 @@ fn realloc_shrinks_a_block_that_was_told_of() {
         let (told, lost, mismatched) = (culprit(), culprit(), culprit());
         told.add(24).write(0);
         lost.sub(32).write_bytes(0, 32);
-        for (block, layout, crime) in [
+        for (block, layout, kind) in [
             (told, LAYOUT, ViolationKind::Overrun),
             (lost, LAYOUT, ViolationKind::Underrun),
             (mismatched, Layout::from_size_align(20, 8).unwrap(), ViolationKind::LayoutMismatch),
         ] {
             let shrunk = full.run(|| realloc(block, layout, 10));
             assert!(!shrunk.is_null() && shrunk != block);
-            assert_eq!(met(), [(crime, block as usize)]);
+            assert_eq!(met(), [(kind, block as usize)]);
             dealloc(shrunk, Layout::from_size_align(10, 8).unwrap());
         }
         assert_eq!(met(), []);

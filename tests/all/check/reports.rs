@@ -1,4 +1,4 @@
-//! How a crime is told, wherever it is met.
+//! How a violation is reported, wherever it is found.
 
 use super::{LAYOUT, LINES, culprit, met, note, twice, victim};
 use crate::child::dealloc;
@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Prints events; commits a crime in one if it is told to, with a lock held.
+/// Prints events; commits a violation in one that says so, with a lock held.
 struct Printer {
     lock: Mutex<()>,
 }

@@ -133,7 +133,7 @@ fn callbacks_panic() {
     case!("e1_dropbomb").is(&["drop(service) panicked: false"]);
 }
 
-// Blocks become smaller where there is no room.
+// Blocks become smaller where there is no space.
 
 #[test]
 fn blocks_become_smaller_at_the_limit() {

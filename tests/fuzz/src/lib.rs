@@ -66,7 +66,7 @@ impl Block {
     /// It must be live, and of that layout.
     pub unsafe fn fill(start: NonNull<u8>, layout: Layout, value: u8) -> Self {
         assert!(start.addr().get().is_multiple_of(layout.align()), "{start:?} is not aligned for {layout:?}");
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live, of that layout, and fresh, so nobody else uses it.
         unsafe { start.write_bytes(value, layout.size()) };
         Self { start, layout, value }
     }
@@ -77,7 +77,7 @@ impl Block {
     ///
     /// It must be live.
     pub unsafe fn check(&self) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live, and `fill` has written to all of it.
         unsafe { self.check_first(self.start, self.layout.size()) };
     }
 
@@ -87,7 +87,7 @@ impl Block {
     ///
     /// There must be so many.
     pub unsafe fn check_first(&self, start: NonNull<u8>, len: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: so many bytes are there, and were written to.
         let is_kept = unsafe { are_all(start, len, self.value) };
         assert!(is_kept, "{self:?} has not what was written to it");
     }
@@ -99,7 +99,7 @@ impl Block {
 ///
 /// There must be so many, and something must have been written to them.
 pub unsafe fn are_all(start: NonNull<u8>, len: usize, value: u8) -> bool {
-    // SAFETY: the caller's promise.
+    // SAFETY: so many bytes are there, and were written to.
     let bytes = unsafe { std::slice::from_raw_parts(start.as_ptr(), len) };
     let (first, words, last) = {
         // SAFETY: all bytes are numbers.

@@ -77,7 +77,7 @@ enum Operation {
         block: u8,
         size: Size,
     },
-    /// No address space has room for so much.
+    /// No address space has so much.
     Impossible {
         is_beside: bool,
         less: u16,
@@ -159,7 +159,8 @@ impl Machine {
                 let Some(Owned { block, is_beside, .. }) = self.take(block) else { return };
                 let (address, layout) = (block.start.as_ptr() as usize, block.layout);
                 let free = move || {
-                    // SAFETY: as above.
+                    // SAFETY: the model knows that it is live, and of which layout; it is taken out, so
+                    // nobody else frees it.
                     unsafe { allocator(is_beside).dealloc(address as *mut u8, layout) };
                 };
                 std::thread::spawn(free).join().expect("a thread that frees");
@@ -232,7 +233,7 @@ impl Machine {
                     while_refusing(|| unsafe { allocator.realloc(block.start.as_ptr(), block.layout, size) });
                 assert!(moved.is_null());
                 self.count_denial(may_have);
-                // SAFETY: as above.
+                // SAFETY: a reallocation that failed leaves the block live.
                 unsafe { block.check() };
             }
             Operation::Impossible { is_beside, less, is_zeroed } => {
@@ -332,7 +333,7 @@ impl Machine {
 
     fn register(&mut self, parent: Option<u8>, handle: Option<u32>, hard: Option<u32>, soft: Option<u32>) {
         // Each name is used once: a dropped service may be there for a moment more, held by who
-        // announces what it met.
+        // announces what it found.
         static NAMES: AtomicU64 = AtomicU64::new(0);
 
         if self.members.len() == 12 {
@@ -443,10 +444,10 @@ impl Machine {
                     member.name
                 );
             }
-            let room = |number: usize| {
+            let left = |number: usize| {
                 Some(self.members[number].hard?.saturating_sub(self.with_children(number).bytes()))
             };
-            assert_eq!(service.headroom(), self.chain(number).filter_map(room).min(), "{}", member.name);
+            assert_eq!(service.headroom(), self.chain(number).filter_map(left).min(), "{}", member.name);
         }
         let rows: Usage = snapshot.rows.iter().map(|row| row.usage).sum();
         assert_eq!(without_peak(rows + snapshot.ended), without_peak(snapshot.totals));
@@ -512,7 +513,7 @@ fn filled(size: Size, align: Align) -> Layout {
     }
 }
 
-/// Small enough to be met.
+/// Small enough to be reached.
 fn limit(bytes: u32) -> u64 {
     u64::from(bytes >> 1) % if bytes.is_multiple_of(2) { 1 << 21 } else { 1 << 12 }
 }

@@ -170,7 +170,7 @@ impl Machine {
         self.add(way, layout, start);
     }
 
-    /// There must be no room for it.
+    /// There must be no space for it.
     fn refused(&mut self, way: Way, layout: Layout) {
         self.refused += 1;
         if CHECKED {
@@ -182,7 +182,7 @@ impl Machine {
         for free in self.free_ranges() {
             let start = (window + free.start * self.granule).next_multiple_of(align);
             let end = window + free.end * self.granule;
-            assert!(start + len * self.granule > end, "there is room for {layout:?} in {free:?}");
+            assert!(start + len * self.granule > end, "there is space for {layout:?} in {free:?}");
         }
     }
 
@@ -226,8 +226,8 @@ impl Machine {
         };
         let Some(start) = NonNull::new(start) else {
             let behind = self.free_ranges().into_iter().find(|free| free.start == old.end);
-            let room = old.len() + behind.map_or(0, |free| free.len());
-            assert!(CHECKED || size.div_ceil(self.granule) > room, "it could have stayed where it was");
+            let space = old.len() + behind.map_or(0, |free| free.len());
+            assert!(CHECKED || size.div_ceil(self.granule) > space, "it could have stayed where it was");
             return self.refused(Way::Backend, new);
         };
         // SAFETY: both are as long.

@@ -85,7 +85,7 @@ enum Operation {
     Free {
         block: u8,
     },
-    /// As much as a pool's first block has room for, or a little less or more.
+    /// As much as fits into a pool's first block, or a little less or more.
     Fill {
         pool: u8,
         distance: i8,
@@ -271,15 +271,15 @@ impl Machine {
             }
             Operation::Fill { pool, distance } => {
                 let number = self.pick(pool);
-                let room = room(self.model(number).handle.pool());
-                let layout = Layout::array::<u8>(room.saturating_add_signed(distance.into()));
+                let space = space(self.model(number).handle.pool());
+                let layout = Layout::array::<u8>(space.saturating_add_signed(distance.into()));
                 self.allocate(pool, layout.expect("a small layout"), false);
             }
             Operation::GrowToFill { block, distance } => {
                 let Some((number, place)) = self.pick_block(block) else { return };
                 let model = self.model(number);
-                let (old, room) = (model.blocks[place].layout, room(model.handle.pool()));
-                let bytes = (old.size() + room).saturating_add_signed(distance.into());
+                let (old, space) = (model.blocks[place].layout, space(model.handle.pool()));
+                let bytes = (old.size() + space).saturating_add_signed(distance.into());
                 let new = Layout::from_size_align(bytes, old.align()).expect("a small layout");
                 self.resize(block, new, false);
             }
@@ -516,7 +516,7 @@ impl Machine {
 }
 
 /// What stands at the beginning of a pool's first block: what is left of it when nothing more
-/// has room.
+/// fits.
 static BEGINNING: LazyLock<usize> = LazyLock::new(|| {
     let pool = Pool::builder().block_size(1024).build().expect("a pool");
     let layout = Layout::new::<u8>();
@@ -529,7 +529,7 @@ static BEGINNING: LazyLock<usize> = LazyLock::new(|| {
 });
 
 /// Bytes that fit into a pool's first block, if it has no other one.
-fn room(pool: &Pool<'_>) -> usize {
+fn space(pool: &Pool<'_>) -> usize {
     let stats = pool.stats();
     stats.held.saturating_sub(stats.used + *BEGINNING)
 }
@@ -551,7 +551,7 @@ fn builder(settings: Settings) -> PoolBuilder {
     builder
 }
 
-/// Small enough to be met.
+/// Small enough to be reached.
 fn limit(bytes: u32) -> usize {
     bytes as usize % (1 << 20)
 }

@@ -1,5 +1,5 @@
-//! With memory-check: each change of a guard is told of once, by the free or the reallocation
-//! that meets it, or when the freed block leaves the quarantine; and by nothing else.
+//! With memory-check: each change of a guard is reported once, by the free or the reallocation
+//! that finds it, or when the freed block leaves the quarantine; and by nothing else.
 
 use super::field::{Backend, Field, Image, PLOT, PLOTS, wild_write};
 use crate::random::{Random, seed};
@@ -13,7 +13,7 @@ use std::sync::Mutex;
 const SERVICES: usize = 30;
 /// Blocks that are live at once; others wait in the quarantine.
 const MOST: usize = 300;
-/// Corruptions that one thread meets.
+/// Corruptions on one thread.
 const EACH_THREAD: u64 = 4096;
 
 /// What stands around a block, from its beginning and from its end: particulars and a guard in
@@ -108,7 +108,7 @@ pub fn run(corruptions: u64) {
         world.free(block);
     }
     world.assert_ledger();
-    // What was done to blocks that are still in quarantine is told of now.
+    // What was done to blocks that are still in quarantine is reported now.
     let before = world.tally.writes_after_free;
     let verified = check::verify();
     world.released();
@@ -227,7 +227,7 @@ impl World {
     }
 
     /// What memory-check will find about a live block: whether its particulars are whole, and
-    /// a crime, if there is one.
+    /// a violation, if there is one.
     fn found(&self, block: &Block) -> (bool, Option<ViolationKind>) {
         let start = self.field.offset_of(block.address.addr());
         let end = start + block.layout.size();
@@ -235,13 +235,13 @@ impl World {
         let differs = |place: &usize| head[*place] != block.head[*place];
         let is_used = |place: &usize| !UNUSED.iter().any(|unused| unused.contains(place));
         let is_known = !(0..HEAD - GUARD).filter(is_used).any(|place| differs(&place));
-        let crime = match is_known {
+        let kind = match is_known {
             false => Some(ViolationKind::Underrun),
             true if self.field.bytes(end..end + GUARD) != block.tail => Some(ViolationKind::Overrun),
             true if (HEAD - GUARD..HEAD).any(|place| differs(&place)) => Some(ViolationKind::Underrun),
             true => None,
         };
-        (is_known, crime)
+        (is_known, kind)
     }
 
     fn free(&mut self, block: Block) {
@@ -257,7 +257,8 @@ impl World {
         let (size, owner) = (1 + self.random.below(200), self.random.below(SERVICES));
         let start = self.field.offset_of(block.address.addr());
         let content = self.field.bytes(start..start + block.layout.size().min(size)).to_vec();
-        // SAFETY: as in `free`.
+        // SAFETY: the block was allocated with that layout, and is given back once. Something has
+        // written over what is around it, perhaps.
         let address =
             unsafe { self.services[owner].run(|| self.allocator.realloc(block.address, block.layout, size)) };
         assert!(!address.is_null(), "the field is too small");
@@ -271,17 +272,17 @@ impl World {
     }
 
     /// A block was freed of which that was found.
-    fn gone(&mut self, block: Block, (is_known, crime): (bool, Option<ViolationKind>)) {
+    fn gone(&mut self, block: Block, (is_known, kind): (bool, Option<ViolationKind>)) {
         self.tally.freed += 1;
         let refunded = if is_known { &mut self.figures[block.owner].freed } else { &mut self.lost };
         add(refunded, block.layout.size());
         self.tally.lost += u64::from(!is_known);
         let address = block.address.addr();
         let start = self.field.offset_of(address);
-        match crime {
-            Some(crime) => {
-                self.take_told(crime, address);
-                match crime {
+        match kind {
+            Some(kind) => {
+                self.take_reported(kind, address);
+                match kind {
                     ViolationKind::Overrun => self.tally.overruns += 1,
                     _ => self.tally.underruns += 1,
                 }
@@ -301,14 +302,14 @@ impl World {
         self.assert_figures();
     }
 
-    fn take_told(&mut self, crime: ViolationKind, address: usize) {
+    fn take_reported(&mut self, kind: ViolationKind, address: usize) {
         let mut told = TOLD.lock().unwrap();
-        let place = told.iter().position(|told| *told == (crime, address));
-        assert!(place.is_some(), "{crime} of {address:#x} is not told of: {told:?}");
+        let place = told.iter().position(|told| *told == (kind, address));
+        assert!(place.is_some(), "{kind} of {address:#x} is not reported: {told:?}");
         told.remove(place.unwrap());
     }
 
-    /// Blocks have left the quarantine: those that are whole to the field, the others told of.
+    /// Blocks have left the quarantine: those that are whole to the field, the others were reported.
     fn released(&mut self) {
         let is_whole = |field: &Field, (block, bytes): &(Block, Vec<u8>)| {
             let start = field.offset_of(block.address.addr()) - HEAD;
@@ -326,8 +327,8 @@ impl World {
             self.field.take_back(returned.address);
         }
         let told = std::mem::take(&mut *TOLD.lock().unwrap());
-        for (crime, address) in told {
-            assert_eq!(crime, ViolationKind::WriteAfterFree, "{address:#x}");
+        for (kind, address) in told {
+            assert_eq!(kind, ViolationKind::WriteAfterFree, "{address:#x}");
             let freed = self.freed.remove(&address).expect("a block that was in quarantine");
             assert!(!is_whole(self.field, &freed), "{address:#x} was not written to");
             self.tally.writes_after_free += 1;

@@ -39,7 +39,7 @@ pub struct Returned {
 
 // SAFETY: the memory is the field's, and is used by one thread at a time, as the tests are.
 unsafe impl Sync for Field {}
-// SAFETY: as above.
+// SAFETY: the memory belongs to no thread, and one thread at a time uses it.
 unsafe impl Send for Field {}
 
 impl Field {

@@ -5,7 +5,7 @@
 //! What they say can be foretold to the byte. Without memory-check a cookie that was changed to
 //! another living service's is that one's: its figures have a free too many. One that
 //! is nobody's is counted as lost. All other figures stay exact. With memory-check each
-//! change of a guard is told of, once, and the figures are those of a program without one.
+//! change of a guard is reported, once, and the figures are those of a program without one.
 
 #[cfg(feature = "memory-check")]
 mod checked;

@@ -26,7 +26,7 @@ const LONG: usize = 6;
 /// Blocks that are live at once; the field has some more plots.
 const MOST: usize = 800;
 
-/// Corruptions that one thread meets.
+/// Corruptions on one thread.
 const EACH_THREAD: u64 = 4096;
 
 struct Block {
@@ -255,7 +255,8 @@ impl World {
         let (size, owner) = (1 + self.random.below(200), self.owner());
         let content = self.field.offset_of(block.address.addr());
         let content = self.field.bytes(content..content + block.layout.size().min(size)).to_vec();
-        // SAFETY: as in `free`.
+        // SAFETY: the block was allocated with that layout, and is given back once. Something has
+        // written over it, perhaps.
         let address =
             unsafe { self.services[owner].run(|| self.allocator.realloc(block.address, block.layout, size)) };
         if address.is_null() {
@@ -265,7 +266,7 @@ impl World {
         let start = self.field.offset_of(address.addr());
         assert_eq!(self.field.bytes(start..start + content.len()), content, "not what was in it");
         self.charge(owner, size);
-        // What a backend copies that is told of a longer block, or a shorter one, is its own.
+        // What a backend copies for another layout than the block's is its own.
         self.image.learn(start..start + self.field.asked(address.addr()).size());
         self.gone(&block, believed);
         let block =
@@ -274,7 +275,7 @@ impl World {
         self.blocks.push(block);
     }
 
-    /// A block was freed that was whose it said: its memory is given back if it can be told how
+    /// A block was freed that was whose it said: its memory is given back if it can be known how
     /// long it is, and nothing was written to it.
     fn gone(&mut self, block: &Block, believed: Option<usize>) {
         self.refund(believed, block.layout.size());

@@ -75,7 +75,7 @@ fn check(block: *const u8, from: usize, to: usize, value: u8) {
 ///
 /// The block must be that long, and have been asked for with zeros.
 pub unsafe fn check_zeros(block: *const u8, size: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the block is that long, and zeros are initialized bytes.
     let bytes = unsafe { std::slice::from_raw_parts(block, size) };
     let (head, tail) = bytes.split_at(size.min(MOST_ZEROS));
     let tail = &tail[tail.len().saturating_sub(MOST_ZEROS)..];
@@ -88,9 +88,9 @@ impl Home {
     /// As for [`alloc::alloc`].
     pub unsafe fn allocate(&self, layout: Layout, is_zeroed: bool) -> *mut u8 {
         match self {
-            // SAFETY: the caller's promise.
+            // SAFETY: the layout is not empty.
             Self::Heap if is_zeroed => unsafe { alloc::alloc_zeroed(layout) },
-            // SAFETY: as above.
+            // SAFETY: the layout is not empty.
             Self::Heap => unsafe { alloc::alloc(layout) },
             #[cfg(target_os = "linux")]
             Self::Region(region) => region.allocate(layout, is_zeroed),
@@ -102,10 +102,10 @@ impl Home {
     /// As for [`alloc::realloc`].
     pub unsafe fn reallocate(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         match self {
-            // SAFETY: the caller's promise.
+            // SAFETY: the block is live and of that layout, and the new size is not 0.
             Self::Heap => unsafe { alloc::realloc(block, layout, size) },
             #[cfg(target_os = "linux")]
-            // SAFETY: as above.
+            // SAFETY: the block is live, of that layout, and this region's.
             Self::Region(region) => unsafe { region.reallocate(block, layout, size) },
         }
     }
@@ -115,10 +115,10 @@ impl Home {
     /// As for [`alloc::dealloc`].
     pub unsafe fn free(&self, block: *mut u8, layout: Layout) {
         match self {
-            // SAFETY: the caller's promise.
+            // SAFETY: the block is live and of that layout.
             Self::Heap => unsafe { alloc::dealloc(block, layout) },
             #[cfg(target_os = "linux")]
-            // SAFETY: as above.
+            // SAFETY: the block is live, of that layout, and this region's.
             Self::Region(region) => unsafe { region.free(block, layout) },
         }
     }

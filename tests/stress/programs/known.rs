@@ -173,11 +173,11 @@ impl Known {
 
     /// In turn: what may still be allocated.
     pub fn headroom(self: &Arc<Self>) -> Option<u64> {
-        let room = |known: &Arc<Self>| {
+        let left = |known: &Arc<Self>| {
             let hard = known.hard.load(SeqCst);
             (hard != NONE).then(|| hard.saturating_sub(known.family.load(SeqCst) as u64))
         };
-        self.chain().filter_map(room).min()
+        self.chain().filter_map(left).min()
     }
 
     /// Without the peak, and as few denials as there can have been.

@@ -38,7 +38,7 @@ unsafe impl Send for Tree {}
 
 const MOST_CHILDREN: usize = 4;
 
-/// Denials that one operation can meet.
+/// Denials that one operation can run into.
 const MOST_DENIALS: u64 = 8;
 
 /// Does something to a pool of that service, which holds so many bytes for it. Returns what it

@@ -59,7 +59,7 @@ impl Region {
     pub unsafe fn reallocate(&self, block: *mut u8, old: Layout, size: usize) -> *mut u8 {
         let (block, new) =
             (NonNull::new(block).unwrap(), Layout::from_size_align(size, old.align()).unwrap());
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live, of that layout, and this region's.
         let moved = unsafe {
             match (&self.memory, size >= old.size()) {
                 (Memory::Alone(region), true) => region.grow(block, old, new),
@@ -77,7 +77,7 @@ impl Region {
     pub unsafe fn free(&self, block: *mut u8, layout: Layout) {
         self.blocks.fetch_sub(1, SeqCst);
         let block = NonNull::new(block).unwrap();
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live, of that layout, and this region's.
         unsafe {
             match &self.memory {
                 Memory::Alone(region) => region.deallocate(block, layout),
@@ -89,8 +89,8 @@ impl Region {
     /// Where nobody else does anything, and a block was not had.
     pub fn check_full(&self, layout: Layout) {
         ensure!(matches!(self.memory, Memory::Alone(_)), "the system had no {layout:?}");
-        let room = self.region().stats().largest_free;
-        ensure!(CHECKED || room < layout.size() + layout.align() + 64, "{layout:?} was not had: {self:?}");
+        let space = self.region().stats().largest_free;
+        ensure!(CHECKED || space < layout.size() + layout.align() + 64, "{layout:?} was not had: {self:?}");
     }
 
     /// While nobody does anything.

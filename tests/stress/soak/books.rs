@@ -193,7 +193,7 @@ impl Source {
     ///
     /// As of [`GlobalAlloc::alloc`].
     unsafe fn alloc(&self, layout: Layout, is_zeroed: bool) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout is not empty.
         unsafe {
             match self {
                 Self::Global if is_zeroed => crate::ALLOC.alloc_zeroed(layout),
@@ -277,7 +277,7 @@ impl Block {
 
     fn check(&self) {
         let block = self.address as *const u8;
-        // SAFETY: as above.
+        // SAFETY: the block is live, at least a byte long, and `fill` has written to both ends.
         let ends = unsafe { [block.read(), block.add(self.layout.size() - 1).read()] };
         assert_eq!(ends, [self.account.number as u8; 2], "a block was overwritten");
     }

@@ -50,7 +50,7 @@ unsafe fn tag(block: *mut u8) -> *mut u8 {
         return block;
     }
     let handle = CURRENT.get();
-    // SAFETY: the block was requested with room for a cookie at its end.
+    // SAFETY: the block was requested with space for a cookie at its end.
     unsafe {
         let size = usable_size(block);
         count(handle, size as i64);
@@ -75,17 +75,19 @@ fn with_cookie(layout: Layout) -> Layout {
 // SAFETY: every block is jemalloc's, requested a few bytes larger.
 unsafe impl GlobalAlloc for Skynet {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout is not empty: `GlobalAlloc::alloc` requires it; the block has space for a
+        // cookie behind it.
         unsafe { tag(Jemalloc.alloc(with_cookie(layout))) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the layout is not empty: `GlobalAlloc::alloc_zeroed` requires it; the block has space for a cookie
+        // behind it.
         unsafe { tag(Jemalloc.alloc_zeroed(with_cookie(layout))) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live and was requested above, with a cookie behind that layout.
         unsafe {
             untag(block);
             Jemalloc.dealloc(block, with_cookie(layout));
@@ -93,7 +95,8 @@ unsafe impl GlobalAlloc for Skynet {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the block is live and was requested above, with a cookie behind that layout; the new
+        // size is not 0.
         unsafe {
             untag(block);
             tag(Jemalloc.realloc(block, with_cookie(layout), new_size + COOKIE))

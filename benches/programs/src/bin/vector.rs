@@ -56,7 +56,7 @@ fn with_group(count: impl FnOnce(u8)) {
 unsafe impl GlobalAlloc for Grouped {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Ok((outer, id)) = layout.extend(Layout::new::<u8>()) else { handle_alloc_error(layout) };
-        // SAFETY: the layout is not empty, and has room for the id.
+        // SAFETY: the layout is not empty, and has space for the id.
         unsafe {
             let block = Jemalloc.alloc(outer);
             if block.is_null() {

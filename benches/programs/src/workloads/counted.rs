@@ -23,7 +23,7 @@ pub fn run(operation: &str, number: usize, services: impl Services) -> Option<()
             Box::new(move || {
                 // SAFETY: the layout is not empty, and the block is freed with it.
                 let block = services.run(&one, || unsafe { black_box(alloc(layout(64))) });
-                // SAFETY: as above.
+                // SAFETY: the block is live, and freed with the layout that it was requested with.
                 services.run(&other, || unsafe { dealloc(black_box(block), layout(64)) });
             })
         }
