@@ -9,16 +9,16 @@ use super::claim::Claim;
 use super::depot::{Open, magazines, places_of, take_kept};
 use super::handler::react;
 use super::inspect::{
-    SOME_HAVE_ENDED, about_any, inside_another, may_be_gone, pointer, violation, whole_and_freed,
-    whole_and_live, wrong_with_freed, wrong_with_live,
+    SOME_HAVE_ENDED, about_any, inside_another, may_be_gone, pointer, violation, whole_and_live,
+    wrong_with_live,
 };
 use super::instance_id::{Identity, NUMBERS};
 use super::quarantine::MagazineQueue;
+use super::release::{Release, give_back_after_forks, release_block};
 use super::settings::Settings;
 use super::shadow;
 use super::threads;
 use super::violation_kind::{Operation, ViolationKind};
-use crate::backend;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys;
 use std::alloc::Layout;
@@ -37,9 +37,6 @@ pub(crate) struct Checker {
     /// A [`Release`] of the allocator's backend, or null until a block was freed.
     release: AtomicPtr<()>,
 }
-
-/// Gives a block's memory back to the backend.
-pub(crate) type Release<B> = unsafe fn(&B, NonNull<u8>, BlockHeader);
 
 impl Default for Checker {
     fn default() -> Self {
@@ -435,20 +432,6 @@ impl Checker {
     }
 }
 
-/// Has the backend return memory to the operating system once quarantines have become that much
-/// smaller: every fork would copy it.
-#[inline]
-fn give_back_after_forks(less: u64) {
-    static LESS: AtomicU64 = AtomicU64::new(0);
-
-    const MUCH: u64 = 4 << 20;
-
-    if less != 0 && LESS.fetch_add(less, Ordering::Relaxed) + less >= MUCH && block_state::forks() != 0 {
-        LESS.store(0, Ordering::Relaxed);
-        backend::give_back();
-    }
-}
-
 /// Whether there is a quarantine. Without one the magazines must not be asked for: the first request
 /// settles their number.
 #[inline]
@@ -475,32 +458,4 @@ fn leak(entry: &'static Entry, block: NonNull<u8>, claim: Claim, operation: Oper
     entry.set(State::Leaked);
     react(&violation);
     Returned::Leaked(known)
-}
-
-/// Releases a block that has left the quarantine, unless something wrote to it.
-///
-/// # Safety
-///
-/// [`Checker::retire`] must have put it in, for that backend.
-#[inline]
-unsafe fn release_block<B>(address: usize, settings: &Settings, backend: &B, release: Release<B>) {
-    let (Some(entry), Some(block)) = (shadow::entry(address), pointer(address)) else { return };
-    if !entry.seize_quarantined() {
-        // `verify` has found a violation there.
-        return;
-    }
-    // SAFETY: it was in quarantine and has been seized.
-    match unsafe { whole_and_freed(block, settings) } {
-        Some(header) => {
-            shadow::vacate(address, entry);
-            // SAFETY: the block is seized, and was requested from that backend.
-            unsafe { release(backend, block, header) };
-        }
-        None => {
-            // SAFETY: it was in quarantine and has been seized.
-            let violation = unsafe { wrong_with_freed(block, Operation::Reuse, settings) };
-            entry.set(State::Leaked);
-            react(&violation);
-        }
-    }
 }

@@ -121,6 +121,8 @@ mod live;
 #[cfg(not(dogtag_loom))]
 mod reaction;
 #[cfg(not(dogtag_loom))]
+mod release;
+#[cfg(not(dogtag_loom))]
 mod report_thread;
 #[cfg(not(dogtag_loom))]
 mod settings;

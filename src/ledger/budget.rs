@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn grants_are_taken_back_where_there_is_no_room_for_them() {
+    fn grants_are_taken_back_where_there_is_no_space_for_them() {
         let budget = limited(10 * GRANT, NONE);
         let granted_to_others = |grants| {
             let granted = if grants == Grants::Count { 9 * GRANT } else { 0 };

@@ -36,6 +36,8 @@ use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 
 mod access;
+#[cfg(test)]
+mod tests;
 
 /// The cell that the calling thread charges to; its threshold is 0 unless it is the thread's own.
 #[inline(always)]
@@ -475,37 +477,4 @@ fn with<R>(body: impl FnOnce(&Thread) -> R) -> R {
     // SAFETY: the calling thread's own `Thread`, which lives as long as it runs;
     // all its fields are interior-mutable and no reference leaves the closure.
     body(unsafe { &*access::thread() })
-}
-
-#[cfg(all(test, feature = "memory-check"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_is_inside_until_it_leaves() {
-        let inside = Inside::enter();
-        assert!(inside.is_some());
-        assert!(Inside::enter().is_none());
-        assert!(Inside::enter().is_none(), "who came in vain has ended it");
-        drop(inside);
-        assert!(Inside::enter().is_some());
-    }
-}
-
-#[cfg(test)]
-mod settling {
-    use super::*;
-
-    #[test]
-    fn a_thread_that_forgot_scopes_beyond_32_bits_stays_where_it_is() {
-        std::thread::spawn(|| {
-            assert!(can_settle());
-            with(|thread| thread.stays.set(u32::MAX.into()));
-            std::mem::forget(Stay::begin());
-            assert!(!can_settle());
-            with(|thread| thread.stays.set(0));
-        })
-        .join()
-        .unwrap();
-    }
 }

@@ -226,7 +226,7 @@ impl World {
         }
     }
 
-    /// What memory-check will find about a live block: whether its particulars are whole, and
+    /// What memory-check will find about a live block: whether its header is whole, and
     /// a violation, if there is one.
     fn found(&self, block: &Block) -> (bool, Option<ViolationKind>) {
         let start = self.field.offset_of(block.address.addr());
