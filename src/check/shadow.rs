@@ -264,7 +264,8 @@ mod tests {
     /// However often it is forked off again.
     #[test]
     fn a_pin_of_another_process_is_void() {
-        // Where no program has blocks.
+        // Where no program has blocks. Alone: all entries are read, which maps pages of zeros.
+        let _alone = GIVER.lock();
         let entry = occupy(5 << 32).expect("memory");
         block_state::a_pin_of_another_process_is_void(entry);
         vacate(5 << 32, entry);
@@ -374,6 +375,6 @@ mod tests {
         assert!(found(START..=START + MIB).is_empty());
     }
 
-    /// For who gives back, which is done by one thread at a time.
+    /// Held by a test that gives pages back, which one thread does at a time, or reads entries of all.
     static GIVER: std::sync::Mutex<()> = std::sync::Mutex::new(());
 }

@@ -5,12 +5,14 @@
 
 #[path = "../../common/mod.rs"]
 mod common;
+#[path = "operations/program.rs"]
+mod program;
 
-use arbitrary::Arbitrary;
 use common::{Counting, ZeroSized, around, around_zero_sized, quarantined};
 use dogtag::{Dogtag, Scope, Service, Usage};
 use dogtag_fuzz::{Addresses, Align, Block, Size, are_all, layout, pick};
 use libfuzzer_sys::fuzz_target;
+use program::Operation;
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::NonNull;
 use std::sync::LazyLock;
@@ -22,70 +24,6 @@ static BEHIND: Dogtag<Counting> = Dogtag::with_backend(Counting::new());
 static BESIDE: Dogtag<ZeroSized> = Dogtag::with_backend(ZeroSized);
 
 static UNATTRIBUTED: LazyLock<Service> = LazyLock::new(Service::unattributed);
-
-#[derive(Arbitrary, Debug)]
-enum Operation {
-    Allocate {
-        is_beside: bool,
-        size: Size,
-        align: Align,
-        is_zeroed: bool,
-    },
-    Resize {
-        block: u8,
-        size: Size,
-    },
-    Free {
-        block: u8,
-    },
-    FreeOnAnotherThread {
-        block: u8,
-    },
-    Register {
-        parent: Option<u8>,
-        handle: Option<u32>,
-        hard: Option<u32>,
-        soft: Option<u32>,
-    },
-    Drop {
-        service: u8,
-    },
-    Enter {
-        service: u8,
-    },
-    Leave {
-        scope: u8,
-    },
-    HardLimit {
-        service: u8,
-        bytes: Option<u32>,
-    },
-    SoftLimit {
-        service: u8,
-        bytes: Option<u32>,
-    },
-    ResetPeak {
-        service: u8,
-    },
-    /// The backends have nothing left for the next allocation.
-    Refuse {
-        is_beside: bool,
-        size: Size,
-        align: Align,
-    },
-    RefuseToResize {
-        block: u8,
-        size: Size,
-    },
-    /// No address space has so much.
-    Impossible {
-        is_beside: bool,
-        less: u16,
-        is_zeroed: bool,
-    },
-    Current,
-    Snapshot,
-}
 
 /// A service as the model has it.
 struct Member {

@@ -3,12 +3,15 @@
 
 #![no_main]
 
+#[path = "pools/program.rs"]
+mod program;
+
 use allocator_api2::alloc::Allocator;
-use arbitrary::Arbitrary;
 use dogtag::{Dogtag, Service};
-use dogtag_fuzz::{Addresses, Align, Block, Size, are_all, layout, pick};
+use dogtag_fuzz::{Addresses, Block, are_all, layout, pick};
 use dogtag_pool::{Child, Pool, PoolBuilder};
 use libfuzzer_sys::fuzz_target;
+use program::{End, Operation, Program, Settings};
 use std::alloc::Layout;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
@@ -21,97 +24,6 @@ static SERVICE: LazyLock<Service> = LazyLock::new(|| Service::register("pools").
 
 /// Pools of one program, at most.
 const MOST_POOLS: usize = 24;
-
-#[derive(Arbitrary, Debug)]
-struct Program {
-    root: Settings,
-    operations: Vec<Operation>,
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-struct Settings {
-    block_size: Option<u16>,
-    max_small: Option<u16>,
-    max_free: Option<u16>,
-    limit: Option<u32>,
-}
-
-#[derive(Arbitrary, Debug)]
-enum Operation {
-    Child {
-        parent: u8,
-        is_lasting: bool,
-        settings: Settings,
-    },
-    /// Memory that lasts until the pool is cleared.
-    Keep {
-        pool: u8,
-        size: Size,
-        align: Align,
-        is_zeroed: bool,
-    },
-    Text {
-        pool: u8,
-        len: u8,
-    },
-    Value {
-        pool: u8,
-    },
-    Cleanup {
-        pool: u8,
-        is_pre: bool,
-        end: End,
-    },
-    Clear {
-        pool: u8,
-        keeps_all: bool,
-    },
-    Destroy {
-        pool: u8,
-    },
-    /// As collections do.
-    Allocate {
-        pool: u8,
-        size: Size,
-        align: Align,
-        is_zeroed: bool,
-    },
-    Resize {
-        block: u8,
-        size: Size,
-        align: Align,
-        is_zeroed: bool,
-    },
-    Free {
-        block: u8,
-    },
-    /// As much as fits into a pool's first block, or a little less or more.
-    Fill {
-        pool: u8,
-        distance: i8,
-    },
-    GrowToFill {
-        block: u8,
-        distance: i8,
-    },
-    Impossible {
-        pool: u8,
-        less: u16,
-        is_zeroed: bool,
-    },
-    HardLimit {
-        bytes: Option<u32>,
-    },
-}
-
-/// What becomes of a cleanup.
-#[derive(Arbitrary, Clone, Copy, Debug, PartialEq)]
-enum End {
-    Runs,
-    Panics,
-    IsCancelled,
-    RunsAtOnce,
-}
 
 /// What has run, by number.
 type Log = Arc<Mutex<Vec<usize>>>;
