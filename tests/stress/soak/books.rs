@@ -221,7 +221,7 @@ impl Block {
         Self::of(block, layout, owner, source)
     }
 
-    /// The same, by whoever is in the service.
+    /// A block of the owner, whose service the calling thread is in; `None` if a limit is in the way.
     pub fn here(owner: &Owner, layout: Layout) -> Option<Self> {
         // SAFETY: the layout is not empty.
         let block = unsafe { Source::Global.alloc(layout, false) };

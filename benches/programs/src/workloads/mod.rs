@@ -85,7 +85,7 @@ fn timed(operations: usize, mut work: impl FnMut(usize)) -> f64 {
     fastest_of::<SLICES>(operations, || work(operations))
 }
 
-/// The same for a program that does its whole work each time: nanoseconds for
+/// Times a program that does its whole work each time: the fastest run, in nanoseconds for
 /// one of `operations` that it does.
 fn passes(operations: usize, work: impl FnMut()) -> f64 {
     fastest_of::<5>(operations, work)
