@@ -191,6 +191,8 @@ pub(crate) struct Extents {
     lookup: [usize; 2],
     /// Bytes of address space that are jemalloc's: all that it has mapped and not unmapped.
     pub(crate) mapped: u64,
+    /// Bytes of address space that are mapped for its bookkeeping, and so in no extent.
+    pub(crate) bookkeeping: u64,
 }
 
 impl Extents {
@@ -203,8 +205,15 @@ impl Extents {
             }
             let _one_reader = statistics();
             mallctl::refresh();
-            let mapped = mallctl::read(c"stats.mapped")? + mallctl::read(c"stats.retained")?;
-            Some(Self { lookup: mallctl::translated(c"arenas.lookup")?, mapped })
+            let in_use = mallctl::read(c"stats.mapped")?;
+            let freed =
+                mallctl::read(c"stats.arenas.4096.pdirty")? + mallctl::read(c"stats.arenas.4096.pmuzzy")?;
+            let in_extents = mallctl::read(c"stats.active")? + mallctl::read(c"arenas.page")? * freed;
+            Some(Self {
+                lookup: mallctl::translated(c"arenas.lookup")?,
+                mapped: in_use + mallctl::read(c"stats.retained")?,
+                bookkeeping: in_use.saturating_sub(in_extents),
+            })
         }
         #[cfg(not(feature = "jemalloc-stats"))]
         None

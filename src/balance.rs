@@ -148,8 +148,11 @@ pub struct Balance {
     pub other_mappings: u64,
     /// Memory that other allocators mapped as jemalloc does: other copies of
     /// jemalloc, glibc's `malloc` in threads, garbage collectors. Addresses tell it from jemalloc's
-    /// own, mostly to within the size of jemalloc's bookkeeping. 0 with a
-    /// jemalloc before 5.3.1, which cannot be asked; then it is part of what is unexplained.
+    /// blocks and free pages, but not always from jemalloc's bookkeeping: the figure may
+    /// include some of that, and so be too large by [`metadata`](Self::metadata) at most. It may be wrong
+    /// by more where such memory fills a gap between two of jemalloc's own mappings, or where all such
+    /// mappings, jemalloc's own among them, take more than 16 GiB. Less than 256 KiB are left out. 0 with
+    /// a jemalloc before 5.3.1, which cannot be asked; then it is part of what is unexplained.
     pub other_allocators: u64,
     /// Whether jemalloc's profiling is on (`prof:true`). Then it does not report the rounding, which
     /// is part of [`free_slots`](Self::free_slots), and [`rounding`](Self::rounding) is 0.

@@ -1,19 +1,26 @@
 //! How much memory was mapped as jemalloc maps its own, but by others.
 //!
 //! The system joins mappings that are beside each other, whoever they are from, so a mapping may be
-//! both. How many bytes of addresses are jemalloc's it says; the rest of all such mappings is the
-//! others'. And of any page it says whether it knows it, which it does of the first and the last one
-//! of each of its extents, but neither of what is between nor of its bookkeeping. So what is the
-//! others' is looked for in runs of pages that it does not know: in those at a mapping's ends first,
-//! for between two known pages may be a large block.
+//! both. jemalloc says how many bytes of addresses are its own, and how many of them are its
+//! bookkeeping; the rest of all such mappings is the others'. Of any page jemalloc says whether it
+//! knows it, which it does of the first and the last one of each of its extents, but neither of what
+//! is between nor of its bookkeeping.
+//!
+//! So a run of pages that it does not know is the inside of an extent, or bookkeeping, or the
+//! others', or the latter two joined. It is no extent's inside at a mapping's end. Between two known
+//! pages it may be, so those are looked into only as far as bookkeeping and the others' are not all
+//! at ends. What runs hold is then told apart: blocks of bookkeeping begin at multiples of
+//! [`BLOCK`] and are as many of them long, so what does not fill a block is the others'; and for the
+//! rest bookkeeping is taken to be the blocks of which least is in memory. If the runs were the right
+//! ones, the result is never too small, and too large at most by what is in memory of bookkeeping.
 
 use crate::backend::Extents;
 use crate::sys::smaps;
 use std::cmp::Reverse;
 use std::ops::Range;
 
-/// Of mappings that are like jemalloc's, in which jemalloc has so much in memory at most: what of
-/// them is in memory and not jemalloc's.
+/// Returns how many bytes in memory are not jemalloc's, of mappings that are like its own and of
+/// which it has `held` in memory at most.
 pub(super) fn in_memory(own: &Extents, mappings: &[(Range<usize>, u64)], held: u64) -> u64 {
     let resident: u64 = mappings.iter().map(|(_, resident)| resident).sum();
     let all: u64 = mappings.iter().map(|(mapping, _)| mapping.len() as u64).sum();
@@ -26,11 +33,17 @@ pub(super) fn in_memory(own: &Extents, mappings: &[(Range<usize>, u64)], held: u
     }
     // More than it holds is not jemalloc's in any case.
     let least = resident.saturating_sub(held).min(theirs);
+    // The largest last: if patience ends there, all of jemalloc's that is elsewhere is known.
+    let mut mappings: Vec<_> = mappings.iter().collect();
+    mappings.sort_by_key(|(mapping, _)| mapping.len());
     let mut patience = PATIENCE;
-    let mut runs: Vec<Run> =
-        mappings.iter().flat_map(|mapping| runs(mapping, |page| own.knows(page), &mut patience)).collect();
-    let found = choose(&mut runs, theirs).map(|(run, len)| run.in_memory(len)).sum::<u64>();
-    found.max(least).min(resident)
+    let mut runs: Vec<Run> = mappings
+        .into_iter()
+        .flat_map(|mapping| runs(mapping, |page| own.knows(page), &mut patience))
+        .collect();
+    let mut pieces: Vec<Piece> =
+        outside_extents(&mut runs, theirs + own.bookkeeping).flat_map(Run::pieces).collect();
+    share_of_others(&mut pieces, theirs).max(least).min(resident)
 }
 
 /// What is less may have come since jemalloc was asked.
@@ -38,6 +51,13 @@ const LEAST: u64 = 256 << 10;
 
 /// Pages that are asked about: a few tenths of a second. What is beyond is taken for unknown.
 const PATIENCE: usize = 4 << 20;
+
+/// What jemalloc maps for bookkeeping is aligned to that, and so is its size.
+const BLOCK: usize = 2 << 20;
+
+/// A longer run is not looked at block by block, which would take seconds for some terabytes: what
+/// of it is in memory is taken for the others'.
+const LONG: usize = 4 << 30;
 
 const PAGE: usize = 4096;
 
@@ -52,10 +72,24 @@ struct Run {
 }
 
 impl Run {
-    /// How much of so many bytes of it is in memory.
-    fn in_memory(&self, len: u64) -> u64 {
-        let resident = self.resident.unwrap_or_else(|| smaps::in_memory(&self.pages));
-        (u128::from(resident) * u128::from(len) / self.pages.len().max(1) as u128) as u64
+    /// Cuts it where blocks of bookkeeping may begin.
+    fn pieces(&self) -> Vec<Piece> {
+        let Range { start, end } = self.pages;
+        let whole_blocks = start.next_multiple_of(BLOCK)..end / BLOCK * BLOCK;
+        if end - start > LONG {
+            let resident = self.resident.unwrap_or_else(|| smaps::in_memory(&self.pages));
+            return vec![Piece { len: resident, resident, is_block: false }];
+        }
+        let piece = |pages: Range<usize>, is_block| {
+            let resident = smaps::in_memory(&pages);
+            Piece { len: pages.len() as u64, resident, is_block }
+        };
+        if whole_blocks.is_empty() {
+            return vec![piece(start..end, false)];
+        }
+        let ends = [start..whole_blocks.start, whole_blocks.end..end];
+        let blocks = whole_blocks.step_by(BLOCK).map(|block| piece(block..block + BLOCK, true));
+        blocks.chain(ends.map(|end| piece(end, false))).collect()
     }
 }
 
@@ -92,15 +126,42 @@ fn runs(
     runs
 }
 
-/// Those runs that are the others', who have so many bytes of addresses, and how many each.
-fn choose(runs: &mut [Run], mut theirs: u64) -> impl Iterator<Item = (&Run, u64)> {
+/// Returns the runs that are not inside of extents, of which so many bytes are not: all at ends, and
+/// of those between known pages what fits into the rest, the largest first.
+fn outside_extents(runs: &mut [Run], bytes: u64) -> impl Iterator<Item = &Run> {
     let len = |run: &Run| run.pages.len() as u64;
-    runs.sort_by_key(|run| (len(run) != theirs, run.is_between, Reverse(run.pages.len())));
-    runs.iter().map_while(move |run| {
-        let taken = if run.is_between && len(run) > theirs { 0 } else { len(run).min(theirs) };
-        theirs -= taken;
-        (theirs > 0 || taken > 0).then_some((run, taken))
+    let at_ends = runs.iter().filter(|run| !run.is_between).map(len).sum();
+    let mut rest = bytes.saturating_sub(at_ends);
+    // One that is just as large is it.
+    runs.sort_by_key(|run| (run.is_between, len(run) != rest, Reverse(len(run))));
+    runs.iter().filter(move |run| {
+        let fits = len(run) <= rest;
+        if run.is_between && fits {
+            rest -= len(run);
+        }
+        !run.is_between || fits
     })
+}
+
+/// What is not inside of extents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    len: u64,
+    resident: u64,
+    /// Whether it is as large as a block of bookkeeping, and may be one.
+    is_block: bool,
+}
+
+/// Returns how much is in memory of the others', who have so many bytes of addresses.
+fn share_of_others(pieces: &mut [Piece], mut theirs: u64) -> u64 {
+    pieces.sort_by_key(|piece| (piece.is_block, Reverse(piece.resident)));
+    let mut found = 0;
+    for piece in pieces {
+        let taken = piece.len.min(theirs);
+        theirs -= taken;
+        found += piece.resident.min(taken);
+    }
+    found
 }
 
 #[cfg(test)]
@@ -131,24 +192,57 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_at_an_end_is_chosen_first() {
-        let pages = |pages: usize| (pages * PAGE) as u64;
-        let chosen = |runs: &[Run], theirs| {
+    fn what_is_between_known_pages_is_chosen_for_what_is_not_at_ends() {
+        let chosen = |runs: &[Run], pages: usize| {
             let mut runs = runs.to_vec();
-            choose(&mut runs, pages(theirs))
-                .filter(|(_, len)| *len > 0)
-                .map(|(run, len)| (run.clone(), len))
-                .collect::<Vec<_>>()
+            let chosen = outside_extents(&mut runs, (pages * PAGE) as u64);
+            chosen.map(|run| run.pages.start / PAGE).collect::<Vec<_>>()
         };
-        let [end, between, large] =
+        let [at_end, between, large] =
             [run(0..10, false, None), run(20..40, true, None), run(50..90, true, None)];
-        let all = [between.clone(), end.clone(), large.clone()];
-        assert_eq!(chosen(&all, 5), [(end.clone(), pages(5))]);
-        assert_eq!(chosen(&all, 10), [(end.clone(), pages(10))]);
-        // One that is just as large is it, wherever it stands.
-        assert_eq!(chosen(&all, 20), [(between.clone(), pages(20))]);
-        // What is too large for them is a block.
-        assert_eq!(chosen(&all, 31), [(end, pages(10)), (between, pages(20))]);
-        assert_eq!(chosen(&[large], 31), []);
+        let all = [between, at_end, large.clone()];
+        assert_eq!(chosen(&all, 5), [0]);
+        assert_eq!(chosen(&all, 10), [0]);
+        // What is too large is a block.
+        assert_eq!(chosen(&all, 45), [0, 20]);
+        assert_eq!(chosen(&all, 55), [0, 50]);
+        // One that is just as large is it.
+        assert_eq!(chosen(&all, 30), [0, 20]);
+        assert_eq!(chosen(&all, 70), [0, 50, 20]);
+        assert_eq!(chosen(&[large], 31), [0; 0]);
+    }
+
+    #[test]
+    fn bookkeeping_is_where_least_is_in_memory() {
+        let block = |resident| Piece { len: 100, resident, is_block: true };
+        let rest = |len, resident| Piece { len, resident, is_block: false };
+        let found = |pieces: &[Piece], theirs| share_of_others(&mut pieces.to_vec(), theirs);
+        // Two full blocks that were joined with one of bookkeeping, in whatever order.
+        assert_eq!(found(&[block(7), block(100), block(100)], 200), 200);
+        assert_eq!(found(&[block(100), block(100), block(7)], 200), 200);
+        // What does not fill a block is not bookkeeping, however little is in memory.
+        assert_eq!(found(&[block(90), rest(30, 1), block(100)], 130), 101);
+        // No more is in memory than there is.
+        assert_eq!(found(&[block(90), block(80)], 20), 20);
+        assert_eq!(found(&[block(10)], 50), 10);
+        assert_eq!(found(&[rest(30, 20)], 100), 20);
+        assert_eq!(found(&[], 100), 0);
+    }
+
+    #[test]
+    fn runs_are_cut_where_bookkeeping_may_begin() {
+        // Nothing is mapped there, so that nothing is in memory.
+        let cut = |start: usize, end: usize| {
+            let run = Run { pages: start..end, is_between: false, resident: None };
+            run.pieces().iter().map(|piece| (piece.len as usize, piece.is_block)).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(BLOCK, 3 * BLOCK), [(BLOCK, true), (BLOCK, true), (0, false), (0, false)]);
+        assert_eq!(
+            cut(BLOCK - PAGE, 2 * BLOCK + 3 * PAGE),
+            [(BLOCK, true), (PAGE, false), (3 * PAGE, false)]
+        );
+        assert_eq!(cut(PAGE, 2 * BLOCK - PAGE), [(2 * BLOCK - 2 * PAGE, false)]);
+        let long = Run { pages: 0..LONG + BLOCK, is_between: false, resident: Some(7) };
+        assert_eq!(long.pieces(), [Piece { len: 7, resident: 7, is_block: false }]);
     }
 }

@@ -79,7 +79,7 @@ impl Resident {
 pub(crate) fn in_memory(pages: &Range<usize>) -> u64 {
     const MOST: usize = 1 << 14;
 
-    let mut found = vec![0_u8; MOST];
+    let mut found = vec![0_u8; pages.len().div_ceil(PAGE).min(MOST)];
     let mut bytes = 0;
     for start in pages.clone().step_by(MOST * PAGE) {
         let end = pages.end.min(start + MOST * PAGE);

@@ -29,17 +29,118 @@ fn assert_near(more: f64, expected: f64, balance: &Balance) {
     assert!((more - expected).abs() < 1.5, "{more:.1} MiB instead of {expected} MiB\n{balance}");
 }
 
-/// Memory of another allocator, as it were, which is written to.
-fn map_like_jemalloc(len: usize) -> *mut libc::c_void {
-    let (read_write, flags) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-    // SAFETY: a fresh mapping.
+/// Memory of another allocator, as it were: so many bytes, of which so many are written to. `None` if
+/// something is there already.
+fn map_like_jemalloc(
+    start: usize,
+    len: usize,
+    flags: libc::c_int,
+    written: usize,
+) -> Option<*mut libc::c_void> {
+    let (read_write, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    );
+    // SAFETY: a fresh mapping, which replaces none: no flags here say that it may.
     unsafe {
-        let mapped = libc::mmap(std::ptr::null_mut(), len, read_write, flags, -1, 0);
-        assert_ne!(mapped, libc::MAP_FAILED);
-        mapped.cast::<u8>().write_bytes(1, len);
-        mapped
+        let mapped = libc::mmap(std::ptr::without_provenance_mut(start), len, read_write, flags, -1, 0);
+        if mapped == libc::MAP_FAILED {
+            let error = std::io::Error::last_os_error();
+            assert_eq!(error.raw_os_error(), Some(libc::EEXIST), "{error} at {start:#x}, {len:#x} bytes");
+            return None;
+        }
+        mapped.cast::<u8>().write_bytes(1, written);
+        Some(mapped)
     }
+}
+
+/// Where to map so that the system joins it with the mappings that are like jemalloc's: beneath each
+/// and above each, as much as fits between it and the next mapping, 6 MiB at most.
+#[cfg(all(target_os = "linux", feature = "jemalloc-stats"))]
+fn beside_jemallocs() -> Vec<std::ops::Range<usize>> {
+    const MOST: usize = 6 << 20;
+
+    let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut mappings = Vec::new();
+    for line in text.lines() {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let range = range.and_then(|(start, end)| {
+            Some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+        });
+        match range {
+            Some(range) => mappings.push((range, false)),
+            None if line.starts_with("VmFlags:") => {
+                mappings.last_mut().unwrap().1 = line.contains(" wr ") && line.contains(" nr");
+            }
+            None => {}
+        }
+    }
+    let mut places = Vec::new();
+    for pair in mappings.windows(2) {
+        let [(below, is_below), (above, is_above)] = pair else { unreachable!() };
+        let hole = below.end..above.start;
+        if *is_below {
+            places.push(hole.start..hole.end.min(hole.start + MOST));
+        }
+        if *is_above {
+            let start = hole.start.max(hole.end.saturating_sub(MOST));
+            places.push(if *is_below { start.max(hole.end.min(hole.start + MOST)) } else { start }..hole.end);
+        }
+    }
+    places.retain(|place| !place.is_empty());
+    places
+}
+
+/// What is the others' is found wherever it is joined with jemalloc's own, its bookkeeping too.
+#[cfg(all(target_os = "linux", feature = "jemalloc-stats"))]
+#[test]
+fn other_allocators_are_found_on_every_side_of_jemallocs_mappings() {
+    alone!();
+    let blocks: Vec<Vec<u8>> = (0..4000).map(|i| vec![i as u8; 10_000]).collect();
+    let large = vec![1_u8; 9 << 20];
+    drop(black_box(blocks));
+    let before = checked();
+    // What others have is found, but for what may have come since jemalloc was asked. What else is
+    // found is what others had before, and some of jemalloc's bookkeeping.
+    let check = |mapped: &[std::ops::Range<usize>]| {
+        let mapped = mapped.iter().map(|place| place.len() as u64).sum::<u64>();
+        let (balance, slack) = (checked(), MIB / 4);
+        let found = balance.other_allocators;
+        assert!(found + slack >= mapped, "{found} of {mapped}\n{balance}");
+        let most = mapped + before.other_allocators + slack + balance.metadata;
+        assert!(found <= most, "{found} of {mapped}\n{balance}");
+        mapped
+    };
+    let mut mapped = Vec::new();
+    for place in beside_jemallocs() {
+        // To look at it maps memory, too, which may be just there.
+        if map_like_jemalloc(place.start, place.len(), libc::MAP_FIXED_NOREPLACE, place.len()).is_some() {
+            mapped.push(place);
+        }
+        // Not each: the last of many are like the first.
+        if mapped.len() < 8 {
+            check(&mapped);
+        }
+    }
+    // There is free space beneath the lowest at least.
+    assert!(check(&mapped) > MIB, "{mapped:x?}");
+    for place in mapped {
+        // SAFETY: mapped above.
+        unsafe { libc::munmap(std::ptr::without_provenance_mut(place.start), place.len()) };
+    }
+    let after = checked();
+    assert!(after.other_allocators <= before.other_allocators + MIB, "{after}");
+
+    // Nor is jemalloc's own taken for the others' where they have more addresses than can be looked
+    // through, as sanitizers and JavaScript engines do, far beneath.
+    let len = 32 << 30;
+    let reserved = map_like_jemalloc(1 << 44, len, 0, 1 << 20).unwrap();
+    let balance = checked();
+    assert!(balance.other_allocators >= MIB, "{balance}");
+    assert!(balance.other_allocators <= 3 * MIB + balance.metadata, "{balance}");
+    // SAFETY: mapped above.
+    unsafe { libc::munmap(reserved, len) };
+    drop(large);
 }
 
 /// What is in regions is a service's, or the region's own, in whatever way it was allocated.
@@ -184,7 +285,7 @@ fn every_part_is_where_it_belongs() {
     // Nor is what is mapped as jemalloc does it; the system joins what is beside each other.
     if cfg!(feature = "jemalloc-stats") {
         let before = checked();
-        let mapped: Vec<_> = (0..4).map(|_| map_like_jemalloc(6 << 20)).collect();
+        let mapped: Vec<_> = (0..4).map(|_| map_like_jemalloc(0, 6 << 20, 0, 6 << 20).unwrap()).collect();
         let foreign = checked();
         assert_near(more(before.other_allocators, foreign.other_allocators), 24.0, &foreign);
         assert_near(more(before.not_in_memory, foreign.not_in_memory), 0.0, &foreign);
