@@ -38,7 +38,7 @@ impl Freed {
 }
 
 /// Allocates a block for the current service and charges it; null if the service's limits do not
-/// allow for it. The block may take the place of another one, and [stays](Replaced) that one's
+/// allow for it. The block may take the place of another one, and stays (`Replaced`) that one's
 /// owner's where `stays` says so and the limits leave no space for it.
 ///
 /// `account` and `record` are [`thread::current_account`]'s. `note_owner` returns `false` where the

@@ -9,7 +9,7 @@
 //! long    | the block         | slot, tag | escape |  all others
 //! ```
 //!
-//! Those that are [large](page_map) by their usable bytes have their owner beside the heap. In the
+//! Those that are large (`page_map`) by their usable bytes have their owner beside the heap. In the
 //! same place stands how many usable bytes a block has, so that a free need not ask the
 //! backend: its own, or for smaller ones that of all blocks in the page, which have the same.
 //!
@@ -105,7 +105,7 @@ const OWNER: u32 = (1 << KIB) - 1;
 /// So many KiB do not fit.
 const TOO_MANY: usize = 1 << (31 - KIB);
 
-/// Notes the owner of a block. `false` as for [`Placement::write`](super::Placement::write).
+/// Notes the owner of a block. `false` as for `Placement::write`.
 ///
 /// # Safety
 ///
@@ -167,7 +167,7 @@ pub fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {
     page_map::set(block, USABLE | (kib as u32) << KIB | owner)
 }
 
-/// Reads the mark of a block, as [`Placement::read_mark`](super::Placement::read_mark).
+/// Reads the mark of a block, as `Placement::read_mark`.
 ///
 /// # Safety
 ///
@@ -181,7 +181,7 @@ pub unsafe fn read_mark(block: *const u8, usable: usize) -> Mark {
     unsafe { cookie::read_mark(block, usable - SHORT) }
 }
 
-/// Reads the owner of a block, as [`Placement::read`](super::Placement::read).
+/// Reads the owner of a block, as `Placement::read`.
 ///
 /// # Safety
 ///
