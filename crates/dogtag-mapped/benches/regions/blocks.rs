@@ -1,7 +1,7 @@
 //! Live blocks of an allocator, and how they come about before anything is measured.
 
 use crate::WINDOW;
-use crate::contestants::Contestant;
+use crate::contestants::{Contestant, layout};
 use crate::rounds::random;
 use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
@@ -127,10 +127,6 @@ impl<Held: Deref<Target: GlobalAlloc>> Drop for Blocks<Held> {
             self.free(last);
         }
     }
-}
-
-pub fn layout(size: usize) -> Layout {
-    Layout::from_size_align(size, 8).unwrap()
 }
 
 /// Writes to a block, as programs do.

@@ -1,7 +1,6 @@
 //! What is compared: engines, alone or locked, each with a window of its own; regions; jemalloc.
 
 use crate::WINDOW;
-use crate::blocks::layout;
 use crate::engines::Engine;
 use dogtag::Jemalloc;
 use dogtag_mapped::MappedRegion;
@@ -135,4 +134,8 @@ impl Contestant for Jemalloc {
     fn touched() -> Self {
         Self
     }
+}
+
+pub fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).unwrap()
 }

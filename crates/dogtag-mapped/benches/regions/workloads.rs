@@ -1,8 +1,8 @@
 //! The workloads that are timed, and how full a window gets.
 
 use crate::WINDOW;
-use crate::blocks::{BLOCKS, Blocks, Fill, LARGEST, MEAN, layout, touch};
-use crate::contestants::Contestant;
+use crate::blocks::{BLOCKS, Blocks, Fill, LARGEST, MEAN, touch};
+use crate::contestants::{Contestant, layout};
 use crate::rounds::{each, random, timed};
 use std::hint::black_box;
 use std::sync::Barrier;
