@@ -126,12 +126,14 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
         self
     }
 
-    /// Registers the service, or returns the one that has this name already, as it is.
+    /// Registers the service, or returns the one that has this name already.
     ///
-    /// A living service never changes here: what is asked for and differs from what it has is an
-    /// error, and what is not asked for may be anything. To change it, there are
-    /// [`set_hard_limit`](Service::set_hard_limit), [`set_soft_limit`](Service::set_soft_limit) and
-    /// [`set_on_soft_limit`](Service::set_on_soft_limit).
+    /// A living service's handle, parent and limits never change here: what is asked for and differs
+    /// from what it has is an error, and what is not asked for may be anything. To change limits, there
+    /// are [`set_hard_limit`](Service::set_hard_limit) and [`set_soft_limit`](Service::set_soft_limit). A
+    /// callback cannot be compared, and takes the former one's place, as with
+    /// [`set_on_soft_limit`](Service::set_on_soft_limit): so code that registers a service, drops it and
+    /// registers it again may do so while somebody else still has it.
     ///
     /// # Errors
     ///
@@ -141,7 +143,6 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     /// is registered with another name, [`RegisterError::OtherParent`] if the name
     /// is registered with another parent than the chosen one,
     /// [`RegisterError::OtherLimits`] if it is with other limits than the chosen ones,
-    /// [`RegisterError::OtherCallback`] if it is registered and a callback was chosen,
     /// [`RegisterError::Full`] and [`RegisterError::NoMemory`]. Nothing has
     /// changed then.
     ///

@@ -75,13 +75,6 @@ pub enum RegisterError {
         /// The living service's soft limit, if it has one.
         soft_limit: Option<u64>,
     },
-    /// A living service has the name, and a callback was given, which cannot be compared with the
-    /// living service's.
-    #[non_exhaustive]
-    OtherCallback {
-        /// The name.
-        name: String,
-    },
     /// All slots (over 16 million) are in use.
     Full,
     /// There is no memory for another service in the tables.
@@ -127,11 +120,6 @@ impl fmt::Display for RegisterError {
                     limit(soft_limit),
                 )
             }
-            Self::OtherCallback { name } => write!(
-                f,
-                "service {name:?} is registered, and only a new one gets a callback: \
-                 give it one with set_on_soft_limit",
-            ),
             Self::Full => write!(
                 f,
                 "all {} services of this process are in use: register fewer, or group what they stand for",

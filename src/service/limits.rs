@@ -206,8 +206,8 @@ impl fmt::Debug for Limits {
 }
 
 impl Limits {
-    /// Whether a living service has those that are asked for. It keeps its own in any case.
-    pub(super) fn compare(&self, living: &Service) -> Result<(), RegisterError> {
+    /// Checks that a living service has the limits that are asked for, and gives it the callback.
+    pub(super) fn match_living(&self, living: &Service) -> Result<(), RegisterError> {
         let name = || living.name().to_owned();
         let (hard_limit, soft_limit) = limits(living.record);
         let is_so =
@@ -215,18 +215,20 @@ impl Limits {
         if !is_so(self.hard, hard_limit) || !is_so(self.soft, soft_limit) {
             return Err(RegisterError::OtherLimits { name: name(), hard_limit, soft_limit });
         }
-        match self.on_soft {
-            Some(_) => Err(RegisterError::OtherCallback { name: name() }),
-            None => Ok(()),
+        self.set_callback(living.record);
+        Ok(())
+    }
+
+    fn set_callback(&self, record: &'static Record) {
+        if let Some(on_soft) = &self.on_soft {
+            drop_contained(set_callback(record, Arc::clone(on_soft)));
         }
     }
 
     /// Sets those that are asked for.
     pub(super) fn set(&self, record: &'static Record) {
         let _scope = Scope::enter(&slots::UNATTRIBUTED);
-        if let Some(on_soft) = &self.on_soft {
-            drop_contained(set_callback(record, Arc::clone(on_soft)));
-        }
+        self.set_callback(record);
         if self.hard.is_some() || self.soft.is_some() {
             set(record, |hard, soft| (self.hard.or(hard), self.soft.or(soft)));
         }

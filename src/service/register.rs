@@ -111,7 +111,7 @@ fn as_planned(living: Service, plan: &Plan) -> Result<Service, RegisterError> {
         let parent = parent.map(|parent| parent.name().to_owned());
         return Err(RegisterError::OtherParent { name: name(), parent });
     }
-    plan.limits.compare(&living)?;
+    plan.limits.match_living(&living)?;
     Ok(living)
 }
 

@@ -52,7 +52,7 @@ fn what_panics_of_callbacks_leave_behind() {
         // What its place is taken by, and what finds no service.
         let captured = Endless;
         let other = Service::builder("leaves an endless one").on_soft_limit(move |_| _ = &captured);
-        assert!(matches!(other.register(), Err(dogtag::RegisterError::OtherCallback { .. })));
+        assert_eq!(other.register().unwrap(), service);
         let captured = Endless;
         service.set_on_soft_limit(move |_| _ = &captured);
         let captured = Endless;
