@@ -60,8 +60,8 @@ fn rounds_ask_for_no_more_than_aprs() {
         complete(&[lines(root), first, others].concat())
     };
     compare(Peer::Apr, 2000, make, |body| rounds(body, "root 0 unlimited", 2), asked);
-    // With blocks of any size, small pools may have to be given large ones first.
-    compare(Peer::Apr, 1000, make, |body| rounds(body, "root 0", 8), asked);
+    // With blocks of any size, small pools may have to be given large ones first, one in each round.
+    compare(Peer::Apr, 1000, make, |body| rounds(body, "root 0", 40), asked);
 }
 
 #[test]
