@@ -1,6 +1,6 @@
 //! Where a region places blocks: merged, resized, trimmed, by several threads, in very large windows.
 
-use crate::child::watch::random::Random;
+use crate::child::watch::random::{Random, times};
 use crate::{PAGE, SetOnDrop, file, layout};
 use dogtag_mapped::{MapError, MappedRegion, Owns};
 use std::alloc::{GlobalAlloc, Layout};
@@ -170,11 +170,12 @@ fn windows_can_be_very_large() {
     assert!(matches!(MappedRegion::anonymous(10 << 40), Err(MapError::OutOfMemory { .. })));
 }
 
-/// Ten million operations by several threads, each of which checks its own blocks, while another one
+/// Millions of operations by several threads, each of which checks its own blocks, while another one
 /// gives free pages back.
 #[test]
 fn nothing_overlaps_and_all_is_merged_in_the_end() {
     const THREADS: u64 = 4;
+    let operations = times(10_000_000);
     let region = MappedRegion::anonymous(8 << 20).unwrap();
     let work = |thread: u64| {
         let mut random = Random::new(thread + 1);
@@ -197,7 +198,7 @@ fn nothing_overlaps_and_all_is_merged_in_the_end() {
             };
             assert!(first.iter().chain(last).all(|byte| *byte == value));
         };
-        for i in 0..10_000_000 / THREADS {
+        for i in 0..operations / THREADS {
             let value = (i % 251) as u8 + 1;
             match next(8) {
                 0..4 if blocks.len() < 1500 => {
