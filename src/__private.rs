@@ -35,7 +35,7 @@ pub mod thread {
         Word, account, can_settle, cell, current, current_account, current_record, enter, leave_for,
         lower_threshold, settle,
     };
-    pub use crate::ledger::threshold::shut_every_cell;
+    pub use crate::ledger::threshold::lower_every_threshold;
 }
 
 /// Services by their records, as C holds them.

@@ -239,7 +239,7 @@ fn lower_in_family(record: &'static Record, lock: Option<&Tree>) -> bool {
 }
 
 /// Sends every thread's next allocation to the slow path, whatever service it is for.
-pub fn shut_every_cell() {
+pub fn lower_every_threshold() {
     let tree = Tree::lock();
     for record in slots::all() {
         record.lifecycle().pinned(|| lower_all(&tree, record));

@@ -85,7 +85,7 @@ pub(crate) fn give(thread: libc::pthread_t, name: ThreadName) {
         SO_FAR.store(number, Ordering::Release);
     }
     // Every thread looks at its name before it allocates again.
-    thread::shut_every_cell();
+    thread::lower_every_threshold();
 }
 
 /// Takes the name that another thread has given the calling one meanwhile.
