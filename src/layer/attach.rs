@@ -8,7 +8,9 @@ use tracing::{Dispatch, Span};
 impl Service {
     /// Runs a span in this service from now on, wherever it is entered, also
     /// if the calling thread has entered it already. Children that it has
-    /// already keep their services.
+    /// already keep their services, and a [`Scope`](crate::Scope) that was entered by hand within the
+    /// span goes back to the one that the span had then. (If the span's layer is exchanged before the
+    /// span is left, the thread stays in that one until it ends.)
     ///
     /// Returns `false` if the span is disabled, or if its subscriber
     /// has no [`ServiceLayer`](crate::ServiceLayer), or one whose own filter hides the span. The layer may be

@@ -74,7 +74,10 @@ impl Actor<'_> {
             0 => mem::forget(span.enter()),
             1 | 2 => subscriber.enter(&id),
             3 | 4 => subscriber.exit(&id),
-            5 => _ = subscriber.try_close(id.clone()),
+            5 => {
+                HAS_CLOSED_BY_NUMBER.store(true, SeqCst);
+                _ = subscriber.try_close(id.clone());
+            }
             6 => subscriber.enter(&tracing::Id::from_u64(1 + u64::from(one))),
             _ => subscriber.exit(&tracing::Id::from_u64(1 + u64::from(one))),
         });
