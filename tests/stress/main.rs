@@ -8,6 +8,8 @@
 mod child;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../engine/mod.rs"]
+mod engine;
 
 mod churn;
 mod exactness;

@@ -1,15 +1,17 @@
 //! Futures in services, polled and dropped by whoever comes by.
 
-use super::blocks::{Block, Home};
-use super::known::Held;
+use super::homes::Home;
 use super::worker::Worker;
-use super::world::{aside, ensure};
+use crate::engine::account::Held;
+use crate::engine::block::Block;
+use crate::engine::{Mode, aside, ensure};
 use dogtag::InServiceExt;
 use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::Pin;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -119,27 +121,27 @@ impl Worker<'_> {
 
     pub fn poll(&mut self, future: usize) {
         let Some(mut task) = aside(|| self.task(future)) else { return };
-        let owner = Arc::clone(&task.held.known);
+        let (owner, mode) = (Arc::clone(&task.held.account), self.mode());
         let layout = layout(task.sizes[task.polls]);
-        let denies = self.world.in_turn && owner.denies(layout.size(), None);
+        let denies = mode == Mode::Alone && owner.denies(layout.size(), None);
         let (address, is_ready) = task.poll();
         task.polls += 1;
         if address == 0 {
-            self.was_denied(&owner, &Home::Heap, layout, denies);
+            owner.was_denied(&Home::Heap, layout, mode, denies);
         } else {
             ensure!(!denies, "a future of {} was not denied {layout:?}", owner.name);
-            owner.charge(layout.size() as u64, 1, self.thread);
-            owner.find_more(layout.size() as u64);
+            owner.gets(layout.size());
         }
-        aside(|| match (is_ready, address) {
-            (false, 0) => self.world.tasks.lock().unwrap().push(task),
-            (false, _) => {
+        aside(|| match (is_ready, NonNull::new(std::ptr::with_exposed_provenance_mut(address))) {
+            (false, None) => self.world.tasks.lock().unwrap().push(task),
+            (false, Some(_)) => {
                 task.blocks.push(layout);
                 self.world.tasks.lock().unwrap().push(task);
             }
-            (true, _) => {
-                if address != 0 {
-                    self.keep(Block::fill(address, layout, owner, Home::Heap));
+            (true, block) => {
+                if let Some(block) = block {
+                    // SAFETY: the future has allocated it, and returned it.
+                    self.keep(unsafe { Block::of(block, layout, Home::Heap, owner) });
                 }
                 self.drop_task(task);
             }
@@ -147,19 +149,16 @@ impl Worker<'_> {
     }
 
     pub fn drop_task(&mut self, task: Task) {
-        let owner = Arc::clone(&task.held.known);
-        for layout in &task.blocks {
-            owner.expect_less(layout.size() as u64);
-            owner.refund(layout.size() as u64, 1);
-        }
-        let denies = self.world.in_turn && owner.denies(FAREWELL, None);
+        let (owner, mode) = (Arc::clone(&task.held.account), self.mode());
+        task.blocks.iter().for_each(|layout| owner.gives(layout.size(), || {}));
+        let denies = mode == Mode::Alone && owner.denies(FAREWELL, None);
         let (fared_well, _kept) = task.drop_future();
         if fared_well {
             ensure!(!denies, "{} was not denied a farewell", owner.name);
-            owner.charge(FAREWELL as u64, 1, self.thread);
+            owner.charge(FAREWELL as u64, 1);
             owner.refund(FAREWELL as u64, 1);
         } else {
-            self.was_denied(&owner, &Home::Heap, layout(FAREWELL), denies);
+            owner.was_denied(&Home::Heap, layout(FAREWELL), mode, denies);
         }
     }
 }

@@ -5,9 +5,8 @@
 //! `DOGTAG_SEED` sets which programs: with the seed of one that failed, that one is the first. `DOGTAG_MODEL_WAY` has them all run `in-turn`,
 //! or all `at-once`.
 
-mod blocks;
 mod futures;
-mod known;
+mod homes;
 mod memory;
 mod pools;
 mod program;

@@ -1,11 +1,12 @@
 //! Pools with children. What an operation takes from the allocator and gives back is the pool's own
 //! affair; but it is its service's, and what the pool says it has.
 
-use super::blocks::check_zeros;
-use super::known::{Held, NONE};
 use super::program::Act;
 use super::worker::Worker;
-use super::world::{World, aside, ensure};
+use super::world::World;
+use crate::engine::account::{Held, NONE};
+use crate::engine::piece::{Piece, WHOLE, are_all};
+use crate::engine::{aside, ensure};
 use dogtag_pool::{Child, Pool, PoolError};
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -27,12 +28,6 @@ pub struct Grown {
     tree: Tree,
 }
 
-struct Piece {
-    memory: NonNull<u8>,
-    layout: Layout,
-    value: u8,
-}
-
 // SAFETY: what is in the pool is the tree's.
 unsafe impl Send for Tree {}
 
@@ -43,14 +38,14 @@ const MOST_DENIALS: u64 = 8;
 
 /// Does something to a pool of that service, which holds so many bytes for it. Returns what it
 /// holds now. No allocation of the harness's may be among it.
-fn change<R>(world: &World, thread: u64, held: &Held, bytes: u64, work: impl FnOnce() -> R) -> (R, u64) {
-    let known = &held.known;
+fn change<R>(world: &World, held: &Held, bytes: u64, work: impl FnOnce() -> R) -> (R, u64) {
+    let known = &held.account;
     let denied = held.service.usage().denied;
     // What was read is a peak, too.
     _ = known.peaks();
     known.expect_less(bytes);
     let (result, usage) = dogtag::measure(work);
-    known.charge(usage.allocated_bytes, usage.allocated_blocks, thread);
+    known.charge(usage.allocated_bytes, usage.allocated_blocks);
     known.refund(usage.freed_bytes, usage.freed_blocks);
     let bytes = bytes + usage.allocated_bytes - usage.freed_bytes;
     known.find_more(bytes);
@@ -66,16 +61,16 @@ fn change<R>(world: &World, thread: u64, held: &Held, bytes: u64, work: impl FnO
 /// Why there was no memory: only a limit can be the reason.
 fn expect_denial(world: &World, held: &Held, error: &PoolError) {
     aside(|| {
-        let is_limited = held.known.chain().any(|known| known.hard.load(SeqCst) != NONE);
+        let is_limited = held.account.chain().any(|known| known.hard.load(SeqCst) != NONE);
         ensure!(!world.in_turn || is_limited, "nothing denies it: {error}");
-        ensure!(held.known.chain().any(|known| known.is_limited.load(SeqCst)), "never limited: {error}");
+        ensure!(held.account.was_limited(), "never limited: {error}");
     });
 }
 
 impl Grown {
-    pub fn new(world: &World, thread: u64, held: Held, block_size: usize) -> Option<Self> {
+    pub fn new(world: &World, held: Held, block_size: usize) -> Option<Self> {
         let build = || Pool::builder().service(&held.service).block_size(block_size).build();
-        let (pool, bytes) = change(world, thread, &held, 0, build);
+        let (pool, bytes) = change(world, &held, 0, build);
         match pool {
             Ok(pool) => {
                 let tree = aside(|| Tree { pool: Box::new(pool), pieces: Vec::new(), held, bytes });
@@ -105,19 +100,19 @@ impl Grown {
         ensure!(stats.used <= stats.held);
     }
 
-    fn change<R>(&mut self, world: &World, thread: u64, work: impl FnOnce(&mut Self) -> R) -> R {
+    fn change<R>(&mut self, world: &World, work: impl FnOnce(&mut Self) -> R) -> R {
         let (held, bytes) = aside(|| (self.tree.held.clone(), self.tree.bytes));
-        let (result, bytes) = change(world, thread, &held, bytes, || work(self));
+        let (result, bytes) = change(world, &held, bytes, || work(self));
         self.tree.bytes = bytes;
         self.check();
         result
     }
 
     /// From the pool itself or one of its children.
-    pub fn allocate(&mut self, world: &World, thread: u64, child: usize, layout: Layout, is_zeroed: bool) {
+    pub fn allocate(&mut self, world: &World, child: usize, layout: Layout, is_zeroed: bool) {
         let child = child % (1 + self.children.len());
         aside(|| self.pieces(child).reserve(1));
-        let piece = self.change(world, thread, |this| {
+        let piece = self.change(world, |this| {
             let pool: &Pool<'static> = match child {
                 0 => &this.tree.pool,
                 child => &this.children[child - 1].0,
@@ -130,14 +125,12 @@ impl Grown {
         });
         match piece {
             Ok(memory) => {
-                if is_zeroed {
-                    // SAFETY: it was asked for with zeros.
-                    unsafe { check_zeros(memory.as_ptr(), layout.size()) };
-                }
-                let value = layout.size() as u8 ^ (memory.addr().get() >> 3) as u8;
-                // SAFETY: it is new and that long.
-                unsafe { memory.write_bytes(value, layout.size()) };
-                self.pieces(child).push(Piece { memory, layout, value });
+                // SAFETY: it is new, and that long.
+                let piece = unsafe {
+                    ensure!(!is_zeroed || are_all(memory, layout.size(), 0), "not zeroed");
+                    Piece::fill(memory, layout, WHOLE)
+                };
+                self.pieces(child).push(piece);
             }
             Err(error) => expect_denial(world, &self.tree.held, &error),
         }
@@ -151,17 +144,17 @@ impl Grown {
     }
 
     /// Gives the last allocation back that the pool itself has, if that is still there.
-    pub fn free_last(&mut self, world: &World, thread: u64) {
+    pub fn free_last(&mut self, world: &World) {
         if let Some(piece) = self.tree.pieces.pop() {
-            piece.check();
-            self.change(world, thread, |this| {
+            check(&[piece]);
+            self.change(world, |this| {
                 // SAFETY: it was allocated there with that layout, and nobody uses it any more.
-                unsafe { this.tree.pool.free(piece.memory, piece.layout) };
+                unsafe { this.tree.pool.free(piece.start, piece.layout) };
             });
         }
     }
 
-    pub fn add_child(&mut self, world: &World, thread: u64) {
+    pub fn add_child(&mut self, world: &World) {
         if self.children.len() == MOST_CHILDREN {
             return;
         }
@@ -169,7 +162,7 @@ impl Grown {
         // SAFETY: children go first, and the pool stays where it is.
         let pool: &'static Pool<'static> = unsafe { &*std::ptr::from_ref(&*self.tree.pool) };
         let held = aside(|| self.tree.held.clone());
-        let (child, bytes) = change(world, thread, &held, self.tree.bytes, || pool.try_child());
+        let (child, bytes) = change(world, &held, self.tree.bytes, || pool.try_child());
         self.tree.bytes = bytes;
         match child {
             Ok(child) => self.children.push((child, Vec::new())),
@@ -178,68 +171,57 @@ impl Grown {
         self.check();
     }
 
-    pub fn drop_child(&mut self, world: &World, thread: u64) {
+    pub fn drop_child(&mut self, world: &World) {
         if let Some((child, pieces)) = self.children.pop() {
-            pieces.iter().for_each(Piece::check);
-            self.change(world, thread, |_| drop(child));
+            check(&pieces);
+            self.change(world, |_| drop(child));
         }
     }
 
-    pub fn clear(&mut self, world: &World, thread: u64, keeps_all: bool) {
-        self.drop_children(world, thread);
-        self.tree.pieces.drain(..).for_each(|piece| piece.check());
-        self.change(
-            world,
-            thread,
-            |this| {
-                if keeps_all { this.tree.pool.reset() } else { this.tree.pool.clear() }
-            },
-        );
+    pub fn clear(&mut self, world: &World, keeps_all: bool) {
+        self.drop_children(world);
+        check(&self.tree.pieces);
+        self.tree.pieces.clear();
+        self.change(world, |this| if keeps_all { this.tree.pool.reset() } else { this.tree.pool.clear() });
         let stats = self.tree.pool.stats();
         ensure!((stats.used, stats.large) == (0, 0), "{stats:?}");
     }
 
-    fn drop_children(&mut self, world: &World, thread: u64) {
+    fn drop_children(&mut self, world: &World) {
         while !self.children.is_empty() {
-            self.drop_child(world, thread);
+            self.drop_child(world);
         }
     }
 
-    pub fn into_tree(mut self, world: &World, thread: u64) -> Tree {
-        self.drop_children(world, thread);
+    pub fn into_tree(mut self, world: &World) -> Tree {
+        self.drop_children(world);
         let Self { tree, .. } = self;
         tree
     }
 
-    pub fn destroy(self, world: &World, thread: u64) {
-        let Tree { pool, pieces, held, bytes } = self.into_tree(world, thread);
-        pieces.iter().for_each(Piece::check);
+    pub fn destroy(self, world: &World) {
+        let Tree { pool, pieces, held, bytes } = self.into_tree(world);
+        check(&pieces);
         let pool = aside(|| *pool);
-        let ((), left) = change(world, thread, &held, bytes, || drop(pool));
+        let ((), left) = change(world, &held, bytes, || drop(pool));
         ensure!(left == 0, "a pool has left {left} bytes behind");
     }
 }
 
-impl Piece {
-    /// Nobody else has written to it.
-    fn check(&self) {
-        // SAFETY: the pool has not been cleared, and nothing of it was given back.
-        let bytes = unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.layout.size()) };
-        ensure!(
-            bytes.iter().all(|byte| *byte == self.value),
-            "a pool's memory was written to by somebody else"
-        );
-    }
+/// Nobody else has written to them.
+fn check(pieces: &[Piece]) {
+    // SAFETY: the pool has not been cleared, and nothing of it was given back.
+    pieces.iter().for_each(|piece| unsafe { piece.check() });
 }
 
 impl Worker<'_> {
     /// `false` if it has nothing to do with pools.
     pub fn step_of_pools(&mut self, act: &Act) -> bool {
-        let (world, thread) = (self.world, self.thread);
+        let world = self.world;
         match *act {
             Act::MakePool { service, block_size } => {
                 if let Some(held) = aside(|| world.service(service))
-                    && let Some(pool) = Grown::new(world, thread, held, block_size)
+                    && let Some(pool) = Grown::new(world, held, block_size)
                 {
                     aside(|| self.pools.push(pool));
                 }
@@ -247,38 +229,38 @@ impl Worker<'_> {
             Act::PoolAllocate { pool, child, size, is_zeroed } => {
                 let layout = Layout::from_size_align(size, 8).unwrap();
                 if let Some(pool) = self.pool(pool) {
-                    pool.allocate(world, thread, child, layout, is_zeroed);
+                    pool.allocate(world, child, layout, is_zeroed);
                 }
             }
             Act::PoolFreeLarge { pool } => {
                 if let Some(pool) = self.pool(pool) {
-                    pool.free_last(world, thread);
+                    pool.free_last(world);
                 }
             }
             Act::PoolChild { pool } => {
                 if let Some(pool) = self.pool(pool) {
-                    pool.add_child(world, thread);
+                    pool.add_child(world);
                 }
             }
             Act::PoolDropChild { pool } => {
                 if let Some(pool) = self.pool(pool) {
-                    pool.drop_child(world, thread);
+                    pool.drop_child(world);
                 }
             }
             Act::PoolClear { pool, keeps_all } => {
                 if let Some(pool) = self.pool(pool) {
-                    pool.clear(world, thread, keeps_all);
+                    pool.clear(world, keeps_all);
                 }
             }
             Act::GivePool { pool, to } => {
                 if let Some(pool) = self.take_pool(pool) {
-                    let tree = pool.into_tree(world, thread);
+                    let tree = pool.into_tree(world);
                     aside(|| world.pool_mail[to].lock().unwrap().push(tree));
                 }
             }
             Act::DropPool { pool } => {
                 if let Some(pool) = self.take_pool(pool) {
-                    pool.destroy(world, thread);
+                    pool.destroy(world);
                 }
             }
             _ => return false,

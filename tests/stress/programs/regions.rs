@@ -1,6 +1,6 @@
 //! Regions of mapped memory, alone and with the system's allocator behind them.
 
-use super::world::ensure;
+use crate::engine::ensure;
 use allocator_api2::alloc::Allocator;
 use dogtag::Dogtag;
 use dogtag_mapped::{Fallback, MappedRegion};

@@ -3,7 +3,8 @@
 use super::program::{Act, Program, Step, THREADS};
 use super::watch::Watch;
 use super::worker::{Baggage, Worker};
-use super::world::{World, get_out};
+use super::world::World;
+use crate::engine::get_out;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Barrier, Condvar, Mutex};

@@ -1,9 +1,9 @@
 //! What a thread does with services: registers, finds and looks at them.
 
-use super::known::{Held, Known};
 use super::watch::expect_growth;
 use super::worker::Worker;
-use super::world::{aside, ensure};
+use crate::engine::account::{Account, Held};
+use crate::engine::{aside, ensure};
 use dogtag::{RegisterError, Service, Usage};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,7 +21,7 @@ impl Worker<'_> {
         else {
             return;
         };
-        let parent_known = parent.as_ref().map(|parent| &parent.known);
+        let parent_known = parent.as_ref().map(|parent| &parent.account);
         let is_others = living.as_ref().is_some_and(|living| {
             let same = |(one, other)| Arc::ptr_eq(one, other);
             parent_known.is_some() && !living.parent.as_ref().zip(parent_known).is_some_and(same)
@@ -101,8 +101,8 @@ impl Worker<'_> {
     fn before_registering(
         &self,
         parent: Option<usize>,
-        is_it: impl Fn(&Known) -> bool,
-    ) -> Option<(Option<Held>, Option<Arc<Known>>)> {
+        is_it: impl Fn(&Account) -> bool,
+    ) -> Option<(Option<Held>, Option<Arc<Account>>)> {
         if self.world.board.lock().unwrap().len() >= MOST_SERVICES {
             return None;
         }
@@ -118,16 +118,16 @@ impl Worker<'_> {
     /// A service by its name and its handle.
     pub fn find(&self, service: usize) {
         let world = self.world;
-        let Some(Held { service, known, .. }) = &world.service(service) else { return };
+        let Some(Held { service, account: known, .. }) = &world.service(service) else { return };
         let (by_name, by_handle) = (Service::by_name(service.name()), Service::by_handle(service.handle()));
         if world.in_turn {
             world.check();
             let found = |service: Option<Service>| service.map(|service| world.known(&service, None));
-            let same = |found: Option<Arc<Known>>, living: Option<Arc<Known>>| match (&found, &living) {
+            let same = |found: Option<Arc<Account>>, living: Option<Arc<Account>>| match (&found, &living) {
                 (Some(found), Some(living)) => Arc::ptr_eq(found, living),
                 (found, living) => found.is_none() && living.is_none(),
             };
-            let by = |is_it: &dyn Fn(&Known) -> bool| world.living(is_it);
+            let by = |is_it: &dyn Fn(&Account) -> bool| world.living(is_it);
             ensure!(same(found(by_name), by(&|other| other.name == known.name)), "{}: by name", known.name);
             ensure!(
                 same(found(by_handle), by(&|other| other.handle == known.handle)),

@@ -1,6 +1,6 @@
 //! What must hold of the figures while threads go on: nothing is negative, nothing goes back.
 
-use super::world::aside;
+use crate::engine::aside;
 use dogtag::Usage;
 use std::collections::HashMap;
 

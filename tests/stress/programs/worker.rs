@@ -1,28 +1,29 @@
 //! A thread of a program: what it has, and how it does its steps.
 
-use super::blocks::{Block, Home};
 use super::futures::{self, Task};
-use super::known::{Held, Known, NONE};
+use super::homes::Home;
 use super::pools::{Grown, Tree};
 use super::program::Act;
 #[cfg(target_os = "linux")]
 use super::regions::Region;
-use super::world::{World, aside, ensure};
-use dogtag::{Scope, Service};
+use super::world::World;
+use crate::engine::account::{Account, Held, number_thread};
+use crate::engine::thread::Thread;
+use crate::engine::{self, Mode, aside};
+use dogtag::Service;
 use std::alloc::Layout;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+
+pub type Block = engine::block::Block<Home, Arc<Account>>;
 
 pub struct Worker<'world> {
     pub world: &'world World,
     pub line: usize,
     /// The thread's own number.
     pub thread: u64,
-    pub blocks: Vec<Block>,
+    /// Its blocks, and the services that it is in.
+    pub at: Thread<Home, Arc<Account>>,
     pub stashed: Vec<Block>,
-    scopes: Vec<Entered>,
-    /// The service that the thread is in.
-    pub current: Arc<Known>,
     pub pools: Vec<Grown>,
 }
 
@@ -32,14 +33,6 @@ pub struct Baggage {
     /// Freed by the end of the thread before.
     stashed: Vec<Block>,
     pools: Vec<Tree>,
-}
-
-/// The scope goes first.
-struct Entered {
-    _scope: Scope<'static>,
-    /// The service that the scope goes back to.
-    previous: Arc<Known>,
-    _held: Box<Held>,
 }
 
 const MOST_BLOCKS: usize = 200;
@@ -52,49 +45,45 @@ impl Baggage {
     /// After the end of the thread that had it.
     pub fn settle(&mut self) {
         for block in self.stashed.drain(..) {
-            block.owner.expect_less(block.layout.size() as u64);
-            block.owner.refund(block.layout.size() as u64, 1);
+            block.owner.gives(block.size(), || {});
         }
     }
 }
 
 impl<'world> Worker<'world> {
     pub fn new(world: &'world World, line: usize, thread: u64, baggage: Baggage) -> Self {
-        Self {
-            world,
-            line,
-            thread,
-            blocks: baggage.blocks,
-            stashed: baggage.stashed,
-            scopes: Vec::new(),
-            current: Arc::clone(&world.nobody),
-            pools: baggage.pools.into_iter().map(Grown::of).collect(),
-        }
+        number_thread(thread);
+        let mut at = Thread::new(world.mode(), Arc::clone(&world.nobody));
+        at.blocks = baggage.blocks;
+        let pools = baggage.pools.into_iter().map(Grown::of).collect();
+        Self { world, line, thread, at, stashed: baggage.stashed, pools }
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.at.mode
     }
 
     /// Before the thread ends.
     pub fn pack(mut self) -> Baggage {
-        while !self.scopes.is_empty() {
-            self.leave(self.scopes.len() - 1);
+        while let Some(inmost) = self.at.depth().checked_sub(1) {
+            self.leave(inmost);
         }
-        let (world, thread) = (self.world, self.thread);
+        let world = self.world;
         Baggage {
-            blocks: self.blocks,
+            blocks: self.at.blocks,
             stashed: self.stashed,
-            pools: self.pools.into_iter().map(|pool| pool.into_tree(world, thread)).collect(),
+            pools: self.pools.into_iter().map(|pool| pool.into_tree(world)).collect(),
         }
     }
 
     /// At the end of the program: gives back all that it has.
     pub fn give_back(&mut self) {
         while let Some(block) = self.take(0) {
-            self.free(block);
+            block.free(self.mode());
         }
-        {
-            self.collect_pools();
-            for pool in std::mem::take(&mut self.pools) {
-                pool.destroy(self.world, self.thread);
-            }
+        self.collect_pools();
+        for pool in std::mem::take(&mut self.pools) {
+            pool.destroy(self.world);
         }
     }
 
@@ -104,19 +93,19 @@ impl<'world> Worker<'world> {
             Act::Allocate { size, shift, is_zeroed, region } => {
                 let layout = Layout::from_size_align(size, 1 << shift).unwrap();
                 let home = aside(|| self.home(region));
-                if let Some(block) = self.allocate(layout, is_zeroed, home) {
-                    aside(|| self.keep(block));
+                if self.at.allocate(home, layout, is_zeroed) {
+                    aside(|| self.keep_few());
                 }
             }
             Act::Reallocate { block, size } => {
-                if let Some(block) = self.take(block) {
-                    let block = self.reallocate(block, size);
-                    aside(|| self.keep(block));
+                self.collect();
+                if let Some(block) = block.checked_rem(self.at.blocks.len()) {
+                    _ = self.at.resize(block, size);
                 }
             }
             Act::Free { block } => {
                 if let Some(block) = self.take(block) {
-                    self.free(block);
+                    block.free(self.mode());
                 }
             }
             Act::Give { block, to } => {
@@ -128,8 +117,10 @@ impl<'world> Worker<'world> {
             Act::Burst { count, size } => {
                 let layout = Layout::from_size_align(size, 1).unwrap();
                 let mut blocks = aside(|| Vec::with_capacity(count));
-                (0..count).for_each(|_| blocks.extend(self.allocate(layout, false, Home::Heap)));
-                blocks.drain(..).for_each(|block| self.free(block));
+                let (owner, mode) = (&self.at.current, self.mode());
+                let allocate = |_| Block::allocate(Home::Heap, Arc::clone(owner), layout, false, mode);
+                blocks.extend((0..count).filter_map(allocate));
+                blocks.drain(..).for_each(|block| block.free(mode));
             }
             Act::Errand { service, size, block } => aside(|| self.errand(service, size, block)),
             Act::Enter { service } => {
@@ -138,26 +129,31 @@ impl<'world> Worker<'world> {
                 }
             }
             Act::Leave => {
-                if let Some(inmost) = self.scopes.len().checked_sub(1) {
+                if let Some(inmost) = self.at.depth().checked_sub(1) {
                     self.leave(inmost);
                 }
             }
             // The outermost one goes last, or the thread would stay where it is for ever.
-            Act::LeaveOuter { scope } if self.scopes.len() > 1 => {
-                self.leave(1 + scope % (self.scopes.len() - 1));
+            Act::LeaveOuter { scope } if self.at.depth() > 1 => {
+                self.leave(1 + scope % (self.at.depth() - 1));
             }
             Act::LeaveOuter { .. } => {}
-            Act::RunIn { service, size } => self.run_in(service, size),
+            Act::RunIn { service, size } => {
+                let Some(held) = aside(|| world.service(service)) else { return };
+                let allocate = |at: &mut Thread<_, _>| at.allocate(Home::Heap, futures::layout(size), false);
+                self.at.run_in(&held.service, Arc::clone(&held.account), allocate);
+                aside(|| {
+                    drop(held);
+                    self.keep_few();
+                });
+            }
             Act::RegisterName { name, parent, hard } => self.register_name(name, parent, hard),
             Act::RegisterHandle { handle, parent, hard } => self.register_handle(handle, parent, hard),
             Act::Find { service } => aside(|| self.find(service)),
             Act::KeepCurrent => {
                 let service = Service::current();
-                let current = &self.current;
-                ensure!(
-                    (service.name(), service.handle()) == (&*current.name, current.handle),
-                    "in {service:?}"
-                );
+                let current = &self.at.current;
+                self.at.check_current();
                 if !Arc::ptr_eq(current, &world.nobody) {
                     aside(|| world.board.lock().unwrap().push(Held::new(service, Arc::clone(current))));
                 }
@@ -171,19 +167,19 @@ impl<'world> Worker<'world> {
             }
             Act::SetHard { service, bytes } => {
                 if let Some(held) = aside(|| world.service(service)) {
-                    held.known.will_be_limited();
+                    held.account.will_be_limited();
                     // One at a time, so that the last one that is noted is the last one set.
                     let board = world.board.lock().unwrap();
-                    held.known.set_hard(bytes);
+                    held.account.set_hard(bytes);
                     held.service.set_hard_limit(bytes);
                     drop(board);
                 }
             }
             Act::SetSoft { service, bytes } => {
                 if let Some(held) = aside(|| world.service(service)) {
-                    held.known.will_be_limited();
+                    held.account.will_be_limited();
                     let board = world.board.lock().unwrap();
-                    held.known.soft.store(bytes.unwrap_or(NONE), SeqCst);
+                    held.account.set_soft(bytes);
                     held.service.set_soft_limit(bytes);
                     drop(board);
                 }
@@ -191,7 +187,7 @@ impl<'world> Worker<'world> {
             Act::ResetPeak { service } => {
                 if let Some(held) = aside(|| world.service(service)) {
                     held.service.reset_peak();
-                    held.known.reset_peak();
+                    held.account.reset_peak();
                 }
             }
             Act::Look { service } => aside(|| self.look(service)),
@@ -238,58 +234,34 @@ impl<'world> Worker<'world> {
     }
 
     pub fn keep(&mut self, block: Block) {
-        self.blocks.push(block);
-        if self.blocks.len() > MOST_BLOCKS {
-            let eldest = self.blocks.remove(0);
-            self.free(eldest);
+        self.at.keep(block);
+        self.keep_few();
+    }
+
+    fn keep_few(&mut self) {
+        if self.at.blocks.len() > MOST_BLOCKS {
+            self.at.blocks.remove(0).free(self.at.mode);
         }
+    }
+
+    /// What others have given it.
+    fn collect(&mut self) {
+        aside(|| self.at.blocks.append(&mut self.world.mail[self.line].lock().unwrap()));
     }
 
     /// One of those that it has or that others have given it.
     pub fn take(&mut self, block: usize) -> Option<Block> {
-        aside(|| {
-            self.blocks.append(&mut self.world.mail[self.line].lock().unwrap());
-            let index = block.checked_rem(self.blocks.len())?;
-            let block = self.blocks.swap_remove(index);
-            block.check();
-            Some(block)
-        })
+        self.collect();
+        self.at.take(block)
     }
 
     pub fn enter(&mut self, held: Held) {
-        let held = aside(|| Box::new(held));
-        // SAFETY: the scope goes before the box, in which the service stays where it is.
-        let service: &'static Service = unsafe { &*std::ptr::from_ref(&held.service) };
-        aside(|| self.scopes.reserve(1));
-        held.known.scopes.fetch_add(1, SeqCst);
-        let previous = std::mem::replace(&mut self.current, Arc::clone(&held.known));
-        self.scopes.push(Entered { _scope: service.enter(), previous, _held: held });
+        self.at.enter(&held.service, Arc::clone(&held.account));
+        self.at.hold(held);
     }
 
     pub fn leave(&mut self, index: usize) {
-        let Entered { _scope, previous, _held } = self.scopes.remove(index);
-        drop(_scope);
-        self.current.scopes.fetch_sub(1, SeqCst);
-        self.current = previous;
-        let current = Service::current();
-        ensure!(
-            (current.name(), current.handle()) == (&*self.current.name, self.current.handle),
-            "in {current:?}"
-        );
-        drop(current);
-    }
-
-    /// In a closure, and out of it.
-    fn run_in(&mut self, service: usize, size: usize) {
-        let Some(held) = aside(|| self.world.service(service)) else { return };
-        held.known.scopes.fetch_add(1, SeqCst);
-        let before = std::mem::replace(&mut self.current, Arc::clone(&held.known));
-        let block = held.service.run(|| self.allocate(futures::layout(size), false, Home::Heap));
-        self.current = before;
-        held.known.scopes.fetch_sub(1, SeqCst);
-        aside(|| {
-            drop(held);
-            block.into_iter().for_each(|block| self.keep(block));
-        });
+        self.at.leave(index);
+        self.at.check_current();
     }
 }

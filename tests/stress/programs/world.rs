@@ -1,13 +1,15 @@
 //! What the threads of a program have in common, and the model held against what dogtag says.
 
-use super::blocks::Block;
 use super::futures::Task;
-use super::known::{Held, Known, NONE};
+use super::homes::Home;
 use super::pools::Tree;
 use super::program::THREADS;
 #[cfg(target_os = "linux")]
 use super::regions::Region;
 use super::watch::with_peak;
+use crate::engine::account::{Account, Held, NONE, expect};
+use crate::engine::block::Block;
+use crate::engine::{Mode, aside};
 use dogtag::{Row, Service, Snapshot, Usage};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -19,11 +21,11 @@ pub struct World {
     /// Whether one thread at a time does anything.
     pub in_turn: bool,
     /// All that there were, by name and handle, of which one is nobody else's.
-    known: Mutex<HashMap<(String, u32), Arc<Known>>>,
+    known: Mutex<HashMap<(String, u32), Arc<Account>>>,
     /// The service of what nobody claims, the harness's blocks among them.
-    pub nobody: Arc<Known>,
+    pub nobody: Arc<Account>,
     pub board: Mutex<Vec<Held>>,
-    pub mail: [Mutex<Vec<Block>>; THREADS],
+    pub mail: [Mutex<Vec<Block<Home, Arc<Account>>>>; THREADS],
     pub tasks: Mutex<Vec<Task>>,
     pub pool_mail: [Mutex<Vec<Tree>>; THREADS],
     #[cfg(target_os = "linux")]
@@ -33,34 +35,11 @@ pub struct World {
     unique: AtomicU64,
 }
 
-/// Puts the thread into nobody's service for good: that of the program may be at its limit, and
-/// what is wrong is to be told.
-pub fn get_out() {
-    std::mem::forget(Service::unattributed().enter());
-}
-
-/// `assert!` for where the thread is in a service of the program.
-macro_rules! ensure {
-    ($condition:expr $(, $($text:tt)+)?) => {{
-        let holds = $condition;
-        if !holds {
-            $crate::programs::world::get_out();
-        }
-        assert!(holds $(, $($text)+)?);
-    }};
-}
-pub(crate) use ensure;
-
-/// What the harness does is nobody's.
-pub fn aside<R>(work: impl FnOnce() -> R) -> R {
-    Service::unattributed().run(work)
-}
-
 impl World {
     pub fn new(in_turn: bool) -> Self {
         static RUNS: AtomicU64 = AtomicU64::new(0);
 
-        let nobody = Arc::new(Known::new("unattributed".into(), 0, None, None));
+        let nobody = Arc::new(Account::new("unattributed".into(), 0, None, None));
         Self {
             prefix: format!("{}: ", RUNS.fetch_add(1, SeqCst)),
             in_turn,
@@ -75,6 +54,10 @@ impl World {
             ended_before: dogtag::snapshot().ended,
             unique: AtomicU64::new(0),
         }
+    }
+
+    pub fn mode(&self) -> Mode {
+        if self.in_turn { Mode::Alone } else { Mode::Among }
     }
 
     pub fn name(&self, name: usize) -> String {
@@ -95,10 +78,11 @@ impl World {
 
     /// The model of a service, which is a new one's if there is none. That had the limit from
     /// the beginning.
-    pub fn known(&self, service: &Service, hard: Option<u64>) -> Arc<Known> {
+    pub fn known(&self, service: &Service, hard: Option<u64>) -> Arc<Account> {
         let parent = service.parent().map(|parent| self.known(&parent, None));
         let identity = (service.name().to_owned(), service.handle());
-        let new = || Arc::new(Known::new(service.name().to_owned(), service.handle(), parent.clone(), hard));
+        let new =
+            || Arc::new(Account::new(service.name().to_owned(), service.handle(), parent.clone(), hard));
         let known = Arc::clone(self.known.lock().unwrap().entry(identity).or_insert_with(new));
         assert!(
             match (&known.parent, &parent) {
@@ -112,7 +96,7 @@ impl World {
     }
 
     /// In turn: the service that is found by a name or handle.
-    pub fn living(&self, is_it: impl Fn(&Known) -> bool) -> Option<Arc<Known>> {
+    pub fn living(&self, is_it: impl Fn(&Account) -> bool) -> Option<Arc<Account>> {
         self.note_retired();
         let known = self.known.lock().unwrap();
         known.values().find(|known| is_it(known) && !known.is_retired.load(SeqCst)).cloned()
@@ -175,9 +159,9 @@ impl World {
         }
     }
 
-    fn check_one(&self, Held { service, known, .. }: &Held) {
+    fn check_one(&self, Held { service, account: known, .. }: &Held) {
         let usage = service.usage();
-        expect(&known.name, usage, &[known]).unwrap();
+        expect(&known.name, usage, [&**known]).unwrap();
         let (found, expected) = (service.headroom(), known.headroom());
         assert!(
             found == expected,
@@ -203,23 +187,24 @@ impl World {
         }
         let rows = snapshot.rows.iter().filter(|row| row.name.starts_with(&self.prefix));
         let mut rows: HashMap<_, _> = rows.map(|row| ((row.name.clone(), row.handle), row)).collect();
-        let all: Vec<Arc<Known>> = self.known.lock().unwrap().values().cloned().collect();
+        let all: Vec<Arc<Account>> = self.known.lock().unwrap().values().cloned().collect();
         let (ended, there): (Vec<_>, Vec<_>) = all.iter().partition(|known| known.has_ended.load(SeqCst));
         for known in there {
             let row = rows.remove(&(known.name.clone(), known.handle));
             let row = row.ok_or_else(|| format!("there is no row of {known:?}"))?;
-            let family: Vec<_> = all.iter().filter(|below| below.is_in_family_of(known)).collect();
-            expect(&format!("{}: with children", known.name), row.usage_with_children, &family)?;
+            let family = all.iter().map(|below| &**below).filter(|below| below.is_in_family_of(known));
+            expect(&format!("{}: with children", known.name), row.usage_with_children, family)?;
             self.compare_row(known, row, snapshot)?;
         }
         if let Some(row) = rows.values().next() {
             return Err(format!("a row of a service that has ended: {row:?}"));
         }
-        expect("what has ended", snapshot.ended.since(&self.ended_before), &ended)
+        let ended = ended.into_iter().map(|account| &**account);
+        expect("what has ended", snapshot.ended.since(&self.ended_before), ended)
     }
 
-    fn compare_row(&self, known: &Arc<Known>, row: &Row, snapshot: &Snapshot) -> Result<(), String> {
-        expect(&known.name, row.usage, &[known])?;
+    fn compare_row(&self, known: &Arc<Account>, row: &Row, snapshot: &Snapshot) -> Result<(), String> {
+        expect(&known.name, row.usage, [&**known])?;
         let (hard, soft) = (row.hard_limit.unwrap_or(NONE), row.soft_limit.unwrap_or(NONE));
         let parent = row.parent.map(|parent| (&snapshot.rows[parent].name, snapshot.rows[parent].handle));
         let is_as_known = (hard, soft) == (known.hard.load(SeqCst), known.soft.load(SeqCst))
@@ -238,17 +223,4 @@ impl World {
             "{row:?} is retired {is_retired}, limited to {hard} and {soft}, with a peak of {peaks:?}"
         ))
     }
-}
-
-/// Whether a usage is that of these services, but for the peak and doubtful denials.
-fn expect(what: &str, found: Usage, services: &[&Arc<Known>]) -> Result<(), String> {
-    let expected: Usage = services.iter().map(|known| known.usage()).sum();
-    let doubtful: u64 = services.iter().map(|known| known.doubtful.load(SeqCst)).sum();
-    let is_denied = (expected.denied..=expected.denied + doubtful).contains(&found.denied);
-    let mut comparable = with_peak(0, found);
-    comparable.denied = expected.denied;
-    if is_denied && expected == comparable {
-        return Ok(());
-    }
-    Err(format!("{what}: {found:?}, not {expected:?}, with {doubtful} doubtful denials"))
 }
