@@ -1,9 +1,13 @@
 //! The ledger against the truth, to the byte, while everything happens at once.
 
 use crate::common::{CHECKED, LARGE};
+use crate::engine::account::{Account, without_peak};
+use crate::engine::block::{Block, Owned};
+use crate::engine::memory::Heap;
+use crate::engine::thread::{Operation, Thread};
+use crate::engine::{Mode, aside};
 use crate::random::{self, Random, times};
-use dogtag::{Scope, Service, Usage};
-use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
+use dogtag::{Service, Usage};
 use std::cell::RefCell;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -13,34 +17,50 @@ const SERVICES: usize = 20;
 const DEPTH: usize = 8;
 const LIVE: usize = 500;
 const SHORT_LIVED: usize = 10_000;
+const SHORT_LIVED_AT_ONCE: usize = 10;
 
 #[test]
 fn the_ledger_equals_the_truth() {
     alone!();
     let operations = times(if CHECKED { 1_000_000 } else { 10_000_000 }) as usize;
     let seed = random::seed();
-    let services: &'static [Service] =
-        (0..SERVICES).map(|i| Service::register(format!("service {i}")).unwrap()).collect::<Vec<_>>().leak();
-    let mailboxes: &'static Mailboxes = Box::leak(Box::new(std::array::from_fn(|_| Mutex::default())));
-    let truth = Mutex::new(vec![Usage::default(); SERVICES]);
+    let services: Vec<_> =
+        (0..SERVICES).map(|i| Service::register(format!("service {i}")).unwrap()).collect();
+    // Each thread counts for itself, which keeps no other one waiting. Those that live one after the other
+    // have the same books.
+    let books = |_| {
+        let account = |(number, service): (usize, &Service)| {
+            let account: &'static Account = Box::leak(Box::new(Account::of_one_thread(number as u32)));
+            (service.clone(), account)
+        };
+        services.iter().enumerate().map(account).collect::<Vec<_>>()
+    };
+    let books: Vec<Books> = (0..THREADS + SHORT_LIVED_AT_ONCE).map(books).collect();
+    let mailboxes: Mailboxes = std::array::from_fn(|_| Mutex::default());
 
     std::thread::scope(|scope| {
-        let truth = &truth;
-        let spawn = |number: usize, operations: usize, late: bool| {
+        let (books, mailboxes) = (&books, &mailboxes);
+        let spawn = |number: usize, part: usize, operations: usize, late: bool| {
+            let books = &books[part];
             scope.spawn(move || {
-                let mut worker = Worker::new(Random::nth(seed, number as u64), services, mailboxes);
+                let random = Random::nth(seed, number as u64);
+                let mut worker = Worker::new(random, books, mailboxes);
                 worker.work(operations);
                 if late {
                     // Freed by a thread-local destructor, when the thread ends.
-                    LATE.with(|late| late.borrow_mut().0 = worker.take_any());
+                    LATE.with(|late| late.replace(worker.take_any().map(Owned::new)));
                 }
-                worker.finish(truth);
+                worker.thread.free_all();
+                worker.thread.leave_all();
             })
         };
-        let workers: Vec<_> = (0..THREADS).map(|number| spawn(number, operations / THREADS, false)).collect();
+        let workers: Vec<_> =
+            (0..THREADS).map(|number| spawn(number, number, operations / THREADS, false)).collect();
         // Meanwhile threads come and go, and no figure is ever negative.
-        for batch in 0..SHORT_LIVED / 10 {
-            let short_lived: Vec<_> = (0..10).map(|i| spawn(1000 + batch * 10 + i, 50, true)).collect();
+        for batch in 0..SHORT_LIVED / SHORT_LIVED_AT_ONCE {
+            let number = |i| 1000 + batch * SHORT_LIVED_AT_ONCE + i;
+            let short_lived: Vec<_> =
+                (0..SHORT_LIVED_AT_ONCE).map(|i| spawn(number(i), THREADS + i, 50, true)).collect();
             // Joined one by one: the end of a scope does not wait for destructors.
             short_lived.into_iter().for_each(|thread| thread.join().unwrap());
             if batch % 100 == 0 {
@@ -54,21 +74,19 @@ fn the_ledger_equals_the_truth() {
     });
 
     // What nobody came to collect.
-    let mut truth = truth.into_inner().unwrap();
     for mailbox in mailboxes {
-        for block in mailbox.lock().unwrap().drain(..) {
-            block.free(&mut truth);
-        }
+        mailbox.into_inner().unwrap().into_iter().for_each(|block| block.free(Mode::Among));
     }
-    LATE_TRUTH.with_lock(|late| truth.iter_mut().zip(late.iter()).for_each(|(truth, late)| *truth += *late));
 
-    let counted: Usage = truth.iter().copied().sum();
+    let mut counted = Usage::default();
+    for (number, service) in services.iter().enumerate() {
+        let truth: Usage = books.iter().map(|books| books[number].1.usage()).sum();
+        assert_eq!(without_peak(service.usage()), truth, "{service:?}");
+        assert_eq!((truth.bytes(), truth.blocks()), (0, 0), "the test itself leaks");
+        counted += truth;
+    }
     println!("{counted:?}");
     assert!(counted.allocated_blocks > operations as u64 / 4, "too little happened");
-    for (service, truth) in services.iter().zip(&truth) {
-        assert_eq!(without_peak(service.usage()), *truth, "{service:?}");
-        assert_eq!((truth.bytes(), truth.blocks()), (0, 0), "the test itself leaks");
-    }
 
     // The backend's books, which know nothing of services, nor of freed blocks
     // that are kept back: each block is larger there by its cookie.
@@ -88,214 +106,78 @@ fn the_ledger_equals_the_truth() {
     assert_eq!(snapshot.lost, dogtag::Lost::default());
 }
 
-/// Services have their peaks when they will.
-fn without_peak(mut usage: Usage) -> Usage {
-    usage.peak_bytes = 0;
-    usage
+type Books = Vec<(Service, &'static Account)>;
+type Given = Block<Heap, &'static Account>;
+type Mailboxes = [Mutex<Vec<Given>>; THREADS];
+
+thread_local! {
+    /// A block that is freed while the thread is torn down.
+    static LATE: RefCell<Option<Owned<Heap, &'static Account>>> = const { RefCell::new(None) };
 }
 
-type Mailboxes = [Mutex<Vec<Block>>; THREADS];
-
-/// A block, and who should own it.
-struct Block {
-    address: usize,
-    layout: Layout,
-    owner: usize,
-}
-
-impl Block {
-    fn fill(&self) {
-        let ptr = self.address as *mut u8;
-        // SAFETY: the block is live and at least one byte long.
-        unsafe {
-            ptr.write(self.owner as u8);
-            ptr.add(self.layout.size() - 1).write(self.owner as u8);
-        }
-    }
-
-    fn check(&self) {
-        assert_eq!(self.byte(0), self.owner as u8, "the block was overwritten");
-        assert_eq!(self.byte(self.layout.size() - 1), self.owner as u8, "its end was overwritten");
-    }
-
-    fn byte(&self, offset: usize) -> u8 {
-        assert!(offset < self.layout.size());
-        // SAFETY: the block is live and longer than that.
-        unsafe { (self.address as *const u8).add(offset).read() }
-    }
-
-    fn free(self, truth: &mut [Usage]) {
-        self.check();
-        truth[self.owner].freed_bytes += self.layout.size() as u64;
-        truth[self.owner].freed_blocks += 1;
-        // SAFETY: the block is live, and `self` is its only name.
-        unsafe { dealloc(self.address as *mut u8, self.layout) };
-    }
-}
-
-struct Worker {
+struct Worker<'a> {
     random: Random,
-    services: &'static [Service],
-    mailboxes: &'static Mailboxes,
-    truth: Vec<Usage>,
-    blocks: Vec<Block>,
-    scopes: Vec<(usize, Scope<'static>)>,
-    _outermost: Scope<'static>,
+    books: &'a Books,
+    mailboxes: &'a Mailboxes,
+    thread: Thread<Heap, &'static Account>,
 }
 
-impl Worker {
-    fn new(random: Random, services: &'static [Service], mailboxes: &'static Mailboxes) -> Self {
-        Self {
-            random,
-            services,
-            mailboxes,
-            // All that the worker itself needs is there before it enters a service.
-            truth: vec![Usage::default(); SERVICES],
-            blocks: Vec::with_capacity(LIVE),
-            scopes: Vec::with_capacity(DEPTH),
-            _outermost: services[0].enter(),
-        }
-    }
-
-    fn current(&self) -> usize {
-        self.scopes.last().map_or(0, |(service, _)| *service)
-    }
-
-    fn size(&mut self) -> usize {
-        match self.random.below(100) {
-            0 => LARGE + self.random.below(100_000),
-            // Up to what the backend's books cannot tell from large ones.
-            1..10 => 1 + self.random.below(LARGE - 3),
-            _ => 1 + self.random.below(300),
-        }
+impl<'a> Worker<'a> {
+    fn new(random: Random, books: &'a Books, mailboxes: &'a Mailboxes) -> Self {
+        let (service, account) = &books[0];
+        let mut thread = Thread::new(Mode::Among, *account);
+        // All that the worker itself needs is there before it enters a service.
+        thread.blocks.reserve(LIVE);
+        thread.enter(service, account);
+        Self { random, books, mailboxes, thread }
     }
 
     fn work(&mut self, operations: usize) {
         for _ in 0..operations {
-            match self.random.below(100) {
-                0..40 => self.allocate(),
-                40..55 => self.reallocate(),
-                55..85 => {
-                    if let Some(block) = self.take_any() {
-                        block.free(&mut self.truth);
-                    }
-                }
-                85..88 => self.hand_over(),
-                88..94 if self.scopes.len() < DEPTH => {
-                    let service = self.random.below(SERVICES);
-                    self.scopes.push((service, self.services[service].enter()));
-                }
-                _ => drop(self.scopes.pop()),
+            if self.random.below(100) < 3 {
+                self.hand_over();
+                continue;
             }
+            let operation = match Operation::draw(&mut self.random, [40, 15, 30, 0, 6, 6], size) {
+                Operation::Allocate { .. } if self.thread.blocks.len() == LIVE => {
+                    Operation::Free { block: self.random.next() as usize }
+                }
+                Operation::Enter { .. } if self.thread.depth() > DEPTH => Operation::Leave { scope: 0 },
+                // The outermost scope is left at the end.
+                Operation::Leave { .. } if self.thread.depth() == 1 => continue,
+                operation => operation,
+            };
+            self.thread.step(operation, Heap, self.books);
         }
-    }
-
-    fn allocate(&mut self) {
-        if self.blocks.len() == LIVE {
-            let block = self.take_any().unwrap();
-            return block.free(&mut self.truth);
-        }
-        let align =
-            if self.random.below(50) == 0 { 1 << self.random.below(13) } else { 1 << self.random.below(5) };
-        let layout = Layout::from_size_align(self.size(), align).unwrap();
-        let zeroed = self.random.below(4) == 0;
-        // SAFETY: sizes begin at 1.
-        let ptr = unsafe { if zeroed { alloc_zeroed(layout) } else { alloc(layout) } };
-        assert!(!ptr.is_null() && (ptr as usize).is_multiple_of(align));
-        if zeroed {
-            // SAFETY: the block is that long.
-            let bytes = unsafe { std::slice::from_raw_parts(ptr, layout.size()) };
-            assert!(bytes.iter().all(|&byte| byte == 0), "not zeroed");
-        }
-        let block = Block { address: ptr as usize, layout, owner: self.current() };
-        block.fill();
-        self.truth[block.owner].allocated_bytes += layout.size() as u64;
-        self.truth[block.owner].allocated_blocks += 1;
-        self.blocks.push(block);
-    }
-
-    fn reallocate(&mut self) {
-        let Some(mut block) = self.take_any() else { return };
-        let (old, size) = (block.layout.size(), self.size());
-        block.check();
-        // SAFETY: the block is live and the size is not 0.
-        block.address = unsafe { realloc(block.address as *mut u8, block.layout, size) } as usize;
-        assert!(block.address != 0 && block.address.is_multiple_of(block.layout.align()));
-        block.layout = Layout::from_size_align(size, block.layout.align()).unwrap();
-        assert_eq!(block.byte(0), block.owner as u8, "the first byte did not move along");
-        if size >= old {
-            assert_eq!(block.byte(old - 1), block.owner as u8, "the last byte did not move along");
-        }
-        self.truth[block.owner].freed_bytes += old as u64;
-        self.truth[block.owner].freed_blocks += 1;
-        // Whoever grows it owns it.
-        block.owner = self.current();
-        block.fill();
-        self.truth[block.owner].allocated_bytes += size as u64;
-        self.truth[block.owner].allocated_blocks += 1;
-        self.blocks.push(block);
     }
 
     /// Gives a few blocks to somebody else, and frees what others gave.
     fn hand_over(&mut self) {
         let from = self.random.below(THREADS);
         let to = self.random.below(THREADS);
-        let mine = (self.take_any(), self.take_any());
-        // The mailboxes' own memory is nobody's.
-        let nobody = Service::unattributed();
-        let mail = {
-            let _scope = nobody.enter();
-            self.mailboxes[to].lock().unwrap().extend(mine.0.into_iter().chain(mine.1));
+        let mine = [self.take_any(), self.take_any()];
+        let mail = aside(|| {
+            self.mailboxes[to].lock().unwrap().extend(mine.into_iter().flatten());
             let mut mailbox = self.mailboxes[from].lock().unwrap();
-            (mailbox.pop(), mailbox.pop())
-        };
-        for block in mail.0.into_iter().chain(mail.1) {
-            block.free(&mut self.truth);
+            [mailbox.pop(), mailbox.pop()]
+        });
+        for mut block in mail.into_iter().flatten() {
+            // It is freed here, so it is counted here.
+            block.owner = self.books[block.owner.handle as usize].1;
+            block.free(Mode::Among);
         }
     }
 
-    fn take_any(&mut self) -> Option<Block> {
-        if self.blocks.is_empty() {
-            return None;
-        }
-        let i = self.random.below(self.blocks.len());
-        Some(self.blocks.swap_remove(i))
-    }
-
-    fn finish(mut self, truth: &Mutex<Vec<Usage>>) {
-        while let Some(block) = self.take_any() {
-            block.free(&mut self.truth);
-        }
-        // Innermost first.
-        while self.scopes.pop().is_some() {}
-        for (sum, mine) in truth.lock().unwrap().iter_mut().zip(&self.truth) {
-            *sum += *mine;
-        }
+    fn take_any(&mut self) -> Option<Given> {
+        self.thread.take(self.random.next() as usize)
     }
 }
 
-/// A block that is freed while the thread is torn down.
-#[derive(Default)]
-struct Late(Option<Block>);
-
-thread_local! {
-    static LATE: RefCell<Late> = RefCell::default();
-}
-
-struct LateTruth(Mutex<[Usage; SERVICES]>);
-
-static LATE_TRUTH: LateTruth = LateTruth(Mutex::new([Usage::NONE; SERVICES]));
-
-impl LateTruth {
-    fn with_lock(&self, body: impl FnOnce(&mut [Usage; SERVICES])) {
-        body(&mut self.0.lock().unwrap());
-    }
-}
-
-impl Drop for Late {
-    fn drop(&mut self) {
-        if let Some(block) = self.0.take() {
-            LATE_TRUTH.with_lock(|truth| block.free(truth));
-        }
+fn size(random: &mut Random) -> usize {
+    match random.below(100) {
+        0 => LARGE + random.below(100_000),
+        // Up to what the backend's books cannot tell from large ones.
+        1..10 => 1 + random.below(LARGE - 3),
+        _ => 1 + random.below(300),
     }
 }
