@@ -6,6 +6,8 @@
 mod child;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../engine/mod.rs"]
+mod engine;
 
 mod backends;
 #[cfg(target_os = "linux")]
