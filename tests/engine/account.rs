@@ -272,6 +272,15 @@ impl Account {
         bytes.saturating_sub(others) as i64
     }
 
+    /// What is live of a service of which nothing else is known.
+    pub fn set_live(&self, bytes: usize) {
+        let (live, bytes) = (self.usage().bytes(), bytes as u64);
+        self.expect_less(live);
+        self.refund(live, 0);
+        self.charge(bytes, 0);
+        self.find_more(bytes);
+    }
+
     /// Whether a block is denied that takes another one's place; where nobody else does anything.
     pub fn denies(&self, size: usize, replaced: Option<(&Self, usize)>) -> bool {
         self.chain().any(|account| {
@@ -305,6 +314,11 @@ impl Account {
             (hard != NONE).then(|| hard.saturating_sub(account.family.load(SeqCst) as u64))
         };
         self.chain().filter_map(left).min()
+    }
+
+    /// While nobody does anything: what it and all below it hold.
+    pub fn family(&self) -> i64 {
+        self.family.load(SeqCst)
     }
 
     /// The most that it and all below it held at once, and no more than that.

@@ -7,6 +7,8 @@
 #[macro_use]
 #[path = "../child/mod.rs"]
 mod child;
+#[path = "../engine/mod.rs"]
+mod engine;
 
 mod backend;
 mod dropping;

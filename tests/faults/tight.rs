@@ -8,9 +8,8 @@
 use crate::ALLOC;
 use crate::backend::Plan;
 use crate::child::watch;
-use crate::programs::{Account, Program};
+use crate::programs::{Program, check, free, services};
 use crate::random::{Random, seed};
-use dogtag::Service;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Barrier, Mutex};
 
@@ -36,9 +35,7 @@ fn strict_overcommit_ends_nothing() {
 /// system refuse them memory.
 fn goes_on(close: impl FnOnce(), close_each: impl Fn() + Sync) {
     let seed = seed();
-    let services: Vec<(Service, Account)> = (0..SERVICES)
-        .map(|i| (Service::register(format!("tight {i}")).unwrap(), Account::default()))
-        .collect();
+    let services = services("tight", SERVICES);
     let post = Mutex::new(Vec::with_capacity(1_000_000));
     let (begun, closed, done) = (
         Barrier::new(THREADS as usize + 1),
@@ -61,7 +58,7 @@ fn goes_on(close: impl FnOnce(), close_each: impl Fn() + Sync) {
                 }
                 nulls.fetch_add(program.nulls, SeqCst);
                 done.wait();
-                post.lock().unwrap().append(&mut program.blocks);
+                program.end();
             });
         }
         begun.wait();
@@ -70,17 +67,12 @@ fn goes_on(close: impl FnOnce(), close_each: impl Fn() + Sync) {
         done.wait();
         limit_address_space(libc::RLIM_INFINITY);
     });
-    let check = || services.iter().for_each(|(service, account)| account.assert_is(service.usage()));
-    check();
+    check(&services);
     println!("{} steps, {} refused", THREADS as usize * STEPS, nulls.load(SeqCst));
     // The system's own allocator has addresses in store.
     assert!(nulls.load(SeqCst) > 100 || !cfg!(feature = "jemalloc"), "there was memory");
-    let mut program = Program::new(&ALLOC, &services, &post, Random::nth(seed, u64::MAX), false);
-    program.blocks.append(&mut post.lock().unwrap());
-    while let Some(block) = program.blocks.pop() {
-        program.free(block, Plan::None);
-    }
-    check();
+    post.lock().unwrap().drain(..).for_each(|block| free(block, Plan::None));
+    check(&services);
     assert!(services.iter().all(|(service, _)| service.usage().blocks() == 0));
 }
 
