@@ -2,8 +2,9 @@
 //! left. All can be stopped.
 
 use super::SEATS;
-use super::books::{Block, Books, Owner, Source};
+use super::books::{Block, Books, Source};
 use super::work::Worker;
+use crate::engine::account::Held;
 use crate::random::Random;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Barrier, Mutex};
@@ -13,7 +14,7 @@ pub struct Seats {
     /// What others have for a seat.
     pub mailboxes: [Mutex<Vec<Block>>; SEATS],
     /// Services that everybody may use.
-    pub owners: Mutex<Vec<Owner>>,
+    pub owners: Mutex<Vec<Held>>,
     /// Where blocks may be had, beside the global allocator.
     pub sources: Mutex<Vec<Source>>,
     is_to_stop: AtomicBool,

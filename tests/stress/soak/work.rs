@@ -1,9 +1,10 @@
 //! What a thread does: whatever there is to be done with an allocator.
 
 use super::SEATS;
-use super::books::{Block, Books, Owner, Source};
+use super::books::{Block, Books, Source, allocate, resize};
 use super::seat::Seats;
 use crate::common::elsewhere;
+use crate::engine::account::Held;
 use crate::random::Random;
 use dogtag::InServiceExt;
 use std::alloc::Layout;
@@ -25,7 +26,7 @@ pub struct Worker {
     seat: usize,
     blocks: Vec<Block>,
     tasks: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    pools: Vec<(dogtag_pool::Pool<'static>, Owner)>,
+    pools: Vec<(dogtag_pool::Pool<'static>, Held)>,
 }
 
 thread_local! {
@@ -85,7 +86,7 @@ impl Worker {
         Layout::from_size_align(size, align).unwrap()
     }
 
-    fn owner(&mut self, seats: &Seats) -> Option<Owner> {
+    fn owner(&mut self, seats: &Seats) -> Option<Held> {
         self.random.pick(&seats.owners.lock().unwrap()).cloned()
     }
 
@@ -98,14 +99,14 @@ impl Worker {
         let (layout, is_zeroed) = (self.layout(), self.random.once_in(4));
         let source = self.source(seats);
         let Some(owner) = self.owner(seats) else { return };
-        self.blocks.extend(Block::new(&owner, layout, &source, is_zeroed));
+        self.blocks.extend(owner.service.run(|| allocate(&owner, layout, source, is_zeroed)));
     }
 
     fn resize(&mut self, seats: &Seats) {
         let (Some(owner), size) = (self.owner(seats), self.layout().size()) else { return };
         if !self.blocks.is_empty() {
             let block = self.random.below(self.blocks.len());
-            self.blocks[block].resize(&owner, size);
+            resize(&mut self.blocks[block], &owner, size);
         }
     }
 
@@ -162,7 +163,7 @@ impl Worker {
         let task = async move {
             let mut kept = None;
             for layout in layouts {
-                let block = Block::here(&owner, layout);
+                let block = allocate(&owner, layout, Source::Global, false);
                 elsewhere().await;
                 // The one before is freed.
                 kept = block;
@@ -206,7 +207,7 @@ impl Worker {
             2 => {
                 let (pool, owner) = self.pools.swap_remove(number);
                 drop(pool);
-                owner.account.set(0);
+                owner.account.set_live(0);
             }
             3 => drop(pool.child().alloc_bytes(1 + self.random.below(5_000))),
             4 => {
@@ -247,7 +248,7 @@ impl Worker {
     pub fn end(self) {
         for (pool, owner) in self.pools {
             drop(pool);
-            owner.account.set(0);
+            owner.account.set_live(0);
         }
     }
 
@@ -255,7 +256,7 @@ impl Worker {
     pub fn report(&mut self) {
         for (pool, owner) in &self.pools {
             let stats = pool.stats_with_children();
-            owner.account.set(stats.held + stats.spare);
+            owner.account.set_live(stats.held + stats.spare);
         }
     }
 }
