@@ -1,29 +1,31 @@
 //! Services that come and go on several threads, with blocks that outlive them
 //! and are freed by others, held against a model.
 
+use crate::engine::Mode;
+use crate::engine::account::{Account, expect};
+use crate::engine::block::Block;
+use crate::engine::memory::Heap;
 use crate::random::{self, Random, times};
 use crate::watch;
 use dogtag::{Service, Usage};
+use std::alloc::Layout;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
 const THREADS: usize = 4;
 const ROUNDS: usize = 10;
 /// Blocks that each thread is left with, whose services are long gone.
 const OUTLIVING: usize = 1000;
 
-/// A block that outlives its service.
-struct Handed {
-    service: u32,
-    block: Vec<u8>,
-}
+/// Blocks that outlive their services.
+type Mailbox = Mutex<VecDeque<Block<Heap, Arc<Account>>>>;
 
 #[test]
 fn no_byte_is_ever_anothers() {
     alone!();
     let cycles = times(if cfg!(feature = "memory-check") { 40_000 } else { 400_000 }) as usize;
     let seed = random::seed();
-    let mailboxes: [Mutex<VecDeque<Handed>>; THREADS] = std::array::from_fn(|_| Mutex::default());
+    let mailboxes: [Mailbox; THREADS] = std::array::from_fn(|_| Mutex::default());
     let barrier = Barrier::new(THREADS);
     let memory = Mutex::new(Vec::new());
     std::thread::scope(|threads| {
@@ -46,7 +48,8 @@ fn no_byte_is_ever_anothers() {
             });
         }
     });
-    mailboxes.iter().for_each(|mailbox| mailbox.lock().unwrap().clear());
+    let rest = mailboxes.iter().flat_map(|mailbox| std::mem::take(&mut *mailbox.lock().unwrap()));
+    rest.for_each(|block| block.free(Mode::Among));
     compare(&mailboxes);
     let memory = memory.into_inner().unwrap();
     let (early, late) = (memory[1], memory[ROUNDS - 1]);
@@ -60,50 +63,49 @@ fn no_byte_is_ever_anothers() {
     );
 }
 
-fn name(service: u32) -> String {
-    format!("service {service}")
-}
-
-fn come_and_go(number: u32, random: &mut Random, mailboxes: &[Mutex<VecDeque<Handed>>]) {
-    let service = Service::register(name(number)).unwrap();
+fn come_and_go(number: u32, random: &mut Random, mailboxes: &[Mailbox]) {
+    let service = Service::register(format!("service {number}")).unwrap();
     assert_eq!(service.usage(), Usage::default(), "begins with another's figures");
-    let sizes = [(); 2].map(|()| 1 + random.below(200));
-    let blocks = sizes.map(|size| service.run(|| vec![1_u8; size]));
-    let usage = service.usage();
-    assert_eq!((usage.bytes(), usage.blocks()), ((sizes[0] + sizes[1]) as u64, 2));
+    let account = Arc::new(Account::of(&service));
+    let check = || expect(service.name(), service.usage(), [&*account]).unwrap();
+    let blocks = [(); 2].map(|()| {
+        let layout = Layout::from_size_align(1 + random.below(200), 1).unwrap();
+        let allocate = || Block::allocate(Heap, Arc::clone(&account), layout, false, Mode::Among);
+        service.run(allocate).unwrap()
+    });
+    check();
     let [handed, freed] = blocks;
-    drop(freed);
-    assert_eq!(service.usage().bytes(), sizes[0] as u64);
+    freed.free(Mode::Among);
+    check();
     // One in eight leaves nothing behind.
     if random.below(8) > 0 {
         let mut mailbox = mailboxes[random.below(mailboxes.len())].lock().unwrap();
-        mailbox.push_back(Handed { service: number, block: handed });
-        if mailbox.len() > OUTLIVING {
-            let old = mailbox.pop_front();
-            drop(mailbox);
-            drop(old);
-        }
+        mailbox.push_back(handed);
+        let old = if mailbox.len() > OUTLIVING { mailbox.pop_front() } else { None };
+        drop(mailbox);
+        old.into_iter().for_each(|block| block.free(Mode::Among));
+        drop(service);
+    } else {
+        drop(service);
+        handed.free(Mode::Among);
     }
-    drop(service);
 }
 
-fn compare(mailboxes: &[Mutex<VecDeque<Handed>>]) {
+fn compare(mailboxes: &[Mailbox]) {
     let mut model = HashMap::new();
     for mailbox in mailboxes {
-        for Handed { service, block } in mailbox.lock().unwrap().iter() {
-            assert_eq!(model.insert(name(*service), block.len() as u64), None);
+        for block in mailbox.lock().unwrap().iter() {
+            let account = Arc::clone(&block.owner);
+            assert!(model.insert(account.name.clone(), account).is_none());
         }
     }
     let snapshot = dogtag::snapshot();
     for row in snapshot.rows {
         if row.name != "unattributed" {
             assert!(row.is_retired, "{row:?}");
-            assert_eq!(
-                (model.remove(&row.name), 1),
-                (Some(row.usage.bytes()), row.usage.blocks()),
-                "{row:?}"
-            );
+            let account = model.remove(&row.name).unwrap_or_else(|| panic!("nothing is left of {row:?}"));
+            expect(&row.name, row.usage, [&*account]).unwrap();
         }
     }
-    assert_eq!(model, HashMap::new(), "no row shows them");
+    assert!(model.is_empty(), "no row shows {model:?}");
 }
