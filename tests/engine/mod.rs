@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod block;
+pub mod collection;
 pub mod memory;
 pub mod piece;
 pub mod thread;

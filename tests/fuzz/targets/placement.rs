@@ -6,7 +6,8 @@
 use allocator_api2::alloc::Allocator;
 use arbitrary::Arbitrary;
 use dogtag::{Service, Usage};
-use dogtag_fuzz::{Align, Block, Size, are_all, layout, pick};
+use dogtag_fuzz::engine::piece::{Piece, WHOLE, are_all};
+use dogtag_fuzz::{Align, Size, layout, pick};
 use dogtag_mapped::{MappedRegion, RegionStats};
 use libfuzzer_sys::fuzz_target;
 use std::alloc::{GlobalAlloc, Layout};
@@ -51,7 +52,7 @@ enum Way {
 }
 
 struct Placed {
-    block: Block,
+    block: Piece,
     way: Way,
     granules: Range<usize>,
 }
@@ -66,7 +67,6 @@ struct Machine {
     most: usize,
     refused: u64,
     before: Usage,
-    next_value: u8,
 }
 
 impl Machine {
@@ -101,7 +101,6 @@ impl Machine {
             most: 0,
             refused: 0,
             before: SERVICE.usage(),
-            next_value: 1,
         }
     }
 
@@ -194,9 +193,8 @@ impl Machine {
             self.taken.insert(granules.start, granules.end);
             self.used += granules.len() * self.granule;
         }
-        self.next_value = self.next_value.wrapping_add(1);
         // SAFETY: it is live, and of that layout.
-        let block = unsafe { Block::fill(start, layout, self.next_value) };
+        let block = unsafe { Piece::fill(start, layout, WHOLE) };
         self.blocks.push(Placed { block, way, granules });
         self.most = self.most.max(self.used);
     }
@@ -231,7 +229,7 @@ impl Machine {
             return self.refused(Way::Backend, new);
         };
         // SAFETY: both are as long.
-        unsafe { block.check_first(start, block.layout.size().min(size)) };
+        unsafe { block.check_moved(start, size) };
         if start != block.start {
             // For a moment it was in both places.
             let both = self.used + size.next_multiple_of(self.granule);
@@ -261,7 +259,7 @@ impl Machine {
         let kept = old.size().min(new.size());
         // SAFETY: both are as long.
         unsafe {
-            block.check_first(start, kept);
+            block.check_moved(start, new.size());
             let is_fresh = is_zeroed && new.size() > old.size();
             assert!(!is_fresh || are_all(start.add(kept), new.size() - kept, 0), "not zeroed");
         }

@@ -8,7 +8,8 @@ mod program;
 
 use allocator_api2::alloc::Allocator;
 use dogtag::{Dogtag, Service};
-use dogtag_fuzz::{Addresses, Block, are_all, layout, pick};
+use dogtag_fuzz::engine::piece::{Piece as Block, WHOLE, are_all};
+use dogtag_fuzz::{Addresses, layout, pick};
 use dogtag_pool::{Child, Pool, PoolBuilder};
 use libfuzzer_sys::fuzz_target;
 use program::{End, Operation, Program, Settings};
@@ -247,7 +248,7 @@ impl Machine {
     fn add_kept(&mut self, number: usize, start: NonNull<u8>, layout: Layout, value: u8) {
         self.addresses.take(start, layout.size());
         // SAFETY: it is live until the pool is cleared.
-        let block = unsafe { Block::fill(start, layout, value) };
+        let block = unsafe { Block::fill_with(start, layout, value, WHOLE) };
         self.model(number).kept.push(block);
     }
 
@@ -352,7 +353,7 @@ impl Machine {
         assert!(!is_zeroed || unsafe { are_all(start, layout.size(), 0) }, "not zeroed");
         self.addresses.take(start, layout.size());
         // SAFETY: it is live, and of that layout.
-        let block = unsafe { Block::fill(start, layout, value) };
+        let block = unsafe { Block::fill_with(start, layout, value, WHOLE) };
         self.model(number).blocks.push(block);
     }
 
@@ -388,14 +389,14 @@ impl Machine {
         let (start, kept) = (moved.cast::<u8>(), old.size().min(new.size()));
         // SAFETY: both are as long.
         unsafe {
-            block.check_first(start, kept);
+            block.check_moved(start, new.size());
             let is_fresh = is_zeroed && new.size() > old.size();
             assert!(!is_fresh || are_all(start.add(kept), new.size() - kept, 0), "not zeroed");
         }
         self.addresses.give_back(block.start, old.size());
         self.addresses.take(start, new.size());
         // SAFETY: it is live, and of that layout.
-        self.model(number).blocks[place] = unsafe { Block::fill(start, new, value) };
+        self.model(number).blocks[place] = unsafe { Block::fill_with(start, new, value, WHOLE) };
     }
 
     /// `live`: what the service held before.

@@ -32,7 +32,7 @@ impl Memory for Home {
             Self::Heap => unsafe { Heap.reallocate(block, old, new, is_zeroed) },
             #[cfg(target_os = "linux")]
             // SAFETY: the block is live, of that layout, and this region's.
-            Self::Region(region) => unsafe { region.reallocate(block, old, new.size()) },
+            Self::Region(region) => unsafe { region.reallocate(block, old, new, is_zeroed) },
         }
     }
 

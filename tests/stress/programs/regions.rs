@@ -1,11 +1,11 @@
 //! Regions of mapped memory, alone and with the system's allocator behind them.
 
+use crate::engine::collection::Collection;
 use crate::engine::ensure;
-use allocator_api2::alloc::Allocator;
+use crate::engine::memory::{Memory as _, Refusal};
 use dogtag::Dogtag;
 use dogtag_mapped::{Fallback, MappedRegion};
 use std::alloc::{Layout, System};
-use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 /// Blocks keep it, so it goes with the last of them.
@@ -14,6 +14,9 @@ pub struct Region {
     /// Blocks that it has, wherever they are.
     blocks: AtomicU64,
 }
+
+/// It is full then.
+pub const REFUSAL: Refusal = Refusal::More;
 
 enum Memory {
     Alone(MappedRegion),
@@ -42,33 +45,30 @@ impl Region {
     }
 
     pub fn allocate(&self, layout: Layout, is_zeroed: bool) -> *mut u8 {
-        let block = match (&self.memory, is_zeroed) {
-            (Memory::Alone(region), false) => region.allocate(layout),
-            (Memory::Alone(region), true) => region.allocate_zeroed(layout),
-            (Memory::FallsBack(allocator), false) => (&**allocator).allocate(layout),
-            (Memory::FallsBack(allocator), true) => (&**allocator).allocate_zeroed(layout),
+        // SAFETY: a layout may be empty here.
+        let block = unsafe {
+            match &self.memory {
+                Memory::Alone(region) => Collection(region, REFUSAL).allocate(layout, is_zeroed),
+                Memory::FallsBack(both) => Collection(&**both, REFUSAL).allocate(layout, is_zeroed),
+            }
         };
-        let Ok(block) = block else { return ptr::null_mut() };
-        self.blocks.fetch_add(1, SeqCst);
-        block.as_ptr().cast()
+        self.blocks.fetch_add(u64::from(!block.is_null()), SeqCst);
+        block
     }
 
     /// # Safety
     ///
     /// It must be a block of this region's with that layout.
-    pub unsafe fn reallocate(&self, block: *mut u8, old: Layout, size: usize) -> *mut u8 {
-        let (block, new) =
-            (NonNull::new(block).unwrap(), Layout::from_size_align(size, old.align()).unwrap());
+    pub unsafe fn reallocate(&self, block: *mut u8, old: Layout, new: Layout, is_zeroed: bool) -> *mut u8 {
         // SAFETY: the block is live, of that layout, and this region's.
-        let moved = unsafe {
-            match (&self.memory, size >= old.size()) {
-                (Memory::Alone(region), true) => region.grow(block, old, new),
-                (Memory::Alone(region), false) => region.shrink(block, old, new),
-                (Memory::FallsBack(allocator), true) => (&**allocator).grow(block, old, new),
-                (Memory::FallsBack(allocator), false) => (&**allocator).shrink(block, old, new),
+        unsafe {
+            match &self.memory {
+                Memory::Alone(region) => Collection(region, REFUSAL).reallocate(block, old, new, is_zeroed),
+                Memory::FallsBack(both) => {
+                    Collection(&**both, REFUSAL).reallocate(block, old, new, is_zeroed)
+                }
             }
-        };
-        moved.map_or(ptr::null_mut(), |moved| moved.as_ptr().cast())
+        }
     }
 
     /// # Safety
@@ -76,12 +76,11 @@ impl Region {
     /// As for [`reallocate`](Self::reallocate).
     pub unsafe fn free(&self, block: *mut u8, layout: Layout) {
         self.blocks.fetch_sub(1, SeqCst);
-        let block = NonNull::new(block).unwrap();
         // SAFETY: the block is live, of that layout, and this region's.
         unsafe {
             match &self.memory {
-                Memory::Alone(region) => region.deallocate(block, layout),
-                Memory::FallsBack(allocator) => (&**allocator).deallocate(block, layout),
+                Memory::Alone(region) => Collection(region, REFUSAL).free(block, layout),
+                Memory::FallsBack(both) => Collection(&**both, REFUSAL).free(block, layout),
             }
         }
     }
