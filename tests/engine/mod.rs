@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
 pub mod account;
+pub mod addresses;
 pub mod block;
 pub mod collection;
 pub mod memory;

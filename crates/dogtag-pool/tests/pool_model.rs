@@ -1,13 +1,25 @@
 //! Random trees of pools against a model, and a loop of a million iterations.
 
-use allocator_api2::alloc::Allocator;
+#[path = "../../../tests/engine/mod.rs"]
+mod engine;
+#[path = "../../../tests/random/mod.rs"]
+mod random;
+mod tree;
+
 use dogtag::{Dogtag, Service};
-use dogtag_pool::{Child, Pool};
+use dogtag_pool::Pool;
+use engine::Mode;
+use engine::account::Account;
+use engine::block::Block;
+use engine::collection::Collection;
+use engine::memory::Refusal;
+use engine::thread::Thread;
 use proptest::prelude::*;
+use random::{Random, times};
 use std::alloc::Layout;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use tree::{End, Handle, Noisy, Tree};
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
@@ -38,54 +50,9 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// What has run, by number.
-type Log = Arc<Mutex<Vec<usize>>>;
-
-/// Notes in its drop that it is dropped. Two words.
-struct Noisy(Log, usize);
-
-impl Drop for Noisy {
-    fn drop(&mut self) {
-        self.0.lock().unwrap().push(self.1);
-    }
-}
-
-/// A pool, whose borrows the test sees to: what is below goes first.
-enum Handle {
-    Root(Pool<'static>),
-    Own(Child<'static>),
-    Lasting(&'static Pool<'static>),
-}
-
-impl Handle {
-    fn pool(&self) -> &Pool<'static> {
-        match self {
-            Self::Root(pool) => pool,
-            Self::Own(child) => child,
-            Self::Lasting(pool) => pool,
-        }
-    }
-}
-
-/// A pool of the model.
-struct Model {
-    handle: Handle,
-    parent: Option<usize>,
-    /// The eldest first.
-    children: Vec<usize>,
-    pre_cleanups: Vec<usize>,
-    cleanups: Vec<usize>,
-    /// Addresses, words, and what is in them.
-    allocations: Vec<(*mut u64, usize, u64)>,
-    used: usize,
-}
-
 struct Machine {
-    /// By number, which is not used again.
-    pools: Vec<Option<Box<Model>>>,
-    log: Log,
-    expected: Vec<usize>,
-    runs: usize,
+    /// With the bytes that each pool uses.
+    tree: Tree<usize>,
     service: Service,
 }
 
@@ -93,183 +60,62 @@ impl Machine {
     fn new() -> Self {
         let service = Service::register("pool model").unwrap();
         let root = Pool::builder().service(&service).block_size(1024).max_small(MAX_SMALL).max_free(20_000);
-        let handle = Handle::Root(root.build().unwrap());
-        let mut machine =
-            Self { pools: Vec::new(), log: Log::default(), expected: Vec::new(), runs: 0, service };
-        machine.add(handle, None);
-        machine
-    }
-
-    fn add(&mut self, handle: Handle, parent: Option<usize>) {
-        let number = self.pools.len();
-        if let Some(parent) = parent {
-            self.model(parent).children.push(number);
-        }
-        let model = Model {
-            handle,
-            parent,
-            children: Vec::new(),
-            pre_cleanups: Vec::new(),
-            cleanups: Vec::new(),
-            allocations: Vec::new(),
-            used: 0,
-        };
-        self.pools.push(Some(Box::new(model)));
-    }
-
-    fn model(&mut self, number: usize) -> &mut Model {
-        self.pools[number].as_mut().unwrap()
-    }
-
-    /// One of those that are there; the root always is.
-    fn pick(&self, among: usize) -> usize {
-        let there: Vec<_> = (0..self.pools.len()).filter(|&i| self.pools[i].is_some()).collect();
-        there[among % there.len()]
+        Self { tree: Tree::new(root.build().unwrap(), 0), service }
     }
 
     fn step(&mut self, operation: &Operation) {
+        let tree = &mut self.tree;
         match *operation {
             Operation::Child { parent, is_lasting } => {
-                let parent = self.pick(parent);
-                // SAFETY: the model ends it before its parent, which does not move.
-                let pool: &'static Pool<'static> =
-                    unsafe { &*std::ptr::from_ref(self.model(parent).handle.pool()) };
-                let handle = if is_lasting {
-                    Handle::Lasting(pool.lasting_child())
-                } else {
-                    Handle::Own(pool.child())
+                let make = |pool: &'static Pool<'static>| {
+                    Some(if is_lasting {
+                        Handle::Lasting(pool.lasting_child())
+                    } else {
+                        Handle::Own(pool.child())
+                    })
                 };
-                self.add(handle, Some(parent));
+                tree.child(tree.pick(parent), make, 0);
             }
             Operation::Allocate { pool, words } => {
-                let number = self.pick(pool);
-                let value = self.runs as u64 ^ 0x5555;
-                self.runs += 1;
-                let model = self.model(number);
-                let memory = model.handle.pool().alloc_slice_copy(&vec![value; words]);
-                model.allocations.push((memory.as_mut_ptr(), words, value));
+                let number = tree.pick(pool);
+                let value = tree.next_run() as u8;
+                let memory = tree.pool(number).alloc_slice_copy(&vec![u64::from_ne_bytes([value; 8]); words]);
+                let layout = Layout::for_value(memory);
+                tree.keep(number, NonNull::from(memory).cast(), layout, value);
                 // A large one is noted in five words.
-                model.used += words * 8 + if words * 8 > MAX_SMALL { 5 * 8 } else { 0 };
+                tree.node(number).own += words * 8 + if words * 8 > MAX_SMALL { 5 * 8 } else { 0 };
             }
             Operation::AllocateAndDrop { pool } => {
-                let (number, run, log) = (self.pick(pool), self.runs, self.log.clone());
-                self.runs += 1;
-                let model = self.model(number);
-                model.handle.pool().alloc(Noisy(log, run));
-                model.cleanups.push(run);
+                let number = tree.pick(pool);
+                assert!(tree.value(number));
                 // What notes it is five words.
-                model.used += size_of::<Noisy>() + 5 * 8;
+                tree.node(number).own += size_of::<Noisy>() + 5 * 8;
             }
             Operation::Cleanup { pool, is_pre, panics } => {
-                let (number, run, log) = (self.pick(pool), self.runs, self.log.clone());
-                self.runs += 1;
-                let model = self.model(number);
-                let payload = (run, panics);
-                let work = move || {
-                    let (run, panics) = payload;
-                    log.lock().unwrap().push(run);
-                    if panics {
-                        std::panic::resume_unwind(Box::new("said so"));
-                    }
-                };
+                let number = tree.pick(pool);
+                let size = tree.cleanup(number, is_pre, if panics { End::Panics } else { End::Runs });
                 // What notes it is three words.
-                model.used += size_of_val(&work) + 3 * 8;
-                if is_pre {
-                    _ = model.handle.pool().pre_cleanup(work);
-                    model.pre_cleanups.push(run);
-                } else {
-                    _ = model.handle.pool().cleanup(work);
-                    model.cleanups.push(run);
-                }
+                tree.node(number).own += size + 3 * 8;
             }
             Operation::Clear { pool, keeps_all } => {
-                let number = self.pick(pool);
-                if matches!(self.model(number).handle, Handle::Lasting(_)) {
-                    return;
-                }
-                self.drop_own_below(number);
-                self.expect_end_of(number);
-                let clear = |handle: &mut Handle| match (handle, keeps_all) {
-                    (Handle::Root(pool), false) => pool.clear(),
-                    (Handle::Root(pool), true) => pool.reset(),
-                    (Handle::Own(pool), false) => pool.clear(),
-                    (Handle::Own(pool), true) => pool.reset(),
-                    (Handle::Lasting(_), _) => unreachable!(),
-                };
-                let handle = &mut self.pools[number].as_mut().unwrap().handle;
-                let _ = catch_unwind(AssertUnwindSafe(|| clear(handle)));
-                self.forget_below(number);
-                let model = self.model(number);
-                (model.used, model.pre_cleanups, model.cleanups) = (0, Vec::new(), Vec::new());
-                model.allocations.clear();
-            }
-            Operation::Destroy { pool } => {
-                let number = self.pick(pool);
-                if matches!(self.model(number).handle, Handle::Own(_)) {
-                    self.destroy(number);
+                let number = tree.pick(pool);
+                if tree.clear(number, keeps_all) {
+                    tree.node(number).own = 0;
                 }
             }
-        }
-    }
-
-    /// What the compiler would ask for: those below that somebody has go first.
-    fn drop_own_below(&mut self, number: usize) {
-        for child in self.model(number).children.clone() {
-            self.drop_own_below(child);
-            if matches!(self.model(child).handle, Handle::Own(_)) {
-                self.destroy(child);
-            }
-        }
-    }
-
-    fn destroy(&mut self, number: usize) {
-        self.drop_own_below(number);
-        self.expect_end_of(number);
-        self.forget_below(number);
-        if let Some(parent) = self.model(number).parent {
-            self.model(parent).children.retain(|child| *child != number);
-        }
-        let model = self.pools[number].take().unwrap();
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(model.handle)));
-    }
-
-    /// In which order what is below and it itself run.
-    fn expect_end_of(&mut self, number: usize) {
-        self.check_memory(number);
-        let model = self.pools[number].as_ref().unwrap();
-        let (pre, children, cleanups) =
-            (model.pre_cleanups.clone(), model.children.clone(), model.cleanups.clone());
-        self.expected.extend(pre.iter().rev());
-        children.iter().rev().for_each(|child| self.expect_end_of(*child));
-        self.expected.extend(cleanups.iter().rev());
-    }
-
-    fn forget_below(&mut self, number: usize) {
-        for child in std::mem::take(&mut self.model(number).children) {
-            self.forget_below(child);
-            self.pools[child] = None;
-        }
-    }
-
-    /// Nobody else has written to what was allocated.
-    fn check_memory(&mut self, number: usize) {
-        for &(memory, words, value) in &self.model(number).allocations {
-            // SAFETY: the pool has not been cleared.
-            let words = unsafe { std::slice::from_raw_parts(memory, words) };
-            assert!(words.iter().all(|word| *word == value), "memory was written to by somebody else");
+            Operation::Destroy { pool } => tree.destroy(tree.pick(pool)),
         }
     }
 
     fn check(&self) {
-        assert_eq!(*self.log.lock().unwrap(), self.expected, "what ran, and in which order");
+        self.tree.check_log();
         let mut used = 0;
-        for model in self.pools.iter().flatten() {
-            assert_eq!(model.handle.pool().stats().used, model.used, "bytes of a pool");
-            used += model.used;
+        for node in self.tree.nodes() {
+            assert_eq!(node.handle.pool().stats().used, node.own, "bytes of a pool");
+            used += node.own;
         }
-        let root = self.pools[0].as_ref().unwrap().handle.pool();
-        let all = root.stats_with_children();
-        assert_eq!((all.used, all.pools), (used, self.pools.iter().flatten().count()));
+        let all = self.tree.pool(0).stats_with_children();
+        assert_eq!((all.used, all.pools), (used, self.tree.nodes().count()));
         let ledger = self.service.usage().bytes();
         assert_eq!(ledger, (all.held + all.spare) as u64, "the ledger has what the pools have");
     }
@@ -297,74 +143,47 @@ fn call() -> impl Strategy<Value = Call> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: times(500) as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn blocks_of_collections_keep_what_is_in_them(calls in prop::collection::vec(call(), 1..200)) {
         let service = Service::register("pool of collections").unwrap();
         let pool = Pool::builder().service(&service).block_size(1024).max_small(MAX_SMALL).build().unwrap();
-        let pool = &pool;
-        let mut blocks: Vec<(NonNull<u8>, Layout, u8)> = Vec::new();
-        // SAFETY: the model knows what is allocated, and how large it is.
-        let read = |block: NonNull<u8>, len| unsafe { std::slice::from_raw_parts(block.as_ptr(), len) };
-        for (number, call) in calls.iter().enumerate() {
-            let value = number as u8 | 1;
+        let memory = Collection(&pool, Refusal::Nothing);
+        // Of what is in the pool, which no ledger knows.
+        let mut thread = Thread::new(Mode::Among, Arc::new(Account::new("blocks".to_owned(), 0, None, None)));
+        for call in &calls {
+            let layout = |size, align: u32| Layout::from_size_align(size, 1 << align).unwrap();
             match *call {
                 Call::Allocate { size, align, is_zeroed } => {
-                    let layout = Layout::from_size_align(size, 1 << align).unwrap();
-                    let block = if is_zeroed { pool.allocate_zeroed(layout) } else { pool.allocate(layout) };
-                    let block = block.unwrap().cast::<u8>();
-                    prop_assert!(block.addr().get().is_multiple_of(1 << align));
-                    prop_assert!(!is_zeroed || read(block, size).iter().all(|byte| *byte == 0));
-                    // SAFETY: as above.
-                    unsafe { block.write_bytes(value, size) };
-                    blocks.push((block, layout, value));
+                    prop_assert!(thread.allocate(memory, layout(size, align), is_zeroed));
                 }
-                Call::Resize { block, size, align, is_zeroed } if !blocks.is_empty() => {
-                    let place = block % blocks.len();
-                    let (block, old, former) = blocks[place];
-                    let new = Layout::from_size_align(size, 1 << align).unwrap();
-                    // SAFETY: as above.
-                    let moved = unsafe {
-                        match (size >= old.size(), is_zeroed) {
-                            (true, true) => pool.grow_zeroed(block, old, new),
-                            (true, false) => pool.grow(block, old, new),
-                            (false, _) => pool.shrink(block, old, new),
-                        }
-                    };
-                    let moved = moved.unwrap().cast::<u8>();
-                    prop_assert!(moved.addr().get().is_multiple_of(1 << align));
-                    let (kept, fresh) = read(moved, size).split_at(size.min(old.size()));
-                    prop_assert!(kept.iter().all(|byte| *byte == former));
-                    prop_assert!(!is_zeroed || fresh.iter().all(|byte| *byte == 0));
-                    // SAFETY: as above.
-                    unsafe { moved.write_bytes(value, size) };
-                    blocks[place] = (moved, new, value);
+                Call::Resize { block, size, align, is_zeroed } if !thread.blocks.is_empty() => {
+                    let place = block % thread.blocks.len();
+                    let block: &mut Block<_, _> = &mut thread.blocks[place];
+                    prop_assert!(block.resize(&thread.current, layout(size, align), is_zeroed, Mode::Among));
                 }
-                Call::Free { block } if !blocks.is_empty() => {
-                    let (block, layout, value) = blocks.swap_remove(block % blocks.len());
-                    prop_assert!(read(block, layout.size()).iter().all(|byte| *byte == value));
-                    // SAFETY: as above.
-                    unsafe { pool.deallocate(block, layout) };
+                Call::Free { block } => {
+                    let block = thread.take(block);
+                    block.into_iter().for_each(|block| block.free(Mode::Among));
                 }
-                _ => {}
+                Call::Resize { .. } => {}
             }
             let stats = pool.stats();
+            let layouts = || thread.blocks.iter().map(|block| block.piece.layout);
             let is_large = |layout: &Layout| {
                 layout.size() > 0 && layout.size() + layout.align().saturating_sub(16) > MAX_SMALL
             };
-            prop_assert_eq!(stats.large, blocks.iter().filter(|(_, layout, _)| is_large(layout)).count());
-            prop_assert!(stats.used >= blocks.iter().map(|(_, layout, _)| layout.size()).sum());
+            prop_assert_eq!(stats.large, layouts().filter(is_large).count());
+            prop_assert!(stats.used >= layouts().map(|layout| layout.size()).sum());
             prop_assert_eq!(service.usage().bytes(), (stats.held + stats.spare) as u64);
         }
-        for (block, layout, value) in blocks {
-            prop_assert!(read(block, layout.size()).iter().all(|byte| *byte == value));
-        }
+        thread.blocks.iter().for_each(Block::check);
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: times(300) as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn trees_are_as_the_model_says(operations in prop::collection::vec(operation(), 1..200)) {
@@ -373,9 +192,7 @@ proptest! {
             machine.step(operation);
             machine.check();
         }
-        machine.drop_own_below(0);
-        machine.destroy(0);
-        prop_assert_eq!(&*machine.log.lock().unwrap(), &machine.expected);
+        machine.tree.end();
         prop_assert_eq!((machine.service.usage().bytes(), machine.service.usage().blocks()), (0, 0));
     }
 }
@@ -384,18 +201,14 @@ proptest! {
 fn a_million_iterations_take_no_more_memory() {
     let service = Service::register("loop").unwrap();
     let parent = Pool::builder().service(&service).max_small(4000).build().unwrap();
-    let mut random = 1_u64;
-    let mut next = move |below: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % below
-    };
+    let mut random = Random::new(1);
     let mut iteration = parent.child();
     let mut most = 0;
     for i in 0..1_000_000_u32 {
         iteration.clear();
         let mut used = 0;
-        for _ in 0..next(20) {
-            let words = if next(50) == 0 { next(2000) } else { next(30) } as usize;
+        for _ in 0..random.below(20) {
+            let words = if random.once_in(50) { random.below(2000) } else { random.below(30) };
             iteration.alloc_slice_copy(&[u64::from(i); 2000][..words]);
             used += words * 8 + if words * 8 > 4000 { 5 * 8 } else { 0 };
         }

@@ -5,18 +5,24 @@
 
 #[path = "pools/program.rs"]
 mod program;
+#[path = "../../../crates/dogtag-pool/tests/tree/mod.rs"]
+mod tree;
 
 use allocator_api2::alloc::Allocator;
 use dogtag::{Dogtag, Service};
-use dogtag_fuzz::engine::piece::{Piece as Block, WHOLE, are_all};
-use dogtag_fuzz::{Addresses, layout, pick};
-use dogtag_pool::{Child, Pool, PoolBuilder};
+use dogtag_fuzz::engine::account::Account;
+use dogtag_fuzz::engine::block::Block;
+use dogtag_fuzz::engine::collection::Collection;
+use dogtag_fuzz::engine::memory::Refusal;
+use dogtag_fuzz::engine::{self, Mode};
+use dogtag_fuzz::layout;
+use dogtag_pool::{Pool, PoolBuilder};
 use libfuzzer_sys::fuzz_target;
-use program::{End, Operation, Program, Settings};
+use program::{Operation, Program, Settings};
 use std::alloc::Layout;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
+use tree::{Collected, End, Handle, Tree};
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
@@ -26,61 +32,17 @@ static SERVICE: LazyLock<Service> = LazyLock::new(|| Service::register("pools").
 /// Pools of one program, at most.
 const MOST_POOLS: usize = 24;
 
-/// What has run, by number.
-type Log = Arc<Mutex<Vec<usize>>>;
-
-/// Notes in its drop that it is dropped.
-struct Noisy(Log, usize);
-
-impl Drop for Noisy {
-    fn drop(&mut self) {
-        note(&self.0, self.1);
-    }
-}
-
-fn note(log: &Log, number: usize) {
-    log.lock().expect("nobody panics with it").push(number);
-}
-
-/// A pool, whose borrows the model sees to: what is below goes first.
-enum Handle {
-    Root(Pool<'static>),
-    Own(Child<'static>),
-    Lasting(&'static Pool<'static>),
-}
-
-impl Handle {
-    fn pool(&self) -> &Pool<'static> {
-        match self {
-            Self::Root(pool) => pool,
-            Self::Own(child) => child,
-            Self::Lasting(pool) => pool,
-        }
-    }
-}
-
-struct Model {
-    handle: Handle,
-    parent: Option<usize>,
-    /// The eldest first.
-    children: Vec<usize>,
-    pre_cleanups: Vec<usize>,
-    cleanups: Vec<usize>,
-    /// What lasts until the pool is cleared, and what a collection has.
-    kept: Vec<Block>,
-    blocks: Vec<Block>,
+/// What else is known of a pool.
+struct Known {
     limit: Option<usize>,
     /// Whether what it keeps for reuse is its own, and not shared with its parent.
     has_store: bool,
 }
 
 struct Machine {
-    /// By number, which is not used again.
-    pools: Vec<Option<Box<Model>>>,
-    addresses: Addresses,
-    log: Log,
-    expected: Vec<usize>,
-    runs: usize,
+    tree: Tree<Known>,
+    /// Of what collections have, which no ledger knows.
+    collected: Arc<Account>,
     hard: Option<u64>,
 }
 
@@ -88,50 +50,9 @@ impl Machine {
     fn new(settings: Settings) -> Option<Self> {
         SERVICE.set_hard_limit(None);
         let root = builder(settings).service(&SERVICE).build().ok()?;
-        let mut machine = Self {
-            pools: Vec::new(),
-            addresses: Addresses::default(),
-            log: Log::default(),
-            expected: Vec::new(),
-            runs: 0,
-            hard: None,
-        };
-        machine.add(Handle::Root(root), None, settings);
-        Some(machine)
-    }
-
-    fn add(&mut self, handle: Handle, parent: Option<usize>, settings: Settings) {
-        let number = self.pools.len();
-        if let Some(parent) = parent {
-            self.model(parent).children.push(number);
-        }
-        let model = Model {
-            handle,
-            parent,
-            children: Vec::new(),
-            pre_cleanups: Vec::new(),
-            cleanups: Vec::new(),
-            kept: Vec::new(),
-            blocks: Vec::new(),
-            limit: settings.limit.map(limit),
-            has_store: parent.is_none() || settings.max_free.is_some(),
-        };
-        self.pools.push(Some(Box::new(model)));
-    }
-
-    fn model(&mut self, number: usize) -> &mut Model {
-        self.pools[number].as_mut().expect("a pool that is there")
-    }
-
-    /// One of those that are there; the root always is.
-    fn pick(&self, among: u8) -> usize {
-        let there: Vec<_> = (0..self.pools.len()).filter(|i| self.pools[*i].is_some()).collect();
-        there[usize::from(among) % there.len()]
-    }
-
-    fn next_run(&mut self) -> usize {
-        self.runs += 1;
-        self.runs
+        let tree = Tree::new(root, Known { limit: settings.limit.map(limit), has_store: true });
+        let collected = Arc::new(Account::new("collected".to_owned(), 0, None, None));
+        Some(Self { tree, collected, hard: None })
     }
 
     fn step(&mut self, operation: &Operation) {
@@ -141,65 +62,67 @@ impl Machine {
                 self.keep(pool, layout(size, align), is_zeroed)
             }
             Operation::Text { pool, len } => {
-                let number = self.pick(pool);
-                let value = self.next_run() as u8 % 128;
+                let number = self.tree.pick(pool.into());
+                let value = self.tree.next_run() as u8 % 128;
                 let text = char::from(value).to_string().repeat(len.into());
-                let Ok(copy) = self.model(number).handle.pool().try_alloc_str(&text) else { return };
-                assert_eq!(*copy, *text);
-                let start = NonNull::from(copy).cast();
-                self.add_kept(number, start, Layout::array::<u8>(len.into()).expect("a short text"), value);
+                let Ok(copy) = self.tree.pool(number).try_alloc_str(&text) else { return };
+                let (start, layout) = (NonNull::from(&mut *copy).cast(), Layout::for_value(copy));
+                self.tree.keep(number, start, layout, value);
             }
             Operation::Value { pool } => {
-                let (number, run, log) = (self.pick(pool), self.next_run(), self.log.clone());
-                let model = self.model(number);
-                match model.handle.pool().try_alloc(Noisy(log, run)) {
-                    Ok(_) => model.cleanups.push(run),
-                    // It is dropped at once.
-                    Err(_) => self.expected.push(run),
-                }
+                let number = self.tree.pick(pool.into());
+                _ = self.tree.value(number);
             }
-            Operation::Cleanup { pool, is_pre, end } => self.cleanup(pool, is_pre, end),
-            Operation::Clear { pool, keeps_all } => self.clear(pool, keeps_all),
+            Operation::Cleanup { pool, is_pre, end } => {
+                let end = match end {
+                    program::End::Runs => End::Runs,
+                    program::End::Panics => End::Panics,
+                    program::End::IsCancelled => End::IsCancelled,
+                    program::End::RunsAtOnce => End::RunsAtOnce,
+                };
+                let number = self.tree.pick(pool.into());
+                _ = self.tree.cleanup(number, is_pre, end);
+            }
+            Operation::Clear { pool, keeps_all } => {
+                let number = self.tree.pick(pool.into());
+                _ = self.tree.clear(number, keeps_all);
+            }
             Operation::Destroy { pool } => {
-                let number = self.pick(pool);
-                if matches!(self.model(number).handle, Handle::Own(_)) {
-                    self.destroy(number);
-                }
+                let number = self.tree.pick(pool.into());
+                self.tree.destroy(number);
             }
             Operation::Allocate { pool, size, align, is_zeroed } => {
-                self.allocate(pool, layout(size, align), is_zeroed);
+                let number = self.tree.pick(pool.into());
+                self.allocate(number, layout(size, align), is_zeroed);
             }
             Operation::Resize { block, size, align, is_zeroed } => {
-                self.resize(block, layout(size, align), is_zeroed);
-            }
-            Operation::Free { block } => {
-                let Some((number, place)) = self.pick_block(block) else { return };
-                let block = self.model(number).blocks.swap_remove(place);
-                self.addresses.give_back(block.start, block.layout.size());
-                // SAFETY: the model knows that it is live, and of which layout.
-                unsafe {
-                    block.check();
-                    self.model(number).handle.pool().deallocate(block.start, block.layout);
+                if let Some((number, place)) = self.tree.pick_block(block.into()) {
+                    self.resize(number, place, layout(size, align), is_zeroed);
                 }
             }
+            Operation::Free { block } => {
+                let Some((number, place)) = self.tree.pick_block(block.into()) else { return };
+                let block = self.tree.node(number).blocks.swap_remove(place);
+                self.tree.addresses.give_back(block.piece.start, block.size());
+                block.free(Mode::Among);
+            }
             Operation::Fill { pool, distance } => {
-                let number = self.pick(pool);
-                let space = space(self.model(number).handle.pool());
+                let number = self.tree.pick(pool.into());
+                let space = space(self.tree.pool(number));
                 let layout = Layout::array::<u8>(space.saturating_add_signed(distance.into()));
-                self.allocate(pool, layout.expect("a small layout"), false);
+                self.allocate(number, layout.expect("a small layout"), false);
             }
             Operation::GrowToFill { block, distance } => {
-                let Some((number, place)) = self.pick_block(block) else { return };
-                let model = self.model(number);
-                let (old, space) = (model.blocks[place].layout, space(model.handle.pool()));
+                let Some((number, place)) = self.tree.pick_block(block.into()) else { return };
+                let old = self.tree.node(number).blocks[place].piece.layout;
+                let space = space(self.tree.pool(number));
                 let bytes = (old.size() + space).saturating_add_signed(distance.into());
                 let new = Layout::from_size_align(bytes, old.align()).expect("a small layout");
-                self.resize(block, new, false);
+                self.resize(number, place, new, false);
             }
             Operation::Impossible { pool, less, is_zeroed } => {
-                let number = self.pick(pool);
+                let pool = self.tree.pool(self.tree.pick(pool.into()));
                 let bytes = isize::MAX as usize - usize::from(less);
-                let pool = self.model(number).handle.pool();
                 if let Ok(layout) = Layout::from_size_align(bytes, 1) {
                     let memory = if is_zeroed { pool.allocate_zeroed(layout) } else { pool.allocate(layout) };
                     assert!(memory.is_err());
@@ -213,214 +136,77 @@ impl Machine {
     }
 
     fn child(&mut self, parent: u8, is_lasting: bool, settings: Settings) {
-        if self.pools.iter().flatten().count() == MOST_POOLS {
+        if self.tree.nodes().count() == MOST_POOLS {
             return;
         }
-        let parent = self.pick(parent);
-        // SAFETY: the model ends it before its parent, which does not move.
-        let pool: &'static Pool<'static> = unsafe { &*std::ptr::from_ref(self.model(parent).handle.pool()) };
-        let handle = if is_lasting {
-            builder(settings).lasting_child_of(pool).map(Handle::Lasting)
-        } else {
-            builder(settings).child_of(pool).map(Handle::Own)
+        let make = |pool| {
+            if is_lasting {
+                builder(settings).lasting_child_of(pool).map(Handle::Lasting).ok()
+            } else {
+                builder(settings).child_of(pool).map(Handle::Own).ok()
+            }
         };
-        if let Ok(handle) = handle {
-            assert!(pool.is_ancestor(handle.pool()) && !handle.pool().is_ancestor(pool));
-            self.add(handle, Some(parent), settings);
-        }
+        let known = Known { limit: settings.limit.map(limit), has_store: settings.max_free.is_some() };
+        let parent = self.tree.pick(parent.into());
+        self.tree.child(parent, make, known);
     }
 
     fn keep(&mut self, pool: u8, layout: Layout, is_zeroed: bool) {
-        let number = self.pick(pool);
-        let value = self.next_run() as u8;
-        let pool = self.model(number).handle.pool();
-        let memory = if is_zeroed {
+        let number = self.tree.pick(pool.into());
+        let pool = self.tree.pool(number);
+        let memory: Option<NonNull<u8>> = if is_zeroed {
             pool.allocate_zeroed(layout).ok().map(NonNull::cast)
         } else {
             pool.try_alloc_layout(layout).ok()
         };
         let Some(start) = memory else { return };
-        // SAFETY: it is that long, and was written to by who zeroed it.
-        assert!(!is_zeroed || unsafe { are_all(start, layout.size(), 0) }, "not zeroed");
-        self.add_kept(number, start, layout, value);
+        if !is_zeroed {
+            // SAFETY: it is that long, and live until the pool is cleared.
+            unsafe { start.write_bytes(0, layout.size()) };
+        }
+        self.tree.keep(number, start, layout, 0);
     }
 
-    fn add_kept(&mut self, number: usize, start: NonNull<u8>, layout: Layout, value: u8) {
-        self.addresses.take(start, layout.size());
-        // SAFETY: it is live until the pool is cleared.
-        let block = unsafe { Block::fill_with(start, layout, value, WHOLE) };
-        self.model(number).kept.push(block);
-    }
-
-    fn cleanup(&mut self, pool: u8, is_pre: bool, end: End) {
-        let (number, run, log) = (self.pick(pool), self.next_run(), self.log.clone());
-        let model = self.pools[number].as_mut().expect("a pool that is there");
-        let work = move || {
-            note(&log, run);
-            if end == End::Panics {
-                resume_unwind(Box::new("said so"));
-            }
-        };
-        let pool = model.handle.pool();
-        let cleanup = if is_pre { pool.try_pre_cleanup(work) } else { pool.try_cleanup(work) };
-        let Ok(cleanup) = cleanup else { return };
-        match end {
-            End::IsCancelled => cleanup.cancel(),
-            End::RunsAtOnce => {
-                cleanup.run();
-                self.expected.push(run);
-            }
-            End::Runs | End::Panics if is_pre => model.pre_cleanups.push(run),
-            End::Runs | End::Panics => model.cleanups.push(run),
+    fn allocate(&mut self, number: usize, layout: Layout, is_zeroed: bool) {
+        // What it has may be all that a limit allows for, or more than there is space for.
+        let memory = Collection(self.tree.pool(number), Refusal::Anything);
+        let owner = Arc::clone(&self.collected);
+        let block: Option<Collected> = Block::allocate(memory, owner, layout, is_zeroed, Mode::Among);
+        if let Some(block) = block {
+            self.tree.addresses.take(block.piece.start, block.size());
+            self.tree.node(number).blocks.push(block);
         }
     }
 
-    fn clear(&mut self, pool: u8, keeps_all: bool) {
-        let number = self.pick(pool);
-        if matches!(self.model(number).handle, Handle::Lasting(_)) {
-            return;
+    fn resize(&mut self, number: usize, place: usize, new: Layout, is_zeroed: bool) {
+        let block = &mut self.tree.node(number).blocks[place];
+        let (start, old) = (block.piece.start, block.size());
+        let owner = Arc::clone(&block.owner);
+        if block.resize(&owner, new, is_zeroed, Mode::Among) {
+            let moved = block.piece.start;
+            self.tree.addresses.give_back(start, old);
+            self.tree.addresses.take(moved, new.size());
         }
-        self.drop_own_below(number);
-        self.expect_end_of(number);
-        let handle = &mut self.model(number).handle;
-        let _ = catch_unwind(AssertUnwindSafe(|| match (handle, keeps_all) {
-            (Handle::Root(pool), false) => pool.clear(),
-            (Handle::Root(pool), true) => pool.reset(),
-            (Handle::Own(pool), false) => pool.clear(),
-            (Handle::Own(pool), true) => pool.reset(),
-            (Handle::Lasting(_), _) => unreachable!("it is cleared with its parent"),
-        }));
-        self.forget_below(number);
-        assert_eq!(self.model(number).handle.pool().stats().used, 0);
-        let model = self.model(number);
-        model.pre_cleanups.clear();
-        model.cleanups.clear();
-    }
-
-    /// What the compiler would ask for: those below that somebody has go first.
-    fn drop_own_below(&mut self, number: usize) {
-        for child in self.model(number).children.clone() {
-            self.drop_own_below(child);
-            if matches!(self.model(child).handle, Handle::Own(_)) {
-                self.destroy(child);
-            }
-        }
-    }
-
-    fn destroy(&mut self, number: usize) {
-        self.drop_own_below(number);
-        self.expect_end_of(number);
-        self.forget_below(number);
-        if let Some(parent) = self.model(number).parent {
-            self.model(parent).children.retain(|child| *child != number);
-        }
-        let model = self.pools[number].take().expect("a pool that is there");
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(model.handle)));
-    }
-
-    /// In which order what is below and it itself run. Their memory is nobody's then.
-    fn expect_end_of(&mut self, number: usize) {
-        let model = self.model(number);
-        let blocks: Vec<Block> = model.kept.drain(..).chain(model.blocks.drain(..)).collect();
-        for block in blocks {
-            // SAFETY: the pool has not been cleared.
-            unsafe { block.check() };
-            self.addresses.give_back(block.start, block.layout.size());
-        }
-        let model = self.model(number);
-        let (pre, children) = (model.pre_cleanups.clone(), model.children.clone());
-        let cleanups = model.cleanups.clone();
-        self.expected.extend(pre.iter().rev());
-        children.iter().rev().for_each(|child| self.expect_end_of(*child));
-        self.expected.extend(cleanups.iter().rev());
-    }
-
-    fn forget_below(&mut self, number: usize) {
-        for child in std::mem::take(&mut self.model(number).children) {
-            self.forget_below(child);
-            self.pools[child] = None;
-        }
-    }
-
-    fn allocate(&mut self, pool: u8, layout: Layout, is_zeroed: bool) {
-        let number = self.pick(pool);
-        let value = self.next_run() as u8;
-        let pool = self.model(number).handle.pool();
-        let memory = if is_zeroed { pool.allocate_zeroed(layout) } else { pool.allocate(layout) };
-        let Ok(memory) = memory else { return };
-        let start = memory.cast::<u8>();
-        // SAFETY: it is that long, and was written to by who zeroed it.
-        assert!(!is_zeroed || unsafe { are_all(start, layout.size(), 0) }, "not zeroed");
-        self.addresses.take(start, layout.size());
-        // SAFETY: it is live, and of that layout.
-        let block = unsafe { Block::fill_with(start, layout, value, WHOLE) };
-        self.model(number).blocks.push(block);
-    }
-
-    /// One of the blocks of all pools.
-    fn pick_block(&self, among: u8) -> Option<(usize, usize)> {
-        let len = |pool: &Option<Box<Model>>| pool.as_ref().map_or(0, |model| model.blocks.len());
-        let mut place = pick(among, self.pools.iter().map(len).sum())?;
-        let number = self.pools.iter().position(|pool| match place.checked_sub(len(pool)) {
-            Some(rest) => {
-                place = rest;
-                false
-            }
-            None => true,
-        })?;
-        Some((number, place))
-    }
-
-    fn resize(&mut self, block: u8, new: Layout, is_zeroed: bool) {
-        let Some((number, place)) = self.pick_block(block) else { return };
-        let value = self.next_run() as u8;
-        let (block, pool) = (self.model(number).blocks[place], self.model(number).handle.pool());
-        let old = block.layout;
-        // SAFETY: the model knows that it is live, and of which layout.
-        let moved = unsafe {
-            block.check();
-            match (new.size() >= old.size(), is_zeroed) {
-                (true, true) => pool.grow_zeroed(block.start, old, new),
-                (true, false) => pool.grow(block.start, old, new),
-                (false, _) => pool.shrink(block.start, old, new),
-            }
-        };
-        let Ok(moved) = moved else { return };
-        let (start, kept) = (moved.cast::<u8>(), old.size().min(new.size()));
-        // SAFETY: both are as long.
-        unsafe {
-            block.check_moved(start, new.size());
-            let is_fresh = is_zeroed && new.size() > old.size();
-            assert!(!is_fresh || are_all(start.add(kept), new.size() - kept, 0), "not zeroed");
-        }
-        self.addresses.give_back(block.start, old.size());
-        self.addresses.take(start, new.size());
-        // SAFETY: it is live, and of that layout.
-        self.model(number).blocks[place] = unsafe { Block::fill_with(start, new, value, WHOLE) };
     }
 
     /// `live`: what the service held before.
     fn check(&self, live: u64) {
-        assert_eq!(
-            *self.log.lock().expect("nobody panics with it"),
-            self.expected,
-            "what ran, and in which order"
-        );
+        self.tree.check_log();
         let (mut held, mut used, mut spare, mut pools) = (0, 0, 0, 0);
-        for model in self.pools.iter().flatten() {
-            let (pool, stats) = (model.handle.pool(), model.handle.pool().stats());
-            let blocks = model.kept.iter().chain(&model.blocks);
-            let bytes: usize = blocks.map(|block| block.layout.size()).sum();
+        for node in self.tree.nodes() {
+            let (pool, stats, limit) = (node.handle.pool(), node.handle.pool().stats(), node.own.limit);
+            let pieces = node.kept.iter().chain(node.blocks.iter().map(|block| &block.piece));
+            let bytes: usize = pieces.map(|piece| piece.layout.size()).sum();
             assert!(stats.used >= bytes, "{stats:?}, {bytes}");
             assert!(stats.used + *BEGINNING <= stats.held, "{stats:?} is more than there is");
             let together = pool.stats_with_children().held;
-            assert!(model.limit.is_none_or(|limit| together <= limit), "{together} of {:?}", model.limit);
+            assert!(limit.is_none_or(|limit| together <= limit), "{together} of {limit:?}");
             (held, used, pools) = (held + stats.held, used + stats.used, pools + 1);
-            if model.has_store {
+            if node.own.has_store {
                 spare += stats.spare;
             }
         }
-        let all = self.pools[0].as_ref().expect("the root").handle.pool().stats_with_children();
+        let all = self.tree.pool(0).stats_with_children();
         assert_eq!((all.held, all.used, all.pools), (held, used, pools));
         let ledger = SERVICE.usage().bytes();
         assert_eq!(ledger, (held + spare) as u64, "the ledger has what the pools have");
@@ -476,8 +262,6 @@ fuzz_target!(|program: Program| {
         machine.step(operation);
         machine.check(live);
     }
-    machine.destroy(0);
-    let log = std::mem::take(&mut *machine.log.lock().expect("nobody panics with it"));
-    assert_eq!(log, machine.expected, "what ran, and in which order");
+    machine.tree.end();
     assert_eq!((SERVICE.usage().bytes(), SERVICE.usage().blocks()), (0, 0));
 });

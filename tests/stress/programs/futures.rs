@@ -1,9 +1,8 @@
 //! Futures in services, polled and dropped by whoever comes by.
 
-use super::homes::Home;
+use super::homes::{Block, Home};
 use super::worker::Worker;
 use crate::engine::account::Held;
-use crate::engine::block::Block;
 use crate::engine::{Mode, aside, ensure};
 use dogtag::InServiceExt;
 use std::alloc::{Layout, alloc, dealloc};

@@ -2,9 +2,13 @@
 
 #[cfg(target_os = "linux")]
 use super::regions::Region;
+use crate::engine::account::Account;
+use crate::engine::block;
 use crate::engine::memory::{Heap, Memory, Refusal};
 use std::alloc::Layout;
 use std::sync::Arc;
+
+pub type Block = block::Block<Home, Arc<Account>>;
 
 /// Whose memory it is.
 #[derive(Clone)]

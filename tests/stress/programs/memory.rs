@@ -1,10 +1,9 @@
 //! Blocks that others free: the end of the thread, or a thread of its own.
 
 use super::futures;
-use super::homes::Home;
+use super::homes::{Block, Home};
 use super::worker::{Baggage, Worker};
 use crate::engine::aside;
-use crate::engine::block::Block;
 use crate::engine::memory::{Memory, Refusal};
 use std::alloc::{Layout, dealloc};
 use std::cell::Cell;
@@ -13,7 +12,9 @@ use std::ptr::NonNull;
 const MOST_STASHED: usize = 8;
 
 /// Blocks that are freed when the thread ends.
-struct Stash([Cell<Option<(NonNull<u8>, Layout)>>; MOST_STASHED]);
+struct Stash([Cell<Option<Parts>>; MOST_STASHED]);
+
+type Parts = (NonNull<u8>, Layout);
 
 thread_local! {
     static STASH: Stash = const { Stash([const { Cell::new(None) }; MOST_STASHED]) };

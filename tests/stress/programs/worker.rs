@@ -1,7 +1,7 @@
 //! A thread of a program: what it has, and how it does its steps.
 
 use super::futures::{self, Task};
-use super::homes::Home;
+use super::homes::{Block, Home};
 use super::pools::{Grown, Tree};
 use super::program::Act;
 #[cfg(target_os = "linux")]
@@ -9,12 +9,10 @@ use super::regions::Region;
 use super::world::World;
 use crate::engine::account::{Account, Held, number_thread};
 use crate::engine::thread::Thread;
-use crate::engine::{self, Mode, aside};
+use crate::engine::{Mode, aside};
 use dogtag::Service;
 use std::alloc::Layout;
 use std::sync::Arc;
-
-pub type Block = engine::block::Block<Home, Arc<Account>>;
 
 pub struct Worker<'world> {
     pub world: &'world World,

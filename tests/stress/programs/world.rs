@@ -1,14 +1,13 @@
 //! What the threads of a program have in common, and the model held against what dogtag says.
 
 use super::futures::Task;
-use super::homes::Home;
+use super::homes::Block;
 use super::pools::Tree;
 use super::program::THREADS;
 #[cfg(target_os = "linux")]
 use super::regions::Region;
 use super::watch::with_peak;
 use crate::engine::account::{Account, Held, NONE, expect};
-use crate::engine::block::Block;
 use crate::engine::{Mode, aside};
 use dogtag::{Row, Service, Snapshot, Usage};
 use std::collections::HashMap;
@@ -25,7 +24,7 @@ pub struct World {
     /// The service of what nobody claims, the harness's blocks among them.
     pub nobody: Arc<Account>,
     pub board: Mutex<Vec<Held>>,
-    pub mail: [Mutex<Vec<Block<Home, Arc<Account>>>>; THREADS],
+    pub mail: [Mutex<Vec<Block>>; THREADS],
     pub tasks: Mutex<Vec<Task>>,
     pub pool_mail: [Mutex<Vec<Tree>>; THREADS],
     #[cfg(target_os = "linux")]
