@@ -24,7 +24,8 @@ impl<M: Memory, O: Owner> Block<M, O> {
         let (start, usage) = measured(mode, || unsafe { memory.allocate(layout, is_zeroed) });
         let start = NonNull::new(start);
         let counted = if start.is_some() { (layout.size() as u64, 1) } else { (0, 0) };
-        ensure!(usage.is_none_or(|usage| (usage.allocated_bytes, usage.allocated_blocks) == counted));
+        let is_right = |usage: Usage| (usage.allocated_bytes, usage.allocated_blocks) == counted;
+        ensure!(usage.is_none_or(is_right), "{usage:?} for {layout:?} at {start:?}");
         let Some(start) = start else {
             owner.was_denied(&memory, layout, mode, denies);
             return None;
@@ -119,7 +120,8 @@ impl<M: Memory, O: Owner> Block<M, O> {
         let free = || measured(mode, || unsafe { self.memory.free(start.as_ptr(), layout) });
         let ((), usage) = self.owner.gives(layout.size(), free);
         let counted = (layout.size() as u64, 1);
-        ensure!(usage.is_none_or(|usage| (usage.freed_bytes, usage.freed_blocks) == counted));
+        let is_right = |usage: Usage| (usage.freed_bytes, usage.freed_blocks) == counted;
+        ensure!(usage.is_none_or(is_right), "{usage:?} for {layout:?} that was freed");
     }
 }
 
