@@ -100,9 +100,9 @@ pub mod service {
 #[cfg(not(feature = "memory-check"))]
 pub mod blocks {
     pub use crate::ledger::charge::{Freed, charged};
-    pub use crate::ledger::slots::record as record_of;
+    pub use crate::ledger::samples::owner as owner_of;
     pub use crate::ledger::thread::charge_ownerless;
-    pub use crate::owner::{LARGE, Slot, unsized_free};
+    pub use crate::owner::{LARGE, Named, Slot, unsized_free};
 }
 
 /// Blocks that memory-check surrounds with guards.

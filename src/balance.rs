@@ -7,6 +7,8 @@ use crate::arenas;
 use crate::backend::{Extents, Heap};
 use crate::format::{Bytes, Share};
 use crate::ledger::{self, slots};
+#[cfg(not(feature = "memory-check"))]
+use crate::owner::Named;
 use crate::service::Scope;
 use crate::sys::smaps::Resident;
 use std::fmt;
@@ -296,7 +298,7 @@ fn around(record: &slots::Record) -> u64 {
     }
     #[cfg(not(feature = "memory-check"))]
     {
-        record.slot().cookie_size() as u64
+        Named::Slot(record.slot()).cookie_size() as u64
     }
 }
 

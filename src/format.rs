@@ -28,6 +28,18 @@ pub(crate) fn beginning(text: &str, bytes: usize) -> &str {
     &text[..end]
 }
 
+/// A number of bytes, as settings have it: with K, M or G behind it for KiB, MiB and GiB.
+#[cfg(any(feature = "memory-check", feature = "profile"))]
+pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 10),
+        b'm' | b'M' => (&text[..text.len() - 1], 20),
+        b'g' | b'G' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 /// Also those that end a line, or turn the direction in which it is written, with all that stands
 /// behind them in it.
 fn is_control(c: char) -> bool {

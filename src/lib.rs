@@ -204,6 +204,8 @@ mod ledger;
 mod measure;
 #[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check keeps owners elsewhere"))]
 mod owner;
+#[cfg(all(feature = "profile", not(dogtag_loom)))]
+pub mod profile;
 #[cfg(not(dogtag_loom))]
 mod registered;
 #[cfg(not(dogtag_loom))]

@@ -19,7 +19,7 @@ pub mod unsized_free;
 use cookie::SHORT;
 #[cfg(not(feature = "memory-check"))]
 pub use page_map::LARGE;
-pub use slot::{Mark, Slot};
+pub use slot::{Mark, Named, SampleId, Slot};
 use std::alloc::Layout;
 
 /// Which blocks of an allocator have their owner beside the heap.
@@ -44,13 +44,12 @@ impl Placement {
         size >= self.large
     }
 
-    /// The layout to request for a block of `slot`, or `None` when it would
-    /// overflow.
-    pub(crate) fn layout(self, block: Layout, slot: Slot) -> Option<Layout> {
+    /// The layout to request for a block, or `None` when it would overflow.
+    pub(crate) fn layout(self, block: Layout, named: Named) -> Option<Layout> {
         if self.is_large(block.size()) {
             return Some(block);
         }
-        let size = block.size().checked_add(slot.cookie_size())?;
+        let size = block.size().checked_add(named.cookie_size())?;
         Layout::from_size_align(size, block.align()).ok()
     }
 
@@ -77,14 +76,14 @@ impl Placement {
     /// # Safety
     ///
     /// `ptr` must be valid for writes of what [`layout`](Self::layout) says for
-    /// `slot`.
+    /// `named`.
     #[must_use]
-    pub(crate) unsafe fn write(self, ptr: *mut u8, size: usize, slot: Slot) -> bool {
+    pub(crate) unsafe fn write(self, ptr: *mut u8, size: usize, named: Named) -> bool {
         if self.is_large(size) {
-            return page_map::write(ptr, slot);
+            return page_map::write(ptr, named);
         }
         // SAFETY: `layout` asked for the cookie's bytes too, and `ptr` is valid for writes of it.
-        unsafe { cookie::write(ptr, size, slot) };
+        unsafe { cookie::write(ptr, size, named) };
         true
     }
 
@@ -107,7 +106,7 @@ impl Placement {
     }
 
     /// Reads the mark of a block: the owner's, if its slot is a short one; none that a
-    /// cell has, if it is a long one.
+    /// cell has, if it is a long one or the block is sampled.
     ///
     /// # Safety
     ///
@@ -121,13 +120,13 @@ impl Placement {
         unsafe { cookie::read_mark(ptr, size) }
     }
 
-    /// Reads the owner of a block: a slot, which need not be in use, or `None`
-    /// where no slot's cookie looks like that, because something overwrote it.
+    /// Reads the owner of a block or its sample: a slot, which need not be in use, a sample, which need
+    /// not be this block's, or `None` where no cookie looks like that, because something overwrote it.
     ///
     /// # Safety
     ///
     /// `ptr` must be a live block of `size` bytes.
-    pub(crate) unsafe fn read(self, ptr: *const u8, size: usize) -> Option<Slot> {
+    pub(crate) unsafe fn read(self, ptr: *const u8, size: usize) -> Option<Named> {
         if self.is_large(size) {
             return page_map::read(ptr);
         }
@@ -141,7 +140,7 @@ impl Placement {
         if cookie::long_ones_exist() && !self.is_large(block.size()) {
             return None;
         }
-        self.layout(block, Slot::UNATTRIBUTED)
+        self.layout(block, Slot::UNATTRIBUTED.into())
     }
 }
 
@@ -157,14 +156,14 @@ mod tests {
     /// Cookies behind every block.
     const COOKIES: Placement = Placement { large: usize::MAX };
 
-    fn written(slot: Slot, size: usize) -> Vec<u8> {
+    fn written(named: impl Into<Named>, size: usize) -> Vec<u8> {
         let mut memory = vec![0xAA; size + LONG];
         // SAFETY: the vector holds the longest cookie behind the block.
-        assert!(unsafe { COOKIES.write(memory.as_mut_ptr(), size, slot) });
+        assert!(unsafe { COOKIES.write(memory.as_mut_ptr(), size, named.into()) });
         memory
     }
 
-    fn owner(memory: &[u8], size: usize) -> Option<Slot> {
+    fn owner(memory: &[u8], size: usize) -> Option<Named> {
         // SAFETY: `written` left a cookie behind the first `size` bytes.
         unsafe { COOKIES.read(memory.as_ptr(), size) }
     }
@@ -175,13 +174,28 @@ mod tests {
             let Some(slot) = Slot::new(index) else { continue };
             for size in [1, 2, 7, 8, 63] {
                 let memory = written(slot, size);
-                assert_eq!(owner(&memory, size), Some(slot));
+                assert_eq!(owner(&memory, size), Some(slot.into()));
                 assert!(memory[..size].iter().all(|&byte| byte == 0xAA), "the block is touched");
                 let block = Layout::from_size_align(size, 1).unwrap();
-                let cookie = COOKIES.layout(block, slot).unwrap().size() - size;
+                let cookie = COOKIES.layout(block, slot.into()).unwrap().size() - size;
                 assert!(memory[size + cookie..].iter().all(|&byte| byte == 0xAA), "written past");
             }
         }
+    }
+
+    #[test]
+    fn every_sample_reads_back_and_is_no_slot() {
+        for index in [0, 1, 65_535, 65_536, SampleId::COUNT - 1] {
+            let sample = Named::Sample(SampleId::new(index).unwrap());
+            for size in [1, 2, 7, 8, 63] {
+                let memory = written(sample, size);
+                assert_eq!(owner(&memory, size), Some(sample));
+                // Its free leaves the hot path.
+                // SAFETY: `written` left a cookie behind the first `size` bytes.
+                assert_eq!(unsafe { COOKIES.read_mark(memory.as_ptr(), size) }, Mark::LONG);
+            }
+        }
+        assert_eq!(SampleId::new(SampleId::COUNT), None);
     }
 
     #[test]
@@ -203,7 +217,7 @@ mod tests {
                 let slot = Slot::new(index).unwrap();
                 let mut memory = written(slot, 8);
                 memory[8] = byte;
-                if let Some(read) = owner(&memory, 8) {
+                if let Some(Named::Slot(read)) = owner(&memory, 8) {
                     assert!(read == slot || read.index() >= 256, "{byte:#x}");
                 }
             }
@@ -223,7 +237,7 @@ mod tests {
 
     #[test]
     fn layouts_that_overflow_are_refused() {
-        let layout = |block, slot| COOKIES.layout(block, slot);
+        let layout = |block, slot: Slot| COOKIES.layout(block, slot.into());
         let largest = Layout::from_size_align(isize::MAX as usize, 1).unwrap();
         assert_eq!(layout(largest, Slot::UNATTRIBUTED), None);
         let roomy = Layout::from_size_align(isize::MAX as usize - SHORT, 1).unwrap();
@@ -238,7 +252,7 @@ mod tests {
         let size = UNCHECKED_SIZES as usize - 1;
         for shift in 0..=62 {
             let block = Layout::from_size_align(size, 1 << shift).unwrap();
-            assert!(COOKIES.layout(block, Slot::UNATTRIBUTED).is_some(), "align 2^{shift}");
+            assert!(COOKIES.layout(block, Slot::UNATTRIBUTED.into()).is_some(), "align 2^{shift}");
         }
     }
 
@@ -246,8 +260,8 @@ mod tests {
     fn large_blocks_of_backends_without_fields_have_no_cookie() {
         let block = Layout::from_size_align(page_map::LARGE, 1).unwrap();
         for slot in [Slot::UNATTRIBUTED, Slot::new(70_000).unwrap()] {
-            assert_eq!(Placement::of::<()>().layout(block, slot), Some(block));
-            assert_ne!(Placement::of::<u8>().layout(block, slot), Some(block));
+            assert_eq!(Placement::of::<()>().layout(block, slot.into()), Some(block));
+            assert_ne!(Placement::of::<u8>().layout(block, slot.into()), Some(block));
         }
     }
 }

@@ -3,9 +3,12 @@
 
 use super::{Counted, Dogtag};
 use crate::check::{self, BlockHeader, Claim, FRESH, Family, Operation, Returned, Settings, Whole};
+use crate::ledger::samples;
+use crate::ledger::sampling::Decision;
 use crate::ledger::slots::{self, UNATTRIBUTED};
 use crate::ledger::threshold::{self, Admitted, Replaced};
 use crate::ledger::{anomalies, thread};
+use crate::owner::{Named, SampleId};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
 
@@ -90,7 +93,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             // given up only when the new one is there.
             unsafe {
                 ptr::copy_nonoverlapping(block, new.0.as_ptr(), old_size.min(new_size));
-                self.finish(returned, claim);
+                self.finish(block, returned, claim);
             }
             counted(Some(new), new_size)
         };
@@ -101,21 +104,19 @@ impl<B: GlobalAlloc> Dogtag<B> {
             self.checker.keep(block, &returned);
             return ptr::null_mut();
         }
-        let shrink = |returned, admitted: Option<Option<Admitted>>| match (returned, admitted) {
+        let shrink = |returned, asked: Option<Asked>| match (returned, asked) {
             // SAFETY: the block is seized, and so this thread's alone; it does not grow.
-            (Returned::Whole(whole), Some(admitted)) => unsafe {
-                self.shrink(whole, claim, new_layout, admitted)
-            },
-            (returned, admitted) => {
+            (Returned::Whole(whole), Some(asked)) => unsafe { self.shrink(whole, claim, new_layout, asked) },
+            (returned, asked) => {
                 // Whatever is given back as this one will not be looked at again.
                 self.checker.keep(block, &returned);
-                if admitted.is_some() { block } else { ptr::null_mut() }
+                if asked.is_some() { block } else { ptr::null_mut() }
             }
         };
-        let admitted = ask(new_size, replaced);
-        if admitted.is_some() {
+        let asked = ask(new_size, replaced);
+        if asked.is_some() {
             // There is no memory for a copy.
-            return shrink(returned, admitted);
+            return shrink(returned, asked);
         }
         // As a scope of the owner, it keeps the owner, which the block did until now.
         let current = thread::enter(owner);
@@ -132,19 +133,13 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// # Safety
     ///
     /// As for [`retire`](Self::retire); the size must be no larger.
-    unsafe fn shrink(
-        &self,
-        whole: Whole,
-        claim: Claim,
-        new_layout: Layout,
-        admitted: Option<Admitted>,
-    ) -> *mut u8 {
-        let former = whole.header;
+    unsafe fn shrink(&self, whole: Whole, claim: Claim, new_layout: Layout, asked: Asked) -> *mut u8 {
+        let (former, at) = (whole.header, whole.block.as_ptr());
         // SAFETY: the block is seized, and so this thread's alone.
-        match unsafe { self.checker.shrink(whole, claim, new_layout) } {
+        match unsafe { self.checker.shrink(whole, claim, new_layout, asked.sample()) } {
             Some(block) => {
-                refund(Some(&former), None);
-                counted(Some((block, admitted)), new_layout.size())
+                refund(at, Some(&former), None);
+                counted(Some((block, asked)), new_layout.size())
             }
             None => ptr::null_mut(),
         }
@@ -202,11 +197,11 @@ impl<B: GlobalAlloc> Dogtag<B> {
         allocate: impl Fn(Layout) -> *mut u8,
     ) -> Option<Uncounted> {
         let outer = check::layout(layout)?;
-        let admitted = ask(layout.size(), replaced)?;
-        match self.hand_out(layout, outer, family, &allocate) {
-            Some(block) => Some((block, admitted)),
+        let asked = ask(layout.size(), replaced)?;
+        match self.hand_out(layout, outer, family, asked.sample(), &allocate) {
+            Some(block) => Some((block, asked)),
             None => {
-                drop(admitted);
+                drop(asked);
                 self.obtain_in_need(layout, outer, family, replaced, &allocate)
             }
         }
@@ -232,9 +227,9 @@ impl<B: GlobalAlloc> Dogtag<B> {
                 break;
             }
             // Anew: a handler may have allocated, which was called for a violation.
-            let admitted = ask(layout.size(), replaced)?;
-            if let Some(block) = self.hand_out(layout, outer, family, allocate) {
-                return Some((block, admitted));
+            let asked = ask(layout.size(), replaced)?;
+            if let Some(block) = self.hand_out(layout, outer, family, asked.sample(), allocate) {
+                return Some((block, asked));
             }
         }
         None
@@ -246,11 +241,12 @@ impl<B: GlobalAlloc> Dogtag<B> {
         layout: Layout,
         outer: Layout,
         family: Family,
+        sample: Option<SampleId>,
         allocate: impl Fn(Layout) -> *mut u8,
     ) -> Option<NonNull<u8>> {
         let base = NonNull::new(allocate(outer))?;
         // SAFETY: the memory is ours, and of that layout.
-        let Some(block) = (unsafe { self.checker.hand_out(base, layout, family) }) else {
+        let Some(block) = (unsafe { self.checker.hand_out(base, layout, family, sample) }) else {
             // SAFETY: the memory is ours, of that layout, and nobody has seen it.
             unsafe { self.counted().dealloc(base.as_ptr(), outer) };
             return None;
@@ -265,7 +261,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// The block must have been given back to this allocator.
     #[inline(always)]
     unsafe fn retire(&self, whole: Whole) {
-        refund(Some(&whole.header), None);
+        refund(whole.block.as_ptr(), Some(&whole.header), None);
         // SAFETY: the block is seized, and was requested from this allocator's backend.
         unsafe { self.checker.retire(whole, &self.backend, release::<B>) };
     }
@@ -280,17 +276,17 @@ impl<B: GlobalAlloc> Dogtag<B> {
     unsafe fn free_slowly(&self, block: *mut u8, claim: Claim) {
         let returned = self.checker.take_back(block, claim, Operation::Dealloc);
         // SAFETY: what was taken back is seized, and so this thread's alone.
-        unsafe { self.finish(returned, claim) };
+        unsafe { self.finish(block, returned, claim) };
     }
 
     /// # Safety
     ///
     /// As for [`retire`](Self::retire).
-    unsafe fn finish(&self, returned: Returned, claim: Claim) {
+    unsafe fn finish(&self, block: *mut u8, returned: Returned, claim: Claim) {
         match returned {
             // SAFETY: the block is seized, and was requested from this allocator's backend.
             Returned::Whole(whole) => unsafe { self.retire(whole) },
-            Returned::Leaked(known) => refund(known.as_ref(), claim.size),
+            Returned::Leaked(known) => refund(block, known.as_ref(), claim.size),
             Returned::Refused => {}
         }
     }
@@ -302,26 +298,43 @@ impl<B> Drop for Dogtag<B> {
     }
 }
 
+/// What was asked about a new block, if anything was.
+#[derive(Default)]
+struct Asked(Option<(Admitted, Decision)>);
+
+impl Asked {
+    /// The block's sample, if it is one that is sampled.
+    #[inline]
+    fn sample(&self) -> Option<SampleId> {
+        self.0.as_ref().and_then(|(_, decision)| decision.sample())
+    }
+}
+
 /// Asks whether the current service's limits allow for a block: `None` if they do
 /// not, and nothing within if the hot path would not have asked.
 #[inline]
-fn ask(size: usize, replaced: Option<Replaced>) -> Option<Option<Admitted>> {
+fn ask(size: usize, replaced: Option<Replaced>) -> Option<Asked> {
     if !thread::current().needs_slow_path(size) {
-        return Some(None);
+        return Some(Asked::default());
     }
     let (account, record) = thread::current_account();
-    threshold::ask(account, record, size, replaced).map(Some)
+    let decision = Decision::of(account, record, size);
+    let admitted = threshold::ask(account, record, size, replaced)?;
+    Some(Asked(Some((admitted, decision))))
 }
 
-/// A new block, and what was asked for it, if anything was.
-type Uncounted = (NonNull<u8>, Option<Admitted>);
+/// A new block, and what was asked about it.
+type Uncounted = (NonNull<u8>, Asked);
 
 /// Charges a new block to the current service.
 #[inline]
 fn counted(new: Option<Uncounted>, size: usize) -> *mut u8 {
-    let Some((block, admitted)) = new else { return ptr::null_mut() };
-    match admitted {
-        Some(admitted) => admitted.charge(size),
+    let Some((block, asked)) = new else { return ptr::null_mut() };
+    match asked.0 {
+        Some((admitted, decision)) => {
+            admitted.charge(size);
+            decision.finish(block.as_ptr(), size);
+        }
         None => thread::current().charge(size),
     }
     block.as_ptr()
@@ -347,7 +360,12 @@ unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, header: Block
 /// Counts a block as freed by its owner, or as lost if something has
 /// overwritten who that is.
 #[inline(always)]
-fn refund(known: Option<&BlockHeader>, claimed: Option<usize>) {
+fn refund(block: *const u8, known: Option<&BlockHeader>, claimed: Option<usize>) {
+    if let Some(sample) = known.and_then(BlockHeader::sample)
+        && let (_, Some(sample)) = samples::owner(Some(Named::Sample(sample)), block)
+    {
+        samples::release(sample);
+    }
     let is_refunded = known.is_some_and(|known| match known.owner() {
         Some(owner) => thread::refund(owner, known.layout().size()),
         None => false,

@@ -44,9 +44,10 @@
 
 use super::Dogtag;
 use crate::ledger::charge::{self, Freed};
-use crate::ledger::slots::{self, Record, UNATTRIBUTED};
+use crate::ledger::samples;
+use crate::ledger::slots::{Record, UNATTRIBUTED};
 use crate::ledger::thread;
-use crate::owner::Placement;
+use crate::owner::{Named, Placement, SampleId};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
@@ -269,7 +270,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
         // The long slots' shorter way: their thresholds are never raised.
         if let Some((cell, slot)) = thread::current_long(layout.size())
-            && let Some(outer) = Self::PLACEMENT.layout(layout, slot)
+            && let Some(outer) = Self::PLACEMENT.layout(layout, slot.into())
         {
             // SAFETY: the outer layout is no smaller than the block's, which is not empty, and has the bytes
             // for this slot's cookie.
@@ -278,7 +279,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
                 if block.is_null() {
                     return block;
                 }
-                if Self::PLACEMENT.write(block, layout.size(), slot) {
+                if Self::PLACEMENT.write(block, layout.size(), slot.into()) {
                     cell.charge(layout.size());
                 } else {
                     thread::charge_ownerless(layout.size());
@@ -303,10 +304,10 @@ impl<B: GlobalAlloc> Dogtag<B> {
     unsafe fn dealloc_slow(block: *mut u8, layout: Layout, allocator: &Self) {
         // The long slots' shorter way.
         // SAFETY: the block is live and came from here.
-        let slot = unsafe { Self::PLACEMENT.read(block, layout.size()) };
-        if let Some(slot) = slot.filter(|slot| !slot.is_short())
+        let named = unsafe { Self::PLACEMENT.read(block, layout.size()) };
+        if let Some(Named::Slot(slot)) = named.filter(|named| !named.is_short())
             && let Some(cell) = thread::long_cell(slot)
-            && let Some(outer) = Self::PLACEMENT.layout(layout, slot)
+            && let Some(outer) = Self::PLACEMENT.layout(layout, slot.into())
         {
             cell.refund(layout.size());
             // SAFETY: the layout that the block was requested with.
@@ -380,7 +381,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
         let record = owner.record.unwrap_or(&UNATTRIBUTED);
         if asked_for
             .get()
-            .is_some_and(|asked| Self::PLACEMENT.layout(new_layout, record.slot()) == Some(asked))
+            .is_some_and(|asked| Self::PLACEMENT.layout(new_layout, record.slot().into()) == Some(asked))
         {
             // It was not denied, and the backend has nothing else to say.
             return moved;
@@ -406,14 +407,10 @@ unsafe fn charged(
     replaced: Option<(Freed, bool)>,
     allocate: impl FnOnce(Layout) -> *mut u8,
 ) -> *mut u8 {
-    let (account, record) = thread::current_account();
-    let slot = record.slot();
-    let Some(outer) = placement.layout(layout, slot) else {
-        return ptr::null_mut();
-    };
-    // SAFETY: `outer` is what this slot's block needs, and the block has that layout.
-    let note_owner = |block| unsafe { placement.write(block, layout.size(), slot) };
-    charge::charged((account, record), layout.size(), replaced, || allocate(outer), note_owner)
+    let allocate = |named| placement.layout(layout, named).map_or(ptr::null_mut(), allocate);
+    // SAFETY: the block has the layout that `named` needs.
+    let note_owner = |block, named| unsafe { placement.write(block, layout.size(), named) };
+    charge::charged(thread::current_account(), |_| layout.size(), replaced, allocate, note_owner)
 }
 
 /// What a block's cookie says.
@@ -421,6 +418,8 @@ unsafe fn charged(
 struct Owner {
     /// The service; `None` if the cookie cannot be believed.
     record: Option<&'static Record>,
+    /// Its sample, if it is a sampled block.
+    sample: Option<SampleId>,
     /// The layout that the block was requested with; `None` if that cannot be
     /// known, and the block must be left where it is.
     outer: Option<Layout>,
@@ -432,15 +431,17 @@ impl Owner {
     /// `block` must be a live block of that layout.
     unsafe fn of(placement: Placement, block: *mut u8, layout: Layout) -> Self {
         // SAFETY: the block is live, and has that layout.
-        let slot = unsafe { placement.read(block, layout.size()) };
-        match slot.and_then(slots::record) {
-            Some(record) => Self { record: Some(record), outer: placement.layout(layout, record.slot()) },
-            None => Self { record: None, outer: placement.layout_without_cookie(layout) },
-        }
+        let named = unsafe { placement.read(block, layout.size()) };
+        let (record, sample) = samples::owner(named, block);
+        let outer = match record.and(named) {
+            Some(named) => placement.layout(layout, named),
+            None => placement.layout_without_cookie(layout),
+        };
+        Self { record, sample, outer }
     }
 
     fn freed(&self, size: usize) -> Freed {
-        Freed::new(self.record, size)
+        Freed::new((self.record, self.sample), size)
     }
 }
 

@@ -11,7 +11,7 @@
 //! neither in text (no UTF-8 has them) nor zeros, ones, or the fill patterns: so
 //! what an overrun is likely to write is never what stands there already.
 
-use crate::owner::Slot;
+use crate::owner::{SampleId, Slot};
 use std::alloc::Layout;
 use std::ptr::{self, NonNull};
 
@@ -95,7 +95,7 @@ pub(crate) struct Stamp {
 #[repr(C)]
 pub(crate) struct BlockHeader {
     /// Who freed the block: slot (24 bits), generation (16), thread (24); of a
-    /// live one, zeros.
+    /// live one, its sample, counted from 1, or zeros.
     freed: u64,
     /// The call stacks: of the allocation, and of the free.
     traces: u64,
@@ -158,14 +158,21 @@ impl Stamp {
 
 impl BlockHeader {
     #[inline]
-    pub(crate) fn new(layout: Layout, family: Family, instance: u16, born: u64, allocated: Stamp) -> Self {
+    pub(crate) fn new(
+        layout: Layout,
+        family: Family,
+        instance: u16,
+        born: u64,
+        allocated: Stamp,
+        sample: Option<SampleId>,
+    ) -> Self {
         let shift = u64::from(layout.align().trailing_zeros());
         let family = family as u64;
         Self {
             sealed: 0,
             size: layout.size() as u64,
             allocated: allocated.who(),
-            freed: 0,
+            freed: of_sample(sample),
             traces: pair(allocated.trace, 0),
             packed: born << 24 | family << 22 | shift << 16 | u64::from(instance),
         }
@@ -193,6 +200,12 @@ impl BlockHeader {
     /// Who freed it; of a live block, nobody.
     pub(crate) fn freed(&self) -> Stamp {
         Stamp::new(self.freed, unpair(self.traces).1)
+    }
+
+    /// A live block's sample; not to be believed, since no checksum is over it.
+    #[inline]
+    pub(crate) fn sample(&self) -> Option<SampleId> {
+        SampleId::new(u32::try_from(self.freed).ok()?.checked_sub(1)?)
     }
 
     /// The slot of the service that owns it.
@@ -260,6 +273,7 @@ impl BlockHeader {
         size: usize,
         align: usize,
         allocated: Stamp,
+        sample: Option<SampleId>,
     ) -> bool {
         let former = self.layout().align();
         // SAFETY: this is the header of that live block.
@@ -271,6 +285,7 @@ impl BlockHeader {
         self.size = size as u64 | (more as u64).min(MUCH) << SIZE;
         self.packed = self.packed & !(0xff << 16) | u64::from(align.trailing_zeros()) << 16;
         self.allocated = allocated.who();
+        self.freed = of_sample(sample);
         self.traces = pair(allocated.trace, 0);
         // SAFETY: the block is the caller's alone, and its memory ends behind the new guard.
         unsafe {
@@ -312,7 +327,7 @@ impl BlockHeader {
     }
 
     /// The dogtag and the checksum. Odd factors, so that every bit counts. Who
-    /// freed the block is left out: nothing but reports needs it, and so a free
+    /// freed the block, and its sample, is left out: nothing but reports needs it, and so a free
     /// changes the dogtag only.
     #[inline]
     fn seal(&self, block: NonNull<u8>, tag: Tag) -> u64 {
@@ -350,6 +365,12 @@ pub(crate) fn prefetch(address: usize) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
+}
+
+/// How a sample stands where later stands who freed the block.
+#[inline]
+fn of_sample(sample: Option<SampleId>) -> u64 {
+    sample.map_or(0, |sample| sample.index() as u64 + 1)
 }
 
 #[inline]

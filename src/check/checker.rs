@@ -19,6 +19,7 @@ use super::settings::Settings;
 use super::shadow;
 use super::threads;
 use super::violation_kind::{Operation, ViolationKind};
+use crate::owner::SampleId;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys;
 use std::alloc::Layout;
@@ -58,7 +59,7 @@ pub(crate) enum Returned {
 
 /// A block that was given back, and with which all is well.
 pub(crate) struct Whole {
-    block: NonNull<u8>,
+    pub(crate) block: NonNull<u8>,
     entry: &'static Entry,
     pub(crate) header: BlockHeader,
 }
@@ -87,6 +88,7 @@ impl Checker {
         base: NonNull<u8>,
         layout: Layout,
         family: Family,
+        sample: Option<SampleId>,
     ) -> Option<NonNull<u8>> {
         let settings = Settings::get();
         // SAFETY: the memory is larger than the offset.
@@ -98,6 +100,7 @@ impl Checker {
             self.identity().number(),
             sys::milliseconds(),
             stamp(settings.backtrace),
+            sample,
         );
         // SAFETY: the memory around the block is the caller's alone, and as large as `layout` asked for.
         unsafe {
@@ -240,13 +243,19 @@ impl Checker {
     ///
     /// The layout must be no larger than the block's.
     #[cold]
-    pub(crate) unsafe fn shrink(&self, whole: Whole, claim: Claim, new: Layout) -> Option<NonNull<u8>> {
+    pub(crate) unsafe fn shrink(
+        &self,
+        whole: Whole,
+        claim: Claim,
+        new: Layout,
+        sample: Option<SampleId>,
+    ) -> Option<NonNull<u8>> {
         let Whole { block, entry, header } = whole;
         // Who did not say what it is aligned to will not do so later.
         let align = if claim.alignment.is_some() { new.align() } else { header.layout().align() };
         let allocated = stamp(Settings::get().backtrace);
         // SAFETY: the block is the caller's alone, and no smaller.
-        let is_done = unsafe { header.shrink(block, new.size(), align, allocated) };
+        let is_done = unsafe { header.shrink(block, new.size(), align, allocated, sample) };
         entry.set(State::Live);
         is_done.then_some(block)
     }

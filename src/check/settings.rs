@@ -2,6 +2,7 @@
 //! without allocating.
 
 use super::quarantine::MAGAZINE;
+use crate::format;
 use crate::sys::{self, stderr};
 use std::ffi::CStr;
 use std::sync::OnceLock;
@@ -124,14 +125,7 @@ fn report_unknown(setting: &[u8]) {
 }
 
 fn number(value: &[u8]) -> Option<u64> {
-    let (digits, shift) = match value {
-        [digits @ .., b'k' | b'K'] => (digits, 10),
-        [digits @ .., b'm' | b'M'] => (digits, 20),
-        [digits @ .., b'g' | b'G'] => (digits, 30),
-        digits => (digits, 0),
-    };
-    let number: u64 = str::from_utf8(digits).ok()?.parse().ok()?;
-    number.checked_mul(1 << shift)
+    format::parse_bytes(str::from_utf8(value).ok()?)
 }
 
 fn switch(value: &[u8]) -> Option<bool> {

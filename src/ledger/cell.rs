@@ -1,7 +1,7 @@
 //! One service's counters in one place: the unit the ledger is made of.
 
 use crate::owner::{Mark, UNCHECKED_SIZES};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom, fence};
 use crate::usage::Usage;
 
 /// Counters that only grow, and the threshold. One cache line, so that no two
@@ -24,7 +24,7 @@ pub struct Cell {
     /// An allocation that would take `allocated_bytes` to this leaves the hot path.
     threshold: AtomicU64,
     /// An allocation that would take it to this needs a grant. Equal to the threshold, but where
-    /// that is never raised.
+    /// that is never raised, and where a byte before that is sampled.
     grant_end: AtomicU64,
     /// What a block of this service is marked with; 0 while unclaimed.
     mark: AtomicU32,
@@ -41,6 +41,15 @@ const _: () = assert!(cfg!(dogtag_loom) || size_of::<Cell>() == 64);
 
 /// The threshold that every allocation reaches.
 const LOWERED: u64 = 0;
+
+/// Where the next sampled byte is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pending {
+    /// It is the one that takes `allocated_bytes` to this.
+    At(u64),
+    /// It is not known yet, but none before this is sampled.
+    After(u64),
+}
 
 impl Cell {
     const_unless_loom! {
@@ -108,7 +117,37 @@ impl Cell {
     /// takes effect when the thread that has the cell sees it.
     pub(super) fn lower_threshold(&self) {
         self.grant_end.store(LOWERED, Ordering::Relaxed);
+        // For `set_point`.
+        #[cfg(feature = "profile")]
+        fence(Ordering::SeqCst);
         self.threshold.store(LOWERED, Ordering::Release);
+    }
+
+    /// Where the next sampled byte is, if it comes before the end of the grant. Only the thread
+    /// that has this cell may call it.
+    pub(super) fn pending_point(&self) -> Pending {
+        let allocated = self.allocated_bytes.load(Ordering::Relaxed);
+        let (threshold, end) =
+            (self.threshold.load(Ordering::Relaxed), self.grant_end.load(Ordering::Relaxed));
+        match threshold {
+            LOWERED => Pending::After(allocated),
+            point if point < end => Pending::At(point),
+            // The grant ends with a byte that needs another one, and is not known about.
+            _ => Pending::After(allocated.max(end.saturating_sub(1))),
+        }
+    }
+
+    /// Lets the allocation that reaches `point` leave the hot path, if that is before the end of
+    /// the grant. Only the thread that has this cell may call it.
+    pub(super) fn set_point(&self, point: u64) {
+        let threshold = self.grant_end.load(Ordering::Relaxed).min(point);
+        self.threshold.store(threshold, Ordering::Relaxed);
+        // Either the thread that lowers the threshold meanwhile does it after this, or this sees what
+        // it has done before.
+        fence(Ordering::SeqCst);
+        if self.grant_end.load(Ordering::Relaxed) == LOWERED {
+            self.threshold.store(LOWERED, Ordering::Relaxed);
+        }
     }
 
     /// Whether what is live here has grown by `bytes` since this was last so, or

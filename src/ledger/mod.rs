@@ -19,6 +19,11 @@ pub(crate) mod lifecycle;
 pub(crate) mod pending_events;
 #[cfg(any(feature = "tracing-layer", all(test, dogtag_loom)))]
 pub(crate) mod recall;
+#[cfg_attr(not(feature = "profile"), allow(dead_code, reason = "the profiler is what samples"))]
+pub(crate) mod samples;
+#[cfg(not(dogtag_loom))]
+#[cfg_attr(not(feature = "profile"), allow(dead_code, reason = "the profiler is what samples"))]
+pub(crate) mod sampling;
 pub(crate) mod shard;
 pub(crate) mod slots;
 #[cfg(not(dogtag_loom))]

@@ -19,6 +19,8 @@
 use crate::ledger::account::Account;
 use crate::ledger::anomalies;
 use crate::ledger::cell::Cell;
+#[cfg(not(feature = "memory-check"))]
+use crate::ledger::sampling;
 #[cfg(feature = "memory-check")]
 pub(crate) use crate::ledger::shard::KEEPSAKES;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, SHARDS, Shard};
@@ -98,7 +100,7 @@ pub fn current_account() -> (Account, &'static Record) {
 pub(crate) fn current_long(size: usize) -> Option<(&'static Cell, Slot)> {
     with(|thread| {
         let (cell, record) = (thread.cell.get(), thread.record.get());
-        let is_own = !ptr::eq(cell, record.shared());
+        let is_own = !ptr::eq(cell, record.shared()) && sampling::interval() == 0;
         (is_own && cell.mark() == Mark::LONG && !cell.needs_grant(size)).then(|| (cell, record.slot()))
     })
 }
@@ -269,10 +271,16 @@ pub enum Word {
     NameHigh,
     /// dogtag-c: how many names other threads had given when this one looked last.
     NamesSeen,
+    /// Sampling: the state of the thread's random numbers.
+    Random,
+    /// Sampling: bytes to the next sample in cells whose threshold is never raised.
+    NextSample,
+    /// Sampling: for which interval that is.
+    SamplingChanges,
 }
 
 impl Word {
-    const COUNT: usize = Self::NamesSeen as usize + 1;
+    const COUNT: usize = Self::SamplingChanges as usize + 1;
 
     /// Returns the calling thread's word.
     #[inline(always)]

@@ -5,6 +5,7 @@
 //!                                           2 bytes
 //! long    | the block: layout.size() bytes | escape | slot, tag |  all others
 //!                                           2 bytes   4 bytes
+//! sampled | the block: layout.size() bytes | escape | sample, tag |
 //! ```
 //!
 //! A short cookie is the slot, its higher byte first, scrambled so that what an
@@ -14,8 +15,11 @@
 //! that no slot has: services beyond the first 65,533 cost four more bytes a
 //! block, and nobody else pays for them. Once there are so many, though, nearly
 //! every short mark is somebody's, and an overwritten cookie is believed.
+//!
+//! A sampled block has the same mark as those, and its number in the table of live samples in place
+//! of a slot.
 
-use super::slot::{Mark, Slot};
+use super::slot::{Mark, Named};
 use crate::sync::{AtomicBool, Ordering, shared};
 
 /// Bytes of a short cookie.
@@ -23,26 +27,26 @@ pub(super) const SHORT: usize = size_of::<u16>();
 /// Bytes of a long cookie.
 pub(super) const LONG: usize = SHORT + size_of::<u32>();
 
-impl Slot {
-    /// The number of bytes of the slot's cookies.
+impl Named {
+    /// The number of bytes of the cookie.
     pub(crate) const fn cookie_size(self) -> usize {
         if self.is_short() { SHORT } else { LONG }
     }
 }
 
-/// Writes the cookie of any slot.
+/// Writes any cookie.
 ///
 /// # Safety
 ///
-/// `block` must be valid for writes of `size` bytes and the slot's cookie.
-pub(super) unsafe fn write(block: *mut u8, size: usize, slot: Slot) {
+/// `block` must be valid for writes of `size` bytes and the cookie.
+pub(super) unsafe fn write(block: *mut u8, size: usize, named: Named) {
     // SAFETY: the mark is the first two bytes of a short and of a long cookie, for which there is
     // memory behind the block.
-    unsafe { write_short(block, size, slot.mark()) };
-    if !slot.is_short() {
+    unsafe { write_short(block, size, named.mark()) };
+    if !named.is_short() {
         note_long_one();
-        // SAFETY: behind a long slot's block there is memory for four more bytes.
-        unsafe { block.add(size + SHORT).cast::<u32>().write_unaligned(slot.tagged()) };
+        // SAFETY: behind a block with a long cookie there is memory for four more bytes.
+        unsafe { block.add(size + SHORT).cast::<u32>().write_unaligned(named.tagged()) };
     }
 }
 
@@ -69,25 +73,26 @@ pub(super) unsafe fn read_mark(block: *const u8, size: usize) -> Mark {
     Mark::from_cookie(unsafe { block.add(size).cast::<[u8; SHORT]>().read_unaligned() })
 }
 
-/// Reads a slot, which need not be in use; `None` where no slot has such a cookie.
+/// Reads a cookie; `None` where none looks like that. The slot need not be in use, nor the sample be
+/// this block's.
 ///
 /// # Safety
 ///
 /// `block` must be a live block of `size` bytes with a cookie behind it.
-pub(super) unsafe fn read(block: *const u8, size: usize) -> Option<Slot> {
+pub(super) unsafe fn read(block: *const u8, size: usize) -> Option<Named> {
     // SAFETY: behind a live block of that size stands a cookie.
     let mark = unsafe { read_mark(block, size) };
     if mark != Mark::LONG {
-        return Slot::of_mark(mark);
+        return Named::of_mark(mark);
     }
     if !long_ones_exist() {
         return None;
     }
     // SAFETY: a long cookie has four more bytes. Only a short one that was
     // overwritten with the very bytes of the escape has none, in a process
-    // with more services than short slots; then this reads what follows in
+    // with more services than short slots or with samples; then this reads what follows in
     // the heap, after undefined behaviour elsewhere.
-    Slot::of_tagged(unsafe { block.add(size + SHORT).cast::<u32>().read_unaligned() })
+    Named::of_tagged(unsafe { block.add(size + SHORT).cast::<u32>().read_unaligned() })
 }
 
 /// To be called before a long cookie is written.

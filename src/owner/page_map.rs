@@ -17,7 +17,7 @@
 //! unattributed service. So reading never fails, and where the system has no
 //! memory left for a leaf, that service gets the block.
 
-use super::slot::{Mark, Slot};
+use super::slot::{Mark, Named, Slot};
 use crate::sync::{AtomicPtr, AtomicU32, Ordering, nulls, shared};
 use crate::sys;
 
@@ -26,11 +26,11 @@ pub const LARGE: usize = 4096;
 
 /// Notes the owner of a large block. `false` if the system gives no memory for
 /// it; then the block is the unattributed service's.
-pub(crate) fn write(block: *mut u8, slot: Slot) -> bool {
-    if slot.is_short() {
-        return write_short(block, slot.mark());
+pub(crate) fn write(block: *mut u8, named: Named) -> bool {
+    if named.is_short() {
+        return write_short(block, named.mark());
     }
-    set(block, slot.tagged())
+    set(block, named.tagged())
 }
 
 /// Notes the owner of a large block by its mark, if its slot is a short one.
@@ -39,23 +39,24 @@ pub(crate) fn write_short(block: *mut u8, mark: Mark) -> bool {
     set(block, mark.bits() ^ UNATTRIBUTED)
 }
 
-/// The mark of a large block's owner; none that a cell has if its slot is a long one.
+/// The mark of a large block's owner; none that a cell has if its slot is a long one, or the block
+/// is sampled.
 #[inline]
 pub(crate) fn read_mark(block: *const u8) -> Mark {
     Mark::from_bits(get(block) ^ UNATTRIBUTED)
 }
 
-/// The owner of a large block. Of what is no block of ours: any, or `None`.
-pub(crate) fn read(block: *const u8) -> Option<Slot> {
+/// The owner of a large block, or its sample. Of what is no block of ours: any, or `None`.
+pub(crate) fn read(block: *const u8) -> Option<Named> {
     owner(get(block))
 }
 
 /// The owner that an entry says.
-pub(super) fn owner(entry: u32) -> Option<Slot> {
+pub(super) fn owner(entry: u32) -> Option<Named> {
     if entry > u32::from(u16::MAX) {
-        Slot::of_tagged(entry)
+        Named::of_tagged(entry)
     } else {
-        Slot::of_mark(Mark::from_bits(entry ^ UNATTRIBUTED))
+        Named::of_mark(Mark::from_bits(entry ^ UNATTRIBUTED))
     }
 }
 
@@ -134,10 +135,10 @@ mod tests {
         let slots = (0..70_000).chain([1 << 20, Slot::COUNT - 1]).filter_map(Slot::new);
         let blocks: Vec<_> = slots.enumerate().map(|(i, slot)| (block(NOWHERE + i * LARGE), slot)).collect();
         for &(block, slot) in &blocks {
-            assert!(write(block, slot));
+            assert!(write(block, slot.into()));
         }
         for (block, slot) in blocks {
-            assert_eq!(read(block), Some(slot));
+            assert_eq!(read(block), Some(slot.into()));
             // What the hot path looks up is the slot's, or none that a cell has.
             let mark = read_mark(block);
             assert!(if slot.is_short() {
@@ -152,14 +153,14 @@ mod tests {
     fn where_nothing_was_written_the_unattributed_service_is_the_owner() {
         let fresh = block(NOWHERE + (1 << 40));
         for fresh in [fresh, fresh.wrapping_add(LEAF), block(usize::MAX)] {
-            assert_eq!(read(fresh), Some(Slot::UNATTRIBUTED));
+            assert_eq!(read(fresh), Some(Slot::UNATTRIBUTED.into()));
             assert_eq!(read_mark(fresh), Slot::UNATTRIBUTED.mark());
         }
         // Beside one that was written, too.
-        assert!(write(fresh, Slot::new(7).unwrap()));
-        assert_eq!(read(fresh.wrapping_add(LARGE)), Some(Slot::UNATTRIBUTED));
-        assert!(write(fresh, Slot::UNATTRIBUTED));
-        assert_eq!(read(fresh), Some(Slot::UNATTRIBUTED));
+        assert!(write(fresh, Slot::new(7).unwrap().into()));
+        assert_eq!(read(fresh.wrapping_add(LARGE)), Some(Slot::UNATTRIBUTED.into()));
+        assert!(write(fresh, Slot::UNATTRIBUTED.into()));
+        assert_eq!(read(fresh), Some(Slot::UNATTRIBUTED.into()));
     }
 
     #[test]
@@ -185,14 +186,14 @@ mod model {
         whole_model(|| {
             let write_and_read = |address: usize, slot| {
                 let (block, slot) = (ptr::without_provenance_mut(address), Slot::new(slot).unwrap());
-                assert!(write(block, slot));
-                assert_eq!(read(block), Some(slot));
+                assert!(write(block, slot.into()));
+                assert_eq!(read(block), Some(slot.into()));
             };
             let other = thread::spawn(move || write_and_read(0, 1));
             write_and_read(LARGE, 2);
             other.join().unwrap();
-            assert_eq!(read(ptr::null()), Slot::new(1));
-            assert_eq!(read(ptr::without_provenance(LARGE)), Slot::new(2));
+            assert_eq!(read(ptr::null()), Slot::new(1).map(Named::Slot));
+            assert_eq!(read(ptr::without_provenance(LARGE)), Slot::new(2).map(Named::Slot));
         });
     }
 }

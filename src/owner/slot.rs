@@ -1,4 +1,4 @@
-//! Slots, and the marks by which blocks name them.
+//! Slots and samples, and the marks by which blocks name them.
 
 /// The dense index behind a service's handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,25 +40,94 @@ impl Slot {
     }
 
     /// The short slot whose blocks have that mark.
-    pub(super) const fn of_mark(mark: Mark) -> Option<Self> {
+    const fn of_mark(mark: Mark) -> Option<Self> {
         Self::new(u16::from_be_bytes(mark.to_cookie()) as u32 ^ SCRAMBLE)
-    }
-
-    /// A long slot's number, as it is kept with a block.
-    pub(super) const fn tagged(self) -> u32 {
-        self.0 | TAG
-    }
-
-    /// The long slot that is kept with a block as that number; `None` if none is.
-    pub(super) const fn of_tagged(tagged: u32) -> Option<Self> {
-        let index = tagged & INDEX;
-        if tagged & !INDEX != TAG || index <= u16::MAX as u32 { None } else { Self::new(index) }
     }
 
     /// Whether its blocks need no more than a short cookie.
     #[inline]
     pub(crate) const fn is_short(self) -> bool {
         self.index() < Self::SHORT_COUNT
+    }
+}
+
+/// A sampled block's number: its place in the table of live samples, which knows the owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampleId(u32);
+
+impl SampleId {
+    /// The number of samples that a long cookie can distinguish.
+    pub(crate) const COUNT: u32 = 1 << 24;
+
+    /// The sample in that place; `None` past the end.
+    pub(crate) const fn new(index: u32) -> Option<Self> {
+        if index < Self::COUNT { Some(Self(index)) } else { None }
+    }
+
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What is kept with a block: its owner, or the sample that knows the owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// The owner's slot.
+    Slot(Slot),
+    /// The sample, with which the block's free leaves the hot path: its mark is no cell's.
+    Sample(SampleId),
+}
+
+impl Named {
+    /// The mark of the block.
+    #[inline]
+    pub(crate) const fn mark(self) -> Mark {
+        match self {
+            Self::Slot(slot) => slot.mark(),
+            Self::Sample(_) => Mark::LONG,
+        }
+    }
+
+    /// Whether the block needs no more than a short cookie.
+    #[inline]
+    pub(crate) const fn is_short(self) -> bool {
+        match self {
+            Self::Slot(slot) => slot.is_short(),
+            Self::Sample(_) => false,
+        }
+    }
+
+    /// The number that is kept with a block whose mark says too little.
+    pub(super) const fn tagged(self) -> u32 {
+        match self {
+            Self::Slot(slot) => slot.0 | TAG,
+            Self::Sample(sample) => sample.0 | SAMPLE_TAG,
+        }
+    }
+
+    /// What is kept with a block as that number; `None` if nothing is.
+    pub(super) const fn of_tagged(tagged: u32) -> Option<Self> {
+        let index = tagged & INDEX;
+        match tagged & !INDEX {
+            TAG if index > u16::MAX as u32 => match Slot::new(index) {
+                Some(slot) => Some(Self::Slot(slot)),
+                None => None,
+            },
+            SAMPLE_TAG => Some(Self::Sample(SampleId(index))),
+            _ => None,
+        }
+    }
+
+    /// The short slot whose blocks have that mark.
+    pub(super) fn of_mark(mark: Mark) -> Option<Self> {
+        Slot::of_mark(mark).map(Self::Slot)
+    }
+}
+
+impl From<Slot> for Named {
+    #[inline]
+    fn from(slot: Slot) -> Self {
+        Self::Slot(slot)
     }
 }
 
@@ -71,7 +140,7 @@ impl Mark {
     /// The mark of no cookie.
     pub(crate) const NONE: Self = Self(0);
 
-    /// The mark of every block of a long slot.
+    /// The mark of every block of a long slot, and of every sampled one.
     pub(crate) const LONG: Self = Self::from_cookie(ESCAPE.to_be_bytes());
 
     pub(super) const fn from_cookie(bytes: [u8; size_of::<u16>()]) -> Self {
@@ -108,6 +177,8 @@ const SCRAMBLE: u32 = 0xD07A;
 /// The two commonest overwrites are no slot's cookie.
 const ZEROS: u32 = 0;
 const ONES: u32 = 0xffff;
-/// The part of a long cookie that is the slot, and what the rest must be.
+/// The part of a long cookie that is the slot or the sample, and what the rest must be.
 const INDEX: u32 = Slot::COUNT - 1;
 const TAG: u32 = 0x14 << 24;
+const SAMPLE_TAG: u32 = 0x15 << 24;
+const _: () = assert!(SampleId::COUNT == Slot::COUNT);

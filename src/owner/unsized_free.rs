@@ -20,7 +20,7 @@
 
 use super::cookie::{self, LONG, SHORT};
 use super::page_map::{self, LARGE};
-use super::slot::{Mark, Slot};
+use super::slot::{Mark, Named};
 
 /// Whether the owner of a block in so many usable bytes stands beside the heap.
 #[inline(always)]
@@ -31,11 +31,11 @@ pub const fn is_large(usable: usize) -> bool {
 /// The bytes to request for a block of `size` or more, or `None` when they would
 /// overflow.
 #[inline]
-pub const fn request(size: usize, slot: Slot) -> Option<usize> {
+pub const fn request(size: usize, named: Named) -> Option<usize> {
     if is_large(size) {
         return Some(size);
     }
-    let Some(outer) = size.checked_add(slot.cookie_size()) else { return None };
+    let Some(outer) = size.checked_add(named.cookie_size()) else { return None };
     // What is large has no cookie.
     Some(if outer > LARGE { LARGE } else { outer })
 }
@@ -48,8 +48,8 @@ pub const fn short_request(size: usize) -> usize {
 
 /// The bytes of the block in so many usable ones.
 #[inline(always)]
-pub const fn size(usable: usize, slot: Slot) -> usize {
-    if is_large(usable) { usable } else { usable - slot.cookie_size() }
+pub const fn size(usable: usize, named: Named) -> usize {
+    if is_large(usable) { usable } else { usable - named.cookie_size() }
 }
 
 /// The bytes of a short slot's block in so many usable ones, which are not large.
@@ -76,7 +76,7 @@ impl Beside {
     }
 
     /// The usable bytes, large or not; 0 if they were not noted: there was no memory for
-    /// that, the owner's slot is a long one, or they are very many.
+    /// that, the owner's slot is a long one, the block is sampled, or they are very many.
     #[inline]
     pub const fn usable(self) -> usize {
         match (self.0 & USABLE, self.large_kib()) {
@@ -110,24 +110,24 @@ const TOO_MANY: usize = 1 << (31 - KIB);
 /// # Safety
 ///
 /// `block` must be valid for writes of `usable` bytes, which are no fewer than
-/// [`request`] says for `slot`.
+/// [`request`] says for `named`.
 #[inline]
 #[must_use]
-pub unsafe fn write(block: *mut u8, usable: usize, slot: Slot) -> bool {
+pub unsafe fn write(block: *mut u8, usable: usize, named: Named) -> bool {
     if is_large(usable) {
-        return if slot.is_short() {
-            write_large(block, usable, slot.mark())
+        return if named.is_short() {
+            write_large(block, usable, named.mark())
         } else {
-            page_map::write(block, slot)
+            page_map::write(block, named)
         };
     }
-    if !slot.is_short() {
+    if !named.is_short() {
         cookie::note_long_one();
-        // SAFETY: `request` has asked for a long slot's four more bytes.
-        unsafe { block.add(usable - LONG).cast::<u32>().write_unaligned(slot.tagged()) };
+        // SAFETY: `request` has asked for a long cookie's four more bytes.
+        unsafe { block.add(usable - LONG).cast::<u32>().write_unaligned(named.tagged()) };
     }
     // SAFETY: the block is not large, and has `usable` bytes, the cookie's among them.
-    unsafe { write_short(block, usable, slot.mark()) };
+    unsafe { write_short(block, usable, named.mark()) };
     true
 }
 
@@ -181,36 +181,37 @@ pub unsafe fn read_mark(block: *const u8, usable: usize) -> Mark {
     unsafe { cookie::read_mark(block, usable - SHORT) }
 }
 
-/// Reads the owner of a block, as `Placement::read`.
+/// Reads the owner of a block or its sample, as `Placement::read`.
 ///
 /// # Safety
 ///
 /// As for [`read_mark`].
 #[inline]
-pub unsafe fn read(block: *const u8, usable: usize) -> Option<Slot> {
+pub unsafe fn read(block: *const u8, usable: usize) -> Option<Named> {
     if is_large(usable) {
         return page_map::owner(Beside::of(block).owner());
     }
     // SAFETY: the block is live, in `usable` bytes.
     let mark = unsafe { read_mark(block, usable) };
     if mark != Mark::LONG {
-        return Slot::of_mark(mark);
+        return Named::of_mark(mark);
     }
     if !cookie::long_ones_exist() || usable < LONG {
         return None;
     }
     // SAFETY: there are as many usable bytes.
-    Slot::of_tagged(unsafe { block.add(usable - LONG).cast::<u32>().read_unaligned() })
+    Named::of_tagged(unsafe { block.add(usable - LONG).cast::<u32>().read_unaligned() })
 }
 
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
     use super::*;
+    use crate::owner::Slot;
 
     #[test]
     fn every_slot_reads_back_from_the_end() {
         for index in (0..70_000).chain([1 << 20, Slot::COUNT - 1]) {
-            let Some(slot) = Slot::new(index) else { continue };
+            let Some(slot) = Slot::new(index).map(Named::Slot) else { continue };
             for wanted in [0, 1, 13, 62, 100] {
                 let usable = request(wanted, slot).unwrap().next_multiple_of(8);
                 // Not of the heap, whose pages have entries that are needed.
@@ -238,7 +239,7 @@ mod tests {
         let block: *mut u8 = std::ptr::without_provenance_mut(0x1235 << 32);
         assert_eq!(Beside::of(block).usable(), 0);
         for index in [0, 1, 255, 65_535, 70_000] {
-            let Some(slot) = Slot::new(index) else { continue };
+            let Some(slot) = Slot::new(index).map(Named::Slot) else { continue };
             for usable in [4096, 5120, 1 << 20, 32_767 << 10, 1 << 25, 1 << 40] {
                 // SAFETY: nothing is written to a large block.
                 unsafe {
@@ -257,14 +258,14 @@ mod tests {
         let block: *mut u8 = page.as_mut_ptr().cast();
         for usable in [8, 64] {
             // SAFETY: there are as many bytes.
-            assert!(unsafe { write(block, usable, Slot::UNATTRIBUTED) });
+            assert!(unsafe { write(block, usable, Slot::UNATTRIBUTED.into()) });
             assert_eq!((Beside::of(block).usable(), Beside::of(block).small_usable()), (usable, usable));
         }
     }
 
     #[test]
     fn what_is_nearly_large_has_no_cookie() {
-        let (short, long) = (Slot::UNATTRIBUTED, Slot::new(70_000).unwrap());
+        let (short, long) = (Named::Slot(Slot::UNATTRIBUTED), Named::Slot(Slot::new(70_000).unwrap()));
         assert_eq!((request(4093, short), request(4094, short)), (Some(4095), Some(LARGE)));
         assert_eq!((request(4089, long), request(4091, long)), (Some(4095), Some(LARGE)));
         assert_eq!((request(LARGE, short), size(LARGE, short)), (Some(LARGE), LARGE));

@@ -16,7 +16,8 @@ fn written() -> (Box<Memory>, NonNull<u8>) {
     let layout = Layout::from_size_align(40, 8).unwrap();
     // SAFETY: the memory is large enough and ours.
     unsafe {
-        BlockHeader::new(layout, Family::NewArray, 3, 123_456_789_012, stamp()).write(block, Tag::Live);
+        BlockHeader::new(layout, Family::NewArray, 3, 123_456_789_012, stamp(), SampleId::new(5))
+            .write(block, Tag::Live);
         write_guards(block, 40);
     }
     (memory, block)
@@ -30,7 +31,7 @@ fn particulars_read_back() {
     assert_eq!((read.layout().size(), read.layout().align()), (40, 8));
     assert_eq!((read.instance(), read.born(), read.family()), (3, 123_456_789_012, Family::NewArray));
     assert_eq!(read.allocated(), stamp());
-    assert_eq!(read.owner(), Slot::new(7));
+    assert_eq!((read.owner(), read.sample()), (Slot::new(7), SampleId::new(5)));
     // SAFETY: written above.
     unsafe {
         assert!(BlockHeader::read(block, Tag::Freed).is_none(), "a live block is not a freed one");

@@ -7,7 +7,7 @@
 use super::ALIGN;
 use crate::current_owner;
 use dogtag::__private::blocks::unsized_free::{self, Beside};
-use dogtag::__private::blocks::{Freed, LARGE, Slot, charge_ownerless, charged, record_of};
+use dogtag::__private::blocks::{Freed, LARGE, Named, Slot, charge_ownerless, charged, owner_of};
 use dogtag::__private::thread;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::ffi::c_int;
@@ -162,7 +162,7 @@ pub(crate) unsafe fn size(block: *mut u8) -> usize {
     // SAFETY: the caller passes a live block, whose cookie stands at the end of its usable bytes.
     unsafe {
         let usable = usable_of(block);
-        unsized_free::size(usable, unsized_free::read(block, usable).unwrap_or(Slot::UNATTRIBUTED))
+        unsized_free::size(usable, unsized_free::read(block, usable).unwrap_or(SHORT))
     }
 }
 
@@ -171,7 +171,7 @@ pub(crate) unsafe fn size(block: *mut u8) -> usize {
 fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
     let usable = match MEDIUM.get(size.wrapping_sub(1) / KIB) {
         Some(usable) if size >= LARGE => usable.load(Ordering::Relaxed).into(),
-        _ => usable_for(size, Slot::UNATTRIBUTED, 0),
+        _ => usable_for(size, SHORT, 0),
     };
     if !unsized_free::is_large(usable) || thread::current().needs_slow_path(usable) {
         return allocate_slow::<ZEROED>(size);
@@ -212,7 +212,7 @@ unsafe fn free_large(block: *mut u8) {
         if cell.mark() != mark {
             return free_slow(block, usable);
         }
-        cell.refund(unsized_free::size(usable, Slot::UNATTRIBUTED));
+        cell.refund(unsized_free::size(usable, SHORT));
         // With the size it would be no faster for these.
         jemalloc::free(block.cast());
     }
@@ -273,15 +273,24 @@ fn placed(
 ) -> *mut u8 {
     current_owner::refresh_name();
     let (account, record) = thread::current_account();
-    let slot = record.slot();
-    let usable = usable_for(size, slot, flags);
-    if usable == 0 {
+    let slot = Named::Slot(record.slot());
+    let usable_of_slot = usable_for(size, slot, flags);
+    if usable_of_slot == 0 {
         return ptr::null_mut();
     }
-    // SAFETY: the block is as large as its size class, which is `usable`.
-    let note_owner = |block| unsafe { unsized_free::write(block, usable, slot) };
-    let size = unsized_free::size(usable, slot);
-    charged((account, record), size, replaced, || place(usable), note_owner)
+    let usable = |named| if named == slot { usable_of_slot } else { usable_for(size, named, flags) };
+    // What is too large with a sample's cookie is denied by `place`.
+    let charge = |named| match usable(named) {
+        0 => 0,
+        usable => unsized_free::size(usable, named),
+    };
+    let place = |named| match usable(named) {
+        0 => ptr::null_mut(),
+        usable => place(usable),
+    };
+    // SAFETY: the block is as large as its size class.
+    let note_owner = |block, named| unsafe { unsized_free::write(block, usable(named), named) };
+    charged((account, record), charge, replaced, place, note_owner)
 }
 
 /// Returns how many bytes a block is charged with, and to whom.
@@ -291,9 +300,10 @@ fn placed(
 /// As for [`free_slow`].
 unsafe fn freed(block: *mut u8, usable: usize) -> Freed {
     // SAFETY: the caller passes a live block with its usable bytes, at whose end the cookie stands.
-    let owner = unsafe { unsized_free::read(block, usable) }.and_then(record_of);
-    let slot = owner.map_or(Slot::UNATTRIBUTED, |owner| owner.slot());
-    Freed::new(owner, unsized_free::size(usable, slot))
+    let named = unsafe { unsized_free::read(block, usable) };
+    let owner = owner_of(named, block);
+    let named = owner.0.and(named).unwrap_or(SHORT);
+    Freed::new(owner, unsized_free::size(usable, named))
 }
 
 fn from_jemalloc<const ZEROED: bool>(usable: usize) -> *mut u8 {
@@ -317,14 +327,17 @@ unsafe fn usable_of(block: *mut u8) -> usize {
 
 /// Returns the size class that jemalloc chooses for a block of `size` and its cookie; 0 if that is
 /// more than there can be.
-fn usable_for(size: usize, slot: Slot, flags: c_int) -> usize {
+fn usable_for(size: usize, named: Named, flags: c_int) -> usize {
     // C subtracts pointers, whose difference is an `isize`.
-    match unsized_free::request(size, slot).filter(|&request| request <= isize::MAX as usize) {
+    match unsized_free::request(size, named).filter(|&request| request <= isize::MAX as usize) {
         // SAFETY: only looks a size class up; the size is not 0.
         Some(request) => unsafe { jemalloc::nallocx(request.max(ALIGN), flags) },
         None => 0,
     }
 }
+
+/// What most blocks are kept with: a short slot.
+const SHORT: Named = Named::Slot(Slot::UNATTRIBUTED);
 
 /// Returns jemalloc's flags for an alignment: its logarithm.
 fn flags_of(alignment: usize) -> c_int {

@@ -1,0 +1,148 @@
+//! Sampling end to end: what the tables hold of blocks that come and go.
+
+use super::collect::{self, Collected};
+use crate::{Dogtag, Service};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Of the process there is but one profiler.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+static ALLOC: Dogtag<System> = Dogtag::with_backend(System);
+
+/// What was sampled of a service: samples, and estimates of objects and bytes.
+fn of(collected: &Collected, service: &Service) -> (u64, f64, f64) {
+    let rows = collected.rows.iter().filter(|row| *collected.services[row.service].name == *service.name());
+    rows.fold((0, 0.0, 0.0), |(samples, objects, bytes), row| {
+        (samples + row.samples, objects + row.objects, bytes + row.bytes)
+    })
+}
+
+fn live(service: &Service) -> (u64, f64, f64) {
+    of(&collect::live(), service)
+}
+
+fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).unwrap()
+}
+
+/// Blocks, and what frees them in whatever way.
+struct Blocks(Vec<(*mut u8, Layout)>);
+
+// SAFETY: addresses, each one's own.
+unsafe impl Send for Blocks {}
+
+impl Blocks {
+    fn of(service: &Service, sizes: impl IntoIterator<Item = usize>) -> Self {
+        // SAFETY: no size is 0.
+        let alloc = |size| (unsafe { ALLOC.alloc(layout(size)) }, layout(size));
+        Self(sizes.into_iter().map(|size| service.run(|| alloc(size))).collect())
+    }
+
+    fn resize(&mut self, service: &Service, to: impl Fn(usize) -> usize) {
+        for (block, old) in &mut self.0 {
+            let new = to(old.size());
+            // SAFETY: live, with that layout; the new size is not 0.
+            *block = service.run(|| unsafe { ALLOC.realloc(*block, *old, new) });
+            *old = layout(new);
+        }
+    }
+
+    fn free(self) {
+        for (block, layout) in self.0 {
+            // SAFETY: live, with that layout.
+            unsafe { ALLOC.dealloc(block, layout) };
+        }
+    }
+}
+
+#[test]
+fn every_allocation_is_sampled_and_no_sample_is_left() {
+    let _alone = alone();
+    let profiler = super::Profiler::builder().interval(1).start().unwrap();
+    let [one, other] = ["sampled: one", "sampled: other"].map(|name| Service::register(name).unwrap());
+    let sizes = || (1..200).chain([4000, 4095, 4096, 5000, 100_000, 3 << 20]);
+    let total: usize = sizes().sum();
+    let count = sizes().count() as u64;
+    let mut blocks = Blocks::of(&one, sizes());
+    assert_eq!(live(&one), (count, count as f64, total as f64));
+    assert_eq!(one.usage().bytes(), total as u64);
+    // Grown and shrunk by another service, across all boundaries.
+    for to in [5000, 4096, 4093, 10, 20, 70_000, 1] {
+        blocks.resize(&other, |_| to);
+        assert_eq!(live(&one).0, 0);
+        assert_eq!(live(&other), (count, count as f64, (count as usize * to) as f64));
+        assert_eq!(other.usage().bytes(), count * to as u64);
+    }
+    std::thread::spawn(|| blocks.free()).join().unwrap();
+    assert_eq!((live(&one).0, live(&other).0), (0, 0));
+    // And all of it was counted.
+    let (samples, _, bytes) = of(&collect::allocated(), &other);
+    assert_eq!((samples, bytes as u64), (7 * count, other.usage().allocated_bytes));
+    assert_eq!(other.usage().bytes(), 0);
+    profiler.stop();
+}
+
+/// The mean over many rounds is the truth, whatever the sizes, on one thread and by turns of services.
+#[test]
+fn estimates_are_without_bias() {
+    let _alone = alone();
+    let interval = 16 << 10;
+    let profiler = super::Profiler::builder().interval(interval).start().unwrap();
+    let service = Service::register("sampled: estimates").unwrap();
+    let others: Vec<_> = (0..3).map(|i| Service::register(format!("sampled: turn {i}")).unwrap()).collect();
+    for size in [16, 500, 4000, 20_000, 300_000] {
+        // The mean of so many has a standard error of 1 %.
+        let samples = 10_000.0 * 2.0;
+        let p = -f64::exp_m1(-(size as f64) / interval as f64);
+        let blocks_needed = (samples / p).min(400_000.0) as usize;
+        let error = ((1.0 - p) / (p * blocks_needed as f64)).sqrt();
+        let (mut objects, mut rounds) = (0.0, 0);
+        let before = of(&collect::allocated(), &service).1;
+        while rounds < blocks_needed {
+            let blocks = Blocks::of(&service, (0..1000).map(|_| size));
+            let turns = Blocks::of(&others[rounds / 1000 % 3], [size, 3 * size]);
+            objects += live(&service).1;
+            rounds += 1000;
+            blocks.free();
+            turns.free();
+        }
+        let mean = objects / rounds as f64;
+        assert!((mean - 1.0).abs() < 5.0 * error + 1e-9, "{size}: {mean}, standard error {error}");
+        // What was allocated is the same.
+        let allocated = of(&collect::allocated(), &service).1 - before;
+        assert!((allocated / objects - 1.0).abs() < 1e-9, "{allocated} {objects}");
+    }
+    profiler.stop();
+}
+
+#[test]
+fn a_stopped_profiler_samples_nothing_and_starts_again() {
+    let _alone = alone();
+    let service = Service::register("sampled: stopped").unwrap();
+    let profiler = super::Profiler::builder().interval(1).start().unwrap();
+    assert_eq!(super::Profiler::builder().start(), Err(super::ProfileError::Running));
+    assert_eq!(super::Profiler::running(), Some(profiler));
+    let first = Blocks::of(&service, [100; 10]);
+    profiler.stop();
+    assert_eq!((super::Profiler::running(), profiler.interval()), (None, 0));
+    let second = Blocks::of(&service, [100; 1000]);
+    assert_eq!(live(&service).0, 10);
+    let profiler = super::Profiler::builder().interval(1 << 40).start().unwrap();
+    let third = Blocks::of(&service, [100; 1000]);
+    assert_eq!(live(&service).0, 10);
+    profiler.set_interval(1).unwrap();
+    let fourth = Blocks::of(&service, [100; 5]);
+    assert_eq!(live(&service).0, 15);
+    let collected = collect::live();
+    let total = collected.services.iter().find(|total| *total.name == *service.name()).unwrap();
+    assert_eq!((total.bytes, total.blocks), (201_500, 2015));
+    // The second start was after the second thousand.
+    assert_eq!((total.bytes_before, total.blocks_before), (101_000, 1010));
+    profiler.stop();
+    [first, second, third, fourth].into_iter().for_each(Blocks::free);
+    assert_eq!(live(&service).0, 0);
+}
