@@ -307,4 +307,20 @@ mod model {
             assert!(cell.needs_grant(1), "it would not notice the limit");
         });
     }
+
+    /// Thresholds are lowered while a thread sets the next byte to be sampled, before the end of its
+    /// grant.
+    #[test]
+    fn a_sampled_byte_does_not_raise_a_threshold_that_was_lowered() {
+        model(|| {
+            let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
+            record.begin("sampled".into(), 0);
+            let cell = SHARDS.acquire().unwrap().claim(record.slot()).unwrap();
+            cell.raise_threshold(16, 1000);
+            let other = thread::spawn(move || cell.set_point(500));
+            lower_in_family(record, None);
+            other.join().unwrap();
+            assert!(cell.needs_grant(1) && cell.needs_slow_path(1), "it would go on as before");
+        });
+    }
 }
