@@ -1,0 +1,130 @@
+//! What a heap profile that is always on costs real programs: dogtag's, and jemalloc's own.
+//!
+//! `cargo bench --bench profiling [-- ROUNDS [WORKLOAD ...]]`
+//!
+//! Every measurement is a fresh process; the contestants take turns within a round. What is shown is
+//! the median over the rounds of the ratio to the same allocator without a profiler in the same round:
+//! of the time, and of the peak RSS.
+
+#[path = "programs/builder.rs"]
+mod builder;
+
+use builder::{build, fail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const ROUNDS: usize = 11;
+const WORKLOADS: [&str; 7] = ["json", "strings", "regex", "lru", "requests", "merge", "log"];
+
+/// A program, with which setting, and what it is called.
+struct Contestant {
+    program: &'static str,
+    setting: (&'static str, &'static str),
+    label: &'static str,
+    /// Whom it is measured by.
+    yardstick: usize,
+}
+
+const fn contestant(
+    program: &'static str,
+    setting: (&'static str, &'static str),
+    label: &'static str,
+    yardstick: usize,
+) -> Contestant {
+    Contestant { program, setting, label, yardstick }
+}
+
+const OURS: &str = "DOGTAG_PROFILE";
+const JEMALLOCS: &str = "_RJEM_MALLOC_CONF";
+
+const CONTESTANTS: [Contestant; 6] = [
+    contestant("dogtag", (OURS, ""), "dogtag without the feature", 0),
+    contestant("profiled", (OURS, ""), "with it, off", 0),
+    contestant("profiled", (OURS, "interval=512K"), "on, 512 KiB", 0),
+    contestant("profiled", (OURS, "interval=64K"), "on, 64 KiB", 0),
+    contestant("jemalloc_profiled", (JEMALLOCS, "prof:false"), "jemalloc, off", 4),
+    contestant("jemalloc_profiled", (JEMALLOCS, "prof:true,lg_prof_sample:19"), "jemalloc, 512 KiB", 4),
+];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|it| it != "--bench").collect();
+    let rounds = arguments.iter().find_map(|it| it.parse().ok()).unwrap_or(ROUNDS);
+    let asked_for = |workload: &&str| arguments.iter().any(|it| it == workload);
+    let mut workloads: Vec<&str> = WORKLOADS.into_iter().filter(asked_for).collect();
+    if workloads.is_empty() {
+        workloads = WORKLOADS.to_vec();
+    }
+    // Each with the features that it needs, and none that another one needs.
+    let programs =
+        [("dogtag", "dogtag"), ("profiled", "profile"), ("jemalloc_profiled", "jemalloc-profiling")]
+            .map(|(name, feature)| (name, kept(&build(&["--features", feature, "--bin", name]), name)));
+    let program = |name: &str| {
+        let found = programs.iter().find(|(known, _)| *known == name);
+        found.map_or_else(|| fail(name), |(_, path)| path.as_path())
+    };
+
+    print!("| {:<10} ", "");
+    CONTESTANTS.iter().for_each(|contestant| print!("| {:>26} ", contestant.label));
+    println!("|\n|{}|{}", "-".repeat(12), format!("{}:|", "-".repeat(27)).repeat(CONTESTANTS.len()));
+    let mut all = vec![(Vec::new(), Vec::new()); CONTESTANTS.len()];
+    for workload in workloads {
+        let mut measured = vec![Vec::new(); CONTESTANTS.len()];
+        for round in 0..rounds {
+            for turn in 0..CONTESTANTS.len() {
+                let who = (round + turn) % CONTESTANTS.len();
+                let Contestant { program: name, setting, .. } = &CONTESTANTS[who];
+                measured[who].push(run(program(name), *setting, workload));
+            }
+        }
+        print!("| {workload:<10} ");
+        for (who, contestant) in CONTESTANTS.iter().enumerate() {
+            let base = &measured[contestant.yardstick];
+            let ratio = |of: fn(&(f64, f64)) -> f64| {
+                median(measured[who].iter().zip(base).map(|(own, base)| of(own) / of(base)))
+            };
+            let (time, memory) = (ratio(|it| it.0), ratio(|it| it.1));
+            print!("| {:>26} ", format!("{time:.3}× {memory:.3}×"));
+            all[who].0.push(time);
+            all[who].1.push(memory);
+        }
+        println!("|");
+    }
+    print!("| {:<10} ", "mean");
+    for (times, memory) in &all {
+        print!("| {:>26} ", format!("{:.3}× {:.3}×", geometric_mean(times), geometric_mean(memory)));
+    }
+    println!("|");
+}
+
+/// The program, under a name that the next build does not overwrite.
+fn kept(folder: &Path, name: &str) -> PathBuf {
+    let kept = folder.join(format!("profiling-{name}"));
+    match std::fs::copy(folder.join(name), &kept) {
+        Ok(_) => kept,
+        Err(error) => fail(&format!("{}: {error}", kept.display())),
+    }
+}
+
+/// Nanoseconds for one operation, and the process's peak RSS in bytes.
+fn run(program: &Path, setting: (&str, &str), workload: &str) -> (f64, f64) {
+    let output = match Command::new(program).arg(workload).env(setting.0, setting.1).output() {
+        Ok(output) => output,
+        Err(error) => fail(&format!("{}: {error}", program.display())),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut numbers = text.split_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(time)), Some(Ok(memory))) if output.status.success() => (time, memory),
+        _ => fail(&format!("{} {workload}: {}", program.display(), output.status)),
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn geometric_mean(values: &[f64]) -> f64 {
+    (values.iter().map(|value| value.ln()).sum::<f64>() / values.len() as f64).exp()
+}
