@@ -164,6 +164,7 @@
 //! | `disable-initial-exec-tls` | no | a library with dogtag can be opened while a program runs, such as a Python extension module: [Plug-ins](guide#plug-ins) |
 //! | `memory-check` | no | the module `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
+//! | `profile` | no | the module `profile`: a live heap profile by service and call stack |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
 //! | `allocator-api2` | no | `Allocator` for `&Dogtag`: collections on an instance of their own |
 //!

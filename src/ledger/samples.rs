@@ -25,7 +25,7 @@ pub(crate) struct Sample {
 }
 
 /// How many samples there can be: 64 MiB of them.
-pub(crate) const MOST: u32 = if cfg!(dogtag_loom) { 2 } else { 1 << 20 };
+pub(crate) const MOST: u32 = if cfg!(dogtag_loom) { 2 } else { MOST_INDEX };
 const CHUNK: usize = if cfg!(dogtag_loom) { 1 } else { 1 << 12 };
 const CHUNKS: usize = MOST as usize / CHUNK;
 const _: () = assert!(MOST <= SampleId::COUNT);
@@ -69,8 +69,12 @@ shared! {
     static DROPPED: AtomicU64 = AtomicU64::new(0);
 }
 
-const INDEX: u64 = u32::MAX as u64;
+/// The part of [`FREE`] that is an index: the counter has 43 bits, which are days of nothing but
+/// sampled blocks that come and go.
+const INDEX: u64 = 2 * MOST_INDEX as u64 - 1;
 const CHANGE: u64 = INDEX + 1;
+/// What `MOST` is without loom.
+const MOST_INDEX: u32 = 1 << 20;
 
 /// Reserves an entry. `None`, which is counted, where all are taken or the system has no memory.
 pub(crate) fn reserve() -> Option<SampleId> {
