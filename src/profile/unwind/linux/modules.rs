@@ -1,0 +1,340 @@
+//! The program and its libraries: where their code is, and their unwind tables.
+//!
+//! The list of them is made outside of allocations, from what the loader says. A list is not changed
+//! but replaced by the next one, and freed when no thread is reading. So taking a stack neither locks nor
+//! calls the loader. Tables of what is never unloaded are read where they are; those of other libraries
+//! may vanish at any moment, so the list has copies of them.
+
+use super::needed;
+use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize, Mutex, Ordering};
+use std::ffi::{c_int, c_void};
+use std::ptr;
+use std::sync::{Arc, TryLockError};
+
+/// How many bytes of tables are copied at most. Libraries beyond that are followed by frame pointers.
+const MOST_COPIED: usize = 16 << 20;
+
+/// Code of a module, with its unwind tables.
+#[derive(Clone)]
+pub(super) struct Module {
+    start: usize,
+    end: usize,
+    /// The table of `.eh_frame_hdr`: where a function begins and where its entry is in `.eh_frame`, both as
+    /// distances from that section. May be a copy.
+    table: *const [i32; 2],
+    functions: usize,
+    header_address: usize,
+    /// `.eh_frame`, or a copy.
+    frames: *const u8,
+    frames_length: usize,
+    /// Where `.eh_frame` is in the process, to which what is in it is relative.
+    pub(super) frames_address: usize,
+    copy: Option<Arc<[u8]>>,
+}
+
+impl Module {
+    /// Its `.eh_frame`.
+    ///
+    /// # Safety
+    ///
+    /// Only for as long as the list lives that the module is in.
+    pub(super) unsafe fn frames(&self) -> &'static [u8] {
+        // SAFETY: in a module that is never unloaded, or in the copy, which the module owns.
+        unsafe { std::slice::from_raw_parts(self.frames, self.frames_length) }
+    }
+
+    fn entry(&self, index: usize) -> [i32; 2] {
+        debug_assert!(index < self.functions);
+        // SAFETY: the table has as many entries, in a module that is never unloaded, or in the copy.
+        unsafe { self.table.add(index).read_unaligned() }
+    }
+
+    /// Where in `.eh_frame` the last function is that begins at or before an address.
+    pub(super) fn function_of(&self, place: usize) -> Option<usize> {
+        let distance = i32::try_from(place.wrapping_sub(self.header_address) as isize).ok()?;
+        let (mut from, mut to) = (0, self.functions);
+        while from < to {
+            let middle = from + (to - from) / 2;
+            if self.entry(middle)[0] <= distance {
+                from = middle + 1;
+            } else {
+                to = middle;
+            }
+        }
+        let [_, entry] = self.entry(from.checked_sub(1)?);
+        let address = self.header_address.wrapping_add_signed(entry as isize);
+        let offset = address.wrapping_sub(self.frames_address);
+        (offset < self.frames_length).then_some(offset)
+    }
+}
+
+// SAFETY: the pointers are to memory that nobody writes.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+/// All modules of a moment, by address.
+pub(super) struct List {
+    modules: Vec<Module>,
+    /// Grows when libraries were unloaded, since others may be at their addresses.
+    pub(super) generation: u16,
+    /// How many libraries the loader had loaded and unloaded.
+    changes: (u64, u64),
+}
+
+impl List {
+    const EMPTY: &'static Self = &Self { modules: Vec::new(), generation: 0, changes: (0, 0) };
+
+    pub(super) fn module_of(&self, place: usize) -> Option<&Module> {
+        let after = self.modules.partition_point(|module| module.start <= place);
+        self.modules.get(after.checked_sub(1)?).filter(|module| place < module.end)
+    }
+}
+
+/// The list that is valid now; null before there is one.
+static LIST: AtomicPtr<List> = AtomicPtr::new(ptr::null_mut());
+/// How many threads are reading a list, any list.
+static READERS: AtomicUsize = AtomicUsize::new(0);
+/// Lists that were replaced while somebody was reading.
+static REPLACED: Mutex<Vec<Box<List>>> = Mutex::new(Vec::new());
+static UNKNOWN: AtomicBool = AtomicBool::new(false);
+
+/// Calls `with` with the list, which stays for as long.
+#[inline]
+pub(super) fn with<R>(with: impl FnOnce(&List) -> R) -> R {
+    // In the one order of all such: whoever has replaced a list and then sees no reader knows that
+    // those who come later see the new one.
+    READERS.fetch_add(1, Ordering::SeqCst);
+    // SAFETY: lists are freed when they are not there any more and there is no reader.
+    let list = unsafe { LIST.load(Ordering::SeqCst).as_ref() };
+    let result = with(list.unwrap_or(List::EMPTY));
+    READERS.fetch_sub(1, Ordering::Release);
+    result
+}
+
+/// Notes that there is code of which no module is known.
+pub(super) fn note_unknown_code() {
+    if !UNKNOWN.load(Ordering::Relaxed) {
+        UNKNOWN.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(in super::super) fn met_unknown_code() -> bool {
+    UNKNOWN.load(Ordering::Relaxed)
+}
+
+pub(super) fn prepare() {
+    replace();
+}
+
+pub(in super::super) fn refresh_if_needed() {
+    UNKNOWN.store(false, Ordering::Relaxed);
+    let mut loaders = None;
+    each_module(|_, changes| {
+        loaders = Some(changes);
+        false
+    });
+    if loaders.is_some_and(|loaders| loaders != with(|list| list.changes)) {
+        replace();
+    }
+}
+
+/// Makes a new list, and frees those that nobody reads any more.
+fn replace() {
+    // If it is taken, another thread is at it; or was, when this process was forked of another, and then what the
+    // list has is what stays.
+    let mut replaced = match REPLACED.try_lock() {
+        Ok(replaced) => replaced,
+        Err(TryLockError::Poisoned(replaced)) => replaced.into_inner(),
+        Err(TryLockError::WouldBlock) => return,
+    };
+    // Only who has the lock replaces a list, so this one stays.
+    let old = LIST.load(Ordering::Acquire);
+    // SAFETY: as said.
+    let new = Box::into_raw(Box::new(find(unsafe { old.as_ref() }.unwrap_or(List::EMPTY))));
+    LIST.store(new, Ordering::SeqCst);
+    if !old.is_null() {
+        // SAFETY: from `into_raw` above, when it was made, and only here it is taken back.
+        replaced.push(unsafe { Box::from_raw(old) });
+    }
+    // Taking a stack is short. Who stays, as in a signal handler that never returns, keeps them.
+    let nobody_reads = (0..100).any(|attempt| {
+        crate::sync::spin(attempt.min(20));
+        READERS.load(Ordering::SeqCst) == 0
+    });
+    if nobody_reads {
+        replaced.clear();
+    }
+}
+
+/// Finds all modules; what the old list has copied of those that are still there is used again.
+fn find(old: &List) -> List {
+    let needed = needed::find();
+    let mut list = List { modules: Vec::new(), generation: old.generation, changes: (0, 0) };
+    let mut copied = 0;
+    each_module(|found, changes| {
+        list.changes = changes;
+        if let Some(sections) = Sections::of(found) {
+            let stays = needed.contains(&found.base);
+            add(&mut list.modules, &sections, stays, old, &mut copied);
+        }
+        true
+    });
+    list.modules.sort_by_key(|module| module.start);
+    if list.changes.1 != old.changes.1 {
+        list.generation = list.generation.wrapping_add(1);
+    }
+    list
+}
+
+fn add(modules: &mut Vec<Module>, sections: &Sections<'_>, stays: bool, old: &List, copied: &mut usize) {
+    let mut module = Module {
+        start: 0,
+        end: 0,
+        table: sections.table.as_ptr().cast(),
+        functions: sections.table.len() / size_of::<[i32; 2]>(),
+        header_address: sections.header_address,
+        frames: sections.frames.as_ptr(),
+        frames_length: sections.frames.len(),
+        frames_address: sections.frames.as_ptr().addr(),
+        copy: None,
+    };
+    if !stays {
+        let frames = &sections.frames[..length_of_frames(sections.frames)];
+        let known = old.modules.iter().find_map(|known| {
+            let copy = known.copy.as_ref().filter(|_| known.header_address == sections.header_address)?;
+            let (table, rest) = copy.split_at_checked(sections.table.len())?;
+            (table == sections.table && rest == frames).then(|| copy.clone())
+        });
+        let length = sections.table.len() + frames.len();
+        if *copied + length > MOST_COPIED {
+            return;
+        }
+        *copied += length;
+        let copy: Arc<[u8]> = known.unwrap_or_else(|| [sections.table, frames].concat().into());
+        module.table = copy.as_ptr().cast();
+        module.frames = copy[sections.table.len()..].as_ptr();
+        module.frames_length = frames.len();
+        module.copy = Some(copy);
+    }
+    for code in &sections.code {
+        modules.push(Module { start: code.start, end: code.end, ..module.clone() });
+    }
+}
+
+/// The length of the entries of an `.eh_frame`, which end with one of length 0.
+fn length_of_frames(frames: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(length) = frames.get(at..).and_then(|rest| rest.first_chunk()) {
+        let length = u32::from_ne_bytes(*length);
+        at += 4;
+        // The larger format, of which nobody has seen one.
+        if length == 0 || length == u32::MAX {
+            break;
+        }
+        at = at.saturating_add(length as usize);
+    }
+    at.min(frames.len())
+}
+
+/// What the loader says of a module.
+pub(super) struct Found<'a> {
+    /// What is added to the addresses in the file.
+    pub(super) base: usize,
+    pub(super) name: *const std::ffi::c_char,
+    pub(super) segments: &'a [libc::Elf64_Phdr],
+}
+
+impl Found<'_> {
+    pub(super) fn segment(&self, kind: u32) -> Option<&libc::Elf64_Phdr> {
+        self.segments.iter().find(|segment| segment.p_type == kind)
+    }
+
+    pub(super) fn address_of(&self, segment: &libc::Elf64_Phdr) -> usize {
+        self.base.wrapping_add(segment.p_vaddr as usize)
+    }
+}
+
+/// The parts of a module that unwinding is about, where they are in the process.
+struct Sections<'a> {
+    code: Vec<std::ops::Range<usize>>,
+    header_address: usize,
+    table: &'a [u8],
+    /// From the beginning of `.eh_frame` to the end of the segment that it is in.
+    frames: &'a [u8],
+}
+
+impl<'a> Sections<'a> {
+    fn of(found: &'a Found<'_>) -> Option<Self> {
+        // The version; how the address of `.eh_frame` is stored, and the number of functions, and the table: as
+        // all linkers do it.
+        const FORMAT: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
+        let header = found.segment(libc::PT_GNU_EH_FRAME)?;
+        let header_address = found.address_of(header);
+        let length = header.p_memsz as usize;
+        if length < 12 {
+            return None;
+        }
+        // SAFETY: the loader has mapped it, and it stays for as long as the loader is held.
+        let header =
+            unsafe { std::slice::from_raw_parts(ptr::with_exposed_provenance::<u8>(header_address), length) };
+        if header[..4] != FORMAT {
+            return None;
+        }
+        let number = |at: usize| header[at..].first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+        let functions = number(8) as u32 as usize;
+        let table = header.get(12..12 + functions.checked_mul(8)?)?;
+        let frames_address = (header_address + 4).wrapping_add_signed(number(4) as isize);
+        let load = |segment: &&libc::Elf64_Phdr| segment.p_type == libc::PT_LOAD;
+        let range = |segment: &libc::Elf64_Phdr, length: u64| {
+            let start = found.address_of(segment);
+            start..start.saturating_add(length as usize)
+        };
+        let loaded = found.segments.iter().filter(load);
+        let holds = |segment: &&libc::Elf64_Phdr| range(segment, segment.p_filesz).contains(&frames_address);
+        let end = range(loaded.clone().find(holds)?, loaded.clone().find(holds)?.p_filesz).end;
+        // SAFETY: as above: a part of a segment.
+        let frames = unsafe {
+            std::slice::from_raw_parts(
+                ptr::with_exposed_provenance::<u8>(frames_address),
+                end - frames_address,
+            )
+        };
+        let code = loaded.filter(|segment| segment.p_flags & libc::PF_X != 0);
+        let code = code.map(|segment| range(segment, segment.p_memsz)).collect();
+        Some(Self { code, header_address, table, frames })
+    }
+}
+
+/// Calls `each` with all modules, and how many were loaded and unloaded so far, until it says `false`. The loader is
+/// held meanwhile.
+pub(super) fn each_module(mut each: impl FnMut(&Found<'_>, (u64, u64)) -> bool) {
+    unsafe extern "C" fn callback<F: FnMut(&Found<'_>, (u64, u64)) -> bool>(
+        info: *mut libc::dl_phdr_info,
+        size: usize,
+        each: *mut c_void,
+    ) -> c_int {
+        // SAFETY: what the loader passes on is what was given to it below, and its own.
+        let (info, each) = unsafe { (&*info, &mut *each.cast::<F>()) };
+        let segments = if info.dlpi_phdr.is_null() {
+            &[][..]
+        } else {
+            // SAFETY: the loader's own, so many.
+            unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) }
+        };
+        let found = Found { base: info.dlpi_addr as usize, name: info.dlpi_name, segments };
+        let has_changes = size >= std::mem::offset_of!(libc::dl_phdr_info, dlpi_subs) + 8;
+        let changes = if has_changes { (info.dlpi_adds as u64, info.dlpi_subs as u64) } else { (0, 0) };
+        // Nothing may unwind through the loader; what is called allocates, and panics only without memory.
+        c_int::from(!each(&found, changes))
+    }
+
+    fn callback_of<F: FnMut(&Found<'_>, (u64, u64)) -> bool>(
+        _: &F,
+    ) -> unsafe extern "C" fn(*mut libc::dl_phdr_info, usize, *mut c_void) -> c_int {
+        callback::<F>
+    }
+    let call = callback_of(&each);
+    // SAFETY: the callback gets the closure that it is made for, while that is borrowed here.
+    unsafe { libc::dl_iterate_phdr(Some(call), (&raw mut each).cast()) };
+}
