@@ -5,18 +5,21 @@ use std::fmt;
 /// A name that cannot break the table: control characters escaped, and cut
 /// where it is longer than anybody reads.
 pub(crate) fn printable(name: &str) -> String {
-    const LONGEST: usize = 40;
+    printable_up_to(name, 40)
+}
 
+/// A name that cannot break the table, of up to so many characters.
+pub(crate) fn printable_up_to(name: &str, longest: usize) -> String {
     // A few more than are shown, since what is longer is cut.
     let escaped: String = name
         .chars()
-        .take(LONGEST + 1)
+        .take(longest + 1)
         .flat_map(|c| if is_control(c) { c.escape_debug().collect() } else { vec![c] })
         .collect();
-    if escaped.chars().count() <= LONGEST {
+    if escaped.chars().count() <= longest {
         return escaped;
     }
-    escaped.chars().take(LONGEST - 1).chain(['…']).collect()
+    escaped.chars().take(longest - 1).chain(['…']).collect()
 }
 
 /// As much of a text's beginning as fits so many bytes, in whole characters.

@@ -10,18 +10,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// What a profile counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Says what the figures of a [`Profile`](super::Profile) count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Kind {
-    /// What is live: allocated and not freed.
+    /// What was allocated and not freed yet.
+    #[default]
     Live,
     /// What was allocated since sampling began, freed or not.
     Allocated,
 }
 
 /// What was sampled, before names are looked up and figures calibrated.
+#[derive(Clone, Debug)]
 pub(crate) struct Collected {
     pub(crate) kind: Kind,
     pub(crate) rows: Vec<CollectedRow>,
@@ -35,6 +37,7 @@ pub(crate) struct Collected {
 }
 
 /// What was sampled of one service and call stack, as estimates of what there was.
+#[derive(Clone, Debug)]
 pub(crate) struct CollectedRow {
     /// Its index among the services.
     pub(crate) service: usize,
@@ -48,6 +51,7 @@ pub(crate) struct CollectedRow {
 }
 
 /// A service's exact figures, from the ledger.
+#[derive(Clone, Debug)]
 pub(crate) struct ServiceTotal {
     pub(crate) name: Arc<str>,
     pub(crate) handle: u32,

@@ -1,0 +1,104 @@
+//! Folded stacks: a line for each row, for flame graphs.
+
+use super::report::Profile;
+use crate::ledger::slots::UNATTRIBUTED;
+use crate::service::Scope;
+use std::io::{self, Write};
+
+impl Profile {
+    /// Writes folded stacks: a line `service;outermost;…;innermost bytes` for each row, as
+    /// `inferno-flamegraph`, `flamegraph.pl` and speedscope read it.
+    ///
+    /// Names are changed where tools would take them for something else: `;` becomes `,`, control
+    /// characters are escaped, and the space before a number at the end becomes `_`. Rows that are
+    /// not positive, which only differences have, are left out: no flame is less than nothing wide.
+    ///
+    /// ```
+    /// # let profile = dogtag::profile::Profile::default();
+    /// let mut text = Vec::new();
+    /// profile.write_folded(&mut text)?;
+    /// # std::io::Result::Ok(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of the writer.
+    pub fn write_folded(&self, mut writer: impl Write) -> io::Result<()> {
+        let mut lines = Vec::new();
+        {
+            let _scope = Scope::enter(&UNATTRIBUTED);
+            for row in self.rows.iter().filter(|row| row.bytes > 0) {
+                lines.extend(safe(&row.service).into_bytes());
+                for title in self.titles(row) {
+                    lines.push(b';');
+                    lines.extend(safe(title).into_bytes());
+                }
+                lines.extend(format!(" {}\n", row.bytes).into_bytes());
+            }
+        }
+        writer.write_all(&lines)?;
+        writer.flush()
+    }
+}
+
+/// Returns a name that stays one frame.
+fn safe(name: &str) -> String {
+    let mut safe = String::with_capacity(name.len());
+    for c in name.chars() {
+        match c {
+            ';' => safe.push(','),
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => safe.extend(c.escape_unicode()),
+            c if c.is_whitespace() => safe.push(' '),
+            c => safe.push(c),
+        }
+    }
+    // `name 1 bytes` has two counts, as differential folded stacks have.
+    let mut safe = safe.trim().to_owned();
+    while let Some(space) = safe.rfind(' ') {
+        let is_number =
+            safe[space + 1..].bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'_'));
+        if !is_number {
+            break;
+        }
+        safe.replace_range(space..=space, "_");
+    }
+    // A frame without a name is none.
+    if safe.is_empty() { "_".to_owned() } else { safe }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_that_would_be_taken_for_something_else() {
+        for (name, expected) in [
+            ("<[u8; 16] as app::Id>::new", "<[u8, 16] as app::Id>::new"),
+            ("worker 7", "worker_7"),
+            ("worker 7 42", "worker_7_42"),
+            ("of 1.5", "of_1.5"),
+            ("7", "7"),
+            ("a\nb", "a\\u{a}b"),
+            (" ", "_"),
+            ("", "_"),
+            ("app::f", "app::f"),
+        ] {
+            assert_eq!(safe(name), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_is_one_frame(name in any::<String>()) {
+            let line = format!("service;{} 17", safe(&name));
+            prop_assert_eq!(line.lines().count(), 1);
+            let (stack, bytes) = line.rsplit_once(' ').unwrap();
+            prop_assert_eq!(bytes, "17");
+            prop_assert_eq!(stack.split(';').count(), 2);
+            // Nor is there another count before it.
+            let last = stack.rsplit(' ').next().unwrap();
+            prop_assert!(!stack.contains(' ') || last.parse::<f64>().is_err() || last.contains(char::is_alphabetic));
+        }
+    }
+}

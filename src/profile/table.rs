@@ -1,0 +1,274 @@
+//! Profiles as tables.
+
+use super::collect::Kind;
+use super::report::Profile;
+use super::views::{ByCode, ByFunction, ByService};
+use crate::format::{Bytes, Grouped, Share, printable, printable_up_to};
+use std::fmt;
+
+/// What a table says of its profile as a whole.
+#[derive(Clone, Debug)]
+pub(super) struct Heading {
+    kind: Kind,
+    is_difference: bool,
+    interval: u64,
+    dropped: u64,
+    samples: u64,
+    objects: i64,
+    bytes: i64,
+}
+
+impl Heading {
+    pub(super) fn of(profile: &Profile) -> Self {
+        Self {
+            kind: profile.kind,
+            is_difference: profile.is_difference,
+            interval: profile.interval,
+            dropped: profile.dropped,
+            samples: profile.samples(),
+            objects: profile.objects(),
+            bytes: profile.bytes(),
+        }
+    }
+
+    fn column(&self) -> &'static str {
+        match self.kind {
+            Kind::Live if self.is_difference => "growth",
+            Kind::Live => "live",
+            Kind::Allocated => "allocated",
+        }
+    }
+
+    /// Bytes of a row; growth with its sign.
+    fn bytes(&self, bytes: i64) -> String {
+        format!("{}{}", self.sign(bytes), Bytes(bytes.unsigned_abs()))
+    }
+
+    fn objects(&self, objects: i64) -> String {
+        format!("{}{}", self.sign(objects), Grouped(objects.unsigned_abs()))
+    }
+
+    fn sign(&self, figure: i64) -> &'static str {
+        match figure.signum() {
+            -1 => "-",
+            1 if self.is_difference && self.kind == Kind::Live => "+",
+            _ => "",
+        }
+    }
+
+    /// The part of all bytes; of growth there is none.
+    fn share(&self, bytes: i64) -> String {
+        match (u64::try_from(bytes), u64::try_from(self.bytes)) {
+            (Ok(part), Ok(whole)) if !self.is_difference || self.kind == Kind::Allocated => {
+                Share { part, whole }.to_string()
+            }
+            _ => "–".to_owned(),
+        }
+    }
+
+    fn footnotes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n{} samples, one for each {} on average", Grouped(self.samples), Bytes(self.interval))?;
+        if self.dropped > 0 {
+            writeln!(
+                f,
+                "{} more were dropped: the table of samples was full, and a longer interval needs fewer",
+                Grouped(self.dropped)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A line of a table: its title, and the columns to its right.
+struct Line<const COLUMNS: usize>(String, [String; COLUMNS]);
+
+/// Writes lines between rules, and the total.
+fn write<const COLUMNS: usize>(
+    f: &mut fmt::Formatter<'_>,
+    head: &Line<COLUMNS>,
+    lines: &[Line<COLUMNS>],
+    total: &Line<COLUMNS>,
+) -> fmt::Result {
+    let all = || [head, total].into_iter().chain(lines);
+    let width = all().map(|line| line.0.chars().count()).max().unwrap_or(0);
+    let widths: [usize; COLUMNS] = std::array::from_fn(|column| {
+        all().map(|line| line.1[column].chars().count()).max().unwrap_or(0).max(9)
+    });
+    let write = |f: &mut fmt::Formatter<'_>, line: &Line<COLUMNS>| {
+        write!(f, "{:<width$}", line.0)?;
+        for (column, width) in line.1.iter().zip(widths) {
+            write!(f, "  {column:>width$}")?;
+        }
+        writeln!(f)
+    };
+    let rule = "─".repeat(width + widths.iter().map(|width| width + 2).sum::<usize>());
+    write(f, head)?;
+    writeln!(f, "{rule}")?;
+    for line in lines {
+        write(f, line)?;
+    }
+    writeln!(f, "{rule}")?;
+    write(f, total)
+}
+
+/// The number of rows that a precision lets through.
+fn shown(f: &fmt::Formatter<'_>, rows: usize) -> usize {
+    f.precision().unwrap_or(usize::MAX).min(rows)
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.by_own_code().fmt(f)
+    }
+}
+
+impl fmt::Display for ByService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heading = &self.heading;
+        let columns = |bytes, objects, with_stack, samples| {
+            [
+                heading.bytes(bytes),
+                heading.share(bytes),
+                heading.objects(objects),
+                heading.bytes(with_stack),
+                Grouped(samples).to_string(),
+            ]
+        };
+        let (rows, others) = self.rows.split_at(shown(f, self.rows.len()));
+        let mut lines: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                let title = printable(&row.service);
+                Line(title, columns(row.bytes, row.objects, row.with_stack, row.samples))
+            })
+            .collect();
+        if !others.is_empty() {
+            let sum = |figure: fn(&super::ServiceRow) -> i64| others.iter().map(figure).sum();
+            let samples = others.iter().map(|row| row.samples).sum();
+            lines.push(Line(
+                format!("({} more)", others.len()),
+                columns(sum(|row| row.bytes), sum(|row| row.objects), sum(|row| row.with_stack), samples),
+            ));
+        }
+        let head = ["share", "objects", "with stack", "samples"];
+        let head: Vec<String> = [heading.column()].into_iter().chain(head).map(str::to_owned).collect();
+        let head = Line("service".to_owned(), head.try_into().unwrap_or_default());
+        let with_stack = self.rows.iter().map(|row| row.with_stack).sum();
+        let total =
+            Line("total".to_owned(), columns(heading.bytes, heading.objects, with_stack, heading.samples));
+        write(f, &head, &lines, &total)?;
+        heading.footnotes(f)
+    }
+}
+
+impl fmt::Display for ByFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heading = &self.heading;
+        let (rows, others) = self.rows.split_at(shown(f, self.rows.len()));
+        let mut lines: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                Line(
+                    printable_up_to(&row.function, LONGEST),
+                    [
+                        heading.bytes(row.bytes),
+                        heading.share(row.bytes),
+                        error(row.standard_error),
+                        heading.bytes(row.cumulative_bytes),
+                        heading.share(row.cumulative_bytes),
+                        heading.objects(row.objects),
+                    ],
+                )
+            })
+            .collect();
+        if !others.is_empty() {
+            let bytes = others.iter().map(|row| row.bytes).sum();
+            let objects = others.iter().map(|row| row.objects).sum();
+            let variance: f64 = others.iter().map(|row| row.standard_error * row.standard_error).sum();
+            lines.push(Line(
+                format!("({} more)", others.len()),
+                [
+                    heading.bytes(bytes),
+                    heading.share(bytes),
+                    error(variance.sqrt()),
+                    String::new(),
+                    String::new(),
+                    heading.objects(objects),
+                ],
+            ));
+        }
+        let head = [heading.column(), "share", "± error", "with calls", "share", "objects"];
+        let head = Line("function".to_owned(), head.map(str::to_owned));
+        let bytes = heading.bytes(heading.bytes);
+        let total = Line(
+            "total".to_owned(),
+            [
+                bytes,
+                heading.share(heading.bytes),
+                String::new(),
+                String::new(),
+                String::new(),
+                heading.objects(heading.objects),
+            ],
+        );
+        write(f, &head, &lines, &total)?;
+        heading.footnotes(f)
+    }
+}
+
+impl fmt::Display for ByCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heading = &self.heading;
+        let columns = |bytes, standard_error, objects| {
+            [heading.bytes(bytes), heading.share(bytes), standard_error, heading.objects(objects)]
+        };
+        let mut lines = Vec::new();
+        for rows in self.rows.chunk_by(|a, b| (&a.service, a.handle) == (&b.service, b.handle)) {
+            let (bytes, objects) = sum(rows);
+            lines.push(Line(printable(&rows[0].service), columns(bytes, String::new(), objects)));
+            let (rows, others) = rows.split_at(shown(f, rows.len()));
+            for row in rows {
+                let function = printable_up_to(&row.function, LONGEST);
+                let place = place(row.file.as_deref(), row.line);
+                lines.push(Line(
+                    format!("  {function}{place}"),
+                    columns(row.bytes, error(row.standard_error), row.objects),
+                ));
+            }
+            if !others.is_empty() {
+                let (bytes, objects) = sum(others);
+                let variance: f64 = others.iter().map(|row| row.standard_error * row.standard_error).sum();
+                lines.push(Line(
+                    format!("  ({} more)", others.len()),
+                    columns(bytes, error(variance.sqrt()), objects),
+                ));
+            }
+        }
+        let head = [heading.column(), "share", "± error", "objects"];
+        let head = Line("service, and its code".to_owned(), head.map(str::to_owned));
+        let total = Line("total".to_owned(), columns(heading.bytes, String::new(), heading.objects));
+        write(f, &head, &lines, &total)?;
+        heading.footnotes(f)
+    }
+}
+
+/// Characters of a function's name that are shown.
+const LONGEST: usize = 64;
+
+fn sum(rows: &[super::CodeRow]) -> (i64, i64) {
+    rows.iter().fold((0, 0), |(bytes, objects), row| (bytes + row.bytes, objects + row.objects))
+}
+
+fn error(standard_error: f64) -> String {
+    // Casts saturate.
+    if standard_error < 0.5 { "exact".to_owned() } else { Bytes(standard_error.round() as u64).to_string() }
+}
+
+/// The end of a path, and the line.
+fn place(file: Option<&str>, line: Option<u32>) -> String {
+    let Some(file) = file else { return String::new() };
+    let mut slashes = file.rmatch_indices('/').map(|(at, _)| at);
+    let end = slashes.nth(1).map_or(file, |at| &file[at + 1..]);
+    let end = printable(end);
+    line.map_or_else(|| format!("  {end}"), |line| format!("  {end}:{line}"))
+}
