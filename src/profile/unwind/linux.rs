@@ -64,7 +64,7 @@ fn walk(list: &List, mut registers: Registers, frames: &mut [usize]) -> usize {
             }
         }
         exact = interrupted;
-        frames[count] = registers.ip + usize::from(interrupted);
+        frames[count] = registers.ip.saturating_add(usize::from(interrupted));
         count += 1;
     }
     count

@@ -127,7 +127,7 @@ impl Memory {
     #[inline]
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(super) fn has(&self, from: usize, to: usize) -> bool {
-        self.from <= from && to <= self.to
+        self.from <= from && from <= to && to <= self.to
     }
 
     #[cold]

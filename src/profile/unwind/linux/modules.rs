@@ -6,10 +6,11 @@
 //! may vanish at any moment, so the list has copies of them.
 
 use super::needed;
-use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sys::fork::{ForkHook, ForkOrder, Held, register_fork_hook};
 use std::ffi::{c_int, c_void};
 use std::ptr;
-use std::sync::{Arc, TryLockError};
+use std::sync::{Arc, PoisonError};
 
 /// How many bytes of tables are copied at most. Libraries beyond that are followed by frame pointers.
 const MOST_COPIED: usize = 16 << 20;
@@ -95,9 +96,32 @@ impl List {
 static LIST: AtomicPtr<List> = AtomicPtr::new(ptr::null_mut());
 /// How many threads are reading a list, any list.
 static READERS: AtomicUsize = AtomicUsize::new(0);
+/// In boxes, since those who read them have their addresses.
+#[allow(clippy::vec_box, reason = "as said")]
+type Lists = Vec<Box<List>>;
+
 /// Lists that were replaced while somebody was reading.
-static REPLACED: Mutex<Vec<Box<List>>> = Mutex::new(Vec::new());
+static REPLACED: Mutex<Lists> = Mutex::new(Vec::new());
 static UNKNOWN: AtomicBool = AtomicBool::new(false);
+
+/// Has a forked child find no list half made.
+static FORK_HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child: after };
+static HELD: Held<MutexGuard<'static, Lists>> = Held::new();
+
+fn before() {
+    // SAFETY: called before a fork.
+    unsafe { HELD.keep(lock()) };
+}
+
+fn after() {
+    // SAFETY: called after a fork. What this drops is the lock that this thread took.
+    drop(unsafe { HELD.take() });
+}
+
+/// Held by whoever replaces the list.
+fn lock() -> MutexGuard<'static, Lists> {
+    REPLACED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Calls `with` with the list, which stays for as long.
 #[inline]
@@ -124,6 +148,7 @@ pub(in super::super) fn met_unknown_code() -> bool {
 }
 
 pub(super) fn prepare() {
+    register_fork_hook(&FORK_HOOK);
     replace();
 }
 
@@ -141,13 +166,7 @@ pub(in super::super) fn refresh_if_needed() {
 
 /// Makes a new list, and frees those that nobody reads any more.
 fn replace() {
-    // If it is taken, another thread is at it; or was, when this process was forked of another, and then what the
-    // list has is what stays.
-    let mut replaced = match REPLACED.try_lock() {
-        Ok(replaced) => replaced,
-        Err(TryLockError::Poisoned(replaced)) => replaced.into_inner(),
-        Err(TryLockError::WouldBlock) => return,
-    };
+    let mut replaced = lock();
     // Only who has the lock replaces a list, so this one stays.
     let old = LIST.load(Ordering::Acquire);
     // SAFETY: as said.
@@ -324,7 +343,7 @@ pub(super) fn each_module(mut each: impl FnMut(&Found<'_>, (u64, u64)) -> bool) 
         };
         let found = Found { base: info.dlpi_addr as usize, name: info.dlpi_name, segments };
         let has_changes = size >= std::mem::offset_of!(libc::dl_phdr_info, dlpi_subs) + 8;
-        let changes = if has_changes { (info.dlpi_adds as u64, info.dlpi_subs as u64) } else { (0, 0) };
+        let changes = if has_changes { (info.dlpi_adds, info.dlpi_subs) } else { (0, 0) };
         // Nothing may unwind through the loader; what is called allocates, and panics only without memory.
         c_int::from(!each(&found, changes))
     }

@@ -1,7 +1,9 @@
 //! How to get from a frame to its caller's, in a word, and a cache of that for all threads.
 
 use super::memory::Memory;
-use super::registers::{self, FP, Registers, SP};
+#[cfg(target_arch = "aarch64")]
+use super::registers;
+use super::registers::{FP, Registers, SP};
 use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 use crate::sys;
 use std::ptr;

@@ -29,8 +29,10 @@ fn build(name: &str, frame: usize, flags: &[&str]) -> PathBuf {
 /// A library that is opened, until it is dropped.
 struct Open {
     handle: *mut c_void,
-    call: unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void),
+    call: Call,
 }
+
+type Call = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void);
 
 impl Open {
     fn new(library: &Path) -> Self {
@@ -41,7 +43,7 @@ impl Open {
             assert!(!handle.is_null());
             let call = libc::dlsym(handle, c"call".as_ptr());
             assert!(!call.is_null());
-            Self { handle, call: std::mem::transmute::<*mut c_void, _>(call) }
+            Self { handle, call: std::mem::transmute::<*mut c_void, Call>(call) }
         }
     }
 
