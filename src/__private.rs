@@ -25,6 +25,24 @@ pub fn stays_mapped(start: usize) -> bool {
     cfg!(feature = "memory-check")
 }
 
+/// Call stacks as they are taken inside allocations, for tests and benches.
+#[cfg(feature = "profile")]
+pub mod unwind {
+    use crate::profile::unwind;
+
+    /// Prepares taking call stacks, and finds the libraries that are loaded now.
+    pub fn prepare() {
+        unwind::prepare();
+        unwind::refresh_if_needed();
+    }
+
+    /// Takes the calling thread's call stack, innermost frame first, and returns how many frames it has.
+    #[inline]
+    pub fn capture(frames: &mut [usize]) -> usize {
+        unwind::capture(frames)
+    }
+}
+
 // For dogtag-c, all that follows.
 pub use crate::ledger::slots::Record;
 

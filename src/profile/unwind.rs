@@ -39,16 +39,11 @@ pub(crate) fn prepare() {
     system::prepare();
 }
 
-/// Looks for libraries that were loaded or unloaded since, if there are any. Called outside of allocations:
-/// it asks the loader, which locks.
+/// Looks for libraries that were loaded or unloaded since. Called outside of allocations, now and then: it
+/// asks the loader, which locks, and allocates if there are any. Until then, stacks end at frames of
+/// new libraries, or go on by their frame pointers.
 pub(crate) fn refresh_if_needed() {
     system::refresh_if_needed();
-}
-
-/// Whether a call stack had an address of no known library since they were last looked for.
-/// Says nothing of libraries that were unloaded.
-pub(crate) fn met_unknown_code() -> bool {
-    system::met_unknown_code()
 }
 
 /// Takes the calling thread's call stack into `frames` and returns how many frames there are: return

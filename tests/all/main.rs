@@ -30,6 +30,8 @@ mod thread_life;
 mod thread_pools;
 #[cfg(not(feature = "memory-check"))]
 mod tripwire;
+#[cfg(feature = "profile")]
+mod unwind;
 mod zeroed;
 
 use child::watch::{self, random};

@@ -6,13 +6,15 @@ mod needed;
 mod registers;
 mod rules;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use memory::Memory;
 use modules::List;
 use registers::Registers;
 use rules::{Kind, Rule};
 
-pub(super) use modules::{met_unknown_code, refresh_if_needed};
+pub(super) use modules::refresh_if_needed;
 
 pub(super) fn prepare() {
     rules::prepare();
@@ -74,10 +76,8 @@ fn walk(list: &List, mut registers: Registers, frames: &mut [usize]) -> usize {
 #[cold]
 #[inline(never)]
 fn find(list: &List, place: usize) -> Rule {
-    let Some(module) = list.module_of(place) else {
-        modules::note_unknown_code();
-        return Rule::FRAME_POINTER;
-    };
+    // A library that is not known yet will be, so this is not remembered.
+    let Some(module) = list.module_of(place) else { return Rule::FRAME_POINTER };
     let rule = tables::rule(module, place);
     rules::insert(list.generation, place, rule);
     rule

@@ -8,10 +8,6 @@ pub(super) fn prepare() {
 
 pub(super) fn refresh_if_needed() {}
 
-pub(super) fn met_unknown_code() -> bool {
-    false
-}
-
 #[inline(never)]
 pub(super) fn capture(frames: &mut [usize]) -> usize {
     let mut count = 0;

@@ -1,4 +1,4 @@
-use super::{capture, met_unknown_code, prepare, refresh_if_needed};
+use super::{capture, prepare, refresh_if_needed};
 use std::ffi::{CString, c_int, c_void};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};

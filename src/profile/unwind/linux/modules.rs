@@ -6,7 +6,7 @@
 //! may vanish at any moment, so the list has copies of them.
 
 use super::needed;
-use crate::sync::{AtomicBool, AtomicPtr, AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicPtr, AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::sys::fork::{ForkHook, ForkOrder, Held, register_fork_hook};
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -102,7 +102,6 @@ type Lists = Vec<Box<List>>;
 
 /// Lists that were replaced while somebody was reading.
 static REPLACED: Mutex<Lists> = Mutex::new(Vec::new());
-static UNKNOWN: AtomicBool = AtomicBool::new(false);
 
 /// Has a forked child find no list half made.
 static FORK_HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child: after };
@@ -136,24 +135,12 @@ pub(super) fn with<R>(with: impl FnOnce(&List) -> R) -> R {
     result
 }
 
-/// Notes that there is code of which no module is known.
-pub(super) fn note_unknown_code() {
-    if !UNKNOWN.load(Ordering::Relaxed) {
-        UNKNOWN.store(true, Ordering::Relaxed);
-    }
-}
-
-pub(in super::super) fn met_unknown_code() -> bool {
-    UNKNOWN.load(Ordering::Relaxed)
-}
-
 pub(super) fn prepare() {
     register_fork_hook(&FORK_HOOK);
     replace();
 }
 
 pub(in super::super) fn refresh_if_needed() {
-    UNKNOWN.store(false, Ordering::Relaxed);
     let mut loaders = None;
     each_module(|_, changes| {
         loaders = Some(changes);

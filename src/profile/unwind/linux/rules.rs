@@ -34,9 +34,9 @@ pub(super) enum Kind {
 
 /// The registers whose places a rule has, and in how many bits each.
 #[cfg(target_arch = "x86_64")]
-const SAVED: [(usize, u32); 6] = [(FP, 5), (3, 5), (12, 5), (13, 5), (14, 5), (15, 5)];
+pub(super) const SAVED: [(usize, u32); 6] = [(FP, 5), (3, 5), (12, 5), (13, 5), (14, 5), (15, 5)];
 #[cfg(target_arch = "aarch64")]
-const SAVED: [(usize, u32); 2] = [(registers::RETURN_ADDRESS, 20), (FP, 20)];
+pub(super) const SAVED: [(usize, u32); 2] = [(registers::RETURN_ADDRESS, 20), (FP, 20)];
 
 /// The highest place on x86-64 has the return address, always.
 #[cfg(target_arch = "x86_64")]
