@@ -5,6 +5,8 @@ use std::arch::global_asm;
 
 global_asm!(
     // On another stack, calls a function; with unwind tables.
+    ".globl dogtag_test_switch",
+    ".hidden dogtag_test_switch",
     ".type dogtag_test_switch, @function",
     "dogtag_test_switch:",
     ".cfi_startproc",
@@ -23,6 +25,8 @@ global_asm!(
     ".cfi_endproc",
     ".size dogtag_test_switch, . - dogtag_test_switch",
     // Calls a function with anything in the frame pointer; without unwind tables.
+    ".globl dogtag_test_garbage",
+    ".hidden dogtag_test_garbage",
     ".type dogtag_test_garbage, @function",
     "dogtag_test_garbage:",
     "push rbp",
