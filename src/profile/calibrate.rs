@@ -5,7 +5,7 @@
 //! a row of its own first: as much as is missing, but no more than can be from that time.
 
 use super::collect::{CollectedRow, ServiceTotal};
-use super::report::{Estimate, Origin, ProfileRow};
+use super::row::{Estimate, Origin, ProfileRow};
 
 /// Returns the rows of a service, whose objects and bytes add up to its exact ones. None is
 /// negative, and none is zero.

@@ -1,6 +1,6 @@
 //! Which frames of a call stack are shown, and which are of the program's own crates.
 
-use super::symbols::Frame;
+use super::frame::Frame;
 use std::ops::Range;
 
 /// Returns the frames that say something, of a stack from the innermost function outwards: without
@@ -30,15 +30,15 @@ pub(super) fn shown(stack: &[&Frame]) -> Range<usize> {
     }
 }
 
-/// A regular expression for tools that look up names themselves, and drop such functions with all
-/// that they called: pprof's `drop_frames`.
-pub(super) const DROPPED: &str = "(_?(rjem_|je_)?(malloc|calloc|realloc|mallocx|rallocx|memalign|aligned_alloc|posix_memalign)\
-    |operator new.*|_Zn[wa].*|__rust_(alloc|realloc).*|__rustc.*|__r[dg]l?_(alloc|realloc).*\
-    |<?dogtag(_c)?::(allocator|backend|ledger|owner|profile|check|blocks)::.*\
-    |<?(alloc::alloc|alloc::raw_vec|tikv_jemallocator)::.*)";
+/// A regular expression for tools that look up names themselves, and leave out functions that it
+/// matches as a whole, with all that they called: pprof's `drop_frames`.
+pub(super) const DROPPED: &str = "(_rjem_|je_).*|malloc|calloc|realloc|reallocarray|memalign|aligned_alloc\
+    |posix_memalign|operator new|operator new[\\[(].*|_Zn[wa].*|__rust_(re)?alloc.*|__rustc::.*|__rdl_.*|__rg_.*\
+    |<*(dogtag::(allocator|backend|check|ledger|owner|profile|sys)|dogtag_c|tikv_jemallocator\
+    |tikv_jemalloc_sys|alloc::alloc|alloc::raw_vec)::.*";
 
 fn is_allocator(function: &str) -> bool {
-    const PATHS: [&str; 16] = [
+    const PATHS: [&str; 17] = [
         "dogtag::allocator::",
         "dogtag::backend::",
         "dogtag::check::",
@@ -52,7 +52,8 @@ fn is_allocator(function: &str) -> bool {
         "alloc::alloc::",
         "alloc::raw_vec::",
         "__rustc::",
-        "__rust_",
+        "__rust_alloc",
+        "__rust_realloc",
         "__rdl_",
         "__rg_",
     ];
@@ -201,6 +202,46 @@ mod tests {
             &["make", "main"],
         );
         check(&["_Znwm", "Table::grow()", "work", "start_thread", "__clone3"], &["Table::grow()", "work"]);
+    }
+
+    #[test]
+    fn tools_drop_the_same_functions() {
+        // As pprof reads it.
+        let dropped = regex::Regex::new(&format!("^({DROPPED})$")).unwrap();
+        for (function, expected) in [
+            ("malloc", true),
+            ("malloc_trim", false),
+            ("my_malloc", false),
+            ("_rjem_mallocx", true),
+            ("je_rallocx", true),
+            ("operator new", true),
+            ("operator new(unsigned long)", true),
+            ("operator new[](unsigned long)", true),
+            ("operator newer", false),
+            ("_Znwm", true),
+            ("_ZnamSt11align_val_t", true),
+            ("_ZN5Table4growEv", false),
+            ("__rust_alloc_zeroed", true),
+            ("__rust_realloc", true),
+            ("__rust_begin_short_backtrace", false),
+            ("__rustc::__rust_alloc", true),
+            ("__rdl_alloc", true),
+            ("__rg_realloc", true),
+            ("<dogtag::allocator::Dogtag<B> as core::alloc::global::GlobalAlloc>::alloc", true),
+            ("dogtag::sys::map", true),
+            ("dogtag::service::register::register", false),
+            ("dogtag_c::blocks::plain::allocate", true),
+            ("dogtag_pool::pool::Pool::new", false),
+            ("<tikv_jemallocator::Jemalloc as core::alloc::global::GlobalAlloc>::alloc", true),
+            ("alloc::alloc::exchange_malloc", true),
+            ("<alloc::alloc::Global as core::alloc::Allocator>::allocate", true),
+            ("alloc::raw_vec::RawVec<T,A>::grow_one", true),
+            ("alloc::vec::Vec<T,A>::push", false),
+            ("app::malloc", false),
+        ] {
+            assert_eq!(is_allocator(function), expected, "{function}");
+            assert_eq!(dropped.is_match(function), expected, "{function}");
+        }
     }
 
     #[test]

@@ -8,27 +8,31 @@ mod calibrate;
 mod collect;
 mod error;
 mod folded;
+mod frame;
 mod frames;
+mod heading;
 mod mappings;
 mod pprof;
 mod profiler;
 mod report;
+mod row;
 mod stacks;
 mod symbols;
 mod table;
 #[cfg(test)]
 mod tests;
-mod unwind;
+pub(crate) mod unwind;
 mod views;
 
 use crate::ledger::slots::UNATTRIBUTED;
 use crate::service::Scope;
 pub use collect::Kind;
 pub use error::ProfileError;
+pub use frame::Frame;
 pub use pprof::Pprof;
 pub use profiler::{Profiler, ProfilerBuilder};
-pub use report::{Origin, Profile, ProfileRow, ProfileService};
-pub use symbols::Frame;
+pub use report::Profile;
+pub use row::{Origin, ProfileRow, ProfileService};
 pub use views::{ByCode, ByFunction, ByService, CodeRow, FunctionRow, ServiceRow};
 
 /// Takes a profile of what is live: which service holds how much, by which call stack.

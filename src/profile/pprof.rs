@@ -5,9 +5,10 @@ mod messages;
 mod tests;
 
 use super::collect::Kind;
-use super::mappings;
-use super::report::{Origin, Profile, ProfileRow};
-use super::{frames, symbols::Frame};
+use super::frame::Frame;
+use super::report::Profile;
+use super::row::{Origin, ProfileRow};
+use super::{frames, mappings};
 use crate::ledger::slots::UNATTRIBUTED;
 use crate::service::Scope;
 use flate2::Compression;
@@ -63,6 +64,9 @@ impl Profile {
     /// too. The unit makes no difference there; `service=^7d$` finds that name alone.
     ///
     /// Rows that have no call stack have a function whose name says why: `[not sampled]`.
+    ///
+    /// Functions that were inlined into one another are lines of one location. speedscope shows the
+    /// outermost of them; [folded stacks](Self::write_folded) show it all of them.
     ///
     /// In a file no value is negative, since tools refuse such files. Of a
     /// [`difference`](Self::difference) between live profiles it has what grew, and leaves out what
@@ -158,10 +162,12 @@ struct File<'a> {
     mappings: &'a [mappings::Mapping],
     texts: HashMap<String, i64>,
     functions: HashMap<(&'a str, Option<&'a str>), u64>,
-    /// By address, and the functions there that are shown.
-    locations: HashMap<(usize, Vec<(&'a str, Option<u32>)>), u64>,
+    locations: HashMap<Place<'a>, u64>,
     samples: HashMap<(&'a str, u32, &'a Origin), usize>,
 }
+
+/// What is one location: an address, and the functions there that are shown, with the lines.
+type Place<'a> = (usize, Vec<(&'a str, Option<u32>)>);
 
 impl<'a> File<'a> {
     fn new(with_names: bool) -> Self {
@@ -241,15 +247,15 @@ impl<'a> File<'a> {
         // A sample without a stack would be part of the total and in no line.
         if addresses.is_empty() {
             let function = self.function(row.origin.label(), None);
-            return vec![self.location(0, vec![(row.origin.label(), None)], vec![(function, 0)])];
+            return vec![self.location((0, vec![(row.origin.label(), None)]), vec![(function, 0)])];
         }
-        if !self.with_names {
-            return addresses.iter().map(|address| self.location(*address, Vec::new(), Vec::new())).collect();
-        }
-        let frames = profile.frames(row);
+        let frames = if self.with_names { profile.frames(row) } else { Vec::new() };
+        // Nor have rows names that a program has added to the profile.
         if frames.is_empty() {
-            // Of an address that is not in the profile, as programs may make them.
-            return addresses.iter().map(|address| self.location(*address, Vec::new(), Vec::new())).collect();
+            return addresses
+                .iter()
+                .map(|address| self.location((*address, Vec::new()), Vec::new()))
+                .collect();
         }
         // Functions that were inlined into one another are one location.
         let of_one_location =
@@ -257,7 +263,7 @@ impl<'a> File<'a> {
         frames
             .chunk_by(of_one_location)
             .map(|inlined| {
-                let key = inlined.iter().map(|frame| (frame.function.as_str(), frame.line)).collect();
+                let functions = inlined.iter().map(|frame| (frame.function.as_str(), frame.line)).collect();
                 let lines = inlined
                     .iter()
                     .map(|frame| {
@@ -265,14 +271,15 @@ impl<'a> File<'a> {
                         (function, frame.line.unwrap_or(0))
                     })
                     .collect();
-                self.location(inlined[0].address, key, lines)
+                self.location((inlined[0].address, functions), lines)
             })
             .collect()
     }
 
-    fn location(&mut self, address: usize, key: Vec<(&'a str, Option<u32>)>, lines: Vec<(u64, u32)>) -> u64 {
+    fn location(&mut self, place: Place<'a>, lines: Vec<(u64, u32)>) -> u64 {
+        let address = place.0;
         let next = self.locations.len() as u64 + 1;
-        let id = *self.locations.entry((address, key)).or_insert(next);
+        let id = *self.locations.entry(place).or_insert(next);
         if id == next {
             // Of the call, as others have it, not of where it returns to.
             let address = address.saturating_sub(1);

@@ -10,12 +10,13 @@ use crate::ledger::sampling::{self, Hooks};
 use crate::ledger::slots::UNATTRIBUTED;
 use crate::ledger::{self, threshold};
 use crate::service::{self, Scope};
-use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sys;
 use crate::sys::fork::{self, ForkHook, ForkOrder, Held};
 use crate::usage::Usage;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The heap profiler of this process, which samples allocations while it runs.
 ///
@@ -175,6 +176,7 @@ impl ProfilerBuilder {
             sampling::set_interval(self.interval);
         }
         threshold::lower_every_threshold();
+        watch_libraries();
         Ok(Profiler(()))
     }
 
@@ -195,6 +197,27 @@ impl ProfilerBuilder {
             is_on = true;
         }
         Ok(is_on.then_some(builder))
+    }
+}
+
+/// Has a thread look for new libraries each second, while anything is sampled. Without such a thread,
+/// as in a forked child, they are looked for when a profile is taken.
+fn watch_libraries() {
+    static IS_WATCHED: AtomicBool = AtomicBool::new(false);
+
+    let watch = || {
+        while sampling::interval() != 0 {
+            std::thread::sleep(Duration::from_secs(1));
+            unwind::refresh_if_needed();
+        }
+        IS_WATCHED.store(false, Ordering::SeqCst);
+        // It may have been started again just before.
+        if sampling::interval() != 0 {
+            watch_libraries();
+        }
+    };
+    if !IS_WATCHED.swap(true, Ordering::SeqCst) && !sys::spawn(watch) {
+        IS_WATCHED.store(false, Ordering::SeqCst);
     }
 }
 

@@ -7,9 +7,11 @@ pub(super) mod tests;
 
 use super::calibrate::calibrate;
 use super::collect::{Collected, CollectedRow, Kind, ServiceTotal};
+use super::frame::Frame;
 use super::frames;
 use super::mappings::{self, Mapping};
-use super::symbols::{Frame, Names};
+use super::row::{Estimate, Origin, ProfileRow, ProfileService};
+use super::symbols::Names;
 use crate::ledger::slots::UNATTRIBUTED;
 use crate::service::Scope;
 use std::collections::HashMap;
@@ -23,9 +25,8 @@ use std::time::SystemTime;
 /// there is no sample of, is in rows [without a stack](Origin).
 ///
 /// Names of functions are looked up when they are first needed, on the calling thread, each address
-/// once. That reads the debug information of the program, takes memory for as long as it lasts
-/// (charged to the service `unattributed`), and some 10 to 500 ms. Addresses are all that
-/// [`Pprof::without_names`] needs.
+/// once. That reads the program's debug information, and takes the time and, until it is done, the memory
+/// that this needs (charged to the service `unattributed`). [`Pprof::without_names`] does without.
 ///
 /// `Display` writes a table: [`by_own_code`](Self::by_own_code). A precision bounds the lines of
 /// each service: `format!("{profile:.5}")` shows the five largest.
@@ -71,86 +72,6 @@ pub struct Profile {
     pub(super) names: OnceLock<Arc<Names>>,
 }
 
-/// Holds the exact figures of one service in a [`Profile`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
-#[non_exhaustive]
-pub struct ProfileService {
-    /// The service's name.
-    pub name: String,
-    /// The service's handle.
-    pub handle: u32,
-    /// Blocks; negative only in a difference.
-    pub objects: i64,
-    /// Requested bytes; negative only in a difference.
-    pub bytes: i64,
-}
-
-/// Holds what one service allocated with one call stack: a row of a [`Profile`].
-#[derive(Clone, Debug, Default, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
-#[non_exhaustive]
-pub struct ProfileRow {
-    /// The service's name.
-    pub service: String,
-    /// The service's handle.
-    pub handle: u32,
-    /// The call stack, or why there is none.
-    pub origin: Origin,
-    /// Blocks, estimated; negative only in a difference.
-    pub objects: i64,
-    /// Requested bytes, estimated; negative only in a difference.
-    pub bytes: i64,
-    /// The standard error of the bytes: two thirds of all rows are wrong by less, 95 % by less than
-    /// twice as much.
-    pub standard_error: f64,
-    /// Samples that the estimate is made of.
-    pub samples: u64,
-    /// Before it was scaled.
-    pub(super) estimate: Estimate,
-}
-
-/// Says where a row's memory was allocated.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub enum Origin {
-    /// A call stack: return addresses, innermost first. [`Profile::frames`] has the names.
-    Stack(Vec<usize>),
-    /// It was allocated before sampling began.
-    BeforeSampling,
-    /// There is no sample of what the service allocated.
-    #[default]
-    NotSampled,
-}
-
-/// What the samples of a row say by themselves.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
-pub(super) struct Estimate {
-    pub(super) objects: f64,
-    pub(super) bytes: f64,
-    pub(super) objects_variance: f64,
-    pub(super) bytes_variance: f64,
-}
-
-impl Origin {
-    /// Returns what stands in place of a function's name where there is no call stack:
-    /// `[not sampled]` or `[allocated before sampling began]`; `[no call stack]` for an empty one.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Stack(_) => "[no call stack]",
-            Self::BeforeSampling => "[allocated before sampling began]",
-            Self::NotSampled => "[not sampled]",
-        }
-    }
-
-    pub(super) fn stack(&self) -> &[usize] {
-        if let Self::Stack(stack) = self { stack } else { &[] }
-    }
-}
-
 impl Default for Profile {
     /// Returns a profile without rows, taken at the Unix epoch.
     fn default() -> Self {
@@ -171,7 +92,6 @@ impl Default for Profile {
 
 impl Profile {
     /// Returns the profile of what was collected.
-    #[cfg_attr(not(test), allow(dead_code, reason = "the profiler calls it"))]
     pub(crate) fn new(collected: Collected) -> Self {
         // Reports are nobody's, whatever the limit of the service that asks.
         let _scope = Scope::enter(&UNATTRIBUTED);

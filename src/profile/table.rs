@@ -1,83 +1,9 @@
 //! Profiles as tables.
 
-use super::collect::Kind;
 use super::report::Profile;
-use super::views::{ByCode, ByFunction, ByService};
-use crate::format::{Bytes, Grouped, Share, printable, printable_up_to};
+use super::views::{ByCode, ByFunction, ByService, CodeRow, ServiceRow};
+use crate::format::{Bytes, Grouped, printable, printable_up_to};
 use std::fmt;
-
-/// What a table says of its profile as a whole.
-#[derive(Clone, Debug)]
-pub(super) struct Heading {
-    kind: Kind,
-    is_difference: bool,
-    interval: u64,
-    dropped: u64,
-    samples: u64,
-    objects: i64,
-    bytes: i64,
-}
-
-impl Heading {
-    pub(super) fn of(profile: &Profile) -> Self {
-        Self {
-            kind: profile.kind,
-            is_difference: profile.is_difference,
-            interval: profile.interval,
-            dropped: profile.dropped,
-            samples: profile.samples(),
-            objects: profile.objects(),
-            bytes: profile.bytes(),
-        }
-    }
-
-    fn column(&self) -> &'static str {
-        match self.kind {
-            Kind::Live if self.is_difference => "growth",
-            Kind::Live => "live",
-            Kind::Allocated => "allocated",
-        }
-    }
-
-    /// Bytes of a row; growth with its sign.
-    fn bytes(&self, bytes: i64) -> String {
-        format!("{}{}", self.sign(bytes), Bytes(bytes.unsigned_abs()))
-    }
-
-    fn objects(&self, objects: i64) -> String {
-        format!("{}{}", self.sign(objects), Grouped(objects.unsigned_abs()))
-    }
-
-    fn sign(&self, figure: i64) -> &'static str {
-        match figure.signum() {
-            -1 => "-",
-            1 if self.is_difference && self.kind == Kind::Live => "+",
-            _ => "",
-        }
-    }
-
-    /// The part of all bytes; of growth there is none.
-    fn share(&self, bytes: i64) -> String {
-        match (u64::try_from(bytes), u64::try_from(self.bytes)) {
-            (Ok(part), Ok(whole)) if !self.is_difference || self.kind == Kind::Allocated => {
-                Share { part, whole }.to_string()
-            }
-            _ => "–".to_owned(),
-        }
-    }
-
-    fn footnotes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\n{} samples, one for each {} on average", Grouped(self.samples), Bytes(self.interval))?;
-        if self.dropped > 0 {
-            writeln!(
-                f,
-                "{} more were dropped: the table of samples was full, and a longer interval needs fewer",
-                Grouped(self.dropped)
-            )?;
-        }
-        Ok(())
-    }
-}
 
 /// A line of a table: its title, and the columns to its right.
 struct Line<const COLUMNS: usize>(String, [String; COLUMNS]);
@@ -143,7 +69,7 @@ impl fmt::Display for ByService {
             })
             .collect();
         if !others.is_empty() {
-            let sum = |figure: fn(&super::ServiceRow) -> i64| others.iter().map(figure).sum();
+            let sum = |figure: fn(&ServiceRow) -> i64| others.iter().map(figure).sum();
             let samples = others.iter().map(|row| row.samples).sum();
             lines.push(Line(
                 format!("({} more)", others.len()),
@@ -255,7 +181,7 @@ impl fmt::Display for ByCode {
 /// Characters of a function's name that are shown.
 const LONGEST: usize = 64;
 
-fn sum(rows: &[super::CodeRow]) -> (i64, i64) {
+fn sum(rows: &[CodeRow]) -> (i64, i64) {
     rows.iter().fold((0, 0), |(bytes, objects), row| (bytes + row.bytes, objects + row.objects))
 }
 

@@ -1,9 +1,10 @@
 //! A profile by service, by function, and by the code that is the program's own.
 
+use super::frame::Frame;
 use super::frames;
-use super::report::{Profile, ProfileRow};
-use super::symbols::Frame;
-use super::table::Heading;
+use super::heading::Heading;
+use super::report::Profile;
+use super::row::ProfileRow;
 use std::collections::{HashMap, HashSet};
 
 /// Holds a [`Profile`] by service: [`Profile::by_service`]. `Display` writes a table; a precision
@@ -18,6 +19,7 @@ pub struct ByService {
 
 /// Holds what one service allocated, in a profile [by service](Profile::by_service).
 #[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct ServiceRow {
     /// The service's name.
@@ -46,6 +48,7 @@ pub struct ByFunction {
 
 /// Holds what one function allocated, in a profile [by function](Profile::by_function).
 #[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct FunctionRow {
     /// The function's name.
@@ -78,6 +81,7 @@ pub struct ByCode {
 /// Holds what one service allocated in one line of code, in a profile
 /// [by code](Profile::by_own_code).
 #[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct CodeRow {
     /// The service's name.
@@ -219,7 +223,9 @@ impl Profile {
     /// ```
     #[must_use]
     pub fn by_code(&self, is_wanted: impl Fn(&Frame) -> bool) -> ByCode {
-        let mut rows: HashMap<(&str, u32, &str, Option<&str>, Option<u32>), CodeRow> = HashMap::new();
+        type Line<'a> = (&'a str, u32, &'a str, Option<&'a str>, Option<u32>);
+
+        let mut rows: HashMap<Line<'_>, CodeRow> = HashMap::new();
         let mut services: HashMap<(&str, u32), i64> = HashMap::new();
         for row in &self.rows {
             *services.entry((&row.service, row.handle)).or_default() += row.bytes;

@@ -1,8 +1,9 @@
 //! A profile as serde reads and writes it: with the names, so that it can be read elsewhere.
 
-use super::{Profile, ProfileRow, ProfileService};
+use super::Profile;
 use crate::profile::collect::Kind;
 use crate::profile::mappings::Mapping;
+use crate::profile::row::{ProfileRow, ProfileService};
 use crate::profile::symbols::Names;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -26,7 +27,9 @@ pub(super) struct Stored {
 
 impl Default for Stored {
     fn default() -> Self {
-        Self { names: None, ..Profile::default().into() }
+        let mut stored = Self::from(Profile::default());
+        stored.names = None;
+        stored
     }
 }
 

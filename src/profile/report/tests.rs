@@ -1,6 +1,7 @@
 //! Profiles that are made by hand, their differences, and their views.
 
 use super::*;
+use proptest::prelude::*;
 use std::time::Duration;
 
 /// Return addresses of the profiles that are made by hand.
@@ -387,4 +388,93 @@ fn profiles_are_stored_with_their_names() {
     // As an older or a newer dogtag writes it.
     let read: Profile = serde_json::from_str(r#"{"interval": 7, "of_later": [1]}"#).unwrap();
     assert_eq!((read.interval, read.rows.len()), (7, 0));
+}
+
+/// Services' figures, and rows of them: some of a stack that another has as well.
+fn any_profile(kind: Kind) -> impl Strategy<Value = Profile> {
+    let services = proptest::collection::vec(any::<(u32, u32, u32, u32)>(), 0..5);
+    let rows = proptest::collection::vec((0..6_usize, 0..8_usize, 0.0..1e9, 1..5_u64), 0..30);
+    (services, rows).prop_map(move |(services, rows)| {
+        let services =
+            services.into_iter().zip(0..).map(|((bytes, blocks, bytes_before, blocks_before), i)| {
+                let (bytes_before, blocks_before) = (bytes_before.into(), blocks_before.into());
+                let service = service(&format!("service {i}"), i, blocks.into(), bytes.into());
+                ServiceTotal { bytes_before, blocks_before, ..service }
+            });
+        let stacks: [&[usize]; 8] =
+            [&[], &[MAIN], &[GROW], &[GROW, MAIN], &[INSERT, MAIN], &[SLAB], &[SLAB, ROUTER], &[0x7001]];
+        let rows = rows.into_iter().map(|(service, stack, bytes, samples)| CollectedRow {
+            samples,
+            ..row(service, stacks[stack], bytes / 100.0, bytes)
+        });
+        profile(kind, services.collect(), rows.collect())
+    })
+}
+
+/// What the rows of each service add up to.
+fn sums(profile: &Profile) -> HashMap<(String, u32), (i64, i64)> {
+    let mut sums: HashMap<_, (i64, i64)> = HashMap::new();
+    for row in &profile.rows {
+        let sum = sums.entry((row.service.clone(), row.handle)).or_default();
+        *sum = (sum.0 + row.objects, sum.1 + row.bytes);
+    }
+    sums
+}
+
+fn figures(profile: &Profile) -> HashMap<(String, u32), (i64, i64)> {
+    let services = profile.services.iter();
+    services.map(|one| ((one.name.clone(), one.handle), (one.objects, one.bytes))).collect()
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_sampled_rows_add_up_and_so_do_views_and_files(profile in any_profile(Kind::Live)) {
+        prop_assert_eq!(sums(&profile), figures(&profile));
+        for row in &profile.rows {
+            prop_assert!(row.bytes >= 0 && row.objects >= 0 && row.standard_error.is_finite());
+        }
+        let bytes = profile.bytes();
+        prop_assert_eq!(profile.by_service().rows.iter().map(|row| row.bytes).sum::<i64>(), bytes);
+        prop_assert_eq!(profile.by_function().rows.iter().map(|row| row.bytes).sum::<i64>(), bytes);
+        prop_assert_eq!(profile.by_own_code().rows.iter().map(|row| row.bytes).sum::<i64>(), bytes);
+        let mut folded = Vec::new();
+        profile.write_folded(&mut folded).unwrap();
+        let folded = String::from_utf8(folded).unwrap();
+        let counts = folded.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<i64>().unwrap());
+        prop_assert_eq!(counts.sum::<i64>(), bytes);
+    }
+
+    #[test]
+    fn growth_adds_up(now in any_profile(Kind::Live), then in any_profile(Kind::Live)) {
+        let growth = now.difference(&then);
+        prop_assert_eq!(growth.bytes(), now.bytes() - then.bytes());
+        let mut sums = sums(&growth);
+        let figures = figures(&growth);
+        // Of a service that is as before there may be rows that make up for one another.
+        sums.retain(|service, sum| figures.contains_key(service) || *sum != (0, 0));
+        prop_assert_eq!(sums, figures);
+        prop_assert!(growth.rows.iter().all(|row| row.standard_error.is_finite()));
+        // And back.
+        let back = then.difference(&now);
+        prop_assert_eq!(back.bytes(), -growth.bytes());
+    }
+
+    #[test]
+    fn what_was_allocated_between_adds_up(
+        now in any_profile(Kind::Allocated),
+        then in any_profile(Kind::Allocated),
+    ) {
+        let between = now.difference(&then);
+        prop_assert_eq!(sums(&between), figures(&between));
+        let then = figures(&then);
+        for (service, (objects, bytes)) in figures(&now) {
+            let (former_objects, former_bytes) = then.get(&service).copied().unwrap_or_default();
+            let expected = ((objects - former_objects).max(0), (bytes - former_bytes).max(0));
+            let between = figures(&between).get(&service).copied().unwrap_or_default();
+            prop_assert_eq!(between, expected);
+        }
+        for row in &between.rows {
+            prop_assert!(row.bytes >= 0 && row.objects >= 0 && row.standard_error.is_finite());
+        }
+    }
 }

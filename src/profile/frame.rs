@@ -1,0 +1,23 @@
+//! One function of a call stack.
+
+/// Names one function of a call stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
+#[non_exhaustive]
+pub struct Frame {
+    /// The address to which the function that it called returns. Functions that were inlined into
+    /// one another have the same.
+    pub address: usize,
+    /// The function's name, without hashes. Where it has none, the file and the place in it
+    /// (`libc.so.6+0x2724a`), or the address.
+    pub function: String,
+    /// The path of the source file, if the program has debug information.
+    pub file: Option<String>,
+    /// The line of the call in that file.
+    pub line: Option<u32>,
+    /// Whether the compiler inlined it into the function that called it, which is the next frame.
+    pub is_inlined: bool,
+    /// Whether it is of the program's own crates: [`Profile::by_own_code`](super::Profile::by_own_code)
+    /// says how that is told.
+    pub is_own: bool,
+}
