@@ -343,9 +343,9 @@ impl<B: GlobalAlloc> Dogtag<B> {
     pub(super) unsafe fn relayout(&self, block: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
         // SAFETY: the block is live and came from here.
         let owner = unsafe { Owner::of(Self::PLACEMENT, block, layout) };
-        let asked_for = Cell::new(None);
+        let was_asked = Cell::new(false);
         let place = |new_outer: Layout| {
-            asked_for.set(Some(new_outer));
+            was_asked.set(true);
             // SAFETY: the layout that the block was requested with, if that is known; otherwise
             // the block is left where it is. Both are valid for the smaller of their sizes.
             unsafe {
@@ -379,10 +379,8 @@ impl<B: GlobalAlloc> Dogtag<B> {
             return moved;
         }
         let record = owner.record.unwrap_or(&UNATTRIBUTED);
-        if asked_for
-            .get()
-            .is_some_and(|asked| Self::PLACEMENT.layout(new_layout, record.slot().into()) == Some(asked))
-        {
+        let outer_of = |record: &Record| Self::PLACEMENT.layout(new_layout, record.slot().into());
+        if was_asked.get() && outer_of(thread::current_record()) == outer_of(record) {
             // It was not denied, and the backend has nothing else to say.
             return moved;
         }

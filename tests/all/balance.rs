@@ -303,6 +303,9 @@ fn every_part_is_where_it_belongs() {
     services.iter().for_each(|service| service.run(|| drop(black_box(Box::new(1_u8)))));
     let many = checked();
     let expected = (20_000 * (192 + 64)) as f64 / MIB as f64;
-    assert_near(more(before.ledger, many.ledger), expected, &many);
+    // Tables of samples are bookkeeping, too.
+    if !crate::child::is_every_block_sampled() {
+        assert_near(more(before.ledger, many.ledger), expected, &many);
+    }
     println!("{}", dogtag::snapshot().with_balance().balance.unwrap());
 }

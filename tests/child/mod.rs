@@ -1,8 +1,28 @@
 //! Tests in a process of their own: the test program runs itself again, for one test alone.
 #![allow(dead_code, unused_macros, reason = "each test binary uses the part that it needs")]
 
+#[path = "../sampled/mod.rs"]
+mod sampled;
 #[path = "../watch/mod.rs"]
 pub mod watch;
+
+#[allow(unused_imports, reason = "each test binary uses the part that it needs")]
+pub use sampled::is_every_block_sampled;
+
+/// Has the profiler run from the beginning, where `DOGTAG_PROFILE` says so.
+#[cfg(all(feature = "profile", target_os = "linux"))]
+const _: () = {
+    #[used]
+    #[unsafe(link_section = ".init_array")]
+    static START: extern "C" fn() = start;
+
+    extern "C" fn start() {
+        if let Err(error) = dogtag::profile::Profiler::from_env() {
+            eprintln!("{error}");
+            std::process::exit(2);
+        }
+    }
+};
 
 use std::alloc::Layout;
 use std::any::type_name;

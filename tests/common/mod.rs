@@ -1,8 +1,12 @@
 //! A backend that keeps books of its own, and can refuse to serve.
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
+#[path = "../sampled/mod.rs"]
+mod sampled;
+
 #[cfg(feature = "jemalloc")]
 use dogtag::Jemalloc as Inner;
+use sampled::is_every_block_sampled;
 #[cfg(not(feature = "jemalloc"))]
 use std::alloc::System as Inner;
 use std::alloc::{GlobalAlloc, Layout};
@@ -15,7 +19,7 @@ pub const CHECKED: bool = cfg!(feature = "memory-check");
 
 /// Bytes of the backend's memory around a block of [`Counting`]'s.
 pub fn around(layout: Layout) -> u64 {
-    if CHECKED { layout.align().max(64) as u64 + 16 } else { 2 }
+    if CHECKED { layout.align().max(64) as u64 + 16 } else { every_cookie() }
 }
 
 /// The same of [`ZeroSized`]'s, whose large blocks have no cookie.
@@ -26,10 +30,21 @@ pub fn around_zero_sized(layout: Layout) -> u64 {
 /// From this size on blocks of a backend without fields have no cookie.
 pub const LARGE: usize = 4096;
 
+/// Whether the books know which bytes that the backend was asked for are cookies. Not where each may
+/// have six: then too many sizes look larger than they are.
+pub fn knows_cookies() -> bool {
+    !CHECKED && !is_every_block_sampled()
+}
+
+/// Bytes of a cookie: the long one, where every block is sampled.
+fn every_cookie() -> u64 {
+    if is_every_block_sampled() { 6 } else { 2 }
+}
+
 /// The cookie of a block of [`ZeroSized`]'s, for which it was asked for so many
 /// bytes. Those of 4094 and 4095 look larger than they are.
 fn cookie(outer: usize) -> u64 {
-    if !CHECKED && outer < LARGE { 2 } else { 0 }
+    if !CHECKED && outer < LARGE { every_cookie() } else { 0 }
 }
 
 /// Bytes and blocks that are freed but that the backend has not got back.
