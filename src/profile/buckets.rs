@@ -67,7 +67,11 @@ pub(super) const ENDED: u32 = u32::MAX;
 /// Buckets that there can be: 16 MiB of them.
 const MOST: usize = 1 << 17;
 const CHUNK: usize = 1 << 10;
+/// Entries that are tried before a sample is dropped; the first ones in a small part of the table, lest
+/// each bucket touch a page of its own.
 const TRIES: usize = 64;
+const FIRST_TRIES: usize = 16;
+const FIRST_ENTRIES: usize = 1 << 14;
 /// Entries of the table that leads to them: a MiB.
 const ENTRIES: usize = 1 << 18;
 
@@ -175,7 +179,12 @@ fn entry(slot: u32, stack: u32) -> Option<&'static Entry> {
         (entry.slot.load(Ordering::Relaxed), entry.stack.load(Ordering::Relaxed)) == (slot, stack)
     };
     for attempt in 0..TRIES {
-        let place_of_number = &table.0[start.wrapping_add(attempt) % ENTRIES];
+        let hashed = start.wrapping_add(attempt);
+        let place_of_number = &table.0[if attempt < FIRST_TRIES {
+            hashed % FIRST_ENTRIES
+        } else {
+            FIRST_ENTRIES + hashed % (ENTRIES - FIRST_ENTRIES)
+        }];
         let mut number = place_of_number.load(Ordering::Acquire);
         if number == 0 {
             let (own, entry) = fresh(slot, stack)?;

@@ -13,8 +13,11 @@ pub(super) const MOST_FRAMES: usize = 128;
 
 /// Entries of the table: 512 KiB.
 const ENTRIES: usize = 1 << 16;
-/// Entries that are tried before a stack is given up.
+/// Entries that are tried before a stack is given up; the first ones in a small part of the table, lest
+/// each stack touch a page of its own.
 const TRIES: usize = 64;
+const FIRST_TRIES: usize = 16;
+const FIRST_ENTRIES: usize = 1 << 12;
 /// Words of a chunk of the arena, 256 KiB, and chunks: 64 MiB.
 const CHUNK: usize = 1 << 15;
 const CHUNKS: usize = 256;
@@ -39,7 +42,12 @@ pub(super) fn number(frames: &[usize]) -> u32 {
     let hash = hash(frames);
     let mut own = 0;
     for attempt in 0..TRIES {
-        let entry = &table.0[(hash as usize).wrapping_add(attempt) % ENTRIES];
+        let place = (hash as usize).wrapping_add(attempt);
+        let entry = &table.0[if attempt < FIRST_TRIES {
+            place % FIRST_ENTRIES
+        } else {
+            FIRST_ENTRIES + place % (ENTRIES - FIRST_ENTRIES)
+        }];
         let mut word = entry.load(Ordering::Acquire);
         if word == 0 {
             if own == 0 {
@@ -124,7 +132,7 @@ mod tests {
     fn each_stack_has_one_number_and_reads_back() {
         let numbers: Vec<HashMap<usize, u32>> = std::thread::scope(|threads| {
             let threads: Vec<_> = (0..4)
-                .map(|_| threads.spawn(|| (0..5000).map(|seed| (seed, number(&stack(seed)))).collect()))
+                .map(|_| threads.spawn(|| (0..20_000).map(|seed| (seed, number(&stack(seed)))).collect()))
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
