@@ -17,7 +17,8 @@ pub enum ProfileError {
     },
     /// The profiler is running already.
     Running,
-    /// The environment variable `DOGTAG_PROFILE` has a setting that does not exist, or no such value.
+    /// The settings, of the environment variable `DOGTAG_PROFILE` or from elsewhere, have one that does
+    /// not exist, or that cannot have this value.
     #[non_exhaustive]
     Setting {
         /// The setting.
@@ -42,7 +43,7 @@ impl fmt::Display for ProfileError {
             ),
             Self::Setting { setting } => write!(
                 f,
-                "DOGTAG_PROFILE: {:?} is no setting; there are interval=BYTES (K, M, G) and depth=FRAMES, \
+                "{:?} is no setting of the heap profiler; there are interval=BYTES (K, M, G) and depth=FRAMES, \
                  separated by commas, and 1 for the defaults",
                 beginning(setting, 100)
             ),

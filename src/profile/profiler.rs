@@ -79,13 +79,27 @@ impl Profiler {
     /// }
     /// ```
     pub fn from_env() -> Result<Option<Self>, ProfileError> {
-        match std::env::var_os("DOGTAG_PROFILE") {
-            Some(text) => match ProfilerBuilder::parse(&text.to_string_lossy())? {
-                Some(builder) => builder.start().map(Some),
-                None => Ok(None),
-            },
-            None => Ok(None),
-        }
+        std::env::var_os("DOGTAG_PROFILE")
+            .map_or(Ok(None), |settings| Self::from_settings(&settings.to_string_lossy()))
+    }
+
+    /// Starts a profiler if settings, in the form of [`DOGTAG_PROFILE`](Self::from_env), say so: for
+    /// programs that have them from elsewhere, such as the command line. Returns `None` if they are
+    /// empty or `0`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ProfileError`] if a setting is not understood, and starts nothing; or if the profiler
+    /// is running.
+    ///
+    /// ```
+    /// use dogtag::profile::Profiler;
+    ///
+    /// assert!(Profiler::from_settings("interval=lots").is_err());
+    /// assert_eq!(Profiler::from_settings("0"), Ok(None));
+    /// ```
+    pub fn from_settings(settings: &str) -> Result<Option<Self>, ProfileError> {
+        ProfilerBuilder::parse(settings)?.map(ProfilerBuilder::start).transpose()
     }
 
     /// Returns the profiler if it is running.
@@ -180,7 +194,7 @@ impl ProfilerBuilder {
         Ok(Profiler(()))
     }
 
-    /// What the text of `DOGTAG_PROFILE` asks for.
+    /// Reads settings; `None` if they ask for no profiler.
     fn parse(text: &str) -> Result<Option<Self>, ProfileError> {
         let mut builder = Profiler::builder();
         let mut is_on = false;
