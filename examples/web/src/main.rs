@@ -2,6 +2,9 @@
 //!
 //! `cargo run --release -p web`, and open
 //! <http://127.0.0.1:3000/memory>. `--port 0` takes any port that is free.
+//! `--profile interval=64K` sets how finely the heap profiler samples (it goes by
+//! `DOGTAG_PROFILE` else, and by itself takes a sample each 512 KiB); `--profile 0`
+//! leaves it off.
 //!
 //! Every route runs in a span that names a service, by way of tower-http's trace
 //! layer; within, the cache and the index have spans of their own. One route leaks
@@ -16,8 +19,12 @@
 //! curl -X POST http://127.0.0.1:3000/sessions
 //! curl http://127.0.0.1:3000/metrics            # for Prometheus
 //! curl http://127.0.0.1:3000/memory.json        # what /memory draws
+//! curl 'http://127.0.0.1:3000/profile.json?service=search' # its flame graph
+//! go tool pprof -top http://127.0.0.1:3000/debug/pprof/heap
+//! go tool pprof -top 'http://127.0.0.1:3000/debug/pprof/allocs?seconds=30'
 //! ```
 
+mod heap_profile;
 mod monitor;
 mod store;
 
@@ -49,10 +56,11 @@ use tracing_subscriber::{Layer, filter::filter_fn, fmt, prelude::*, registry};
 static ALLOC: Dogtag = Dogtag::new();
 
 fn main() -> ExitCode {
-    let Some(port) = port(std::env::args().skip(1)) else {
-        eprintln!("usage: web [--port NUMBER]");
+    let Some(Options { port, profile }) = options(std::env::args().skip(1)) else {
+        eprintln!("usage: web [--port NUMBER] [--profile SETTINGS]");
         return ExitCode::from(2);
     };
+    heap_profile::start(profile);
     // The whole set-up: a log, the services, and tracing's own needs apart.
     registry()
         .with(fmt::layer().with_writer(io::stderr).with_filter(LevelFilter::WARN))
@@ -68,12 +76,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn port(mut arguments: impl Iterator<Item = String>) -> Option<u16> {
-    match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
-        (None, ..) => Some(3000),
-        (Some("--port"), Some(port), None) => port.parse().ok(),
-        _ => None,
+struct Options {
+    port: u16,
+    /// Settings of the heap profiler.
+    profile: Option<String>,
+}
+
+fn options(mut arguments: impl Iterator<Item = String>) -> Option<Options> {
+    let mut options = Options { port: 3000, profile: None };
+    while let Some(name) = arguments.next() {
+        match name.as_str() {
+            "--port" => options.port = arguments.next()?.parse().ok()?,
+            "--profile" => options.profile = Some(arguments.next()?),
+            _ => return None,
+        }
     }
+    Some(options)
 }
 
 fn serve(port: u16) -> Result<(), Box<dyn Error>> {
@@ -109,6 +127,9 @@ fn routes() -> Router {
                 .route("/", get(async || axum::response::Redirect::to("/memory")))
                 .route("/memory", get(async || Monitor::page()))
                 .route("/memory.json", get(memory))
+                .route("/profile.json", get(heap_profile::tree))
+                .route("/debug/pprof/heap", get(heap_profile::heap))
+                .route("/debug/pprof/allocs", get(heap_profile::allocs))
                 .route("/metrics", get(metrics))
                 .layer(in_service("monitor")),
         )
