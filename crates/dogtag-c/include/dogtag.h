@@ -171,6 +171,28 @@ char *dogtag_snapshot_text(void);
 char *dogtag_balance_text(void);
 
 /*
+ * Heap profiles: which code holds the memory (a library built with `profile`)
+ */
+
+/* Starts the heap profiler: of the bytes that are allocated from now on, one of `interval` is sampled on
+ * average, with its call stack. 524288 costs next to nothing; 1 samples every allocation. False with
+ * errno EINVAL (0), EALREADY (the profiler is running), or ENOTSUP (without `profile`). */
+bool dogtag_profile_start(uint64_t interval);
+
+/* Stops the heap profiler. Profiles still show what was sampled before. Does nothing if it is not
+ * running. */
+void dogtag_profile_stop(void);
+
+/* Writes to a file, in place of what is there, what is live and what was allocated since sampling began,
+ * by service and call stack: the gzipped format of pprof, with each service's exact sums. Looks up
+ * functions' names, which may take a second. False with the errno of what failed, EINVAL for null, or
+ * ENOTSUP without `profile`.
+ *
+ *     go tool pprof -top -tagfocus service=sessions heap.pb.gz
+ */
+bool dogtag_profile_write(const char *path);
+
+/*
  * Violations, which a library built with `memory-check` finds
  */
 

@@ -20,7 +20,9 @@
 //! which is not linked and need not be there. If a program replaces some of the operators, the others
 //! call those, as C++ requires.
 //!
-//! The feature `memory-check` finds violations by C and C++ as it finds Rust's.
+//! The feature `memory-check` finds violations by C and C++ as it finds Rust's. The feature `profile`
+//! adds the heap profiler: `dogtag_profile_start`, `dogtag_profile_write`, and profiles of preloaded
+//! programs.
 //!
 //! # Building the libraries
 //!
@@ -77,10 +79,13 @@
 //! | --- | --- |
 //! | `DOGTAG_REPORT` | `exit`, the name of a signal such as `SIGUSR2`, or both, separated by commas: the table and the balance, on standard error at the end of each process or whenever it gets the signal |
 //! | | `file=PATH` among them: to the end of that file; `%p` in it is the process's number |
+//! | `DOGTAG_PROFILE` | with the feature `profile`: heap profiles for pprof, at the end of each process and whenever it gets `SIGUSR2`. `1`, or [settings](https://docs.rs/dogtag/latest/dogtag/profile/struct.Profiler.html#method.from_env): `interval=64K,depth=100` |
+//! | | `file=PATH` among them: the file, instead of `heap.%p.%n.pb.gz` in the directory where the process began; `%p` in it is the process's number, and `%n` counts the files that the process has written. Without it each one takes the place of the one before |
 //! | `DOGTAG_SERVICE` | `thread`: a thread that is in no scope allocates as a service with the thread's name |
 //! | `DOGTAG_CHECK` | with `memory-check`: its [settings](https://docs.rs/dogtag/latest/dogtag/check/index.html#settings). At its end a process checks all blocks that are live or in quarantine, unless it is a forked child that has freed less than some 64 blocks for each MiB of the heap |
 //!
-//! Processes with more rights than the user who runs them (setuid) ignore the variables.
+//! Processes with more rights than the user who runs them (setuid) ignore the variables. What is not
+//! understood, and files that cannot be written, give a line on standard error; the program goes on.
 //!
 //! # Names of threads
 //!
@@ -126,9 +131,9 @@
 //! A thread that first allocates as a service looks the service up and perhaps registers it; a process
 //! without any memory left for that ends there.
 //!
-//! With a signal in `DOGTAG_REPORT`, a process and each child that it forks have one more thread,
+//! With a signal in `DOGTAG_REPORT`, or with `DOGTAG_PROFILE`, a process and each child that it forks have one more thread,
 //! which waits for the signal: calls that only processes of one thread may make (`unshare` of user
-//! namespaces, say) fail. Standard error is kept open for the report under a number from 500 on, so a
+//! namespaces, say) fail. A program that handles the signal itself gets it instead. Standard error is kept open for the report under a number from 500 on, so a
 //! reader of its pipe sees the end only when the process ends.
 //!
 //! Functions of the C library's own heap (`mallinfo`, `mallopt`, `malloc_trim`) still act on that
@@ -162,6 +167,7 @@ mod operators;
 mod preload;
 #[cfg(feature = "interpose")]
 mod process;
+mod profile;
 mod services;
 #[cfg(feature = "skynet")]
 mod skynet;

@@ -1,5 +1,8 @@
-//! The preload tool: reports and services by name for a program that knows nothing of the library,
-//! as the environment's variables say.
+//! The preload tool: reports, services by name and heap profiles for a program that knows nothing of
+//! the library, as the environment's variables say.
+
+#[cfg(feature = "profile")]
+mod profile;
 
 use crate::{current_owner, names};
 use dogtag::__private::memory_check;
@@ -14,6 +17,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -36,7 +40,8 @@ extern "C" fn begin() {
             complain("DOGTAG_REPORT", part, known);
         }
     }
-    if reports.at_exit || memory_check::IS_ON {
+    let profiles = profile::begin();
+    if reports.at_exit || memory_check::IS_ON || profiles {
         // SAFETY: the function has this signature; a library whose handler is registered here stays
         // loaded until the handler has run.
         unsafe { libc::atexit(at_exit) };
@@ -44,12 +49,15 @@ extern "C" fn begin() {
     if reports.file.is_none() && (reports.at_exit || !reports.signals.is_empty()) {
         reports.stderr = Some(KeptStderr::keep());
     }
-    let signals = reports.signals.clone();
+    let mut signals = reports.signals.clone();
+    if profiles && !signals.contains(&PROFILE_SIGNAL) {
+        signals.push(PROFILE_SIGNAL);
+    }
     let _ = REPORTS.set(reports);
     if !signals.is_empty() {
         listen();
         sys::at_fork_in_child(listen);
-        signals.into_iter().for_each(report_at);
+        signals.into_iter().for_each(listen_to);
     }
     // The thread that is about to run `main` has allocated before, as nobody.
     current_owner::refresh_name();
@@ -110,6 +118,27 @@ extern "C" fn at_exit() {
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         report("at its exit");
     }
+    profile::write();
+}
+
+/// The signal at which a heap profile is written, if the profiler was started here.
+const PROFILE_SIGNAL: c_int = libc::SIGUSR2;
+
+#[cfg(not(feature = "profile"))]
+mod profile {
+    use super::{sys, variable};
+
+    /// Prints that there is no profiler if `DOGTAG_PROFILE` asks for one.
+    pub(super) fn begin() -> bool {
+        if variable("DOGTAG_PROFILE").is_some_and(|text| !matches!(text.trim_ascii(), b"" | b"0")) {
+            sys::print(format_args!(
+                "dogtag: DOGTAG_PROFILE is ignored: the library was built without the feature `profile`\n"
+            ));
+        }
+        false
+    }
+
+    pub(super) fn write() {}
 }
 
 /// Writes a report.
@@ -129,7 +158,7 @@ fn report(when: &str) {
             }
             return;
         };
-        let path = numbered(file, pid);
+        let path = numbered(file, &[(b'p', pid)]);
         let written = OpenOptions::new()
             .create(true)
             .append(true)
@@ -196,14 +225,15 @@ fn file_of(descriptor: c_int) -> Option<(libc::dev_t, libc::ino_t)> {
     }
 }
 
-/// Puts the process's number in place of each `%p`.
-fn numbered(path: &OsStr, pid: u32) -> PathBuf {
+/// Puts numbers in place of `%` and their letter.
+fn numbered(path: &OsStr, numbers: &[(u8, u32)]) -> PathBuf {
     let mut bytes = Vec::new();
     let mut rest = path.as_bytes();
     while let [byte, after @ ..] = rest {
-        if let [b'%', b'p', after @ ..] = rest {
-            bytes.extend_from_slice(pid.to_string().as_bytes());
-            rest = after;
+        let number = after.first().and_then(|letter| numbers.iter().find(|(known, _)| known == letter));
+        if let (b'%', Some((_, number))) = (byte, number) {
+            bytes.extend_from_slice(number.to_string().as_bytes());
+            rest = &after[1..];
         } else {
             bytes.push(*byte);
             rest = after;
@@ -212,15 +242,23 @@ fn numbered(path: &OsStr, pid: u32) -> PathBuf {
     OsString::from_vec(bytes).into()
 }
 
-/// Begins the thread that reports at a signal; the handler, which may do next to nothing, wakes it.
+/// Begins the thread that writes reports and profiles at a signal; the handler, which may do next to nothing, wakes it.
 extern "C" fn listen() {
     let listen = || {
         loop {
             // SAFETY: the semaphore was initialised below, before this thread was begun.
             while unsafe { libc::sem_wait(SIGNALLED.as_ptr()) } != 0 {}
-            report("at a signal");
+            if take(&REPORTS_WANTED) {
+                report("at a signal");
+            }
+            if take(&PROFILES_WANTED) {
+                profile::write();
+            }
         }
     };
+    // What was asked of a parent process is not done by its child.
+    REPORTS_WANTED.store(0, Ordering::Relaxed);
+    PROFILES_WANTED.store(0, Ordering::Relaxed);
     // SAFETY: the sets are places for results, read once they are filled. Nobody waits for the
     // semaphore: no thread that would was begun, or this is a forked child, without other threads.
     // All signals are blocked in the new thread, so it takes none that the program's threads wait for.
@@ -230,17 +268,35 @@ extern "C" fn listen() {
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), former.as_mut_ptr());
         if !unattributed(|| sys::spawn(listen)) {
-            sys::print(format_args!(
-                "dogtag: DOGTAG_REPORT: no thread is to be had for reports at a signal\n"
-            ));
+            sys::print(format_args!("dogtag: no thread is to be had for reports and profiles at a signal\n"));
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, former.as_ptr(), ptr::null_mut());
     }
 }
 
+/// Reports and profiles that signals have asked for, and that are not written yet.
+static REPORTS_WANTED: AtomicU32 = AtomicU32::new(0);
+static PROFILES_WANTED: AtomicU32 = AtomicU32::new(0);
+
+/// Takes one of what is wanted, if there is one. Only one thread does.
+fn take(wanted: &AtomicU32) -> bool {
+    let is_wanted = wanted.load(Ordering::Relaxed) > 0;
+    if is_wanted {
+        wanted.fetch_sub(1, Ordering::Relaxed);
+    }
+    is_wanted
+}
+
 /// Installs the handler of a signal.
-fn report_at(signal: c_int) {
-    extern "C" fn wake(_: c_int) {
+fn listen_to(signal: c_int) {
+    extern "C" fn wake(signal: c_int) {
+        if REPORTS.get().is_some_and(|reports| reports.signals.contains(&signal)) {
+            REPORTS_WANTED.fetch_add(1, Ordering::Relaxed);
+        }
+        // Without a profiler of the environment's, `profile::write` writes nothing.
+        if signal == PROFILE_SIGNAL {
+            PROFILES_WANTED.fetch_add(1, Ordering::Relaxed);
+        }
         // SAFETY: the semaphore was initialised before this handler was installed. The call is
         // async-signal-safe, and leaves errno alone unless it fails.
         unsafe { libc::sem_post(SIGNALLED.as_ptr()) };

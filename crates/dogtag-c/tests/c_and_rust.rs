@@ -106,3 +106,42 @@ fn c_finds_the_services_of_rust() {
 unsafe extern "C" {
     fn asprintf(text: *mut *mut c_char, format: *const c_char, ...) -> c_int;
 }
+
+/// The figures of each service are exact, so what samples are left shows in their number.
+#[test]
+#[cfg(feature = "profile")]
+fn no_sample_is_left_of_what_c_has_freed() {
+    use dogtag::profile::{self, Profiler};
+    // The compiler leaves out blocks that nobody looks at.
+    use std::hint::black_box;
+
+    let samples = |name: &str| -> (i64, u64) {
+        let rows = profile::live().by_service().rows;
+        rows.iter().find(|row| row.service == name).map_or((0, 0), |row| (row.bytes, row.samples))
+    };
+    let [first, second] = ["first", "second"].map(|name| Service::register(name).unwrap());
+    let profiler = Profiler::builder().interval(1).start().unwrap();
+    // SAFETY: any size may be asked for; each block is freed once, and moved by `realloc` alone.
+    unsafe {
+        let kept = black_box(first.run(|| libc::malloc(100)));
+        let size = malloc_usable_size(kept) as i64;
+        assert_eq!(samples("first"), (size, 1));
+        for round in 0..1000_usize {
+            let sizes = [1, 100, 3000, 4096, 5000, 100_000, 3 << 20].map(|size| size + round);
+            let blocks = sizes.map(|size| black_box(first.run(|| libc::malloc(size))));
+            if round % 100 == 0 {
+                let live: usize = blocks.iter().map(|block| malloc_usable_size(*block)).sum();
+                assert_eq!(samples("first"), (live as i64 + size, 8));
+            }
+            for (block, other) in blocks.into_iter().zip(sizes.into_iter().rev()) {
+                libc::free(black_box(second.run(|| libc::realloc(block, other))));
+            }
+        }
+        assert_eq!((samples("first"), samples("second")), ((size, 1), (0, 0)));
+        let kept = black_box(second.run(|| libc::realloc(kept, 10_000)));
+        assert_eq!((samples("first"), samples("second").1), ((0, 0), 1));
+        libc::free(kept);
+    }
+    profiler.stop();
+    assert_eq!((samples("first"), samples("second")), ((0, 0), (0, 0)));
+}

@@ -140,7 +140,7 @@ impl Node {
                 node.child(row.origin.label(), false).add(row);
             }
             for frame in if only_own { own(frames) } else { frames }.iter().rev() {
-                node = node.child(&frame.function, frame.is_own);
+                node = node.child(&frame.function, is_own(frame));
                 node.add(row);
             }
         }
@@ -179,13 +179,19 @@ impl Node {
     }
 }
 
+/// Whether a function is this program's. (`Frame::is_own` tells it by the paths of the sources, which
+/// release builds mostly do not have.)
+fn is_own(frame: &Frame) -> bool {
+    frame.function.trim_start_matches(['<', '&']).starts_with(concat!(env!("CARGO_CRATE_NAME"), "::"))
+}
+
 /// The program's own frames, and those that these call directly; all, where there are none.
 fn own(frames: Vec<&Frame>) -> Vec<&Frame> {
-    if !frames.iter().any(|frame| frame.is_own) {
+    if !frames.iter().any(|frame| is_own(frame)) {
         return frames;
     }
-    let caller_is_own = |i: usize| frames.get(i + 1).is_some_and(|caller| caller.is_own);
-    let kept = frames.iter().enumerate().filter(|(i, frame)| frame.is_own || caller_is_own(*i));
+    let caller_is_own = |i: usize| frames.get(i + 1).is_some_and(|caller| is_own(caller));
+    let kept = frames.iter().enumerate().filter(|(i, frame)| is_own(frame) || caller_is_own(*i));
     kept.map(|(_, frame)| *frame).collect()
 }
 

@@ -1,9 +1,9 @@
+#[path = "../../../../tests/pprof/mod.rs"]
+mod pprof;
+
 use super::*;
 use crate::routes;
-use flate2::read::GzDecoder;
-use prost::Message;
 use serde_json::Value;
-use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Once;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,60 +44,10 @@ async fn get_json(address: SocketAddr, path: &str) -> Value {
     serde_json::from_slice(&body).unwrap()
 }
 
-/// The messages of pprof's format, as far as they are read here.
-#[derive(Clone, PartialEq, prost::Message)]
-struct File {
-    #[prost(message, repeated, tag = "1")]
-    sample_type: Vec<ValueType>,
-    #[prost(message, repeated, tag = "2")]
-    sample: Vec<Sample>,
-    #[prost(string, repeated, tag = "6")]
-    string_table: Vec<String>,
-    #[prost(int64, tag = "14")]
-    default_sample_type: i64,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct ValueType {
-    #[prost(int64, tag = "1")]
-    kind: i64,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Sample {
-    #[prost(int64, repeated, tag = "2")]
-    value: Vec<i64>,
-    #[prost(message, repeated, tag = "3")]
-    label: Vec<Label>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Label {
-    #[prost(int64, tag = "1")]
-    key: i64,
-    #[prost(int64, tag = "2")]
-    text: i64,
-}
-
-impl File {
-    async fn get(address: SocketAddr, path: &str) -> Self {
-        let (status, body) = super::tests::get(address, path).await;
-        assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
-        let mut file = Vec::new();
-        GzDecoder::new(&*body).read_to_end(&mut file).unwrap();
-        Self::decode(&*file).unwrap()
-    }
-
-    fn text(&self, place: i64) -> &str {
-        &self.string_table[place as usize]
-    }
-
-    /// The sum of a service's values of one type.
-    fn sum(&self, service: &str, kind: &str) -> i64 {
-        let place = self.sample_type.iter().position(|it| self.text(it.kind) == kind).unwrap();
-        let is_of = |label: &Label| self.text(label.key) == "service" && self.text(label.text) == service;
-        self.sample.iter().filter(|it| it.label.iter().any(is_of)).map(|it| it.value[place]).sum()
-    }
+async fn get_pprof(address: SocketAddr, path: &str) -> pprof::File {
+    let (status, body) = get(address, path).await;
+    assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
+    pprof::File::read(&body)
 }
 
 #[inline(never)]
@@ -135,8 +85,8 @@ fn the_flame_graphs_figures_are_those_of_the_profile() {
         let library = nodes.iter().find(|node| node["depth"] == 1 && node["name"] == "library").unwrap();
         assert_eq!(library["bytes"], SHELVES);
 
-        let file = File::get(address, "/debug/pprof/heap").await;
-        assert_eq!(file.text(file.default_sample_type), "inuse_space");
+        let file = get_pprof(address, "/debug/pprof/heap").await;
+        assert_eq!(file.default_sample_type(), "inuse_space");
         for (kind, figure) in [("inuse_space", SHELVES), ("inuse_objects", 101), ("alloc_space", SHELVES)] {
             assert_eq!(file.sum("library", kind), figure, "{kind}");
         }
@@ -169,7 +119,7 @@ fn seconds_give_what_came_in_between() {
         let kept = before.run(|| vec![0_u8; 10_000]);
         for path in ["heap", "allocs"] {
             let path = format!("/debug/pprof/{path}?seconds=1");
-            let asked = tokio::spawn(async move { File::get(address, &path).await });
+            let asked = tokio::spawn(async move { get_pprof(address, &path).await });
             let mut pieces = Vec::new();
             while !asked.is_finished() {
                 pieces.push(churn.run(|| vec![0_u8; 1000]));
