@@ -15,8 +15,15 @@ use std::process::{Command, Stdio};
 const PROFILED: Kind = Kind {
     name: "profiled",
     features: "interpose,skynet,profile",
-    defines: &["-DINTERPOSED", "-DPROFILED"],
+    defines: &["-DINTERPOSED"],
     slowness: 2,
+};
+
+const CHECKED: Kind = Kind {
+    name: "profiled-checked",
+    features: "interpose,skynet,profile,memory-check",
+    defines: &["-DINTERPOSED", "-DCHECKED"],
+    slowness: 10,
 };
 
 /// Without the feature.
@@ -25,10 +32,10 @@ const PLAIN: Kind =
 
 #[test]
 fn blocks_of_all_kinds_are_sampled_until_they_are_freed() {
-    for link in [Link::Static, Link::Shared] {
+    for (kind, link) in [(PROFILED, Link::Static), (PROFILED, Link::Shared), (CHECKED, Link::Static)] {
         let folder = Empty::folder("blocks");
         let [middle, end] = ["middle.pb.gz", "end.pb.gz"].map(|name| folder.0.join(name));
-        let mut program = Command::new(compile("profile", PROFILED, link));
+        let mut program = Command::new(compile("profile", kind, link));
         program.arg(&middle).arg(&end);
         let ended = run(program);
         assert_eq!(ended.stderr, "");
