@@ -89,24 +89,28 @@ pub async fn tree(query: Asked) -> Result<Response, Refused> {
         _ => return Err(refuse(StatusCode::BAD_REQUEST, "functions is all or own")),
     };
     let service = parameters.get("service").cloned();
-    if let Some(name) = &service
-        && dogtag::Service::by_name(name).is_none()
-    {
-        return Err(refuse(StatusCode::NOT_FOUND, format!("there is no service {name}; see /memory.json")));
-    }
     is_on()?;
     let answer = blocking(move || {
-        let profile = profile::live();
+        let mut profile = profile::live();
+        if let Some(name) = &service {
+            let is_held = profile.services.iter().any(|service| service.name == *name);
+            if !is_held && dogtag::Service::by_name(name).is_none() {
+                let why = format!("there is no service {name}; see /memory.json");
+                return Err(refuse(StatusCode::NOT_FOUND, why));
+            }
+            // Names are looked up of what is left.
+            profile.rows.retain(|row| row.service == *name);
+        }
         let time = profile.taken.duration_since(UNIX_EPOCH).unwrap_or_default();
-        json!({
+        Ok(json!({
             "time": time.as_millis() as u64,
             "interval": profile.interval,
             "dropped": profile.dropped,
             "service": service,
             "nodes": Node::tree(&profile, service.as_deref(), only_own).flat(),
-        })
+        }))
     });
-    Ok(Json(answer.await?).into_response())
+    Ok(Json(answer.await??).into_response())
 }
 
 /// One function, called as its parents say, or a whole service.
@@ -126,9 +130,10 @@ struct Node {
 }
 
 impl Node {
+    /// Adds the rows up, which are all of the service if one is given.
     fn tree(profile: &Profile, service: Option<&str>, only_own: bool) -> Self {
         let mut root = Self { name: service.unwrap_or("all services").to_owned(), ..Self::default() };
-        for row in profile.rows.iter().filter(|row| service.is_none_or(|name| row.service == name)) {
+        for row in &profile.rows {
             root.add(row);
             let mut node = &mut root;
             if service.is_none() {

@@ -1061,6 +1061,19 @@ static void figures_of_any_size(void)
 	dogtag_service_release(sized);
 }
 
+/* Without the feature; profile.c is with it. */
+static void no_profiles(void)
+{
+	errno = 0;
+	CHECK(!dogtag_profile_start(1));
+	CHECK_EQUAL(errno, ENOTSUP);
+	dogtag_profile_stop();
+	errno = 0;
+	CHECK(!dogtag_profile_write("/dev/null"));
+	CHECK_EQUAL(errno, ENOTSUP);
+	CHECK_REFUSED(dogtag_profile_write(NULL) ? "" : NULL, EINVAL);
+}
+
 int main(void)
 {
 	blocks();
@@ -1078,6 +1091,7 @@ int main(void)
 	limits();
 	shrinking();
 	no_violations();
+	no_profiles();
 	puts("ok");
 	return 0;
 }
