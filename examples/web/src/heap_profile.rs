@@ -215,7 +215,7 @@ fn seconds(parameters: &HashMap<String, String>) -> Result<Option<Duration>, Ref
 }
 
 fn is_on() -> Result<(), Refused> {
-    let off = "the profiler is off; start the server without `--profile 0` and DOGTAG_PROFILE=0";
+    let off = "the heap profiler is off; start the server with `--profile 1`";
     Profiler::running().map(drop).ok_or_else(|| refuse(StatusCode::SERVICE_UNAVAILABLE, off))
 }
 
