@@ -22,8 +22,9 @@ impl Default for Monitor {
 
 impl Monitor {
     /// Draws what `memory` tells, once a second.
-    pub fn page() -> Html<&'static str> {
-        Html(include_str!("memory.html"))
+    pub fn page() -> Html<String> {
+        let flame_graph = include_str!("flame_graph.js");
+        Html(include_str!("memory.html").replacen("/* flame_graph.js */", flame_graph, 1))
     }
 
     pub fn memory(leak: bool) -> Value {
