@@ -84,7 +84,7 @@ function short(name) {
   // Of a trait's method the type is in brackets; its last name says more.
   if (name.startsWith("<")) {
     const type = name.slice(1).replace(/^[&*]?(mut |const |dyn )*/, "").match(/^[\w:]+/);
-    if (type) parts.unshift(type[0].split("::").at(-1));
+    if (type) parts.unshift(type[0].split("::").filter(Boolean).at(-1));
   }
   return parts.slice(-2).join("::") || name;
 }
