@@ -9,7 +9,9 @@ use super::row::{Estimate, Origin, ProfileRow};
 
 /// Returns the rows of a service, whose objects and bytes add up to its exact ones. None is
 /// negative, and none is zero.
-pub(super) fn calibrate(total: &ServiceTotal, sampled: Vec<CollectedRow>) -> Vec<ProfileRow> {
+pub(super) fn calibrate(total: &ServiceTotal, mut sampled: Vec<CollectedRow>) -> Vec<ProfileRow> {
+    // Remainders are often equal: of what stands still, each profile rounds the same ones up.
+    sampled.sort_unstable_by(|a, b| a.stack.cmp(&b.stack));
     let bytes = Spread::new(total.bytes, total.bytes_before, sampled.iter().map(|row| row.bytes));
     let objects = Spread::new(total.blocks, total.blocks_before, sampled.iter().map(|row| row.objects));
     // No row can be wrong by more than all that there is.
@@ -121,6 +123,30 @@ mod tests {
         assert_eq!(apportion(u64::MAX, &[1e-300, 1e300]), [0, u64::MAX]);
         assert_eq!(apportion(5, &[0.0, 0.0]), [0, 0]);
         assert_eq!(apportion(5, &[]), [0; 0]);
+    }
+
+    #[test]
+    fn the_order_of_rows_makes_no_difference() {
+        let service = ServiceTotal {
+            name: "service".into(),
+            handle: 1,
+            bytes: 10,
+            blocks: 10,
+            bytes_before: 0,
+            blocks_before: 0,
+        };
+        let row = |address: usize| CollectedRow {
+            service: 0,
+            stack: [address].into(),
+            samples: 1,
+            objects: 3.0,
+            bytes: 3.0,
+            objects_variance: 0.0,
+            bytes_variance: 0.0,
+        };
+        let calibrated = calibrate(&service, [1, 2, 3].map(row).into());
+        assert_eq!(calibrate(&service, [3, 1, 2].map(row).into()), calibrated);
+        assert_eq!(calibrated.iter().map(|row| row.bytes).collect::<Vec<_>>(), [4, 3, 3]);
     }
 
     #[test]
