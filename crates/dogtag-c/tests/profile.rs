@@ -12,12 +12,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const PROFILED: Kind = Kind {
-    name: "profiled",
-    features: "interpose,skynet,profile",
-    defines: &["-DINTERPOSED"],
-    slowness: 2,
-};
+const PROFILED: Kind =
+    Kind { name: "profiled", features: "interpose,skynet,profile", defines: &["-DINTERPOSED"], slowness: 2 };
 
 const CHECKED: Kind = Kind {
     name: "profiled-checked",
