@@ -88,6 +88,8 @@ pub(crate) fn reserve() -> Option<SampleId> {
 /// Makes a reserved entry a live block's sample.
 pub(crate) fn publish(sample: SampleId, block: *mut u8, what: Sample) {
     let Some(entry) = entry(sample) else { return };
+    // What a reader sees of this comes after the end of the sample before.
+    fence(Ordering::Release);
     entry.generation.store(what.generation, Ordering::Relaxed);
     entry.size.store(what.size, Ordering::Relaxed);
     entry.interval.store(what.interval, Ordering::Relaxed);
@@ -104,8 +106,6 @@ pub(crate) fn release(sample: SampleId) {
     if !version.is_multiple_of(2) {
         entry.block.store(0, Ordering::Relaxed);
         entry.version.store(version.wrapping_add(1), Ordering::Relaxed);
-        // What the next one writes comes after this.
-        fence(Ordering::Release);
     }
     let mut top = FREE.load(Ordering::Relaxed);
     loop {

@@ -31,7 +31,8 @@ pub(crate) fn interval() -> u64 {
     INTERVAL.load(Ordering::Relaxed)
 }
 
-/// Changes the mean distance. The caller lowers every threshold then.
+/// Changes the mean distance. The caller lowers every threshold then; where it was another one, not 0,
+/// he makes it 0 first, and lowers them, lest points of the former one get the new one's weight.
 pub(crate) fn set_interval(interval: u64) {
     INTERVAL.store(interval, Ordering::Relaxed);
     CHANGES.fetch_add(1, Ordering::Relaxed);
@@ -63,9 +64,19 @@ fn hooks() -> Option<&'static Hooks> {
 #[must_use]
 pub(crate) struct Decision {
     account: Account,
-    /// Where it will be known how far the next point is, if anything is sampled.
-    point: Option<Point>,
+    /// What it was decided with, if anything is sampled.
+    looked: Option<Looked>,
     sampled: Option<Sampled>,
+}
+
+struct Looked {
+    point: Point,
+    /// The bytes that the block was expected to be charged with.
+    size: u64,
+    /// Whether the point is among them.
+    is_reached: bool,
+    interval: u64,
+    changes: u64,
 }
 
 enum Point {
@@ -78,15 +89,15 @@ enum Point {
 struct Sampled {
     id: SampleId,
     record: &'static Record,
-    interval: u64,
     stack: u32,
 }
 
 impl Decision {
-    /// Decides whether an allocation of `size` bytes by the calling thread is sampled.
+    /// Decides whether an allocation of `size` bytes by the calling thread is sampled. A sampled block
+    /// of C's may be charged with a few bytes more or less; what it stands for is decided here.
     #[inline]
     pub(crate) fn of(account: Account, record: &'static Record, size: usize) -> Self {
-        let mut decision = Self { account, point: None, sampled: None };
+        let mut decision = Self { account, looked: None, sampled: None };
         let interval = interval();
         if interval != 0 {
             decision.decide(record, size as u64, interval);
@@ -96,34 +107,24 @@ impl Decision {
 
     #[cold]
     fn decide(&mut self, record: &'static Record, size: u64, interval: u64) {
-        let is_sampled = match own_short(self.account) {
+        let changes = CHANGES.load(Ordering::Relaxed);
+        let (point, is_reached) = match own_short(self.account) {
             Some(cell) => {
-                let allocated = cell.allocated();
                 let point = match cell.pending_point() {
                     Pending::At(point) => point,
                     Pending::After(start) => start.saturating_add(distance(interval)),
                 };
-                self.point = Some(Point::At(point));
-                allocated.saturating_add(size) >= point
+                (Point::At(point), cell.allocated().saturating_add(size) >= point)
             }
             None => {
-                let changes = CHANGES.load(Ordering::Relaxed);
-                let left = if Word::SamplingChanges.get() == changes {
-                    Word::NextSample.get()
-                } else {
-                    distance(interval)
-                };
-                self.point = Some(Point::In(left));
-                size >= left
+                let is_of_now = Word::SamplingChanges.get() == changes;
+                let left = if is_of_now { Word::NextSample.get() } else { distance(interval) };
+                (Point::In(left), size >= left)
             }
         };
-        if is_sampled {
-            self.sampled = samples::reserve().map(|id| Sampled {
-                id,
-                record,
-                interval,
-                stack: hooks().map_or(0, |hooks| (hooks.take_stack)()),
-            });
+        self.looked = Some(Looked { point, size, is_reached, interval, changes });
+        if is_reached {
+            self.sampled = samples::reserve().map(|id| Sampled { id, record, stack: take_stack() });
         }
     }
 
@@ -144,11 +145,11 @@ impl Decision {
         }
     }
 
-    /// Notes that the block was allocated and counted with `size` bytes, and where the next point is.
+    /// Notes that the block was allocated and counted, and where the next point is.
     #[inline]
-    pub(crate) fn finish(mut self, block: *mut u8, size: usize) {
-        if let Some(point) = self.point.take() {
-            self.go_on(point, block, size as u64);
+    pub(crate) fn finish(mut self, block: *mut u8) {
+        if let Some(looked) = self.looked.take() {
+            self.go_on(&looked, block);
         } else if let Some(cell) = own_short(self.account)
             && matches!(cell.pending_point(), Pending::At(_))
         {
@@ -158,34 +159,45 @@ impl Decision {
     }
 
     #[cold]
-    fn go_on(&mut self, point: Point, block: *mut u8, size: u64) {
+    fn go_on(&mut self, looked: &Looked, block: *mut u8) {
         let interval = interval();
-        let next = |is_over: bool, rest: u64| match (is_over, interval) {
-            (_, 0) => u64::MAX,
-            (true, _) => distance(interval),
-            (false, _) => rest,
+        let next = |is_over: bool, rest: u64| match interval {
+            0 => u64::MAX,
+            _ if is_over || interval != looked.interval => distance(interval),
+            _ => rest,
         };
-        match (point, own_short(self.account)) {
+        match (&looked.point, own_short(self.account)) {
             (Point::At(point), Some(cell)) => {
                 let allocated = cell.allocated();
-                let rest = point.wrapping_sub(allocated);
-                cell.set_point(allocated.saturating_add(next(allocated >= point, rest)));
+                let is_over = looked.is_reached || allocated >= *point;
+                cell.set_point(allocated.saturating_add(next(is_over, point.wrapping_sub(allocated))));
             }
             (Point::In(left), _) => {
-                Word::NextSample.set(next(size >= left, left.wrapping_sub(size)));
-                Word::SamplingChanges.set(CHANGES.load(Ordering::Relaxed));
+                Word::NextSample.set(next(looked.is_reached, left.wrapping_sub(looked.size)));
+                Word::SamplingChanges.set(looked.changes);
             }
             (Point::At(_), None) => {}
         }
-        if let Some(Sampled { id, record, interval, stack }) = self.sampled.take() {
+        if let Some(Sampled { id, record, stack }) = self.sampled.take() {
             let (slot, generation) = (record.slot(), record.generation());
-            let sample = Sample { slot, generation, size, interval, stack };
+            let sample = Sample { slot, generation, size: looked.size, interval: looked.interval, stack };
             samples::publish(id, block, sample);
             if let Some(hooks) = hooks() {
                 (hooks.count)(&sample);
             }
         }
     }
+}
+
+/// Takes the calling thread's call stack; none inside of taking one, should that allocate.
+fn take_stack() -> u32 {
+    let Some(hooks) = hooks() else { return 0 };
+    if Word::IsTakingStack.replace(1) != 0 {
+        return 0;
+    }
+    let stack = (hooks.take_stack)();
+    Word::IsTakingStack.set(0);
+    stack
 }
 
 impl Drop for Decision {

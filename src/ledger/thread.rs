@@ -277,10 +277,18 @@ pub enum Word {
     NextSample,
     /// Sampling: for which interval that is.
     SamplingChanges,
+    /// Sampling: whether the thread is taking its call stack.
+    IsTakingStack,
+    /// Call stacks: where the part of the thread's own stack begins that is known to be readable.
+    StackFrom,
+    /// Call stacks: where it ends; 0 while it is not known.
+    StackTo,
+    /// Call stacks: how often it was looked for in vain.
+    StackFailures,
 }
 
 impl Word {
-    const COUNT: usize = Self::SamplingChanges as usize + 1;
+    const COUNT: usize = Self::StackFailures as usize + 1;
 
     /// Returns the calling thread's word.
     #[inline(always)]

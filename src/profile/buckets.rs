@@ -64,7 +64,7 @@ pub(super) struct Bucket {
 
 pub(super) const ENDED: u32 = u32::MAX;
 
-/// Buckets that there can be: 16 MiB of them.
+/// Buckets that there can be: 8 MiB of them.
 const MOST: usize = 1 << 17;
 const CHUNK: usize = 1 << 10;
 /// Entries that are tried before a sample is dropped; the first ones in a small part of the table, lest
@@ -121,6 +121,12 @@ pub(super) fn count(sample: &Sample) {
 /// Samples that there was no bucket for.
 pub(super) fn dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)
+}
+
+/// Forgets what was counted.
+pub(super) fn reset() {
+    let all = 1..=TAKEN.load(Ordering::Acquire).min(MOST as u32);
+    all.filter_map(place).for_each(|entry| _ = entry.take());
 }
 
 /// Calls `each` for every bucket.

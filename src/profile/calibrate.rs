@@ -2,18 +2,25 @@
 //!
 //! What was sampled is an estimate; what a service holds is known to the byte. So the estimates are
 //! scaled to the exact figure. What was allocated before sampling began has no call stack, and gets
-//! a row of its own first: as much as is missing, but no more than can be from that time.
+//! a row of its own first: as much as is missing, but no more than can be from that time. Where nothing is
+//! sampled any more, or much was dropped, the estimates are of a part only, and are not scaled up.
 
 use super::collect::{CollectedRow, ServiceTotal};
 use super::row::{Estimate, Origin, ProfileRow};
 
 /// Returns the rows of a service, whose objects and bytes add up to its exact ones. None is
 /// negative, and none is zero.
-pub(super) fn calibrate(total: &ServiceTotal, mut sampled: Vec<CollectedRow>) -> Vec<ProfileRow> {
+pub(super) fn calibrate(
+    total: &ServiceTotal,
+    mut sampled: Vec<CollectedRow>,
+    is_complete: bool,
+) -> Vec<ProfileRow> {
     // Remainders are often equal: of what stands still, each profile rounds the same ones up.
     sampled.sort_unstable_by(|a, b| a.stack.cmp(&b.stack));
-    let bytes = Spread::new(total.bytes, total.bytes_before, sampled.iter().map(|row| row.bytes));
-    let objects = Spread::new(total.blocks, total.blocks_before, sampled.iter().map(|row| row.objects));
+    let bytes =
+        Spread::new(total.bytes, total.bytes_before, sampled.iter().map(|row| row.bytes), is_complete);
+    let objects =
+        Spread::new(total.blocks, total.blocks_before, sampled.iter().map(|row| row.objects), is_complete);
     // No row can be wrong by more than all that there is.
     let at_most = |error: f64| error.min(bytes.exact as f64);
 
@@ -63,14 +70,15 @@ struct Spread {
 }
 
 impl Spread {
-    fn new(exact: u64, before_at_most: u64, estimates: impl Iterator<Item = f64>) -> Self {
+    fn new(exact: u64, before_at_most: u64, estimates: impl Iterator<Item = f64>, is_complete: bool) -> Self {
         // What readers get is signed, since differences are.
         let exact = exact.min(i64::MAX as u64);
         let estimates: Vec<f64> = estimates.map(known).collect();
         let estimated = estimates.iter().sum::<f64>().round();
         // The cast saturates.
         let before = exact.saturating_sub(estimated as u64).min(before_at_most);
-        let shares = apportion(exact - before, &estimates);
+        let by_stack = if is_complete { exact - before } else { (exact - before).min(estimated as u64) };
+        let shares = apportion(by_stack, &estimates);
         let rest = exact - before - shares.iter().sum::<u64>();
         Self { exact, before, rest, shares }
     }
@@ -144,24 +152,28 @@ mod tests {
             objects_variance: 0.0,
             bytes_variance: 0.0,
         };
-        let calibrated = calibrate(&service, [1, 2, 3].map(row).into());
-        assert_eq!(calibrate(&service, [3, 1, 2].map(row).into()), calibrated);
+        let calibrated = calibrate(&service, [1, 2, 3].map(row).into(), true);
+        // Of a part of what there is, the rest is not sampled.
+        let part = calibrate(&service, [1, 2].map(row).into(), false);
+        assert_eq!(part.iter().map(|row| (&row.origin, row.bytes)).next(), Some((&Origin::NotSampled, 4)));
+        assert_eq!(part[1..].iter().map(|row| row.bytes).collect::<Vec<_>>(), [3, 3]);
+        assert_eq!(calibrate(&service, [3, 1, 2].map(row).into(), true), calibrated);
         assert_eq!(calibrated.iter().map(|row| row.bytes).collect::<Vec<_>>(), [4, 3, 3]);
     }
 
     #[test]
     fn what_was_allocated_before_sampling_is_what_is_missing() {
         // As much as is missing,
-        let spread = Spread::new(1000, 900, [300.0, 100.0].into_iter());
+        let spread = Spread::new(1000, 900, [300.0, 100.0].into_iter(), true);
         assert_eq!((spread.before, spread.rest, &spread.shares[..]), (600, 0, &[300, 100][..]));
         // not more than there was, so that the estimates are scaled,
-        let spread = Spread::new(1000, 200, [300.0, 100.0].into_iter());
+        let spread = Spread::new(1000, 200, [300.0, 100.0].into_iter(), true);
         assert_eq!((spread.before, spread.rest, &spread.shares[..]), (200, 0, &[600, 200][..]));
         // and nothing where the estimates are too large already.
-        let spread = Spread::new(200, 200, [300.0, 100.0].into_iter());
+        let spread = Spread::new(200, 200, [300.0, 100.0].into_iter(), true);
         assert_eq!((spread.before, spread.rest, &spread.shares[..]), (0, 0, &[150, 50][..]));
         // Without samples the rest is not known.
-        let spread = Spread::new(1000, 200, [].into_iter());
+        let spread = Spread::new(1000, 200, [].into_iter(), true);
         assert_eq!((spread.before, spread.rest, spread.shares.len()), (200, 800, 0));
     }
 
@@ -194,11 +206,12 @@ mod tests {
         fn any_rows_add_up_to_the_exact_figures(
             exact in prop_oneof![any::<[u64; 4]>(), any::<[u16; 4]>().prop_map(|small| small.map(u64::from))],
             sampled in proptest::collection::vec(sampled(), 0..20),
+            is_complete in any::<bool>(),
         ) {
             let [bytes, blocks, bytes_before, blocks_before] = exact;
             let total =
                 ServiceTotal { name: "any".into(), handle: 1, bytes, blocks, bytes_before, blocks_before };
-            let rows = calibrate(&total, sampled);
+            let rows = calibrate(&total, sampled, is_complete);
             prop_assert_eq!(rows.iter().map(|row| i128::from(row.bytes)).sum::<i128>(), i128::from(signed(bytes)));
             prop_assert_eq!(rows.iter().map(|row| i128::from(row.objects)).sum::<i128>(), i128::from(signed(blocks)));
             for row in rows {

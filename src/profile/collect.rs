@@ -112,7 +112,9 @@ fn collect(kind: Kind, sums: HashMap<(u32, u64, u32), Sums>) -> Collected {
             rows: rows.collect(),
             services,
             interval: sampling::interval(),
-            dropped: samples::dropped() + if kind == Kind::Allocated { buckets::dropped() } else { 0 },
+            dropped: samples::dropped()
+                + stacks::dropped()
+                + if kind == Kind::Allocated { buckets::dropped() } else { 0 },
             began: baseline.began,
             taken: SystemTime::now(),
         }

@@ -10,13 +10,12 @@ use crate::ledger::sampling::{self, Hooks};
 use crate::ledger::slots::UNATTRIBUTED;
 use crate::ledger::{self, threshold};
 use crate::service::{self, Scope};
-use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
-use crate::sys;
-use crate::sys::fork::{self, ForkHook, ForkOrder, Held};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sys::fork::{self, ForkHook, ForkOrder, Held, at_load};
 use crate::usage::Usage;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// The heap profiler of this process, which samples allocations while it runs.
 ///
@@ -105,13 +104,13 @@ impl Profiler {
     /// Returns the profiler if it is running.
     #[must_use]
     pub fn running() -> Option<Self> {
-        (sampling::interval() != 0).then_some(Self(()))
+        (INTERVAL.load(Ordering::Relaxed) != 0).then_some(Self(()))
     }
 
     /// Returns the mean distance of sampled bytes; 0 if the profiler has been stopped.
     #[must_use]
     pub fn interval(self) -> u64 {
-        sampling::interval()
+        INTERVAL.load(Ordering::Relaxed)
     }
 
     /// Changes the mean distance of sampled bytes from now on. What was sampled before keeps its weight.
@@ -123,25 +122,14 @@ impl Profiler {
         if bytes == 0 {
             return Err(ProfileError::NoInterval);
         }
-        {
-            let _state = lock();
-            if sampling::interval() == 0 {
-                return Ok(());
-            }
-            sampling::set_interval(bytes);
-        }
-        threshold::lower_every_threshold();
+        sample(|before| if before == 0 { 0 } else { bytes });
         Ok(())
     }
 
-    /// Stops sampling. Profiles still show what was sampled before; of what is live, less and less
-    /// by call stack.
+    /// Stops sampling. Profiles still show what was sampled before. What was allocated since is
+    /// [not sampled](super::Origin::NotSampled).
     pub fn stop(self) {
-        {
-            let _state = lock();
-            sampling::set_interval(0);
-        }
-        threshold::lower_every_threshold();
+        sample(|_| 0);
     }
 }
 
@@ -162,7 +150,9 @@ impl ProfilerBuilder {
     /// Starts the profiler.
     ///
     /// Each thread's next allocation in each service takes the slow path, once. What was allocated
-    /// before is in no sample: profiles have it as a row of its own.
+    /// before is in no sample: profiles have it as a row of its own. [`allocated`](super::allocated) begins
+    /// anew. Libraries that are opened later are known from the next profile on; until then call stacks end
+    /// in them.
     ///
     /// # Errors
     ///
@@ -176,21 +166,20 @@ impl ProfilerBuilder {
             return Err(ProfileError::Depth { depth: self.depth });
         }
         let _scope = Scope::enter(&UNATTRIBUTED);
-        fork::register_fork_hook(&HOOK);
         fork::prepare();
         unwind::prepare();
         {
             let mut state = lock();
-            if sampling::interval() != 0 {
+            if INTERVAL.load(Ordering::Relaxed) != 0 {
                 return Err(ProfileError::Running);
             }
+            INTERVAL.store(self.interval, Ordering::Relaxed);
             DEPTH.store(self.depth, Ordering::Relaxed);
             sampling::set_hooks(&HOOKS);
+            buckets::reset();
             *state = Some(Arc::new(Baseline::now()));
-            sampling::set_interval(self.interval);
         }
-        threshold::lower_every_threshold();
-        watch_libraries();
+        sample(|interval| interval);
         Ok(Profiler(()))
     }
 
@@ -214,25 +203,22 @@ impl ProfilerBuilder {
     }
 }
 
-/// Has a thread look for new libraries each second, while anything is sampled. Without such a thread,
-/// as in a forked child, they are looked for when a profile is taken.
-fn watch_libraries() {
-    static IS_WATCHED: AtomicBool = AtomicBool::new(false);
+/// Mean distance of sampled bytes as it was asked for; 0 if the profiler does not run.
+static INTERVAL: AtomicU64 = AtomicU64::new(0);
 
-    let watch = || {
-        while sampling::interval() != 0 {
-            std::thread::sleep(Duration::from_secs(1));
-            unwind::refresh_if_needed();
-        }
-        IS_WATCHED.store(false, Ordering::SeqCst);
-        // It may have been started again just before.
-        if sampling::interval() != 0 {
-            watch_libraries();
-        }
-    };
-    if !IS_WATCHED.swap(true, Ordering::SeqCst) && !sys::spawn(watch) {
-        IS_WATCHED.store(false, Ordering::SeqCst);
+/// Changes the interval, and has every thread sample by it.
+fn sample(change: impl FnOnce(u64) -> u64) {
+    {
+        let _state = lock();
+        INTERVAL.store(change(INTERVAL.load(Ordering::Relaxed)), Ordering::Relaxed);
     }
+    // First nobody samples, so that no byte which was chosen by the former interval stands for what the
+    // new one says.
+    sampling::set_interval(0);
+    threshold::lower_every_threshold();
+    // Another thread may have changed it meanwhile; then both set what it is now.
+    sampling::set_interval(INTERVAL.load(Ordering::Relaxed));
+    threshold::lower_every_threshold();
 }
 
 /// What there was when sampling began.
@@ -283,6 +269,12 @@ fn take_stack() -> u32 {
     let taken = unwind::capture(&mut frames[..depth]);
     stacks::number(&frames[..taken])
 }
+
+fn register() {
+    fork::register_fork_hook(&HOOK);
+}
+
+at_load!(register);
 
 static HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child: after };
 static HELD: Held<MutexGuard<'static, Option<Arc<Baseline>>>> = Held::new();

@@ -57,8 +57,9 @@ pub struct Profile {
     pub is_difference: bool,
     /// The mean number of bytes between two samples; 0 if sampling had been stopped.
     pub interval: u64,
-    /// Samples that were dropped because the table of samples was full. The rows are scaled to make
-    /// up for them.
+    /// Samples, or their call stacks, that were dropped because a table was full, since the process began. Up to
+    /// one in a hundred, the rows are scaled to make up for them; what is missing beyond that is
+    /// [not sampled](Origin::NotSampled).
     pub dropped: u64,
     /// When sampling began; of a difference, when the earlier profile was taken.
     pub began: SystemTime,
@@ -96,7 +97,10 @@ impl Profile {
         // Reports are nobody's, whatever the limit of the service that asks.
         let _scope = Scope::enter(&UNATTRIBUTED);
         let Collected { kind, rows, services, interval, dropped, began, taken } = collected;
-        let (services, rows) = calibrated(services, rows);
+        // One in a hundred is less than the samples' own error.
+        let samples: u64 = rows.iter().map(|row| row.samples).sum();
+        let is_complete = interval != 0 && dropped <= samples / 100;
+        let (services, rows) = calibrated(services, rows, is_complete);
         let mappings = mappings::all().into();
         Self { kind, interval, dropped, began, taken, services, rows, mappings, ..Self::default() }
     }
@@ -203,7 +207,7 @@ impl Profile {
                 bytes_variance: row.estimate.bytes_variance - then.bytes_variance,
             });
         }
-        calibrated(services, rows)
+        calibrated(services, rows, true)
     }
 
     fn growth_since(&self, earlier: &Self) -> (Vec<ProfileService>, Vec<ProfileRow>) {
@@ -288,6 +292,7 @@ fn by_service(services: &[ProfileService]) -> HashMap<(&str, u32), &ProfileServi
 fn calibrated(
     services: Vec<ServiceTotal>,
     sampled: Vec<CollectedRow>,
+    is_complete: bool,
 ) -> (Vec<ProfileService>, Vec<ProfileRow>) {
     let mut by_service: Vec<Vec<CollectedRow>> = services.iter().map(|_| Vec::new()).collect();
     let mut places: HashMap<(usize, Arc<[usize]>), usize> = HashMap::new();
@@ -307,7 +312,7 @@ fn calibrated(
     let mut rows = Vec::new();
     let mut figures = Vec::new();
     for (service, sampled) in services.iter().zip(by_service) {
-        let calibrated = calibrate(service, sampled);
+        let calibrated = calibrate(service, sampled, is_complete);
         if calibrated.is_empty() {
             continue;
         }

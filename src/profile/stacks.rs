@@ -32,8 +32,24 @@ static ARENA: [AtomicPtr<Chunk>; CHUNKS] = [const { AtomicPtr::new(ptr::null_mut
 /// Words of the arena that are taken. The first one is nobody's, since 0 is no number.
 static TAKEN: AtomicU32 = AtomicU32::new(1);
 
-/// Returns the number of a call stack; 0 for an empty one, and where there is no space for another.
+/// Stacks that there was no space for.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn dropped() -> u64 {
+    DROPPED.load(Ordering::Relaxed)
+}
+
+/// Returns the number of a call stack; 0 for an empty one, and where there is no space for another, which is
+/// counted.
 pub(super) fn number(frames: &[usize]) -> u32 {
+    let number = find_or_put(frames);
+    if number == 0 {
+        DROPPED.fetch_add(1, Ordering::Relaxed);
+    }
+    number
+}
+
+fn find_or_put(frames: &[usize]) -> u32 {
     // SAFETY: all atomics, for which zeros are valid; only this fills the place.
     let Some(table) = (unsafe { sys::get_or_map(&TABLE) }) else { return 0 };
     if frames.is_empty() || frames.len() > MOST_FRAMES {
@@ -91,11 +107,14 @@ fn put(frames: &[usize]) -> u32 {
         if start / CHUNK >= CHUNKS {
             return 0;
         }
+        // SAFETY: all atomics, for which zeros are valid; only this fills the place.
+        if unsafe { sys::get_or_map(&ARENA[start / CHUNK]) }.is_none() {
+            return 0;
+        }
         let end = (start + length) as u32;
         match TAKEN.compare_exchange_weak(taken, end, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => {
-                // SAFETY: all atomics, for which zeros are valid; only this fills the place.
-                let Some(chunk) = (unsafe { sys::get_or_map(&ARENA[start / CHUNK]) }) else { return 0 };
+                let Some(chunk) = chunk(start as u32) else { return 0 };
                 let words = &chunk.0[start % CHUNK..];
                 words[0].store(frames.len(), Ordering::Relaxed);
                 words[1..].iter().zip(frames).for_each(|(word, &frame)| word.store(frame, Ordering::Relaxed));

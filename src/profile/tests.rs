@@ -1,5 +1,6 @@
 //! Sampling end to end: what the tables hold of blocks that come and go.
 
+use super::Origin;
 use super::collect::{self, Collected};
 use crate::{Dogtag, Service};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -143,6 +144,18 @@ fn a_stopped_profiler_samples_nothing_and_starts_again() {
     // The second start was after the second thousand.
     assert_eq!((total.bytes_before, total.blocks_before), (101_000, 1010));
     profiler.stop();
-    [first, second, third, fourth].into_iter().for_each(Blocks::free);
+    // What was allocated while nothing was sampled has no call stack.
+    let fifth = Blocks::of(&service, [100; 50_000]);
+    let profile = super::Profile::new(collect::live());
+    let rows = || profile.rows.iter().filter(|row| row.service == service.name());
+    let by_stack: i64 =
+        rows().filter(|row| matches!(row.origin, Origin::Stack(_))).map(|row| row.bytes).sum();
+    assert_eq!((by_stack, rows().map(|row| row.bytes).sum::<i64>()), (1500, 5_201_500));
+    // And of what was allocated, a new run knows its own.
+    let profiler = super::Profiler::builder().interval(1).start().unwrap();
+    let sixth = Blocks::of(&service, [100; 7]);
+    assert_eq!(of(&collect::allocated(), &service), (7, 7.0, 700.0));
+    profiler.stop();
+    [first, second, third, fourth, fifth, sixth].into_iter().for_each(Blocks::free);
     assert_eq!(live(&service).0, 0);
 }

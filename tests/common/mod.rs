@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
 #[path = "../sampled/mod.rs"]
+#[allow(clippy::duplicate_mod, reason = "not every test binary has another one")]
 mod sampled;
 
 #[cfg(feature = "jemalloc")]

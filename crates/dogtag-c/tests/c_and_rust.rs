@@ -4,6 +4,8 @@
 use dogtag::{Dogtag, Service};
 use dogtag_c as _;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+#[cfg(feature = "profile")]
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 #[global_allocator]
@@ -119,6 +121,7 @@ fn no_sample_is_left_of_what_c_has_freed() {
         let rows = profile::live().by_service().rows;
         rows.iter().find(|row| row.service == name).map_or((0, 0), |row| (row.bytes, row.samples))
     };
+    let _alone = PROFILER.lock().unwrap_or_else(PoisonError::into_inner);
     let [first, second] = ["first", "second"].map(|name| Service::register(name).unwrap());
     let profiler = Profiler::builder().interval(1).start().unwrap();
     // SAFETY: any size may be asked for; each block is freed once, and moved by `realloc` alone.
@@ -145,3 +148,39 @@ fn no_sample_is_left_of_what_c_has_freed() {
     profiler.stop();
     assert_eq!((samples("first"), samples("second")), ((0, 0), (0, 0)));
 }
+
+/// A sampled block's cookie is longer, so it is charged with other bytes than all others of its size.
+#[test]
+#[cfg(all(feature = "profile", not(feature = "memory-check")))]
+fn c_blocks_are_sampled_as_often_as_their_bytes_say() {
+    use dogtag::profile::{self, Profiler};
+    use std::hint::black_box;
+
+    const INTERVAL: u64 = 4096;
+
+    let _alone = PROFILER.lock().unwrap_or_else(PoisonError::into_inner);
+    let profiler = Profiler::builder().interval(INTERVAL).start().unwrap();
+    for size in [8, 60, 64, 1000] {
+        let service = Service::register(format!("of {size}")).unwrap();
+        let mut usable = 0;
+        // SAFETY: any size may be asked for, and each block is freed once.
+        service.run(|| unsafe {
+            for _ in 0..(30 << 20) / (size + 8) {
+                let block = black_box(libc::malloc(size));
+                usable = malloc_usable_size(block);
+                libc::free(block);
+            }
+        });
+        let allocated = profile::allocated();
+        let rows = allocated.rows.iter().filter(|row| row.service == service.name());
+        let samples = rows.map(|row| row.samples).sum::<u64>() as f64;
+        let probability = -f64::exp_m1(-(usable as f64) / INTERVAL as f64);
+        let expected = service.usage().allocated_blocks as f64 * probability;
+        assert!((samples - expected).abs() < 6.0 * expected.sqrt(), "{size}: {samples}, not {expected}");
+    }
+    profiler.stop();
+}
+
+/// Of the process there is but one profiler.
+#[cfg(feature = "profile")]
+static PROFILER: Mutex<()> = Mutex::new(());

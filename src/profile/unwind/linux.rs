@@ -91,13 +91,14 @@ fn follow_frame_pointer(list: &List, place: usize, registers: &mut Registers, me
     if fp < sp || fp - sp > LARGEST_FRAME || !fp.is_multiple_of(8) {
         return false;
     }
-    let (Some(next_fp), Some(ip)) = (memory.read(fp), memory.read(fp + 8)) else { return false };
+    let Some(next_fp) = memory.read(fp) else { return false };
+    let Some(ip) = memory.read(fp.wrapping_add(8)) else { return false };
     let ip = registers::without_signature(ip);
     if ip < 4096 || (list.module_of(ip - 1).is_none() && list.module_of(place).is_some()) {
         return false;
     }
     registers.set_fp(next_fp);
-    registers.set_sp(fp + 16);
+    registers.set_sp(fp.wrapping_add(16));
     registers.ip = ip;
     true
 }

@@ -1,11 +1,11 @@
-//! Reads words of stacks, and never faults.
+//! Reads words of stacks, as far as they are readable.
 //!
 //! The kernel is asked whether a page is readable, by a system call that looks at a word there and then
 //! refuses for another reason. For a thread's own stack that is done once: what is between the stack
 //! pointer and the thread's block of thread-locals, which is above the stack in the same mapping, stays mapped for as long as
 //! the thread runs. On other stacks each page costs a call.
 
-use std::cell::Cell;
+use crate::ledger::thread::Word;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 const PAGE: usize = 4096;
@@ -15,33 +15,26 @@ const WORD: usize = size_of::<usize>();
 const OWN_PAGES: usize = 256;
 
 /// How often a thread's own stack is looked for: threads that run coroutines are mostly on others.
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u64 = 4;
 
-std::thread_local! {
-    static OWN: Own = const { Own { from: Cell::new(0), to: Cell::new(0), failures: Cell::new(0) } };
-}
-
-/// What is known of the calling thread's own stack: all pages in `from..to` are readable.
-struct Own {
-    from: Cell<usize>,
-    to: Cell<usize>,
-    failures: Cell<u32>,
-}
+/// What is known of the calling thread's own stack, in its record: a thread-local of this module's own might be
+/// allocated when it is first used, in a shared library.
+struct Own;
 
 impl Own {
     /// A signal handler may interrupt this anywhere, and call it.
     fn set(&self, from: usize, to: usize) {
-        self.to.set(0);
+        Word::StackTo.set(0);
         compiler_fence(Ordering::SeqCst);
-        self.from.set(from);
+        Word::StackFrom.set(from as u64);
         compiler_fence(Ordering::SeqCst);
-        self.to.set(to);
+        Word::StackTo.set(to as u64);
     }
 
     fn range(&self) -> (usize, usize) {
-        let to = self.to.get();
+        let to = Word::StackTo.get() as usize;
         compiler_fence(Ordering::SeqCst);
-        (self.from.get(), to)
+        (Word::StackFrom.get() as usize, to)
     }
 
     /// The readable pages around a stack pointer, if that is in the thread's own stack.
@@ -53,7 +46,10 @@ impl Own {
         // What is known needs no second look.
         let below = if known_to > 0 { known_from } else { to };
         let from = sp / PAGE * PAGE;
-        if from >= to || below.saturating_sub(from) > OWN_PAGES * PAGE || self.failures.get() >= ATTEMPTS {
+        if from >= to
+            || below.saturating_sub(from) > OWN_PAGES * PAGE
+            || Word::StackFailures.get() >= ATTEMPTS
+        {
             return None;
         }
         // From the stack pointer on, so that the first page between two stacks ends it.
@@ -61,7 +57,7 @@ impl Own {
             self.set(from, to);
             return Some((from, to));
         }
-        self.failures.set(self.failures.get() + 1);
+        Word::StackFailures.set(Word::StackFailures.get() + 1);
         None
     }
 }
@@ -70,11 +66,16 @@ impl Own {
 /// there, or of the main thread, what the kernel has put there.
 fn top_of_stack(sp: usize) -> Option<usize> {
     let near = |address: usize| address > sp && address - sp <= OWN_PAGES * PAGE;
-    Some(thread_pointer()).filter(|pointer| near(*pointer)).or_else(|| {
+    // SAFETY: both only return a number.
+    let is_main = unsafe { libc::syscall(libc::SYS_gettid) == i64::from(libc::getpid()) };
+    let top = if is_main {
+        // The main thread's block of thread-locals is somewhere else, and another stack may be below it.
         // SAFETY: reads a number that the kernel gave.
-        let random = unsafe { libc::getauxval(libc::AT_RANDOM) } as usize;
-        Some(random).filter(|random| near(*random))
-    })
+        unsafe { libc::getauxval(libc::AT_RANDOM) as usize }
+    } else {
+        thread_pointer()
+    };
+    Some(top).filter(|top| near(*top))
 }
 
 fn thread_pointer() -> usize {
@@ -97,15 +98,13 @@ pub(super) struct Memory {
 
 impl Memory {
     pub(super) fn of_stack(sp: usize) -> Self {
-        let (from, to) = OWN.with(|own| {
-            let (from, to) = own.range();
-            if from <= sp && sp < to {
-                return (from, to);
-            }
-            // The page that the thread is on needs no look.
-            let page = sp / PAGE * PAGE;
-            own.find(sp).unwrap_or((page, page + PAGE))
-        });
+        let (from, to) = Own.range();
+        if from <= sp && sp < to {
+            return Self { from, to };
+        }
+        // The page that the thread is on needs no look.
+        let page = sp / PAGE * PAGE;
+        let (from, to) = Own.find(sp).unwrap_or((page, page + PAGE));
         Self { from, to }
     }
 

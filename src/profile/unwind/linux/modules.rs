@@ -7,7 +7,7 @@
 
 use super::needed;
 use crate::sync::{AtomicPtr, AtomicUsize, Mutex, MutexGuard, Ordering};
-use crate::sys::fork::{ForkHook, ForkOrder, Held, register_fork_hook};
+use crate::sys::fork::{ForkHook, ForkOrder, Held, at_load, register_fork_hook};
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::{Arc, PoisonError};
@@ -104,7 +104,7 @@ type Lists = Vec<Box<List>>;
 static REPLACED: Mutex<Lists> = Mutex::new(Vec::new());
 
 /// Has a forked child find no list half made.
-static FORK_HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child: after };
+static FORK_HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child };
 static HELD: Held<MutexGuard<'static, Lists>> = Held::new();
 
 fn before() {
@@ -116,6 +116,18 @@ fn after() {
     // SAFETY: called after a fork. What this drops is the lock that this thread took.
     drop(unsafe { HELD.take() });
 }
+
+fn in_child() {
+    // Those who were reading are not there.
+    READERS.store(0, Ordering::SeqCst);
+    after();
+}
+
+fn register() {
+    register_fork_hook(&FORK_HOOK);
+}
+
+at_load!(register);
 
 /// Held by whoever replaces the list.
 fn lock() -> MutexGuard<'static, Lists> {
@@ -136,11 +148,15 @@ pub(super) fn with<R>(with: impl FnOnce(&List) -> R) -> R {
 }
 
 pub(super) fn prepare() {
-    register_fork_hook(&FORK_HOOK);
+    register();
     replace();
 }
 
 pub(in super::super) fn refresh_if_needed() {
+    if LIST.load(Ordering::Relaxed).is_null() {
+        // Nobody has taken a stack yet.
+        return;
+    }
     let mut loaders = None;
     each_module(|_, changes| {
         loaders = Some(changes);
@@ -153,15 +169,19 @@ pub(in super::super) fn refresh_if_needed() {
 
 /// Makes a new list, and frees those that nobody reads any more.
 fn replace() {
+    // Without the lock: the loader has one of its own, under which others may fork.
+    let (old, new) = with(|old| (ptr::from_ref(old), find(old)));
+    let new = Box::new(new);
     let mut replaced = lock();
-    // Only who has the lock replaces a list, so this one stays.
-    let old = LIST.load(Ordering::Acquire);
-    // SAFETY: as said.
-    let new = Box::into_raw(Box::new(find(unsafe { old.as_ref() }.unwrap_or(List::EMPTY))));
-    LIST.store(new, Ordering::SeqCst);
-    if !old.is_null() {
-        // SAFETY: from `into_raw` above, when it was made, and only here it is taken back.
-        replaced.push(unsafe { Box::from_raw(old) });
+    let known = LIST.load(Ordering::SeqCst);
+    if !known.is_null() && !ptr::eq(known, old) {
+        // Somebody else was as fast. What was found here may be older; the next look will tell.
+        return;
+    }
+    LIST.store(Box::into_raw(new), Ordering::SeqCst);
+    if !known.is_null() {
+        // SAFETY: from `into_raw` above, when it was made, and only who has the lock takes it back, once.
+        replaced.push(unsafe { Box::from_raw(known) });
     }
     // Taking a stack is short. Who stays, as in a signal handler that never returns, keeps them.
     let nobody_reads = (0..100).any(|attempt| {

@@ -30,8 +30,9 @@ pub(super) fn find() -> HashSet<usize> {
     let mut next: Vec<&Description> = modules.iter().filter(|module| module.is_root).collect();
     while let Some(module) = next.pop() {
         if stays.insert(module.base) {
-            let is_needed = |other: &&Description| other.names.iter().any(|name| module.needs.contains(name));
-            next.extend(modules.iter().filter(is_needed));
+            // Another library of the same name may be unloaded; the loader has the needed one first.
+            let first = |need: &_| modules.iter().find(|other| other.names.contains(need));
+            next.extend(module.needs.iter().filter_map(first));
         }
     }
     stays
