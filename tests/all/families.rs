@@ -9,7 +9,8 @@ const DEEP: usize = if cfg!(feature = "memory-check") { 100_000 } else { 300_000
 
 /// Does it on a thread with little more than the least of a stack, and so much CPU time.
 fn bounded(work: fn()) {
-    let most = libc::rlimit { rlim_cur: 60, rlim_max: 60 };
+    let seconds = if crate::child::is_every_block_sampled() { 300 } else { 60 };
+    let most = libc::rlimit { rlim_cur: seconds, rlim_max: seconds };
     // SAFETY: bounds this process's CPU time, in seconds.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_CPU, &most) }, 0);
     std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap().join().unwrap();
