@@ -1,9 +1,11 @@
 //! A service's rows are made to add up to its exact figures.
 //!
-//! What was sampled is an estimate; what a service holds is known to the byte. So the estimates are
-//! scaled to the exact figure. What was allocated before sampling began has no call stack, and gets
+//! What was sampled is an estimate; what a service holds is known to the byte. The difference is spread over the
+//! estimates in the proportion of their variances, as least squares have it: a large block, which is sampled for
+//! certain, stays as it is, and what is of few samples gives or takes most. More than three standard errors are
+//! not spread: there is no sample of it. What was allocated before sampling began has no call stack, and gets
 //! a row of its own first: as much as is missing, but no more than can be from that time. Where nothing is
-//! sampled any more, or much was dropped, the estimates are of a part only, and are not scaled up.
+//! sampled any more, or much was dropped, the estimates are of a part only, and nothing is added to them.
 
 use super::collect::{CollectedRow, ServiceTotal};
 use super::row::{Estimate, Origin, ProfileRow};
@@ -17,10 +19,18 @@ pub(super) fn calibrate(
 ) -> Vec<ProfileRow> {
     // Remainders are often equal: of what stands still, each profile rounds the same ones up.
     sampled.sort_unstable_by(|a, b| a.stack.cmp(&b.stack));
-    let bytes =
-        Spread::new(total.bytes, total.bytes_before, sampled.iter().map(|row| row.bytes), is_complete);
-    let objects =
-        Spread::new(total.blocks, total.blocks_before, sampled.iter().map(|row| row.objects), is_complete);
+    let bytes = Spread::new(
+        total.bytes,
+        total.bytes_before,
+        sampled.iter().map(|row| (row.bytes, row.bytes_variance)),
+        is_complete,
+    );
+    let objects = Spread::new(
+        total.blocks,
+        total.blocks_before,
+        sampled.iter().map(|row| (row.objects, row.objects_variance)),
+        is_complete,
+    );
     // No row can be wrong by more than all that there is.
     let at_most = |error: f64| error.min(bytes.exact as f64);
 
@@ -37,13 +47,13 @@ pub(super) fn calibrate(
     };
     let variance: f64 = sampled.iter().map(|row| known(row.bytes_variance)).sum();
     let none = Estimate::default();
-    rows.push(row(Origin::BeforeSampling, objects.before, bytes.before, at_most(variance.sqrt()), 0, none));
+    let error_before = at_most(variance.sqrt()).min(total.bytes_before as f64);
+    rows.push(row(Origin::BeforeSampling, objects.before, bytes.before, error_before, 0, none));
     rows.push(row(Origin::NotSampled, objects.rest, bytes.rest, 0.0, 0, none));
     for (i, sampled) in sampled.into_iter().enumerate() {
-        let scale = bytes.shares[i] as f64 / known(sampled.bytes);
         let error = match bytes.shares[i] {
             0 => 0.0,
-            _ => at_most(known(sampled.bytes_variance).sqrt() * scale),
+            _ => at_most(known(sampled.bytes_variance).sqrt()),
         };
         let estimate = Estimate {
             objects: known(sampled.objects),
@@ -70,18 +80,76 @@ struct Spread {
 }
 
 impl Spread {
-    fn new(exact: u64, before_at_most: u64, estimates: impl Iterator<Item = f64>, is_complete: bool) -> Self {
+    /// Each estimate has a variance.
+    fn new(
+        exact: u64,
+        before_at_most: u64,
+        estimates: impl Iterator<Item = (f64, f64)>,
+        is_complete: bool,
+    ) -> Self {
         // What readers get is signed, since differences are.
         let exact = exact.min(i64::MAX as u64);
-        let estimates: Vec<f64> = estimates.map(known).collect();
-        let estimated = estimates.iter().sum::<f64>().round();
+        let (mut estimates, variances): (Vec<f64>, Vec<f64>) =
+            estimates.map(|(estimate, variance)| (known(estimate), known(variance))).unzip();
+        let estimated = sum(&estimates);
         // The cast saturates.
-        let before = exact.saturating_sub(estimated as u64).min(before_at_most);
-        let by_stack = if is_complete { exact - before } else { (exact - before).min(estimated as u64) };
+        let before = exact.saturating_sub(estimated.round() as u64).min(before_at_most);
+        let missing = (exact - before) as f64 - estimated;
+        let plausible = DEVIATIONS * sum(&variances).sqrt();
+        if missing < 0.0 {
+            take_off(&mut estimates, &variances, -missing, plausible);
+        } else if is_complete {
+            add(&mut estimates, &variances, missing.min(plausible));
+        }
+        // The cast saturates here, too.
+        let by_stack = (sum(&estimates).round() as u64).min(exact - before);
         let shares = apportion(by_stack, &estimates);
         let rest = exact - before - shares.iter().sum::<u64>();
         Self { exact, before, rest, shares }
     }
+}
+
+/// By so many standard errors a sum of estimates may be wrong.
+const DEVIATIONS: f64 = 3.0;
+
+/// Adds to estimates in the proportion of their variances.
+fn add(estimates: &mut [f64], variances: &[f64], missing: f64) {
+    let noise = sum(variances);
+    if noise > 0.0 {
+        estimates.iter_mut().zip(variances).for_each(|(it, variance)| *it += variance / noise * missing);
+    }
+}
+
+/// Takes off estimates: what is plausible in the proportion of their variances, though none falls below 0, and
+/// the rest in their own.
+fn take_off(estimates: &mut [f64], variances: &[f64], mut excess: f64, plausible: f64) {
+    let mut by_variance = excess.min(plausible);
+    // Each round but the last takes one to 0.
+    for _ in 0..estimates.len() {
+        let is_left = |(estimate, variance): (&f64, &f64)| if *estimate > 0.0 { *variance } else { 0.0 };
+        let left: Vec<f64> = estimates.iter().zip(variances).map(is_left).collect();
+        let noise = sum(&left);
+        if by_variance <= 0.0 || noise <= 0.0 {
+            break;
+        }
+        let wanted = by_variance;
+        for (estimate, variance) in estimates.iter_mut().zip(left) {
+            let taken = (variance / noise * wanted).min(*estimate);
+            *estimate -= taken;
+            by_variance -= taken;
+            excess -= taken;
+        }
+    }
+    let left = sum(estimates);
+    if excess > 0.0 && left > 0.0 {
+        let part = (1.0 - excess / left).max(0.0);
+        estimates.iter_mut().for_each(|estimate| *estimate *= part);
+    }
+}
+
+/// A sum that is a number, however large its parts are.
+fn sum(figures: &[f64]) -> f64 {
+    figures.iter().sum::<f64>().min(f64::MAX)
 }
 
 /// Divides `total` in the proportion of the weights: whole numbers that add up to it, the largest
@@ -149,8 +217,8 @@ mod tests {
             samples: 1,
             objects: 3.0,
             bytes: 3.0,
-            objects_variance: 0.0,
-            bytes_variance: 0.0,
+            objects_variance: 1.0,
+            bytes_variance: 1.0,
         };
         let calibrated = calibrate(&service, [1, 2, 3].map(row).into(), true);
         // Of a part of what there is, the rest is not sampled.
@@ -163,18 +231,36 @@ mod tests {
 
     #[test]
     fn what_was_allocated_before_sampling_is_what_is_missing() {
+        let spread = |exact, before| {
+            let spread = Spread::new(exact, before, [(300.0, 300.0 * 300.0), (100.0, 1e4)].into_iter(), true);
+            assert_eq!(spread.rest, 0);
+            (spread.before, spread.shares)
+        };
         // As much as is missing,
-        let spread = Spread::new(1000, 900, [300.0, 100.0].into_iter(), true);
-        assert_eq!((spread.before, spread.rest, &spread.shares[..]), (600, 0, &[300, 100][..]));
-        // not more than there was, so that the estimates are scaled,
-        let spread = Spread::new(1000, 200, [300.0, 100.0].into_iter(), true);
-        assert_eq!((spread.before, spread.rest, &spread.shares[..]), (200, 0, &[600, 200][..]));
-        // and nothing where the estimates are too large already.
-        let spread = Spread::new(200, 200, [300.0, 100.0].into_iter(), true);
-        assert_eq!((spread.before, spread.rest, &spread.shares[..]), (0, 0, &[150, 50][..]));
+        assert_eq!(spread(1000, 900), (600, vec![300, 100]));
+        // not more than there was, so that the estimates are too small,
+        assert_eq!(spread(1000, 200), (200, vec![660, 140]));
+        // and nothing where they are too large already.
+        assert_eq!(spread(200, 200), (0, vec![120, 80]));
         // Without samples the rest is not known.
         let spread = Spread::new(1000, 200, [].into_iter(), true);
         assert_eq!((spread.before, spread.rest, spread.shares.len()), (200, 800, 0));
+    }
+
+    #[test]
+    fn what_is_certain_stays_as_it_is() {
+        let spread = |exact, estimates: &[(f64, f64)]| {
+            let spread = Spread::new(exact, 0, estimates.iter().copied(), true);
+            (spread.rest, spread.shares)
+        };
+        let block = (5_000_000.0, 0.0);
+        assert_eq!(spread(5_000_090, &[block, (100.0, 1e4)]), (0, vec![5_000_000, 90]));
+        assert_eq!(spread(5_000_120, &[block, (100.0, 1e4)]), (0, vec![5_000_000, 120]));
+        // No noise of samples is so large.
+        assert_eq!(spread(5_001_000, &[block, (100.0, 1e4)]), (600, vec![5_000_000, 400]));
+        assert_eq!(spread(5_001_000, &[block]), (1000, vec![5_000_000]));
+        // What is less than what is certain has changed meanwhile.
+        assert_eq!(spread(2_500_000, &[block, (100.0, 1e4)]).1[1], 0);
     }
 
     fn estimate() -> impl Strategy<Value = f64> {

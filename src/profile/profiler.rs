@@ -169,17 +169,18 @@ impl ProfilerBuilder {
         fork::prepare();
         unwind::prepare();
         {
-            let mut state = lock();
+            let _state = lock();
             if INTERVAL.load(Ordering::Relaxed) != 0 {
                 return Err(ProfileError::Running);
             }
             INTERVAL.store(self.interval, Ordering::Relaxed);
             DEPTH.store(self.depth, Ordering::Relaxed);
             sampling::set_hooks(&HOOKS);
-            buckets::reset();
-            *state = Some(Arc::new(Baseline::now()));
         }
         sample(|interval| interval);
+        // From here on everything is sampled; so at most what there is now was allocated before.
+        *lock() = Some(Arc::new(Baseline::now()));
+        buckets::reset();
         Ok(Profiler(()))
     }
 

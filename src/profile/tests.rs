@@ -159,3 +159,97 @@ fn a_stopped_profiler_samples_nothing_and_starts_again() {
     [first, second, third, fourth, fifth, sixth].into_iter().for_each(Blocks::free);
     assert_eq!(live(&service).0, 0);
 }
+
+#[inline(never)]
+fn small(service: &Service) -> Blocks {
+    std::hint::black_box(Blocks::of(service, (0..30_000).map(|i| 16 + i % 97)))
+}
+
+#[inline(never)]
+fn mixed(service: &Service) -> Blocks {
+    // Sizes from 64 B to 64 KiB, each doubling as often as the others.
+    std::hint::black_box(Blocks::of(service, (0..800).map(|i| (64 << (i % 11)) + i)))
+}
+
+#[inline(never)]
+fn large(service: &Service) -> Blocks {
+    std::hint::black_box(Blocks::of(service, [8 << 20, 1 << 20, 300_000]))
+}
+
+/// The rows of a service, by which of these has allocated them.
+const KINDS: [fn(&Service) -> Blocks; 3] = [small, mixed, large];
+
+fn kind(stack: &[usize]) -> Option<usize> {
+    let after = |function: fn(&Service) -> Blocks| {
+        let nearest = stack.iter().map(|address| address.wrapping_sub(function as usize)).min();
+        nearest.filter(|distance| *distance < 1024)
+    };
+    (0..KINDS.len()).filter_map(|kind| Some((after(KINDS[kind])?, kind))).min().map(|(_, kind)| kind)
+}
+
+/// Over many runs each row is right in the mean, and as wrong as it says. `DOGTAG_EFFORT=10` for a thousand.
+#[test]
+fn rows_are_right_in_the_mean_and_as_wrong_as_they_say() {
+    let _alone = alone();
+    let effort = std::env::var("DOGTAG_EFFORT").ok().and_then(|effort| effort.parse().ok()).unwrap_or(1);
+    let runs = 100 * effort;
+    let profiler = super::Profiler::builder().interval(32 << 10).start().unwrap();
+    let services = ["one", "two", "three"].map(|name| Service::register(format!("right: {name}")).unwrap());
+    let mut found = vec![(Vec::new(), 0); services.len() * KINDS.len()];
+    let mut truth = vec![0; found.len()];
+    for run in 0..runs {
+        let mut all = Vec::new();
+        for (i, service) in services.iter().enumerate() {
+            for (kind, allocate) in KINDS.iter().enumerate() {
+                let blocks = allocate(service);
+                truth[i * KINDS.len() + kind] = blocks.0.iter().map(|(_, layout)| layout.size()).sum();
+                all.push(blocks);
+            }
+        }
+        let profile = super::Profile::new(collect::live());
+        for (i, service) in services.iter().enumerate() {
+            let rows: Vec<_> = profile.rows.iter().filter(|row| row.service == service.name()).collect();
+            let sum: i64 = rows.iter().map(|row| row.bytes).sum();
+            assert_eq!(sum as u64, service.usage().bytes(), "run {run}");
+            for kind_of_row in 0..KINDS.len() {
+                let of_kind = rows.iter().filter(
+                    |row| matches!(&row.origin, Origin::Stack(stack) if kind(stack) == Some(kind_of_row)),
+                );
+                let (bytes, variance) = of_kind.fold((0.0, 0.0), |(bytes, variance), row| {
+                    (bytes + row.bytes as f64, variance + row.standard_error * row.standard_error)
+                });
+                let place = i * KINDS.len() + kind_of_row;
+                let (all, within) = &mut found[place];
+                all.push(bytes);
+                *within += usize::from((bytes - truth[place] as f64).abs() <= 1.96 * variance.sqrt() + 1.0);
+            }
+        }
+        // Freed by another thread, where they have grown or shrunk before.
+        std::thread::scope(|threads| {
+            let elsewhere = &services[run % 3];
+            threads.spawn(move || {
+                for mut blocks in all {
+                    blocks.resize(elsewhere, |size| size / 2 + 40);
+                    blocks.free();
+                }
+            });
+        });
+    }
+    for ((bytes, within), truth) in found.into_iter().zip(truth) {
+        let mean = bytes.iter().sum::<f64>() / runs as f64;
+        let squares = bytes.iter().map(|it| (it - mean) * (it - mean)).sum::<f64>();
+        let error = (squares / (runs * runs) as f64).sqrt();
+        let part = within as f64 / runs as f64;
+        println!(
+            "{:.4} of {truth}, standard error {:.4}, {part:.3} within",
+            mean / truth as f64,
+            error / truth as f64
+        );
+        assert!(
+            (mean - truth as f64).abs() <= 5.0 * error + truth as f64 / 1e4,
+            "{mean} instead of {truth}, error {error}"
+        );
+        assert!(part > 0.85, "only {part} of the intervals have it");
+    }
+    profiler.stop();
+}
