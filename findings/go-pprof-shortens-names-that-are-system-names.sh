@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A pprof file has two names for a function: `name`, for people, and `system_name`, as the linker has it. Where both are the same,
-# `go tool pprof` takes the name for a C++ one that nobody has demangled, and leaves out what is between `<` and `>`. Of Rust's
-# `<a::Table as b::Grow>::more` only `::more` is left, and all functions of all traits look alike. Without a system name
-# (0, the empty string) it is shown whole. Profilers that fill in both fields, since both are there, lose their names.
+# A pprof file has two names for a function: `name`, for people, and `system_name`, as the linker has it. Where
+# both are the same, `go tool pprof` takes the name for a C++ one that nobody has demangled, and leaves out
+# what is between `<` and `>`. Of Rust's `<a::Table as b::Grow>::more` only `::more` is left, and all functions of
+# all traits look alike. Without a system name (0, the empty string) it is shown whole. Profilers that fill in both
+# fields, since both are there, lose their names.
 #
 # Seen with Go 1.19.8, as Debian 12 has it.
 set -euo pipefail

@@ -5,12 +5,17 @@
 
 use dogtag::Service;
 
-const DEEP: usize = if cfg!(feature = "memory-check") { 100_000 } else { 300_000 };
+fn deep() -> usize {
+    match crate::child::is_every_block_sampled() {
+        true => 50_000,
+        false if cfg!(feature = "memory-check") => 100_000,
+        false => 300_000,
+    }
+}
 
 /// Does it on a thread with little more than the least of a stack, and so much CPU time.
 fn bounded(work: fn()) {
-    let seconds = if crate::child::is_every_block_sampled() { 300 } else { 60 };
-    let most = libc::rlimit { rlim_cur: seconds, rlim_max: seconds };
+    let most = libc::rlimit { rlim_cur: 60, rlim_max: 60 };
     // SAFETY: bounds this process's CPU time, in seconds.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_CPU, &most) }, 0);
     std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap().join().unwrap();
@@ -56,11 +61,11 @@ fn width(text: &str) -> usize {
 }
 
 fn a_deep_family() {
-    let (root, last) = line(DEEP);
+    let (root, last) = line(deep());
     let block = last.run(|| vec![0_u8; 1000]);
     assert_eq!(root.usage_with_children().bytes(), 1000);
     let snapshot = dogtag::snapshot();
-    assert!(snapshot.rows.len() >= DEEP);
+    assert!(snapshot.rows.len() >= deep());
     let row = snapshot.rows.iter().find(|row| row.name == "root").unwrap();
     assert_eq!((row.usage.bytes(), row.usage_with_children.bytes()), (0, 1000));
     for text in [snapshot.to_string(), format!("{snapshot:#}")] {
@@ -76,7 +81,7 @@ fn limits_far_above() {
     let (root, _first) = line(2);
     root.set_hard_limit(Some(1 << 20));
     let mut last = root.clone();
-    for i in 0..DEEP {
+    for i in 0..deep() {
         last = Service::builder(format!("below {i}")).parent(&last).register().unwrap();
     }
     let near = Service::builder("near").parent(&last).hard_limit(1 << 19).register().unwrap();
@@ -125,7 +130,7 @@ fn from_elsewhere() {
 
     let row = serde_json::to_value(dogtag::Row::default()).unwrap();
     let snapshot = |parent: fn(usize) -> Option<usize>| -> Snapshot {
-        let rows: Vec<_> = (0..DEEP)
+        let rows: Vec<_> = (0..deep())
             .map(|i| {
                 let mut row = row.clone();
                 row["name"] = if i == 7 { "x\n".repeat(1 << 20).into() } else { format!("q{i}").into() };
@@ -144,7 +149,7 @@ fn from_elsewhere() {
     let parents: [fn(usize) -> Option<usize>; 6] = [
         |i| i.checked_sub(1),
         |i| Some(i + 1),
-        |i| Some((i + 1) % DEEP),
+        |i| Some((i + 1) % deep()),
         |i| Some(i),
         |i| Some(i / 2),
         |_| Some(usize::MAX),
@@ -154,7 +159,7 @@ fn from_elsewhere() {
         let tree = format!("{snapshot:#}");
         assert!(width(&tree) < 200, "{}", width(&tree));
         let is_row = |line: &&str| line.trim_start().starts_with(['q', '(', 'x']);
-        assert_eq!(tree.lines().filter(is_row).count(), DEEP, "each is shown once");
+        assert_eq!(tree.lines().filter(is_row).count(), deep(), "each is shown once");
         assert!(width(&snapshot.to_string()) < 200);
         assert!(!format!("{snapshot:.3}").is_empty());
     }
