@@ -333,7 +333,7 @@ fn counted(new: Option<Uncounted>, size: usize) -> *mut u8 {
     match asked.0 {
         Some((admitted, decision)) => {
             admitted.charge(size);
-            decision.finish(block.as_ptr());
+            decision.finish(block.as_ptr(), size);
         }
         None => thread::current().charge(size),
     }

@@ -104,7 +104,8 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 /// their services, and their children under the next layer inherit them. A thread
 /// that is in a span meanwhile leaves the span's service when it leaves the span, if
 /// there is another layer by then. If there is none, it does when the span is closed on that thread,
-/// or when the thread enters or leaves a span that any layer sees.
+/// or when the thread enters or leaves a span that any layer sees. (A [`Scope`](crate::Scope) that it has
+/// entered by hand meanwhile goes back to the span's service all the same.)
 ///
 /// A layer that came into a subscriber later, or is shared by several, looks spans up
 /// whenever they are entered.

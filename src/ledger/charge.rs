@@ -74,7 +74,7 @@ pub fn charged(
         }
         if note_owner(block, named) {
             admitted.charge(size);
-            decision.finish(block);
+            decision.finish(block, size);
         } else {
             drop(admitted);
             thread::charge_ownerless(size);

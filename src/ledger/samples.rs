@@ -16,8 +16,10 @@ pub(crate) struct Sample {
     pub(crate) slot: Slot,
     /// Which of the services that have had the slot.
     pub(crate) generation: u64,
-    /// What the block is charged with, in bytes.
+    /// The bytes that it was sampled for.
     pub(crate) size: u64,
+    /// How many more it is charged with, or fewer: of C's blocks, whose cookies are part of a size class.
+    pub(crate) more: i32,
     /// The mean distance of samples when it was allocated, in bytes.
     pub(crate) interval: u64,
     /// The number of the call stack; 0 for none.
@@ -42,6 +44,7 @@ struct Entry {
     interval: AtomicU64,
     slot: AtomicU32,
     stack: AtomicU32,
+    more: AtomicU32,
     /// While it is free: one more than the index of the next one.
     next_free: AtomicU32,
 }
@@ -95,6 +98,7 @@ pub(crate) fn publish(sample: SampleId, block: *mut u8, what: Sample) {
     entry.interval.store(what.interval, Ordering::Relaxed);
     entry.slot.store(what.slot.index() as u32, Ordering::Relaxed);
     entry.stack.store(what.stack, Ordering::Relaxed);
+    entry.more.store(what.more.cast_unsigned(), Ordering::Relaxed);
     entry.block.store(block.addr(), Ordering::Relaxed);
     entry.version.store(entry.version.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
 }
@@ -152,6 +156,7 @@ pub(crate) fn for_each(mut each: impl FnMut(Sample)) {
             slot: Slot::new(entry.slot.load(Ordering::Relaxed)).unwrap_or(Slot::UNATTRIBUTED),
             generation: entry.generation.load(Ordering::Relaxed),
             size: entry.size.load(Ordering::Relaxed),
+            more: entry.more.load(Ordering::Relaxed).cast_signed(),
             interval: entry.interval.load(Ordering::Relaxed),
             stack: entry.stack.load(Ordering::Relaxed),
         };
@@ -209,7 +214,7 @@ mod tests {
     use std::ptr;
 
     fn sample(size: u64) -> Sample {
-        Sample { slot: Slot::UNATTRIBUTED, generation: 1, size, interval: 1 << 19, stack: 7 }
+        Sample { slot: Slot::UNATTRIBUTED, generation: 1, size, more: 0, interval: 1 << 19, stack: 7 }
     }
 
     fn live(stack: u32) -> Vec<u64> {
@@ -257,8 +262,8 @@ mod model {
                 for round in 0..2 {
                     let id = reserve().expect("there are as many as threads");
                     let size = number * 10 + round;
-                    let sample =
-                        Sample { slot: Slot::UNATTRIBUTED, generation: size, size, interval: size, stack: 0 };
+                    let (slot, generation, interval) = (Slot::UNATTRIBUTED, size, size);
+                    let sample = Sample { slot, generation, size, more: 0, interval, stack: 0 };
                     let block = ptr::without_provenance_mut(size as usize + 1);
                     publish(id, block, sample);
                     assert!(owner(Some(Named::Sample(id)), block).0.is_some());

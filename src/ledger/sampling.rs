@@ -145,11 +145,11 @@ impl Decision {
         }
     }
 
-    /// Notes that the block was allocated and counted, and where the next point is.
+    /// Notes that the block was allocated and charged with so many bytes, and where the next point is.
     #[inline]
-    pub(crate) fn finish(mut self, block: *mut u8) {
+    pub(crate) fn finish(mut self, block: *mut u8, charged: usize) {
         if let Some(looked) = self.looked.take() {
-            self.go_on(&looked, block);
+            self.go_on(&looked, block, charged);
         } else if let Some(cell) = own_short(self.account)
             && matches!(cell.pending_point(), Pending::At(_))
         {
@@ -159,7 +159,7 @@ impl Decision {
     }
 
     #[cold]
-    fn go_on(&mut self, looked: &Looked, block: *mut u8) {
+    fn go_on(&mut self, looked: &Looked, block: *mut u8, charged: usize) {
         let interval = interval();
         let next = |is_over: bool, rest: u64| match interval {
             0 => u64::MAX,
@@ -180,7 +180,10 @@ impl Decision {
         }
         if let Some(Sampled { id, record, stack }) = self.sampled.take() {
             let (slot, generation) = (record.slot(), record.generation());
-            let sample = Sample { slot, generation, size: looked.size, interval: looked.interval, stack };
+            let (size, interval) = (looked.size, looked.interval);
+            let more = (charged as u64).wrapping_sub(size) as i64;
+            let more = i32::try_from(more).unwrap_or(0);
+            let sample = Sample { slot, generation, size, more, interval, stack };
             samples::publish(id, block, sample);
             if let Some(hooks) = hooks() {
                 (hooks.count)(&sample);

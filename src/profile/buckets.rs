@@ -20,14 +20,15 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// What one sample stands for: [`weight`] of its kind.
-    pub(super) fn of(size: u64, interval: u64) -> Self {
-        let (weight, size) = (weight(size, interval), size as f64);
+    /// What one sample stands for: [`weight`] of its kind, of which it is itself one.
+    pub(super) fn of(sample: &Sample) -> Self {
+        let (weight, size) = (weight(sample.size, sample.interval), sample.size as f64);
         let variance = weight * (weight - 1.0);
         Self {
             samples: 1,
             objects: weight,
-            bytes: weight * size,
+            // Those that were not sampled are charged with `size`.
+            bytes: weight * size + f64::from(sample.more),
             objects_variance: variance,
             bytes_variance: variance * size * size,
         }
@@ -115,7 +116,7 @@ pub(super) fn count(sample: &Sample) {
             None => _ = DROPPED.fetch_add(former.samples, Ordering::Relaxed),
         }
     }
-    entry.add(&Sums::of(sample.size, sample.interval));
+    entry.add(&Sums::of(sample));
 }
 
 /// Samples that there was no bucket for.
@@ -254,13 +255,14 @@ mod tests {
     #[test]
     fn what_was_sampled_adds_up_and_outlives_its_service() {
         let slot = Slot::new(4_000_000).unwrap();
-        let sample = |generation, stack| Sample { slot, generation, size: 100, interval: 1000, stack };
+        let sample =
+            |generation, stack| Sample { slot, generation, size: 100, more: -4, interval: 1000, stack };
         std::thread::scope(|threads| {
             for _ in 0..4 {
                 threads.spawn(|| (0..1000).for_each(|i| count(&sample(7, 1_000_000 + i % 3))));
             }
         });
-        let one = Sums::of(100, 1000);
+        let one = Sums::of(&sample(7, 1));
         let of_first = sums(4_000_000, Some(7), 1_000_000);
         assert_eq!(of_first.samples, 4 * 334);
         assert!((of_first.bytes - 1336.0 * one.bytes).abs() < 1e-6 * of_first.bytes);

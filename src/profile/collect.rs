@@ -68,7 +68,7 @@ pub(super) fn live() -> Collected {
     samples::for_each(|sample| {
         let of_row: &mut Sums =
             rows.entry((sample.slot.index() as u32, sample.generation, sample.stack)).or_default();
-        of_row.add(&Sums::of(sample.size, sample.interval));
+        of_row.add(&Sums::of(&sample));
     });
     collect(Kind::Live, rows)
 }

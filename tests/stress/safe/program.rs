@@ -156,6 +156,9 @@ struct Actor<'a> {
     /// Whether it gave a span another service while it was in a scope: that scope takes it back to what
     /// the span ran in before, and only a layer that is told of the span's end takes it out of there.
     has_attached_in_scope: bool,
+    /// Whether it has left spans when perhaps there was no layer that was told: a scope that is entered
+    /// then goes back to the span's service, whatever becomes of the span meanwhile.
+    has_left_untold: bool,
 }
 
 static REGION: LazyLock<MappedRegion> =
@@ -216,6 +219,7 @@ fn act(world: &World, thread: usize) {
         entered: Vec::new(),
         is_orderly: true,
         has_attached_in_scope: false,
+        has_left_untold: false,
     };
     aside(|| actor.scopes.reserve(MOST_SCOPES));
     for (number, step) in world.steps.iter().enumerate().filter(|(_, step)| step.thread == thread) {
@@ -284,7 +288,10 @@ impl<'a> Actor<'a> {
                     aside(|| assert!(parent.name().contains("on the heap"), "{:?}", parent.name()));
                 }
             }
-            6..=8 => self.enter_scope(one),
+            6..=8 => {
+                self.is_orderly &= !self.has_left_untold;
+                self.enter_scope(one);
+            }
             9 | 10 => {
                 if let Some(place) = usize::from(one).checked_rem(self.scopes.len()) {
                     // The last one of several decides where the thread is.
@@ -336,6 +343,8 @@ impl<'a> Actor<'a> {
                     let (entered, names) = self.entered.remove(place);
                     caught(|| drop(entered.exit()));
                     if !world.is_calm.load(SeqCst) {
+                        self.has_left_untold = true;
+                        self.is_orderly &= self.scopes.is_empty();
                         // Perhaps there is no layer that was told, and the thread is still there.
                         aside(|| lock(&world.forgotten).extend(lock(&names).iter().cloned()));
                     }
@@ -450,6 +459,7 @@ impl<'a> Actor<'a> {
     /// Leaves all that it is in.
     fn end(mut self) {
         let world = self.world;
+        self.is_orderly &= self.scopes.is_empty() || self.entered.is_empty() || world.is_calm.load(SeqCst);
         while let Some((entered, names)) = self.entered.pop() {
             caught(|| drop(entered.exit()));
             aside(|| drop(names));
