@@ -59,6 +59,9 @@ impl Default for Chunk {
 }
 
 shared! {
+    /// Mean distance of sampled bytes; 0 while nothing is sampled.
+    pub(super) static INTERVAL: AtomicU64 = AtomicU64::new(0);
+
     static TABLE: [AtomicPtr<Chunk>; CHUNKS] = nulls!(CHUNKS);
 
     /// The first index that was never used.
@@ -78,6 +81,12 @@ const INDEX: u64 = 2 * MOST_INDEX as u64 - 1;
 const CHANGE: u64 = INDEX + 1;
 /// What `MOST` is without loom.
 const MOST_INDEX: u32 = 1 << 20;
+
+/// The mean distance of sampled bytes; 0 while nothing is sampled.
+#[inline]
+pub(crate) fn interval() -> u64 {
+    INTERVAL.load(Ordering::Relaxed)
+}
 
 /// Reserves an entry. `None`, which is counted, where all are taken or the system has no memory.
 pub(crate) fn reserve() -> Option<SampleId> {

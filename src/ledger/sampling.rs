@@ -11,6 +11,7 @@
 
 use crate::ledger::account::Account;
 use crate::ledger::cell::{Cell, Pending};
+pub(crate) use crate::ledger::samples::interval;
 use crate::ledger::samples::{self, Sample};
 use crate::ledger::slots::Record;
 use crate::ledger::thread::Word;
@@ -20,21 +21,13 @@ use crate::owner::{Mark, SampleId};
 use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 use std::ptr;
 
-/// Mean distance of sampled bytes; 0 while nothing is sampled.
-static INTERVAL: AtomicU64 = AtomicU64::new(0);
 /// How often it was changed.
 static CHANGES: AtomicU64 = AtomicU64::new(1);
-
-/// The mean distance of sampled bytes; 0 while nothing is sampled.
-#[inline]
-pub(crate) fn interval() -> u64 {
-    INTERVAL.load(Ordering::Relaxed)
-}
 
 /// Changes the mean distance. The caller lowers every threshold then; where it was another one, not 0,
 /// he makes it 0 first, and lowers them, lest points of the former one get the new one's weight.
 pub(crate) fn set_interval(interval: u64) {
-    INTERVAL.store(interval, Ordering::Relaxed);
+    samples::INTERVAL.store(interval, Ordering::Relaxed);
     CHANGES.fetch_add(1, Ordering::Relaxed);
 }
 

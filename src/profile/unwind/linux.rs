@@ -1,5 +1,6 @@
 //! Walks the stack of the calling thread, on Linux.
 
+mod loader;
 mod memory;
 mod modules;
 mod needed;

@@ -1,6 +1,6 @@
 //! Tells which modules are never unloaded: the program, the library that dogtag is in, and all that these need.
 
-use super::modules::{Found, each_module};
+use super::loader::{Found, each_module};
 use std::collections::HashSet;
 use std::ffi::{CStr, c_char};
 use std::ptr;

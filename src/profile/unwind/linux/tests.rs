@@ -23,7 +23,7 @@ impl Numbers {
 
 fn code() -> Vec<Range<usize>> {
     let mut code = Vec::new();
-    modules::each_module(|found, _| {
+    loader::each_module(|found, _| {
         let segments = found.segments.iter().filter(|segment| segment.p_flags & libc::PF_X != 0);
         code.extend(segments.map(|segment| {
             let start = found.address_of(segment);
