@@ -30,7 +30,7 @@ use std::alloc::{GlobalAlloc, Layout};
 /// more than the backend's own: no lock, no locked instruction, no system call.
 /// (The slow path, such as a thread's first allocation, may map memory.)
 /// The cookie behind each block is 2 bytes that name its owner (6 for services beyond
-/// the first 65,533 of a process). Blocks of 4 KiB and more have their owner in a
+/// the first 65,533 of a process, and for blocks that the profiler samples). Blocks of 4 KiB and more have their owner in a
 /// table beside the heap instead (4 bytes for each 4 KiB of addresses in which there are
 /// such blocks), if the backend is a type without fields, as `Jemalloc`,
 /// [`System`] and the default are. The feature

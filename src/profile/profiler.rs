@@ -20,7 +20,8 @@ use std::time::SystemTime;
 /// The heap profiler of this process, which samples allocations while it runs.
 ///
 /// [`builder`](Self::builder) starts it. It goes on until [`stop`](Self::stop), whether this value is
-/// kept or not; [`running`](Self::running) returns it again.
+/// kept or not; [`running`](Self::running) returns it again. There is one in a process: a copy that was kept
+/// changes and stops whichever run there is.
 ///
 /// ```
 /// # #[global_allocator]

@@ -21,7 +21,7 @@ use std::time::SystemTime;
 /// Holds what services have allocated, by call stack.
 ///
 /// A row is an estimate, of samples. The rows of a service add up to the service's exact figures, to
-/// the byte: the estimates are scaled to them. What was allocated before sampling began, and what
+/// the byte: what is missing is spread over them by their errors. What was allocated before sampling began, and what
 /// there is no sample of, is in rows [without a stack](Origin).
 ///
 /// Names of functions are looked up when they are first needed, on the calling thread, each address
@@ -58,7 +58,7 @@ pub struct Profile {
     /// The mean number of bytes between two samples; 0 if sampling had been stopped.
     pub interval: u64,
     /// Samples, or their call stacks, that were dropped because a table was full, since the process began. Up to
-    /// one in a hundred, the rows are scaled to make up for them; what is missing beyond that is
+    /// one in a hundred, the rows make up for them; what is missing beyond that is
     /// [not sampled](Origin::NotSampled).
     pub dropped: u64,
     /// When sampling began; of a difference, when the earlier profile was taken.
@@ -163,7 +163,7 @@ impl Profile {
     }
 
     /// Samples of what was allocated are never taken back, so those between two profiles are the
-    /// difference of the estimates, and are scaled to what the services allocated between.
+    /// difference of the estimates, and add up to what the services allocated between.
     fn allocated_since(&self, earlier: &Self) -> (Vec<ProfileService>, Vec<ProfileRow>) {
         let since = |now: i64, then: i64| now.saturating_sub(then).max(0).unsigned_abs();
         let then = by_service(&earlier.services);

@@ -35,7 +35,7 @@ pub struct ProfileRow {
     pub standard_error: f64,
     /// Samples that the estimate is made of.
     pub samples: u64,
-    /// Before it was scaled.
+    /// Before it was calibrated.
     pub(super) estimate: Estimate,
 }
 

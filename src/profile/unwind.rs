@@ -15,7 +15,7 @@
 //! | `registers` | the registers, and what differs between the architectures |
 //!
 //! A frame that was met before costs some nanoseconds. A wrong table, an overwritten stack or an address of
-//! nobody ends the stack early or makes it wrong; it never faults. Code without tables, such as a JIT
+//! nobody ends the stack early or makes it wrong: memory is read once the kernel has said that it is readable. Code without tables, such as a JIT
 //! compiler's, is followed by its frame pointers; without those the stack ends there.
 //!
 //! Elsewhere the `backtrace` crate takes the stack, with what that locks and allocates.

@@ -96,8 +96,7 @@ impl List {
 static LIST: AtomicPtr<List> = AtomicPtr::new(ptr::null_mut());
 /// How many threads are reading a list, any list.
 static READERS: AtomicUsize = AtomicUsize::new(0);
-/// In boxes, since those who read them have their addresses.
-#[allow(clippy::vec_box, reason = "as said")]
+#[allow(clippy::vec_box, reason = "readers have the addresses of lists, which stay in their boxes")]
 type Lists = Vec<Box<List>>;
 
 /// Lists that were replaced while somebody was reading.
