@@ -40,10 +40,12 @@ pub struct Usage {
     /// The most bytes that were live at once, since the service was registered or
     /// its peak was [reset](crate::Service::reset_peak).
     ///
-    /// The peak is never less than any reading. It may be less than what was live between two
-    /// readings, by up to 1 MiB for each thread that allocated. It may be more, as a reading may, by
-    /// what other threads freed and allocated again while the reading was taken. A sum over services
-    /// has the sum of their peaks. [`totals`](crate::totals) has the highest that was ever read.
+    /// It may be less than what was live between two readings, by up to 1 MiB for each thread that
+    /// allocated. It is never more, but that it is no less than [`bytes`](Self::bytes) of the same
+    /// reading: these may be more than ever were live at once, by what other threads freed and
+    /// allocated again while the reading was taken. Later readings know nothing of that. A sum over
+    /// services has the sum of their peaks. [`totals`](crate::totals) has the highest that was ever
+    /// read.
     pub peak_bytes: u64,
 }
 

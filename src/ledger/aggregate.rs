@@ -2,10 +2,11 @@
 //!
 //! Frees first, allocations second, each over all shards. A free that was seen
 //! happened after its block's allocation, so that allocation is seen too, and
-//! a live figure is never negative, however many threads go on meanwhile.
+//! a live figure is never negative, however many threads go on meanwhile. Then frees once more: what
+//! is live by those is no more than was live at one moment, and so may be a peak.
 
 use crate::ledger::shard::{CELLS, Place, SHARDS};
-use crate::ledger::slots::{self, Record};
+use crate::ledger::slots::{self, Moment, Record};
 use crate::owner::Slot;
 use crate::sync::{AtomicU64, Ordering, shared};
 use crate::usage::Usage;
@@ -13,7 +14,10 @@ use crate::usage::Usage;
 /// Sums up one service, which the caller holds or has pinned. Reads one cell in each shard: there
 /// are as many shards as threads were alive at the busiest moment.
 pub fn usage(record: &Record) -> Usage {
-    record.share_of(SHARDS.sum(record.slot(), record.shared()).usage)
+    let moment = Moment::begin();
+    let usage = SHARDS.sum(record.slot(), record.shared()).usage;
+    let freed_after = SHARDS.freed(record.slot(), record.shared());
+    record.share_of(usage, moment.with_at_least(live_after(usage, freed_after)))
 }
 
 /// Sums up every service, in the order of their slots, and all of them with those that have ended.
@@ -23,6 +27,8 @@ pub fn usage(record: &Record) -> Usage {
 pub fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
     let mut total = Usage::default();
     let mut sums = [Usage::default(); RUN];
+    let mut freed_after = [0_u64; RUN];
+    let mut live = 0_u64;
     for first in (0..slots::end()).step_by(RUN) {
         let records = || {
             let slots = (first..slots::end()).take(RUN).filter_map(Slot::new);
@@ -37,6 +43,7 @@ pub fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
         for (place, record) in records() {
             is_pinned[place.cell - start] = record.lifecycle().is_in_use() && record.lifecycle().pin();
         }
+        let moment = Moment::begin();
         sums.fill(Usage::default());
         for (place, record) in records() {
             record.shared().add_freed(&mut sums[place.cell - start]);
@@ -50,20 +57,39 @@ pub fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
         for cells in cells() {
             cells.iter().zip(&mut sums).for_each(|(cell, sum)| cell.add_allocated(sum));
         }
+        freed_after.fill(0);
+        for (place, record) in records() {
+            let sum = &mut freed_after[place.cell - start];
+            *sum = sum.wrapping_add(record.shared().freed());
+        }
+        for cells in cells() {
+            cells.iter().zip(&mut freed_after).for_each(|(cell, sum)| *sum = sum.wrapping_add(cell.freed()));
+        }
         for (place, record) in records() {
             let index = place.cell - start;
             if is_pinned[index] {
                 if record.lifecycle().is_in_use() {
-                    each(record, record.share_of(sums[index]));
+                    let live = moment.with_at_least(live_after(sums[index], freed_after[index]));
+                    each(record, record.share_of(sums[index], live));
                 }
                 record.lifecycle().unpin();
             }
         }
+        live = sums
+            .iter()
+            .zip(freed_after)
+            .map(|(sum, freed)| live_after(*sum, freed))
+            .fold(live, u64::saturating_add);
         total = sums.into_iter().fold(total, Usage::and);
     }
     total.denied = slots::denied();
-    total.peak_bytes = PEAK.fetch_max(total.bytes(), Ordering::Relaxed).max(total.bytes());
+    total.peak_bytes = PEAK.fetch_max(live, Ordering::Relaxed).max(live).max(total.bytes());
     total
+}
+
+/// What is live at least, by frees that were added up after the allocations.
+fn live_after(usage: Usage, freed_bytes: u64) -> u64 {
+    Usage { freed_bytes, ..usage }.bytes()
 }
 
 /// Lists an address in the stack of each thread that counts in cells of its own.
@@ -87,6 +113,44 @@ mod model {
     use crate::sync::whole_model;
     use loom::thread;
     use std::ptr;
+
+    /// A thread frees what it has and allocates again while somebody reads, in either way.
+    #[test]
+    fn no_peak_is_higher_than_what_was_live() {
+        for reads_all in [false, true] {
+            whole_model(move || {
+                let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
+                record.begin("one".into(), 0);
+                let cell = SHARDS.acquire().unwrap().claim(record.slot()).unwrap();
+                cell.charge(100);
+                let reader = move || if reads_all { usages(|_, _| {}) } else { usage(record) };
+                let other = thread::spawn(move || _ = reader());
+                cell.refund(100);
+                cell.charge(99);
+                other.join().unwrap();
+                assert!(usage(record).peak_bytes <= 100, "{} bytes", usage(record).peak_bytes);
+                assert!(usages(|_, _| {}).peak_bytes <= 100);
+            });
+        }
+    }
+
+    /// A peak is reset while somebody notes what was live before.
+    #[test]
+    fn no_peak_is_from_before_it_was_reset() {
+        whole_model(|| {
+            let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
+            record.begin("one".into(), 0);
+            let cell = SHARDS.acquire().unwrap().claim(record.slot()).unwrap();
+            cell.charge(50);
+            assert_eq!(usage(record).peak_bytes, 50);
+            cell.charge(50);
+            let other = thread::spawn(move || _ = usage(record));
+            cell.refund(90);
+            record.reset_peak();
+            other.join().unwrap();
+            assert_eq!(usage(record).peak_bytes, 10);
+        });
+    }
 
     /// A service ends and another one gets its slot, while figures are read.
     #[test]

@@ -267,6 +267,11 @@ impl ShardList {
         Sum { usage, scopes }
     }
 
+    /// Bytes that were ever freed in a slot.
+    pub(crate) fn freed(&self, slot: Slot, shared: &Cell) -> u64 {
+        self.cells(slot, shared).map(Cell::freed).fold(0, u64::wrapping_add)
+    }
+
     /// Bounds of what is live in a slot: of allocations, frees, and allocations
     /// the first two give the lower one, the last two the upper one.
     pub(crate) fn live(&self, slot: Slot, shared: &Cell) -> Live {

@@ -65,6 +65,32 @@ impl Past {
     }
 }
 
+/// What was live in a service at one moment, or less: the allocations were added up before the frees.
+/// The other way round, as a reading goes, it may be more than ever was live, by what was freed and
+/// allocated meanwhile; as a peak that would stay.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    bytes: u64,
+    resets: u64,
+}
+
+impl Moment {
+    /// Before anything is added up: what is found is nobody's peak if that is reset meanwhile.
+    pub(crate) fn begin() -> Self {
+        Self { bytes: 0, resets: RESETS.load(Ordering::Acquire) }
+    }
+
+    /// What was found by a lower bound.
+    pub(crate) fn with_at_least(self, bytes: u64) -> Self {
+        Self { bytes, ..self }
+    }
+}
+
+shared! {
+    /// How often any service's peak was reset.
+    static RESETS: AtomicU64 = AtomicU64::new(0);
+}
+
 impl Record {
     const_unless_loom! {
         /// The record of a service which never ends, in the first slot.
@@ -150,32 +176,47 @@ impl Record {
         &self.life
     }
 
-    /// What this service has allocated and freed, of what was ever counted in
-    /// its slot.
-    pub(crate) fn share_of(&self, slot: Usage) -> Usage {
+    /// What this service has allocated and freed, of what was ever counted in its slot. Notes what was
+    /// live there at one moment.
+    pub(crate) fn share_of(&self, slot: Usage, live: Moment) -> Usage {
+        let usage = self.share_without_peak(slot);
+        let peak = self.note(live);
+        Usage { peak_bytes: peak.max(usage.bytes()), ..usage }
+    }
+
+    fn share_without_peak(&self, slot: Usage) -> Usage {
         let bytes = self.earlier.bytes.load(Ordering::Relaxed);
         let blocks = self.earlier.blocks.load(Ordering::Relaxed);
-        let usage = Usage {
+        Usage {
             allocated_bytes: slot.allocated_bytes.wrapping_sub(bytes),
             allocated_blocks: slot.allocated_blocks.wrapping_sub(blocks),
             freed_bytes: slot.freed_bytes.wrapping_sub(bytes),
             freed_blocks: slot.freed_blocks.wrapping_sub(blocks),
             denied: self.denied.load(Ordering::Acquire),
             peak_bytes: 0,
-        };
-        Usage { peak_bytes: self.note(usage.bytes()), ..usage }
+        }
     }
 
-    /// Notes that so many bytes are live, and returns the most that ever were.
-    pub(crate) fn note(&self, bytes: u64) -> u64 {
-        let peak = self.peak_bytes.load(Ordering::Relaxed);
+    /// Notes that so many bytes were live, unless the peak was reset since, and returns the most that
+    /// ever were.
+    pub(crate) fn note(&self, live: Moment) -> u64 {
+        let mut peak = self.peak_bytes.load(Ordering::Acquire);
         // Mostly it is not a new one, and needs no store.
-        if bytes <= peak { peak } else { self.peak_bytes.fetch_max(bytes, Ordering::Relaxed).max(bytes) }
+        while live.bytes > peak && live.resets == RESETS.load(Ordering::Acquire) {
+            let noted =
+                self.peak_bytes.compare_exchange_weak(peak, live.bytes, Ordering::Relaxed, Ordering::Acquire);
+            match noted {
+                Ok(_) => return live.bytes,
+                Err(now) => peak = now,
+            }
+        }
+        peak
     }
 
     /// Forgets the most bytes that ever were live.
     pub(crate) fn reset_peak(&self) {
-        self.peak_bytes.store(0, Ordering::Relaxed);
+        RESETS.fetch_add(1, Ordering::AcqRel);
+        self.peak_bytes.swap(0, Ordering::AcqRel);
     }
 
     /// Counts an allocation that a limit has refused.
@@ -193,7 +234,7 @@ impl Record {
     pub(crate) fn last_usage(&self) -> Usage {
         let (bytes, blocks) =
             (self.past.bytes.load(Ordering::Relaxed), self.past.blocks.load(Ordering::Relaxed));
-        self.share_of(Usage {
+        self.share_without_peak(Usage {
             allocated_bytes: bytes,
             allocated_blocks: blocks,
             freed_bytes: bytes,

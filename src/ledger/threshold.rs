@@ -25,7 +25,7 @@ use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST};
 use crate::ledger::cell::{Cell, Live};
 use crate::ledger::pending_events::{self, EventFlags};
 use crate::ledger::shard::SHARDS;
-use crate::ledger::slots::{self, Record};
+use crate::ledger::slots::{self, Moment, Record};
 use crate::ledger::tree::{self, Tree};
 use crate::sync::{AtomicU64, Ordering, fence, shared};
 use std::iter;
@@ -200,9 +200,16 @@ fn bit(step: u32, is_set: bool) -> u64 {
 
 #[cold]
 fn note_peak(record: &'static Record) {
-    // Again, if so much was freed meanwhile that the bound is none.
-    let live = (0..4).map(|_| live_alone(record)).find(|live| live.at_most - live.at_least <= GRANT);
-    record.note(live.unwrap_or_else(|| live_alone(record)).at_least);
+    // Again, if so much was freed meanwhile that the bound is none, or the peak was reset.
+    for _ in 0..4 {
+        let moment = Moment::begin();
+        let live = live_alone(record);
+        if record.note(moment.with_at_least(live.at_least)) >= live.at_least
+            && live.at_most - live.at_least <= GRANT
+        {
+            return;
+        }
+    }
 }
 
 /// Sums up what is live of a service, which the caller holds, and its descendants; without what
