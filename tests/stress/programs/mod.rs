@@ -51,7 +51,14 @@ fn programs_do_as_the_model_does() {
             if let Err(error) = run::run(&program, way) {
                 say(format!("DOGTAG_SEED={seed} fails, {way:?}: {error}\nto be made smaller ..."));
                 let tries = if way == Way::InTurn { 1 } else { TRIES };
-                let fails = |program: &Program| (0..tries).find_map(|_| run::run(program, way).err());
+                // In the same place: what a failed run has left behind makes other programs fail.
+                let place = |error: &str| error.lines().next().map(str::to_owned);
+                let first = place(&error);
+                let fails = |program: &Program| {
+                    (0..tries)
+                        .filter_map(|_| run::run(program, way).err())
+                        .find(|error| place(error) == first)
+                };
                 let (program, error) = shrink::shrink(program, error, fails);
                 drop(std::panic::take_hook());
                 panic!("DOGTAG_SEED={seed} fails, {way:?}: {error}\n{program}");
