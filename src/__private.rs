@@ -43,6 +43,12 @@ pub mod unwind {
     }
 }
 
+/// How full the tables of the profiler are, for tests.
+#[cfg(feature = "profile")]
+pub mod profile {
+    pub use crate::ledger::samples::{Tables, tables};
+}
+
 // For dogtag-c, all that follows.
 pub use crate::ledger::slots::Record;
 

@@ -8,6 +8,7 @@ use crate::ledger::slots::{self, Record};
 use crate::owner::{Named, SampleId, Slot};
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence, nulls, shared};
 use crate::sys;
+use std::iter;
 
 /// A sampled block, as a reader sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +182,36 @@ pub(crate) fn dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)
 }
 
+/// How full the table of samples is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tables {
+    /// Entries that were ever used.
+    pub used: u64,
+    /// Those of live blocks.
+    pub live: u64,
+    /// Those of them whose owner has ended, which it cannot have while its block is live.
+    pub orphaned: u64,
+    /// Those that the next samples get. What is neither belongs to a thread that allocates or frees just now.
+    pub free: u64,
+}
+
+/// Looks at the table of samples. It is true while nobody takes or gives back any.
+pub fn tables() -> Tables {
+    let used = NEXT.load(Ordering::Acquire);
+    let (mut live, mut orphaned) = (0, 0);
+    for_each(|sample| {
+        let is_its = |record: &&Record| record.generation() == sample.generation;
+        live += 1;
+        orphaned += u64::from(slots::record(sample.slot).filter(is_its).is_none());
+    });
+    let top = FREE.load(Ordering::Acquire) & INDEX;
+    let sample = |place: u64| SampleId::new((place as u32).checked_sub(1)?);
+    let next = |place: &u64| Some(u64::from(entry(sample(*place)?)?.next_free.load(Ordering::Relaxed)));
+    // There are no more; a list that changes meanwhile might lead on for ever.
+    let free = iter::successors(Some(top), next).take_while(|place| *place != 0).take(used as usize).count();
+    Tables { used: used.into(), live, orphaned, free: free as u64 }
+}
+
 fn entry(sample: SampleId) -> Option<&'static Entry> {
     let (chunk, index) = (sample.index() / CHUNK, sample.index() % CHUNK);
     // SAFETY: chunks are never unmapped.
@@ -251,6 +282,12 @@ mod tests {
         samples.iter().step_by(2).copied().for_each(release);
         assert_eq!(live(7), (1..10_000).step_by(2).collect::<Vec<_>>());
         assert!(owner(Some(Named::Sample(samples[16])), block(16)).0.is_none());
+        // What is live, reserved or free is all there is.
+        let reserved: Vec<_> = (0..20).map(|_| reserve().unwrap()).collect();
+        let tables_now = tables();
+        assert_eq!(tables_now.used, tables_now.live + tables_now.free + 20);
+        assert!(tables_now.live >= 5_000 && tables_now.orphaned >= 5_000, "{tables_now:?}");
+        reserved.into_iter().for_each(release);
         samples.iter().skip(1).step_by(2).copied().for_each(release);
         assert!(live(7).is_empty());
     }

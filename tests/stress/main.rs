@@ -15,6 +15,8 @@ mod churn;
 mod exactness;
 mod hard_limit;
 mod processes;
+#[cfg(feature = "profile")]
+mod profiles;
 mod programs;
 #[cfg(all(target_os = "linux", feature = "tracing-layer"))]
 mod safe;

@@ -7,6 +7,11 @@
 mod backend;
 mod books;
 mod memory;
+#[cfg(feature = "profile")]
+mod profiler;
+#[cfg(not(feature = "profile"))]
+#[path = "no_profiler.rs"]
+mod profiler;
 mod seat;
 mod work;
 
@@ -38,7 +43,7 @@ fn nothing_drifts_and_nothing_grows() {
     let books = Books::default();
     let seats = Seats::new(seed);
     let start = Instant::now();
-    let mut memory = memory::Watch::default();
+    let (mut memory, mut samples) = (memory::Watch::default(), profiler::Watch::default());
     std::thread::scope(|threads| {
         for seat in 0..SEATS {
             let (seats, books) = (&seats, &books);
@@ -49,14 +54,16 @@ fn nothing_drifts_and_nothing_grows() {
             seats.stopped(|| {
                 books.compare();
                 let is_warm = start.elapsed() > whole / 3 && books.operations.load(Relaxed) > WARM;
+                samples.look();
                 memory.look(is_warm);
-                println!("{:>6.1} s  {}  {memory}", start.elapsed().as_secs_f64(), books.line());
+                println!("{:>6.1} s  {}  {memory}{samples}", start.elapsed().as_secs_f64(), books.line());
             });
         }
         seats.end();
     });
     // All is freed by now, also what was still on its way.
+    samples.end();
     books.compare();
     assert_eq!(books.live(), (0, 0), "the test itself leaks");
-    println!("{:>6.1} s  {}", start.elapsed().as_secs_f64(), books.line());
+    println!("{:>6.1} s  {}{samples}", start.elapsed().as_secs_f64(), books.line());
 }

@@ -2,6 +2,7 @@
 
 use super::SEATS;
 use super::books::{Block, Books, Source, allocate, resize};
+use super::profiler;
 use super::seat::Seats;
 use crate::common::elsewhere;
 use crate::engine::account::Held;
@@ -65,7 +66,9 @@ impl Worker {
             60..120 => self.poll_task(),
             120..150 => self.pool(books),
             150..151 => self.region(seats),
-            151..250 => self.resize(seats),
+            151..152 => profiler::turn(&mut self.random),
+            152..153 if self.random.once_in(4) => profiler::fork(&mut self.random),
+            153..250 => self.resize(seats),
             250..600 if self.blocks.len() < BLOCKS => self.allocate(seats),
             _ if !self.blocks.is_empty() => {
                 let block = self.random.below(self.blocks.len());
