@@ -11,6 +11,8 @@ compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Lin
 mod detached_thread;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod fork;
+#[cfg(all(feature = "profile", target_os = "linux", not(dogtag_loom)))]
+pub(crate) mod loader;
 mod parker;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod smaps;

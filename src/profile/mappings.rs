@@ -30,7 +30,7 @@ pub(super) fn all() -> Vec<Mapping> {
     let mut found: Vec<Mapping> = Vec::new();
     // SAFETY: the callback gets `found`, which lives until the call has returned and is borrowed by
     // nobody else.
-    unsafe { libc::dl_iterate_phdr(Some(linux::note), (&raw mut found).cast()) };
+    unsafe { crate::sys::loader::each_module(linux::note, (&raw mut found).cast()) };
     found
 }
 

@@ -30,6 +30,43 @@ pub fn expect_exact_sums(profile: &Profile) {
     assert!(sums.is_empty(), "rows of no service: {sums:?}");
 }
 
+/// Does something in a forked child, which must end well.
+pub fn in_child(work: impl FnOnce()) {
+    // SAFETY: the child allocates, asks dogtag, and ends.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        let is_well = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_ok();
+        // SAFETY: ends the process, without what others may have locked.
+        unsafe { libc::_exit(i32::from(!is_well)) };
+    }
+    let status = watch::ended(child);
+    assert!(status.success(), "a forked child: {status}");
+}
+
+/// Whatever other threads are doing at that moment, which may be just that.
+#[test]
+fn forked_children_take_profiles() {
+    alone!();
+    Profiler::running().into_iter().for_each(Profiler::stop);
+    let profiler = Profiler::builder().interval(1).start().unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        for _ in 0..3 {
+            threads.spawn(|| {
+                while !is_over.load(SeqCst) {
+                    expect_exact_sums(&profile::live());
+                }
+            });
+        }
+        for _ in 0..times(200) {
+            in_child(|| expect_exact_sums(&profile::live()));
+        }
+        is_over.store(true, SeqCst);
+    });
+    profiler.stop();
+}
+
 const THREADS: usize = 8;
 const SERVICES: usize = 12;
 /// Blocks of a thread.

@@ -1,6 +1,6 @@
 //! The heap profiler meanwhile: it is started, changed, stopped and asked, by any thread at any time.
 
-use crate::profiles::expect_exact_sums;
+use crate::profiles::{expect_exact_sums, in_child};
 use crate::random::Random;
 use crate::watch;
 use dogtag::__private::profile::{Tables, tables};
@@ -49,27 +49,19 @@ pub fn fork(random: &mut Random) {
     const OTHERS: u64 = 24;
 
     FORKS.fetch_add(1, Relaxed);
-    // SAFETY: the child allocates, asks dogtag, and ends.
-    let child = unsafe { libc::fork() };
-    assert!(child >= 0);
-    if child > 0 {
-        let status = watch::ended(child);
-        assert!(status.success(), "a forked child: {status}");
-        return;
-    }
-    let live = profile::live();
-    expect_exact_sums(&live);
-    let before = tables();
-    assert!(before.used - before.live - before.free <= OTHERS, "{before:?}");
-    for _ in 0..3 {
-        let blocks: Vec<_> = (0..50).map(|_| vec![1_u8; random.size()]).collect();
+    in_child(|| {
         expect_exact_sums(&profile::live());
-        drop(blocks);
-    }
-    let after = tables();
-    assert_eq!(after.used - after.live - after.free, before.used - before.live - before.free, "{after:?}");
-    // SAFETY: ends the process, without what others may have locked.
-    unsafe { libc::_exit(0) };
+        let before = tables();
+        assert!(before.used - before.live - before.free <= OTHERS, "{before:?}");
+        for _ in 0..3 {
+            let blocks: Vec<_> = (0..50).map(|_| vec![1_u8; random.size()]).collect();
+            expect_exact_sums(&profile::live());
+            drop(blocks);
+        }
+        let after = tables();
+        let lost = |tables: Tables| tables.used - tables.live - tables.free;
+        assert_eq!(lost(after), lost(before), "{before:?}, {after:?}");
+    });
 }
 
 /// What the profiler has in memory.

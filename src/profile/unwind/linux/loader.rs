@@ -1,5 +1,6 @@
 //! What the loader says of the program and its libraries.
 
+use crate::sys::loader;
 use std::ffi::{c_int, c_void};
 
 /// What the loader says of a module.
@@ -50,5 +51,5 @@ pub(super) fn each_module(mut each: impl FnMut(&Found<'_>, (u64, u64)) -> bool) 
     }
     let call = callback_of(&each);
     // SAFETY: the callback gets the closure that it is made for, while that is borrowed here.
-    unsafe { libc::dl_iterate_phdr(Some(call), (&raw mut each).cast()) };
+    unsafe { loader::each_module(call, (&raw mut each).cast()) };
 }
