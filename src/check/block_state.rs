@@ -300,6 +300,7 @@ pub(crate) fn a_pin_of_another_process_is_void(entry: &'static Entry) {
 #[cfg(all(test, dogtag_loom))]
 mod model {
     use super::*;
+    use crate::sync::whole_model;
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
@@ -355,7 +356,7 @@ mod model {
 
     #[test]
     fn of_two_frees_one_is_the_first() {
-        loom::model(|| {
+        whole_model(|| {
             let block = Block::live();
             let other = thread::spawn({
                 let block = block.clone();
@@ -368,7 +369,7 @@ mod model {
 
     #[test]
     fn who_looks_at_a_block_has_it_as_it_is() {
-        loom::model(|| {
+        whole_model(|| {
             let block = Block::live();
             let other = thread::spawn({
                 let block = block.clone();
@@ -383,7 +384,7 @@ mod model {
 
     #[test]
     fn who_is_condemned_is_never_released() {
-        loom::model(|| {
+        whole_model(|| {
             let block = Block::live();
             let other = thread::spawn({
                 let block = block.clone();

@@ -405,6 +405,7 @@ mod tests {
 #[cfg(all(test, dogtag_loom))]
 mod model {
     use super::*;
+    use crate::sync::{model, whole_model};
     use loom::sync::Arc;
     use loom::thread;
 
@@ -418,10 +419,7 @@ mod model {
     /// However threads put magazines in and push others out, each block is
     /// released once or still there, and what is there is what is counted.
     fn nothing_is_lost_or_released_twice(places: usize, each: usize, limit: u64) {
-        let mut model = loom::model::Builder::new();
-        // More switches than that find nothing else, and take hours.
-        model.preemption_bound = Some(3);
-        model.check(move || {
+        model(move || {
             let shared = Arc::new(Shared {
                 places: (0..places).map(|_| AtomicU32::new(NONE)).collect(),
                 all: (0..2 * each).map(|_| magazine()).collect(),
@@ -474,7 +472,7 @@ mod model {
 
     #[test]
     fn a_magazine_is_taken_once() {
-        loom::model(|| {
+        whole_model(|| {
             let shared = Arc::new(([magazine(), magazine()], AtomicU32::new(0)));
             let take = |shared: &([Magazine; 2], AtomicU32)| {
                 let pool = Magazines { all: &shared.0, next: &shared.1 };

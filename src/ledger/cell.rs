@@ -1,7 +1,7 @@
 //! One service's counters in one place: the unit the ledger is made of.
 
 use crate::owner::{Mark, UNCHECKED_SIZES};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, const_unless_loom, fence, load_own};
 use crate::usage::Usage;
 
 /// Counters that only grow, and the threshold. One cache line, so that no two
@@ -228,14 +228,14 @@ impl Cell {
     /// call it.
     #[inline(always)]
     pub(super) fn enter(&self) {
-        self.scopes.store(self.scopes.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        self.scopes.store(load_own(&self.scopes).wrapping_add(1), Ordering::Release);
     }
 
     /// Counts that a scope was left. Only the thread that has this cell may
     /// call it.
     #[inline(always)]
     pub(super) fn leave(&self) {
-        self.scopes.store(self.scopes.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
+        self.scopes.store(load_own(&self.scopes).wrapping_sub(1), Ordering::Release);
     }
 
     /// Counts that a scope was entered, in a cell that threads share.
@@ -296,7 +296,7 @@ pub(crate) struct Live {
 /// differences stay right.
 #[inline(always)]
 fn grow(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Release);
+    counter.store(load_own(counter).wrapping_add(by), Ordering::Release);
 }
 
 #[inline(always)]
