@@ -15,6 +15,8 @@ pub(crate) mod cell;
 pub(crate) mod charge;
 mod event_flags;
 pub(crate) mod family;
+#[cfg_attr(not(feature = "profile"), allow(dead_code, reason = "the profiler is what samples"))]
+pub(crate) mod interval;
 pub(crate) mod lifecycle;
 pub(crate) mod pending_events;
 #[cfg(any(feature = "tracing-layer", all(test, dogtag_loom)))]

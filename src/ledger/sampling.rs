@@ -11,7 +11,7 @@
 
 use crate::ledger::account::Account;
 use crate::ledger::cell::{Cell, Pending};
-pub(crate) use crate::ledger::samples::interval;
+use crate::ledger::interval::{changes, interval};
 use crate::ledger::samples::{self, Sample};
 use crate::ledger::slots::Record;
 use crate::ledger::thread::Word;
@@ -20,16 +20,6 @@ use crate::owner::Named;
 use crate::owner::{Mark, SampleId};
 use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 use std::ptr;
-
-/// How often it was changed.
-static CHANGES: AtomicU64 = AtomicU64::new(1);
-
-/// Changes the mean distance. The caller lowers every threshold then; where it was another one, not 0,
-/// he makes it 0 first, and lowers them, lest points of the former one get the new one's weight.
-pub(crate) fn set_interval(interval: u64) {
-    samples::INTERVAL.store(interval, Ordering::Relaxed);
-    CHANGES.fetch_add(1, Ordering::Relaxed);
-}
 
 /// What is called for a sampled allocation, inside of it.
 #[derive(Debug)]
@@ -100,7 +90,7 @@ impl Decision {
 
     #[cold]
     fn decide(&mut self, record: &'static Record, size: u64, interval: u64) {
-        let changes = CHANGES.load(Ordering::Relaxed);
+        let changes = changes();
         let (point, is_reached) = match own_short(self.account) {
             Some(cell) => {
                 let point = match cell.pending_point() {

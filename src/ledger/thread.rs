@@ -20,7 +20,7 @@ use crate::ledger::account::Account;
 use crate::ledger::anomalies;
 use crate::ledger::cell::Cell;
 #[cfg(not(feature = "memory-check"))]
-use crate::ledger::samples;
+use crate::ledger::interval;
 #[cfg(feature = "memory-check")]
 pub(crate) use crate::ledger::shard::KEEPSAKES;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, SHARDS, Shard};
@@ -100,7 +100,7 @@ pub fn current_account() -> (Account, &'static Record) {
 pub(crate) fn current_long(size: usize) -> Option<(&'static Cell, Slot)> {
     with(|thread| {
         let (cell, record) = (thread.cell.get(), thread.record.get());
-        let is_own = !ptr::eq(cell, record.shared()) && samples::interval() == 0;
+        let is_own = !ptr::eq(cell, record.shared()) && interval::interval() == 0;
         (is_own && cell.mark() == Mark::LONG && !cell.needs_grant(size)).then(|| (cell, record.slot()))
     })
 }

@@ -4,7 +4,7 @@ use super::buckets::{self, ENDED, Sums};
 use super::profiler::{self, Baseline};
 use super::stacks;
 use crate::ledger::samples;
-use crate::ledger::{self, sampling};
+use crate::ledger::{self, interval};
 use crate::usage::Usage;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -111,7 +111,7 @@ fn collect(kind: Kind, sums: HashMap<(u32, u64, u32), Sums>) -> Collected {
             kind,
             rows: rows.collect(),
             services,
-            interval: sampling::interval(),
+            interval: interval::wanted(),
             dropped: samples::dropped()
                 + stacks::dropped()
                 + if kind == Kind::Allocated { buckets::dropped() } else { 0 },

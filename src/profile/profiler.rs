@@ -6,11 +6,12 @@ use super::stacks::{self, MOST_FRAMES};
 use super::unwind;
 use crate::events;
 use crate::format;
+use crate::ledger;
+use crate::ledger::interval::{self, Changing};
 use crate::ledger::sampling::{self, Hooks};
 use crate::ledger::slots::UNATTRIBUTED;
-use crate::ledger::{self, threshold};
 use crate::service::{self, Scope};
-use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::sys::fork::{self, ForkHook, ForkOrder, Held, at_load};
 use crate::usage::Usage;
 use std::collections::HashMap;
@@ -105,13 +106,13 @@ impl Profiler {
     /// Returns the profiler if it is running.
     #[must_use]
     pub fn running() -> Option<Self> {
-        (INTERVAL.load(Ordering::Relaxed) != 0).then_some(Self(()))
+        (interval::wanted() != 0).then_some(Self(()))
     }
 
     /// Returns the mean distance of sampled bytes; 0 if the profiler has been stopped.
     #[must_use]
     pub fn interval(self) -> u64 {
-        INTERVAL.load(Ordering::Relaxed)
+        interval::wanted()
     }
 
     /// Changes the mean distance of sampled bytes from now on. What was sampled before keeps its weight.
@@ -123,14 +124,17 @@ impl Profiler {
         if bytes == 0 {
             return Err(ProfileError::NoInterval);
         }
-        sample(|before| if before == 0 { 0 } else { bytes });
+        let mut changing = interval::change();
+        if interval::wanted() != 0 {
+            changing.set(bytes);
+        }
         Ok(())
     }
 
     /// Stops sampling. Profiles still show what was sampled before. What was allocated since is
     /// [not sampled](super::Origin::NotSampled).
     pub fn stop(self) {
-        sample(|_| 0);
+        interval::change().set(0);
     }
 }
 
@@ -169,18 +173,16 @@ impl ProfilerBuilder {
         let _scope = Scope::enter(&UNATTRIBUTED);
         fork::prepare();
         unwind::prepare();
-        {
-            let _state = lock();
-            if INTERVAL.load(Ordering::Relaxed) != 0 {
-                return Err(ProfileError::Running);
-            }
-            INTERVAL.store(self.interval, Ordering::Relaxed);
-            DEPTH.store(self.depth, Ordering::Relaxed);
-            sampling::set_hooks(&HOOKS);
+        let mut changing = interval::change();
+        if interval::wanted() != 0 {
+            return Err(ProfileError::Running);
         }
-        sample(|interval| interval);
+        DEPTH.store(self.depth, Ordering::Relaxed);
+        sampling::set_hooks(&HOOKS);
+        changing.set(self.interval);
         // From here on everything is sampled; so at most what there is now was allocated before.
-        *lock() = Some(Arc::new(Baseline::now()));
+        let baseline = Arc::new(Baseline::now());
+        *lock() = Some(baseline);
         buckets::reset();
         Ok(Profiler(()))
     }
@@ -203,24 +205,6 @@ impl ProfilerBuilder {
         }
         Ok(is_on.then_some(builder))
     }
-}
-
-/// Mean distance of sampled bytes as it was asked for; 0 if the profiler does not run.
-static INTERVAL: AtomicU64 = AtomicU64::new(0);
-
-/// Changes the interval, and has every thread sample by it.
-fn sample(change: impl FnOnce(u64) -> u64) {
-    {
-        let _state = lock();
-        INTERVAL.store(change(INTERVAL.load(Ordering::Relaxed)), Ordering::Relaxed);
-    }
-    // First nobody samples, so that no byte which was chosen by the former interval stands for what the
-    // new one says.
-    sampling::set_interval(0);
-    threshold::lower_every_threshold();
-    // Another thread may have changed it meanwhile; then both set what it is now.
-    sampling::set_interval(INTERVAL.load(Ordering::Relaxed));
-    threshold::lower_every_threshold();
 }
 
 /// What there was when sampling began.
@@ -279,11 +263,12 @@ fn register() {
 at_load!(register);
 
 static HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child: after };
-static HELD: Held<MutexGuard<'static, Option<Arc<Baseline>>>> = Held::new();
+static HELD: Held<(Changing, MutexGuard<'static, Option<Arc<Baseline>>>)> = Held::new();
 
 fn before() {
+    let changing = interval::change();
     // SAFETY: this is the hook's `before`.
-    unsafe { HELD.keep(lock()) };
+    unsafe { HELD.keep((changing, lock())) };
 }
 
 fn after() {

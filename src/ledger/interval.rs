@@ -1,0 +1,82 @@
+//! The mean distance of sampled bytes, and how it is changed while threads sample.
+
+use crate::ledger::threshold;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, shared};
+use std::sync::PoisonError;
+
+shared! {
+    /// By which threads sample; 0 while nothing is sampled, or while it is changed.
+    static INTERVAL: AtomicU64 = AtomicU64::new(0);
+
+    /// By which they are to sample.
+    static WANTED: AtomicU64 = AtomicU64::new(0);
+
+    /// How often it was changed.
+    static CHANGES: AtomicU64 = AtomicU64::new(1);
+
+    static CHANGING: Mutex<()> = Mutex::new(());
+}
+
+/// The mean distance of sampled bytes; 0 while nothing is sampled.
+#[inline]
+pub(crate) fn interval() -> u64 {
+    INTERVAL.load(Ordering::Relaxed)
+}
+
+/// How often the interval was changed. What [`interval`] returns later is no older.
+#[inline]
+pub(super) fn changes() -> u64 {
+    CHANGES.load(Ordering::Acquire)
+}
+
+/// The interval that was set last; 0 if sampling was stopped.
+pub(crate) fn wanted() -> u64 {
+    WANTED.load(Ordering::Relaxed)
+}
+
+/// Held by whoever starts or stops sampling or changes the interval: a change is whole before the next one
+/// begins, so that in the end it is as the last one said.
+pub(crate) struct Changing(#[allow(dead_code, reason = "is held")] MutexGuard<'static, ()>);
+
+/// Waits until nobody else changes the interval.
+pub(crate) fn change() -> Changing {
+    Changing(CHANGING.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Changing {
+    /// Has every thread sample by that interval from its next allocation on; not at all by 0.
+    pub(crate) fn set(&mut self, interval: u64) {
+        WANTED.store(interval, Ordering::Relaxed);
+        // First nobody samples, so that no byte which was chosen by the former interval stands for what
+        // the new one says.
+        for step in [0, interval] {
+            if step != self::interval() {
+                INTERVAL.store(step, Ordering::Relaxed);
+                CHANGES.fetch_add(1, Ordering::Release);
+                threshold::lower_every_threshold();
+            }
+        }
+    }
+}
+
+#[cfg(all(test, dogtag_loom))]
+mod model {
+    use super::*;
+    use crate::sync::model;
+    use loom::thread;
+
+    /// Two threads change the interval, one of them twice.
+    #[test]
+    fn threads_sample_by_the_interval_that_was_set_last() {
+        model(|| {
+            let other = thread::spawn(|| {
+                change().set(20);
+                change().set(0);
+            });
+            change().set(30);
+            other.join().unwrap();
+            assert_eq!(interval(), wanted());
+            assert!(matches!(interval(), 0 | 30), "{}", interval());
+        });
+    }
+}
