@@ -34,6 +34,9 @@ const fn contestant(
     Contestant { program, setting, label, yardstick }
 }
 
+/// The program `bare`, with a jemalloc that can profile.
+const JEMALLOC: &str = "jemalloc_profiled";
+
 const OURS: &str = "DOGTAG_PROFILE";
 const JEMALLOCS: &str = "_RJEM_MALLOC_CONF";
 
@@ -42,8 +45,8 @@ const CONTESTANTS: [Contestant; 6] = [
     contestant("profiled", (OURS, ""), "with it, off", 0),
     contestant("profiled", (OURS, "interval=512K"), "on, 512 KiB", 0),
     contestant("profiled", (OURS, "interval=64K"), "on, 64 KiB", 0),
-    contestant("jemalloc_profiled", (JEMALLOCS, "prof:false"), "jemalloc, off", 4),
-    contestant("jemalloc_profiled", (JEMALLOCS, "prof:true,lg_prof_sample:19"), "jemalloc, 512 KiB", 4),
+    contestant(JEMALLOC, (JEMALLOCS, "prof:false"), "jemalloc, off", 4),
+    contestant(JEMALLOC, (JEMALLOCS, "prof:true,lg_prof_sample:19"), "jemalloc, 512 KiB", 4),
 ];
 
 fn main() {
@@ -55,9 +58,15 @@ fn main() {
         workloads = WORKLOADS.to_vec();
     }
     // Each with the features that it needs, and none that another one needs.
-    let programs =
-        [("dogtag", "dogtag"), ("profiled", "profile"), ("jemalloc_profiled", "jemalloc-profiling")]
-            .map(|(name, feature)| (name, kept(&build(&["--features", feature, "--bin", name]), name)));
+    let programs = [
+        ("dogtag", "dogtag", "dogtag"),
+        ("profiled", "profiled", "profile"),
+        (JEMALLOC, "bare", "jemalloc-profiling"),
+    ];
+    let programs = programs.map(|(name, binary, feature)| {
+        let folder = build(&["--features", feature, "--bin", binary]);
+        (name, kept(&folder.join(binary), &folder.join(format!("profiling-{name}"))))
+    });
     let program = |name: &str| {
         let found = programs.iter().find(|(known, _)| *known == name);
         found.map_or_else(|| fail(name), |(_, path)| path.as_path())
@@ -97,10 +106,9 @@ fn main() {
 }
 
 /// The program, under a name that the next build does not overwrite.
-fn kept(folder: &Path, name: &str) -> PathBuf {
-    let kept = folder.join(format!("profiling-{name}"));
-    match std::fs::copy(folder.join(name), &kept) {
-        Ok(_) => kept,
+fn kept(program: &Path, kept: &Path) -> PathBuf {
+    match std::fs::copy(program, kept) {
+        Ok(_) => kept.to_owned(),
         Err(error) => fail(&format!("{}: {error}", kept.display())),
     }
 }
