@@ -316,4 +316,24 @@ mod model {
             for_each(|_| panic!("all are released"));
         });
     }
+
+    /// A thread takes two free entries and gives the first one back, so that the top of the list looks untouched
+    /// while what was below it is in use.
+    #[test]
+    fn a_free_entry_is_taken_once() {
+        model(|| {
+            let [a, b] = [reserve(), reserve()].map(|id| id.expect("there are two"));
+            release(b);
+            release(a);
+            let other = thread::spawn(|| {
+                let [first, second] = [reserve(), reserve()];
+                first.into_iter().for_each(release);
+                second
+            });
+            let own = [reserve(), reserve()];
+            let others = other.join().unwrap();
+            let taken: Vec<_> = own.into_iter().chain([others]).flatten().collect();
+            assert!((1..taken.len()).all(|i| !taken[..i].contains(&taken[i])), "{taken:?}");
+        });
+    }
 }

@@ -187,6 +187,29 @@ fn kind(stack: &[usize]) -> Option<usize> {
     (0..KINDS.len()).filter_map(|kind| Some((after(KINDS[kind])?, kind))).min().map(|(_, kind)| kind)
 }
 
+/// Each stack's own, whatever it had before.
+#[test]
+fn what_was_allocated_between_is_by_stack() {
+    let _alone = alone();
+    let profiler = super::Profiler::builder().interval(1).start().unwrap();
+    let service = Service::register("between").unwrap();
+    let allocated = || super::Profile::new(collect::allocated());
+    let mut all = vec![small(&service), small(&service), small(&service), mixed(&service)];
+    let before = allocated();
+    all.extend([small(&service), mixed(&service)]);
+    let between = allocated().difference(&before);
+    let mut found = [0; KINDS.len()];
+    for row in between.rows.iter().filter(|row| row.service == service.name()) {
+        if let Origin::Stack(stack) = &row.origin {
+            found[kind(stack).expect("nobody else allocates there")] += row.bytes;
+        }
+    }
+    let bytes = |blocks: &Blocks| blocks.0.iter().map(|(_, layout)| layout.size() as i64).sum();
+    assert_eq!(found, [bytes(&all[0]), bytes(&all[3]), 0]);
+    profiler.stop();
+    all.into_iter().for_each(Blocks::free);
+}
+
 /// Over many runs each row is right in the mean, and as wrong as it says. `DOGTAG_EFFORT=10` for a thousand.
 #[test]
 fn rows_are_right_in_the_mean_and_as_wrong_as_they_say() {

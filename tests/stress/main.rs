@@ -29,3 +29,12 @@ use dogtag::Dogtag;
 
 #[global_allocator]
 static ALLOC: Dogtag<ZeroSized> = Dogtag::with_backend(ZeroSized);
+
+/// Has a panic end it all, where others would wait for whoever has panicked.
+fn abort_after_a_panic() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        std::process::abort();
+    }));
+}

@@ -102,6 +102,7 @@ struct Shared {
 
 fn sums_are_exact_while_threads_allocate(interval: u64, profiles: u64) {
     let seed = random::seed();
+    crate::abort_after_a_panic();
     Profiler::running().into_iter().for_each(Profiler::stop);
     let services = (0..SERVICES).map(|i| Service::register(format!("sum {i}")).unwrap()).collect();
     let shared = Shared {

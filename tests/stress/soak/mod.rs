@@ -33,12 +33,7 @@ fn nothing_drifts_and_nothing_grows() {
     let pause = (whole / 12).clamp(Duration::from_millis(100), Duration::from_secs(2));
     let seed = crate::random::seed();
 
-    // A panic ends it all, where others would wait for whoever has panicked.
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        usual(panic);
-        std::process::abort();
-    }));
+    crate::abort_after_a_panic();
 
     let books = Books::default();
     let seats = Seats::new(seed);
