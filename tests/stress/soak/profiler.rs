@@ -43,7 +43,7 @@ pub fn turn(random: &mut Random) {
     TURNS.fetch_add(1, Relaxed);
 }
 
-/// A child samples with what it has inherited, and loses no more of it than there are other threads.
+/// A child samples with what it has inherited, and loses no more entries than other threads may have in hand.
 pub fn fork(random: &mut Random) {
     /// Threads of this test, beside the one that forks.
     const OTHERS: u64 = 24;
