@@ -42,6 +42,14 @@ fn hooks() -> Option<&'static Hooks> {
     unsafe { HOOKS.load(Ordering::Acquire).as_ref() }
 }
 
+/// The service of which nothing is sampled; null for none.
+static UNSAMPLED: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
+
+/// Has no allocation of that service sampled any more.
+pub(crate) fn never_sample(record: &'static Record) {
+    UNSAMPLED.store(ptr::from_ref(record).cast_mut(), Ordering::Relaxed);
+}
+
 /// An allocation that may be sampled. To be [finished](Self::finish) when it is counted; otherwise the
 /// next one takes its place.
 #[must_use]
@@ -106,7 +114,7 @@ impl Decision {
             }
         };
         self.looked = Some(Looked { point, size, is_reached, interval, changes });
-        if is_reached {
+        if is_reached && !ptr::eq(record, UNSAMPLED.load(Ordering::Relaxed)) {
             self.sampled = samples::reserve().map(|id| Sampled { id, record, stack: take_stack() });
         }
     }

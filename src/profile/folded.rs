@@ -1,8 +1,7 @@
 //! Folded stacks: a line for each row, for flame graphs.
 
+use super::own;
 use super::report::Profile;
-use crate::ledger::slots::UNATTRIBUTED;
-use crate::service::Scope;
 use std::io::{self, Write};
 
 impl Profile {
@@ -26,7 +25,7 @@ impl Profile {
     pub fn write_folded(&self, mut writer: impl Write) -> io::Result<()> {
         let mut lines = Vec::new();
         {
-            let _scope = Scope::enter(&UNATTRIBUTED);
+            let _scope = own::enter();
             for row in self.rows.iter().filter(|row| row.bytes > 0) {
                 lines.extend(safe(&row.service).into_bytes());
                 for title in self.titles(row) {

@@ -12,6 +12,7 @@ mod frame;
 mod frames;
 mod heading;
 mod mappings;
+mod own;
 mod pprof;
 mod profiler;
 mod report;
@@ -24,8 +25,6 @@ mod tests;
 pub(crate) mod unwind;
 mod views;
 
-use crate::ledger::slots::UNATTRIBUTED;
-use crate::service::Scope;
 pub use collect::Kind;
 pub use error::ProfileError;
 pub use frame::Frame;
@@ -38,7 +37,7 @@ pub use views::{ByCode, ByFunction, ByService, CodeRow, FunctionRow, ServiceRow}
 /// Takes a profile of what is live: which service holds how much, by which call stack.
 ///
 /// It goes through the table of samples and adds the services up, as [`snapshot`](crate::snapshot()) does;
-/// no thread is stopped. What it allocates is charged to the unattributed service. While other threads
+/// no thread is stopped. What it allocates is charged to the service `dogtag::profile`. While other threads
 /// go on, a service's figures are of a slightly different moment.
 ///
 /// ```
@@ -94,7 +93,7 @@ pub fn allocated() -> Profile {
 }
 
 fn taken(collect: fn() -> collect::Collected) -> Profile {
-    let _scope = Scope::enter(&UNATTRIBUTED);
+    let _scope = own::enter();
     unwind::refresh_if_needed();
     Profile::new(collect())
 }

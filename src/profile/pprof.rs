@@ -8,9 +8,7 @@ use super::collect::Kind;
 use super::frame::Frame;
 use super::report::Profile;
 use super::row::{Origin, ProfileRow};
-use super::{frames, mappings};
-use crate::ledger::slots::UNATTRIBUTED;
-use crate::service::Scope;
+use super::{frames, mappings, own};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use messages::{Function, Label, Line, Location, Mapping, Proto, Sample, ValueType};
@@ -107,7 +105,7 @@ impl<'a> Pprof<'a> {
     /// Those of the writer.
     pub fn write(self, mut writer: impl Write) -> io::Result<()> {
         let file = {
-            let _scope = Scope::enter(&UNATTRIBUTED);
+            let _scope = own::enter();
             let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
             gzip.write_all(&self.message().encode_to_vec())?;
             gzip.finish()?

@@ -2,6 +2,7 @@
 
 use super::buckets;
 use super::error::ProfileError;
+use super::own;
 use super::stacks::{self, MOST_FRAMES};
 use super::unwind;
 use crate::events;
@@ -9,8 +10,7 @@ use crate::format;
 use crate::ledger;
 use crate::ledger::interval::{self, Changing};
 use crate::ledger::sampling::{self, Hooks};
-use crate::ledger::slots::UNATTRIBUTED;
-use crate::service::{self, Scope};
+use crate::service;
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::sys::fork::{self, ForkHook, ForkOrder, Held, at_load};
 use crate::usage::Usage;
@@ -170,7 +170,8 @@ impl ProfilerBuilder {
         if self.depth == 0 || self.depth > MOST_FRAMES {
             return Err(ProfileError::Depth { depth: self.depth });
         }
-        let _scope = Scope::enter(&UNATTRIBUTED);
+        own::register();
+        let _scope = own::enter();
         fork::prepare();
         unwind::prepare();
         let mut changing = interval::change();
@@ -233,7 +234,7 @@ impl Baseline {
 pub(super) fn with_baseline<R>(with: impl FnOnce(&Baseline) -> R) -> R {
     events::deliver();
     service::end_retired();
-    let _scope = Scope::enter(&UNATTRIBUTED);
+    let _scope = own::enter();
     let known = lock().clone();
     with(&known.unwrap_or_else(|| Arc::new(Baseline::none())))
 }

@@ -10,10 +10,9 @@ use super::collect::{Collected, CollectedRow, Kind, ServiceTotal};
 use super::frame::Frame;
 use super::frames;
 use super::mappings::{self, Mapping};
+use super::own;
 use super::row::{Estimate, Origin, ProfileRow, ProfileService};
 use super::symbols::Names;
-use crate::ledger::slots::UNATTRIBUTED;
-use crate::service::Scope;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -95,7 +94,7 @@ impl Profile {
     /// Returns the profile of what was collected.
     pub(crate) fn new(collected: Collected) -> Self {
         // Reports are nobody's, whatever the limit of the service that asks.
-        let _scope = Scope::enter(&UNATTRIBUTED);
+        let _scope = own::enter();
         let Collected { kind, rows, services, interval, dropped, began, taken } = collected;
         // One in a hundred is less than the samples' own error.
         let samples: u64 = rows.iter().map(|row| row.samples).sum();
@@ -140,7 +139,7 @@ impl Profile {
     /// ```
     #[must_use]
     pub fn difference(&self, earlier: &Self) -> Self {
-        let _scope = Scope::enter(&UNATTRIBUTED);
+        let _scope = own::enter();
         let both_allocated = self.kind == Kind::Allocated && earlier.kind == Kind::Allocated;
         let (services, rows) =
             if both_allocated { self.allocated_since(earlier) } else { self.growth_since(earlier) };
