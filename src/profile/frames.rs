@@ -98,8 +98,9 @@ pub(super) fn program() -> String {
     program.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_")
 }
 
-/// Whether a function is of the program's own crates.
-pub(super) fn is_own(function: &str, file: Option<&str>, program: &str) -> bool {
+/// Whether a function is of the program's own crates. `is_in_program` says that its code is in the
+/// program itself, not in a library beside it.
+pub(super) fn is_own(function: &str, file: Option<&str>, program: &str, is_in_program: bool) -> bool {
     /// In paths of sources that are not the program's: of crates that Cargo has downloaded, and of
     /// the standard library, as it was built and as it is installed.
     const FOREIGN: [&str; 7] = [
@@ -113,8 +114,9 @@ pub(super) fn is_own(function: &str, file: Option<&str>, program: &str) -> bool 
     ];
 
     let Some(name) = crate_of(function) else {
-        // Not Rust's, so nothing but the path tells.
-        return file.is_some_and(|file| !FOREIGN.iter().any(|foreign| file.contains(foreign)));
+        // Not Rust's, so the path has to tell, which of the C library is any.
+        return is_in_program
+            && file.is_some_and(|file| !FOREIGN.iter().any(|foreign| file.contains(foreign)));
     };
     if name == program {
         return true;
@@ -303,10 +305,14 @@ mod tests {
             // Installed by Cargo, so that its own sources are downloaded as well.
             ("broker::main", registry, true),
             ("work", Some("/home/x/c/work.c"), true),
+            ("work", Some("/home/x/.cargo/registry/src/index-1/zstd-sys-2.0.0/zstd/work.c"), false),
             ("getaddrinfo", None, false),
             ("dogtag::service::handle::Service::run", Some("/home/x/dogtag/src/service/handle.rs"), false),
         ] {
-            assert_eq!(is_own(function, file, "broker"), expected, "{function}");
+            assert_eq!(is_own(function, file, "broker", true), expected, "{function}");
         }
+        // The C library with debug information, and a plug-in of the program's workspace.
+        assert!(!is_own("qsort", Some("./stdlib/msort.c"), "broker", false));
+        assert!(is_own("plugin::start", Some("/home/x/plugin/src/lib.rs"), "broker", false));
     }
 }

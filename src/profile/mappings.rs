@@ -13,9 +13,15 @@ pub(super) struct Mapping {
     pub(super) build_id: String,
 }
 
+impl Mapping {
+    pub(super) fn contains(&self, address: usize) -> bool {
+        (self.start..self.limit).contains(&address)
+    }
+}
+
 /// Returns the index of the mapping that holds the address.
 pub(super) fn find(mappings: &[Mapping], address: usize) -> Option<usize> {
-    mappings.iter().position(|mapping| (mapping.start..mapping.limit).contains(&address))
+    mappings.iter().position(|mapping| mapping.contains(address))
 }
 
 /// Returns all that is mapped now, the program first. (Empty on systems other than Linux.)

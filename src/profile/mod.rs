@@ -11,13 +11,16 @@ mod folded;
 mod frame;
 mod frames;
 mod heading;
+mod kept;
 mod mappings;
 mod own;
 mod pprof;
 mod profiler;
 mod report;
 mod row;
+mod sources;
 mod stacks;
+mod symbol_table;
 mod symbols;
 mod table;
 #[cfg(test)]

@@ -1,63 +1,159 @@
 //! Names of the functions at return addresses.
+//!
+//! Debug information says which functions were inlined, and the files and lines. Where it has names without their paths,
+//! as line tables do, the outermost function's is taken from the symbol table, and those of inlined ones
+//! from the paths of their files.
 
 use super::frame::Frame;
-use super::frames;
+use super::kept;
 use super::mappings::{self, Mapping};
-use crate::ledger::slots::UNATTRIBUTED;
-use crate::service::Scope;
-use std::collections::BTreeMap;
+use super::own;
+use super::sources::{self, Crates};
+use super::{frames, symbol_table};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ptr;
+use std::sync::Arc;
 
 /// The functions at each address, innermost first.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
-pub(super) struct Names(BTreeMap<usize, Vec<Frame>>);
+pub(super) struct Names(BTreeMap<usize, Functions>);
+
+/// The functions at one address, innermost first. All profiles that have the address share them.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(from = "Vec<Frame>", into = "Vec<Frame>"))]
+pub(super) struct Functions(Arc<[Frame]>);
+
+impl From<Vec<Frame>> for Functions {
+    fn from(frames: Vec<Frame>) -> Self {
+        Self(frames.into())
+    }
+}
+
+#[cfg(feature = "serde")]
+impl From<Functions> for Vec<Frame> {
+    fn from(functions: Functions) -> Self {
+        functions.0.to_vec()
+    }
+}
+
+impl Functions {
+    pub(super) fn frames(&self) -> &[Frame] {
+        &self.0
+    }
+}
 
 impl Names {
-    /// Looks up the functions at return addresses, each address once. Takes locks and allocates, so
-    /// it is not for code inside an allocation.
-    pub(super) fn look_up(addresses: impl Iterator<Item = usize>, mappings: &[Mapping]) -> Self {
-        // Nobody's memory, whatever the limit of the service that asks.
-        let _scope = Scope::enter(&UNATTRIBUTED);
-        let program = frames::program();
-        let names = Self::look_up_with(addresses, |address| functions(address, &program, mappings));
-        // Debug information takes many times what the names do.
-        backtrace::clear_symbol_cache();
-        names
-    }
-
-    fn look_up_with(
-        addresses: impl Iterator<Item = usize>,
-        mut functions: impl FnMut(usize) -> Vec<Frame>,
-    ) -> Self {
-        let mut names = BTreeMap::new();
-        for address in addresses {
-            names.entry(address).or_insert_with(|| functions(address));
+    /// Looks up the functions at return addresses, each address once, and those that are known from
+    /// an earlier time not again. `then` is what was mapped when they were taken.
+    /// Takes locks and allocates, so it is not for code inside an allocation.
+    pub(super) fn look_up(addresses: impl Iterator<Item = usize>, then: &[Mapping]) -> Self {
+        let _scope = own::enter();
+        let now = mappings::all();
+        let find = |address: usize, mappings: &[Mapping]| {
+            mappings::find(mappings, address.wrapping_sub(1)).map(|place| mappings[place].clone())
+        };
+        let (mut names, mut missing) = (BTreeMap::new(), Vec::new());
+        let (mut crates, listed) = kept::with(|kept| {
+            kept.forget_others(&now);
+            for address in addresses.collect::<BTreeSet<_>>() {
+                if find(address, then) != find(address, &now) {
+                    // Of a library that was closed, or of another process.
+                    names.insert(
+                        address,
+                        vec![Frame { address, function: place(address, then), ..Frame::default() }].into(),
+                    );
+                } else if let Some(functions) = kept.get(address) {
+                    names.insert(address, functions.clone());
+                } else {
+                    missing.push(address);
+                }
+            }
+            let listed = kept.listed.get_or_insert_with(|| {
+                // Has it list them.
+                backtrace::resolve(ptr::null_mut(), |_| {});
+                now.clone()
+            });
+            (kept.crates.clone(), listed.clone())
+        });
+        if missing.is_empty() {
+            return Self(names);
         }
+        let found = look_up_anew(&missing, &now, &listed, &mut crates);
+        kept::with(|kept| {
+            kept.keep(&found, &now);
+            kept.crates = crates;
+        });
+        names.extend(found);
         Self(names)
     }
 
     /// Returns the names of both; of an address that is in both, the first one's.
     pub(super) fn and(&self, other: &Self) -> Self {
         let mut names = other.0.clone();
-        names.extend(self.0.iter().map(|(address, frames)| (*address, frames.clone())));
+        names.extend(self.0.iter().map(|(address, functions)| (*address, functions.clone())));
         Self(names)
     }
 
     /// Returns the functions at a return address, innermost first.
     pub(super) fn frames(&self, address: usize) -> &[Frame] {
-        self.0.get(&address).map_or(&[], Vec::as_slice)
+        self.0.get(&address).map_or(&[], Functions::frames)
     }
 }
 
 #[cfg(test)]
 impl FromIterator<(usize, Vec<Frame>)> for Names {
     fn from_iter<I: IntoIterator<Item = (usize, Vec<Frame>)>>(names: I) -> Self {
-        Self(names.into_iter().collect())
+        Self(names.into_iter().map(|(address, frames)| (address, frames.into())).collect())
     }
 }
 
-fn functions(address: usize, program: &str, mappings: &[Mapping]) -> Vec<Frame> {
+/// Looks up the functions at return addresses that nothing is known of. `listed` are the files whose
+/// debug information is read; of others, those that were opened since, symbol tables alone are.
+fn look_up_anew(
+    addresses: &[usize],
+    now: &[Mapping],
+    listed: &[Mapping],
+    crates: &mut Crates,
+) -> BTreeMap<usize, Functions> {
+    let mut found: BTreeMap<usize, Vec<Frame>> = addresses
+        .iter()
+        .map(|address| {
+            let place = mappings::find(now, address.wrapping_sub(1));
+            let is_listed = place.is_none_or(|place| listed.contains(&now[place]));
+            (*address, if is_listed { by_debug_information(*address) } else { Vec::new() })
+        })
+        .collect();
+    // Debug information takes many times what the names do.
+    backtrace::clear_symbol_cache();
+    by_symbol_tables(&mut found, now);
+    for frames in found.values() {
+        frames.last().into_iter().for_each(|outermost| crates.learn(outermost));
+    }
+    let program = frames::program();
+    found
+        .into_iter()
+        .map(|(address, mut frames)| {
+            if frames.is_empty() {
+                frames.push(Frame { address, function: place(address, now), ..Frame::default() });
+            }
+            let file_of_code = mappings::find(now, address.wrapping_sub(1)).map(|place| &now[place].file);
+            let is_in_program = file_of_code.is_none_or(|file| *file == now[0].file);
+            for frame in &mut frames {
+                if let Some(full) = crates.full_name(&frame.function, frame.file.as_deref()) {
+                    frame.function = full;
+                }
+                frame.is_own =
+                    frames::is_own(&frame.function, frame.file.as_deref(), &program, is_in_program);
+            }
+            (address, frames.into())
+        })
+        .collect()
+}
+
+/// The functions at a return address, as far as debug information, or else the symbol table, has them.
+fn by_debug_information(address: usize) -> Vec<Frame> {
     let mut found: Vec<Frame> = Vec::new();
     // The return address may be the next function's first.
     backtrace::resolve(ptr::without_provenance_mut(address.wrapping_sub(1)), |symbol| {
@@ -67,39 +163,55 @@ fn functions(address: usize, program: &str, mappings: &[Mapping]) -> Vec<Frame> 
         if let Some(inner) = found.last_mut() {
             inner.is_inlined = true;
         }
-        let is_own = frames::is_own(&function, file.as_deref(), program);
-        found.push(Frame { address, function, file, line: symbol.lineno(), is_inlined: false, is_own });
+        found.push(Frame { address, function, file, line: symbol.lineno(), ..Frame::default() });
     });
-    if found.is_empty() {
-        let function = match mappings::find(mappings, address.wrapping_sub(1)) {
-            Some(place) => {
-                let Mapping { start, offset, file, .. } = &mappings[place];
-                let name = file.rsplit('/').next().unwrap_or_default();
-                format!("{name}+{:#x}", address - start + offset)
-            }
-            None => format!("{address:#x}"),
-        };
-        found.push(Frame { address, function, ..Frame::default() });
-    }
     found
+}
+
+/// Completes the names of outermost functions.
+fn by_symbol_tables(found: &mut BTreeMap<usize, Vec<Frame>>, now: &[Mapping]) {
+    let is_wanted = |frames: &[Frame]| {
+        frames.last().is_none_or(|frame| {
+            sources::is_bare(&frame.function) && frame.file.as_deref().is_none_or(sources::is_rust)
+        })
+    };
+    for mapping in now {
+        let wanted: Vec<usize> = found
+            .range(mapping.start + 1..=mapping.limit)
+            .filter(|(_, frames)| is_wanted(frames))
+            .map(|(address, _)| address - 1)
+            .collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        for (place, function) in symbol_table::names(mapping, mapping.file == now[0].file, &wanted) {
+            let address = place + 1;
+            let Some(frames) = found.get_mut(&address) else { continue };
+            match frames.last_mut() {
+                None => frames.push(Frame { address, function, ..Frame::default() }),
+                // C's name may be that of another one of the function's.
+                Some(outermost) if !sources::is_bare(&function) => outermost.function = function,
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// The place of an address in its file, in place of a name.
+fn place(address: usize, mappings: &[Mapping]) -> String {
+    match mappings::find(mappings, address.wrapping_sub(1)) {
+        Some(place) => {
+            let Mapping { start, offset, file, .. } = &mappings[place];
+            let name = file.rsplit('/').next().unwrap_or_default();
+            format!("{name}+{:#x}", address - start + offset)
+        }
+        None => format!("{address:#x}"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashMap;
-
-    #[test]
-    fn each_address_is_looked_up_once() {
-        let mut times = HashMap::new();
-        let names = Names::look_up_with([7, 9, 7, 7, 8, 9].into_iter(), |address| {
-            *times.entry(address).or_insert(0) += 1;
-            vec![Frame { address, function: format!("f{address}"), ..Frame::default() }]
-        });
-        assert_eq!(times, HashMap::from([(7, 1), (8, 1), (9, 1)]));
-        assert_eq!(names.frames(9)[0].function, "f9");
-        assert_eq!(names.frames(10), []);
-    }
 
     #[inline(never)]
     fn outer(addresses: &mut Vec<usize>) {
