@@ -66,7 +66,12 @@ impl Heading {
     }
 
     pub(super) fn footnotes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\n{} samples, one for each {} on average", Grouped(self.samples), Bytes(self.interval))?;
+        let samples = Grouped(self.samples);
+        match self.interval {
+            0 => writeln!(f, "\n{samples} samples; sampling had been stopped")?,
+            1 => writeln!(f, "\n{samples} samples: every allocation was one")?,
+            interval => writeln!(f, "\n{samples} samples, one for each {} on average", Bytes(interval))?,
+        }
         if self.dropped > 0 {
             writeln!(
                 f,

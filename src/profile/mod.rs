@@ -14,6 +14,7 @@ mod heading;
 mod kept;
 mod mappings;
 mod own;
+mod places;
 mod pprof;
 mod profiler;
 mod report;
@@ -35,7 +36,7 @@ pub use pprof::Pprof;
 pub use profiler::{Profiler, ProfilerBuilder};
 pub use report::Profile;
 pub use row::{Origin, ProfileRow, ProfileService};
-pub use views::{ByCode, ByFunction, ByService, CodeRow, FunctionRow, ServiceRow};
+pub use views::{ByCode, ByFunction, ByService, CalleeRow, CodeRow, FunctionRow, ServiceRow};
 
 /// Takes a profile of what is live: which service holds how much, by which call stack.
 ///

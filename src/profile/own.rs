@@ -16,9 +16,12 @@ static RECORD: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
 /// Registers the service, once and for all. Where there is no space for another one, profiles stay
 /// nobody's.
 pub(super) fn register() {
-    if RECORD.load(Ordering::Relaxed).is_null()
-        && let Ok(service) = Service::register(NAME)
-    {
+    if !RECORD.load(Ordering::Relaxed).is_null() {
+        return;
+    }
+    // The last handle, so that those which are assigned are the same with a profiler and without.
+    let service = Service::builder(NAME).handle(u32::MAX).register();
+    if let Ok(service) = service.or_else(|_| Service::register(NAME)) {
         // It never ends.
         let record = ManuallyDrop::new(service).record();
         sampling::never_sample(record);

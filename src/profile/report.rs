@@ -24,8 +24,9 @@ use std::time::SystemTime;
 /// there is no sample of, is in rows [without a stack](Origin).
 ///
 /// Names of functions are looked up when they are first needed, on the calling thread, each address
-/// once. That reads the program's debug information, and takes the time and, until it is done, the memory
-/// that this needs (charged to the service `unattributed`). [`Pprof::without_names`] does without.
+/// once: they are kept for the profiles to come, up to 16 MiB of them. That reads the program's debug
+/// information, and takes the time and, until it is done, the memory that this needs (charged to the
+/// service `dogtag::profile`, as all that profiles take). [`Pprof::without_names`] does without.
 ///
 /// `Display` writes a table: [`by_own_code`](Self::by_own_code). A precision bounds the lines of
 /// each service: `format!("{profile:.5}")` shows the five largest.

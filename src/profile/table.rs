@@ -1,7 +1,8 @@
 //! Profiles as tables.
 
+use super::places::Places;
 use super::report::Profile;
-use super::views::{ByCode, ByFunction, ByService, CodeRow, ServiceRow};
+use super::views::{ByCode, ByFunction, ByService, CalleeRow, CodeRow, ServiceRow};
 use crate::format::{Bytes, Grouped, printable, printable_up_to};
 use std::fmt;
 
@@ -148,6 +149,9 @@ impl fmt::Display for ByCode {
         let columns = |bytes, standard_error, objects| {
             [heading.bytes(bytes), heading.share(bytes), standard_error, heading.objects(objects)]
         };
+        let places = Places::of(self.rows.iter().flat_map(|row| {
+            [&row.file].into_iter().chain(row.callees.iter().map(|callee| &callee.file)).flatten()
+        }));
         let mut lines = Vec::new();
         for rows in self.rows.chunk_by(|a, b| (&a.service, a.handle) == (&b.service, b.handle)) {
             let (bytes, objects) = sum(rows);
@@ -155,11 +159,21 @@ impl fmt::Display for ByCode {
             let (rows, others) = rows.split_at(shown(f, rows.len()));
             for row in rows {
                 let function = printable_up_to(&row.function, LONGEST);
-                let place = place(row.file.as_deref(), row.line);
+                let place = places.show(row.file.as_deref(), row.line);
                 lines.push(Line(
                     format!("  {function}{place}"),
                     columns(row.bytes, error(row.standard_error), row.objects),
                 ));
+                let matters =
+                    |callee: &&CalleeRow| callee.bytes.unsigned_abs() >= row.bytes.unsigned_abs() / 10;
+                for callee in row.callees.iter().filter(matters).take(CALLEES) {
+                    let function = printable_up_to(&callee.function, LONGEST);
+                    let place = places.show(callee.file.as_deref(), callee.line);
+                    lines.push(Line(
+                        format!("    by {function}{place}"),
+                        columns(callee.bytes, error(callee.standard_error), callee.objects),
+                    ));
+                }
             }
             if !others.is_empty() {
                 let (bytes, objects) = sum(others);
@@ -178,6 +192,9 @@ impl fmt::Display for ByCode {
     }
 }
 
+/// Lines of other crates that are shown of a row: the largest, with a tenth of it at least.
+const CALLEES: usize = 3;
+
 /// Characters of a function's name that are shown.
 const LONGEST: usize = 64;
 
@@ -188,13 +205,4 @@ fn sum(rows: &[CodeRow]) -> (i64, i64) {
 fn error(standard_error: f64) -> String {
     // Casts saturate.
     if standard_error < 0.5 { "exact".to_owned() } else { Bytes(standard_error.round() as u64).to_string() }
-}
-
-/// The end of a path, and the line.
-fn place(file: Option<&str>, line: Option<u32>) -> String {
-    let Some(file) = file else { return String::new() };
-    let mut slashes = file.rmatch_indices('/').map(|(at, _)| at);
-    let end = slashes.nth(1).map_or(file, |at| &file[at + 1..]);
-    let end = printable(end);
-    line.map_or_else(|| format!("  {end}"), |line| format!("  {end}:{line}"))
 }

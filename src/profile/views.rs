@@ -3,6 +3,7 @@
 use super::frame::Frame;
 use super::frames;
 use super::heading::Heading;
+use super::own;
 use super::report::Profile;
 use super::row::ProfileRow;
 use std::collections::{HashMap, HashSet};
@@ -41,12 +42,14 @@ pub struct ServiceRow {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ByFunction {
-    /// A row for each function, the one that allocated the most bytes itself first.
+    /// A row for each function, the one that allocated the most bytes itself first. What the standard
+    /// library's functions allocate counts as their callers'.
     pub rows: Vec<FunctionRow>,
     pub(super) heading: Heading,
 }
 
-/// Holds what one function allocated, in a profile [by function](Profile::by_function).
+/// Holds what one function allocated, in a profile [by function](Profile::by_function): itself, or with
+/// functions of the standard library.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
@@ -65,6 +68,12 @@ pub struct FunctionRow {
     pub cumulative_bytes: i64,
     /// The standard error of `cumulative_bytes`.
     pub cumulative_standard_error: f64,
+    /// Blocks of the stacks whose innermost function it is, the standard library's included, as pprof
+    /// counts them; estimated.
+    pub flat_objects: i64,
+    /// Requested bytes of the stacks whose innermost function it is, the standard library's included,
+    /// as pprof counts them; estimated.
+    pub flat_bytes: i64,
 }
 
 /// Holds a [`Profile`] by service and line of code: [`Profile::by_own_code`] and [`Profile::by_code`].
@@ -100,6 +109,52 @@ pub struct CodeRow {
     pub bytes: i64,
     /// The standard error of `bytes`.
     pub standard_error: f64,
+    /// What code outside allocated of it that this line called, such as a dependency's: by the innermost
+    /// function that is not the standard library's, the one with the most bytes first. The rest was
+    /// allocated here.
+    pub callees: Vec<CalleeRow>,
+}
+
+/// Holds what a line of code allocated by way of one line of other crates: a part of a [`CodeRow`].
+#[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
+#[non_exhaustive]
+pub struct CalleeRow {
+    /// The function's name.
+    pub function: String,
+    /// The path of the source file, if it is known.
+    pub file: Option<String>,
+    /// The line that allocated.
+    pub line: Option<u32>,
+    /// Blocks, estimated.
+    pub objects: i64,
+    /// Requested bytes, estimated.
+    pub bytes: i64,
+    /// The standard error of `bytes`.
+    pub standard_error: f64,
+}
+
+/// A function, its file, and a line in it.
+type Line<'a> = (&'a str, Option<&'a str>, Option<u32>);
+
+fn line(frame: &Frame) -> Line<'_> {
+    (&frame.function, frame.file.as_deref(), frame.line)
+}
+
+/// The sum of rows' figures, the error as a variance.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    objects: i64,
+    bytes: i64,
+    variance: f64,
+}
+
+impl Sum {
+    fn add(&mut self, row: &ProfileRow) {
+        self.objects += row.objects;
+        self.bytes += row.bytes;
+        self.variance += row.standard_error * row.standard_error;
+    }
 }
 
 impl Profile {
@@ -114,6 +169,7 @@ impl Profile {
     /// ```
     #[must_use]
     pub fn by_service(&self) -> ByService {
+        let _scope = own::enter();
         let mut rows: HashMap<(&str, u32), ServiceRow> = HashMap::new();
         for row in &self.rows {
             let sum = rows.entry((&row.service, row.handle)).or_default();
@@ -137,6 +193,8 @@ impl Profile {
     /// Returns the profile by function, all services together: what each allocated itself, and with
     /// what it called.
     ///
+    /// What functions of the standard library allocate, such as `Vec::with_capacity`, counts as allocated by
+    /// whoever called them: the innermost function outside of it. (`flat_bytes` has the other count.)
     /// Functions of the same name are one. A function that calls itself counts once.
     ///
     /// ```
@@ -153,12 +211,17 @@ impl Profile {
     /// ```
     #[must_use]
     pub fn by_function(&self) -> ByFunction {
+        let _scope = own::enter();
         let mut rows: HashMap<&str, FunctionRow> = HashMap::new();
         for row in &self.rows {
             let variance = row.standard_error * row.standard_error;
             let frames = self.frames(row);
             let innermost = frames.first().map_or(row.origin.label(), |frame| &frame.function);
-            let sum = rows.entry(innermost).or_default();
+            let itself = outside(&frames).map_or(innermost, |frame| &frame.function);
+            let flat = rows.entry(innermost).or_default();
+            flat.flat_objects += row.objects;
+            flat.flat_bytes += row.bytes;
+            let sum = rows.entry(itself).or_default();
             sum.objects += row.objects;
             sum.bytes += row.bytes;
             sum.standard_error += variance;
@@ -197,7 +260,9 @@ impl Profile {
     /// the program's in any case (as of programs that `cargo install` built). Vendored crates look
     /// like the program's own. Without debug information there are no paths, so all crates but
     /// the standard library's do. A function without Rust's `::` in its name is the program's if its
-    /// source file is known.
+    /// source file is known, and its code in the executable, not in a library beside it.
+    ///
+    /// What the line called of other crates is in its row's [`callees`](CodeRow::callees).
     ///
     /// For a stack with none of them it is the first function outside of the standard library, else
     /// the first one. [`by_code`](Self::by_code) takes another choice.
@@ -223,32 +288,36 @@ impl Profile {
     /// ```
     #[must_use]
     pub fn by_code(&self, is_wanted: impl Fn(&Frame) -> bool) -> ByCode {
-        type Line<'a> = (&'a str, u32, &'a str, Option<&'a str>, Option<u32>);
-
-        let mut rows: HashMap<Line<'_>, CodeRow> = HashMap::new();
+        let _scope = own::enter();
+        let mut sums: HashMap<(&str, u32, Line<'_>), (Sum, HashMap<Line<'_>, Sum>)> = HashMap::new();
         let mut services: HashMap<(&str, u32), i64> = HashMap::new();
         for row in &self.rows {
             *services.entry((&row.service, row.handle)).or_default() += row.bytes;
             let frames = self.frames(row);
-            let (function, file, line) = match first(&frames, &is_wanted) {
-                Some(frame) => (frame.function.as_str(), frame.file.as_deref(), frame.line),
-                None => (row.origin.label(), None, None),
+            let place = frames.iter().position(|frame| is_wanted(frame));
+            let chosen = match place {
+                Some(place) => Some(&frames[place]),
+                None => outside(&frames).or(frames.first()),
             };
-            let sum = rows.entry((&row.service, row.handle, function, file, line)).or_default();
-            sum.objects += row.objects;
-            sum.bytes += row.bytes;
-            sum.standard_error += row.standard_error * row.standard_error;
+            let of_row = chosen.map_or((row.origin.label(), None, None), |frame| line(frame));
+            let (sum, callees) = sums.entry((&row.service, row.handle, of_row)).or_default();
+            sum.add(row);
+            if let Some(callee) = place.and_then(|place| outside(&frames[..place])) {
+                callees.entry(line(callee)).or_default().add(row);
+            }
         }
-        let mut rows: Vec<CodeRow> = rows
+        let mut rows: Vec<CodeRow> = sums
             .into_iter()
-            .map(|((service, handle, function, file, line), row)| CodeRow {
+            .map(|((service, handle, (function, file, line)), (sum, callees))| CodeRow {
                 service: service.to_owned(),
                 handle,
                 function: function.to_owned(),
                 file: file.map(str::to_owned),
                 line,
-                standard_error: row.standard_error.sqrt(),
-                ..row
+                objects: sum.objects,
+                bytes: sum.bytes,
+                standard_error: sum.variance.sqrt(),
+                callees: callee_rows(callees),
             })
             .collect();
         rows.sort_by(|a, b| {
@@ -272,10 +341,26 @@ impl Profile {
     }
 }
 
-fn first<'a>(frames: &[&'a Frame], is_wanted: impl Fn(&Frame) -> bool) -> Option<&'a Frame> {
-    let found = frames.iter().find(|frame| is_wanted(frame));
-    found
-        .or_else(|| frames.iter().find(|frame| !frames::is_standard(&frame.function)))
-        .or(frames.first())
-        .copied()
+/// The innermost frame outside of the standard library.
+fn outside<'a, 'b>(frames: &'b [&'a Frame]) -> Option<&'b &'a Frame> {
+    frames.iter().find(|frame| !frames::is_standard(&frame.function))
+}
+
+fn callee_rows(callees: HashMap<Line<'_>, Sum>) -> Vec<CalleeRow> {
+    let mut rows: Vec<CalleeRow> = callees
+        .into_iter()
+        .map(|((function, file, line), sum)| CalleeRow {
+            function: function.to_owned(),
+            file: file.map(str::to_owned),
+            line,
+            objects: sum.objects,
+            bytes: sum.bytes,
+            standard_error: sum.variance.sqrt(),
+        })
+        .collect();
+    rows.sort_by(|a, b| {
+        (b.bytes.cmp(&a.bytes))
+            .then_with(|| (&a.function, &a.file, a.line).cmp(&(&b.function, &b.file, b.line)))
+    });
+    rows
 }

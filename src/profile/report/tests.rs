@@ -10,6 +10,9 @@ pub(in crate::profile) const INSERT: usize = 0x2001;
 pub(in crate::profile) const MAIN: usize = 0x3001;
 pub(in crate::profile) const SLAB: usize = 0x4001;
 pub(in crate::profile) const ROUTER: usize = 0x5001;
+/// Of the standard library, the same function twice.
+const WITH_CAPACITY: usize = 0x6001;
+const ELSEWHERE: usize = 0x6101;
 
 pub(in crate::profile) fn names() -> Names {
     let frame = |address, function: &str, file: &str, line, is_inlined| Frame {
@@ -44,6 +47,8 @@ pub(in crate::profile) fn names() -> Names {
             ],
         ),
         (SLAB, vec![frame(SLAB, "slab::Slab<T>::with_capacity", slab, 230, false)]),
+        (WITH_CAPACITY, vec![frame(WITH_CAPACITY, "alloc::vec::Vec<T>::with_capacity", std, 7, false)]),
+        (ELSEWHERE, vec![frame(ELSEWHERE, "alloc::vec::Vec<T>::with_capacity", std, 7, false)]),
         (ROUTER, vec![frame(ROUTER, "app::router::Router::new", "/app/src/router.rs", 88, false)]),
     ]
     .into_iter()
@@ -297,18 +302,74 @@ fn own_code_is_named_by_service_and_line() {
     assert_eq!(rows[1].function, "<[u8; 16] as app::Table>::grow");
 }
 
+/// The standard library allocates for those who call it, dependencies for the program's own lines.
+fn with_libraries() -> Profile {
+    profile(
+        Kind::Live,
+        vec![service("a", 1, 4, 1000)],
+        vec![
+            row(0, &[WITH_CAPACITY, SLAB, ROUTER, MAIN], 1.0, 400.0),
+            row(0, &[ELSEWHERE, SLAB, ROUTER, MAIN], 1.0, 300.0),
+            row(0, &[WITH_CAPACITY, ROUTER, MAIN], 1.0, 200.0),
+            row(0, &[WITH_CAPACITY], 1.0, 100.0),
+        ],
+    )
+}
+
+#[test]
+fn what_the_standard_library_allocates_is_its_callers() {
+    let rows = with_libraries().by_function().rows;
+    let own: Vec<_> = rows.iter().map(|row| (&*row.function, row.bytes, row.flat_bytes)).collect();
+    assert_eq!(
+        own,
+        [
+            ("slab::Slab<T>::with_capacity", 700, 0),
+            ("app::router::Router::new", 200, 0),
+            // By nobody else.
+            ("alloc::vec::Vec<T>::with_capacity", 100, 1000),
+            ("app::main", 0, 0),
+        ]
+    );
+    assert_eq!(rows[2].cumulative_bytes, 1000);
+}
+
+#[test]
+fn own_lines_say_what_others_allocated_for_them() {
+    let rows = with_libraries().by_own_code().rows;
+    let router = &rows[0];
+    assert_eq!((&*router.function, router.bytes, router.objects), ("app::router::Router::new", 900, 3));
+    let [slab] = &router.callees[..] else { panic!("{:?}", router.callees) };
+    assert_eq!((&*slab.function, slab.line), ("slab::Slab<T>::with_capacity", Some(230)));
+    assert_eq!((slab.bytes, slab.objects, slab.standard_error), (700, 2, 250.0));
+    // Nothing but the standard library's.
+    assert_eq!((&*rows[1].function, &*rows[1].callees), ("alloc::vec::Vec<T>::with_capacity", &[][..]));
+    // Of the wanted function's own lines there is none below it.
+    let rows = with_libraries().by_code(|frame| frame.function.starts_with("slab::")).rows;
+    assert!(rows.iter().all(|row| row.callees.is_empty()), "{rows:?}");
+}
+
+#[test]
+fn stacks_of_the_same_functions_are_one_line() {
+    let mut folded = Vec::new();
+    with_libraries().write_folded(&mut folded).unwrap();
+    let slab = "a;app::main;app::router::Router::new;slab::Slab<T>::with_capacity;alloc::vec::Vec<T>::with_capacity 700\n";
+    let folded = String::from_utf8(folded).unwrap();
+    assert!(folded.contains(slab) && folded.lines().count() == 3, "{folded}");
+}
+
 #[test]
 fn tables_are_read_by_people() {
     let profile = hand_made(Kind::Live);
     let table = format!("{profile:.1}");
     let lines: Vec<&str> = table.lines().map(str::trim_end).collect();
     let expected = "\
-service, and its code                                   live      share    ± error    objects
-─────────────────────────────────────────────────────────────────────────────────────────────
-unattributed                                         9.2 MiB     76.2 %                   120
-  app::router::Router::new  src/router.rs:88         7.2 MiB     59.9 %    3.3 MiB         96
-  (1 more)                                           2.0 MiB     16.2 %  976.6 KiB         24";
-    assert_eq!(lines[..5].join("\n"), expected, "{table}");
+service, and its code                                          live      share    ± error    objects
+────────────────────────────────────────────────────────────────────────────────────────────────────
+unattributed                                                9.2 MiB     76.2 %                   120
+  app::router::Router::new  app/src/router.rs:88            7.2 MiB     59.9 %    3.3 MiB         96
+    by slab::Slab<T>::with_capacity  slab/src/lib.rs:230    7.2 MiB     59.9 %    3.3 MiB         96
+  (1 more)                                                  2.0 MiB     16.2 %  976.6 KiB         24";
+    assert_eq!(lines[..6].join("\n"), expected, "{table}");
     assert!(table.ends_with("\n24 samples, one for each 512.0 KiB on average\n"), "{table}");
     assert_eq!(profile.to_string().matches("[not sampled]").count(), 1);
 
@@ -316,6 +377,11 @@ unattributed                                         9.2 MiB     76.2 %         
     assert!(by_service.contains("old"), "{by_service}");
     let by_function = format!("{:.2}", profile.by_function());
     assert!(by_function.contains("with calls") && by_function.contains("more)"), "{by_function}");
+
+    for (interval, expected) in [(0, "sampling had been stopped"), (1, "every allocation was one")] {
+        let shown = Profile { interval, ..profile.clone() }.to_string();
+        assert!(shown.ends_with(&format!("{expected}\n")), "{shown}");
+    }
 
     let growth = Profile { dropped: 2, ..profile.clone() }.difference(&Profile::default()).to_string();
     assert!(
