@@ -92,39 +92,51 @@ fn begins_threads(function: &str) -> bool {
         || (function.starts_with("std::sys::") && function.ends_with("::thread_start"))
 }
 
-/// Returns the crate that is named like the program's executable.
-pub(super) fn program() -> String {
-    let program = std::env::current_exe().unwrap_or_default();
-    program.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_")
+/// What tells the program's own functions.
+#[derive(Clone, Debug)]
+pub(super) struct Program {
+    /// The crate that is named like the executable.
+    pub(super) name: String,
+    /// Whether own functions have paths: then what has none is not the program's, but of dependencies
+    /// that were built without debug information.
+    pub(super) has_paths: bool,
 }
 
-/// Whether a function is of the program's own crates. `is_in_program` says that its code is in the
-/// program itself, not in a library beside it.
-pub(super) fn is_own(function: &str, file: Option<&str>, program: &str, is_in_program: bool) -> bool {
-    /// In paths of sources that are not the program's: of crates that Cargo has downloaded, and of
-    /// the standard library, as it was built and as it is installed.
-    const FOREIGN: [&str; 7] = [
-        "/registry/src/",
-        "/git/checkouts/",
-        "/.cargo/git/",
-        "/rustc/",
-        "/rust/deps/",
-        "/rustlib/src/rust/",
-        "/usr/include/",
-    ];
+impl Program {
+    pub(super) fn new(has_paths: bool) -> Self {
+        let program = std::env::current_exe().unwrap_or_default();
+        let name = program.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_");
+        Self { name, has_paths }
+    }
 
-    let Some(name) = crate_of(function) else {
-        // Not Rust's, so the path has to tell, which of the C library is any.
-        return is_in_program
-            && file.is_some_and(|file| !FOREIGN.iter().any(|foreign| file.contains(foreign)));
-    };
-    if name == program {
-        return true;
+    /// Whether a function is of the program's own crates. `is_in_program` says that its code is in the
+    /// program itself, not in a library beside it.
+    pub(super) fn is_own(&self, function: &str, file: Option<&str>, is_in_program: bool) -> bool {
+        /// In paths of sources that are not the program's: of crates that Cargo has downloaded, and of
+        /// the standard library, as it was built and as it is installed.
+        const FOREIGN: [&str; 7] = [
+            "/registry/src/",
+            "/git/checkouts/",
+            "/.cargo/git/",
+            "/rustc/",
+            "/rust/deps/",
+            "/rustlib/src/rust/",
+            "/usr/include/",
+        ];
+
+        let is_ours = |file: &str| !FOREIGN.iter().any(|foreign| file.contains(foreign));
+        let Some(name) = crate_of(function) else {
+            // Not Rust's, so the path has to tell, which of the C library is any.
+            return is_in_program && file.is_some_and(is_ours);
+        };
+        if name == self.name {
+            return true;
+        }
+        if is_standard(function) || name == "dogtag" || name.starts_with("dogtag_") {
+            return false;
+        }
+        file.map_or(!self.has_paths, is_ours)
     }
-    if is_standard(function) || name == "dogtag" || name.starts_with("dogtag_") {
-        return false;
-    }
-    file.is_none_or(|file| !FOREIGN.iter().any(|foreign| file.contains(foreign)))
 }
 
 /// Whether a function is of the standard library, or of a crate that is part of it.
@@ -293,6 +305,7 @@ mod tests {
 
     #[test]
     fn own_code_is_what_is_built_where_the_program_is() {
+        let program = Program { name: "broker".to_owned(), has_paths: false };
         let registry = Some("/home/x/.cargo/registry/src/index-1/slab-0.4.9/src/lib.rs");
         for (function, file, expected) in [
             ("router::Router::new", Some("/home/x/router/src/lib.rs"), true),
@@ -309,10 +322,14 @@ mod tests {
             ("getaddrinfo", None, false),
             ("dogtag::service::handle::Service::run", Some("/home/x/dogtag/src/service/handle.rs"), false),
         ] {
-            assert_eq!(is_own(function, file, "broker", true), expected, "{function}");
+            assert_eq!(program.is_own(function, file, true), expected, "{function}");
         }
         // The C library with debug information, and a plug-in of the program's workspace.
-        assert!(!is_own("qsort", Some("./stdlib/msort.c"), "broker", false));
-        assert!(is_own("plugin::start", Some("/home/x/plugin/src/lib.rs"), "broker", false));
+        assert!(!program.is_own("qsort", Some("./stdlib/msort.c"), false));
+        assert!(program.is_own("plugin::start", Some("/home/x/plugin/src/lib.rs"), false));
+        // Dependencies alone are without debug information.
+        let program = Program { has_paths: true, ..program };
+        assert!(!program.is_own("slab::Slab<T>::insert", None, true));
+        assert!(program.is_own("broker::main", None, true));
     }
 }

@@ -3,7 +3,7 @@
 use super::collect::Kind;
 use super::report::Profile;
 use crate::format::{Bytes, Grouped, Share};
-use std::fmt;
+use std::fmt::{self, Write};
 
 /// What a table says of its profile as a whole.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ impl Heading {
         }
     }
 
-    pub(super) fn footnotes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(super) fn footnotes(&self, f: &mut String) -> fmt::Result {
         let samples = Grouped(self.samples);
         match self.interval {
             0 => writeln!(f, "\n{samples} samples; sampling had been stopped")?,

@@ -9,7 +9,11 @@ use std::collections::BTreeMap;
 /// The names of crates by their directories, as functions have them whose whole path is known. A
 /// directory may be called otherwise.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Crates(BTreeMap<String, String>);
+pub(super) struct Crates {
+    names: BTreeMap<String, String>,
+    /// Whether the program's own code has paths at all.
+    pub(super) have_paths: bool,
+}
 
 impl Crates {
     /// Notes the crate of a function whose path is known, if its file is where that says.
@@ -22,7 +26,7 @@ impl Crates {
         let mut path = frame.function.split("::");
         let Some(name) = path.next() else { return };
         if source.modules.iter().all(|module| path.next() == Some(module)) && path.next().is_some() {
-            self.0.entry(source.directory.to_owned()).or_insert_with(|| name.to_owned());
+            self.names.entry(source.directory.to_owned()).or_insert_with(|| name.to_owned());
         }
     }
 
@@ -30,7 +34,7 @@ impl Crates {
     /// and the module of its source file. Of a function that is not Rust's it is the name as it is.
     pub(super) fn full_name(&self, function: &str, file: Option<&str>) -> Option<String> {
         let source = file.filter(|_| is_bare(function)).and_then(Source::of)?;
-        let learned = self.0.get(source.directory).filter(|_| !source.is_crate_known());
+        let learned = self.names.get(source.directory).filter(|_| !source.is_crate_known());
         let name = learned.cloned().or_else(|| source.crate_name())?;
         let end = function.find('<').filter(|end| *end > 0).unwrap_or(function.len());
         let function = if function.starts_with('{') && !function.starts_with("{{") {

@@ -5,11 +5,12 @@
 //! from the paths of their files.
 
 use super::frame::Frame;
+use super::frames::Program;
 use super::kept;
 use super::mappings::{self, Mapping};
 use super::own;
 use super::sources::{self, Crates};
-use super::{frames, symbol_table};
+use super::symbol_table;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ptr;
 use std::sync::Arc;
@@ -131,21 +132,27 @@ fn look_up_anew(
     for frames in found.values() {
         frames.last().into_iter().for_each(|outermost| crates.learn(outermost));
     }
-    let program = frames::program();
+    let is_in_program = |address: usize| {
+        let file_of_code = mappings::find(now, address.wrapping_sub(1)).map(|place| &now[place].file);
+        file_of_code.is_none_or(|file| *file == now[0].file)
+    };
+    let mut program = Program::new(false);
+    crates.have_paths |= found.values().flatten().any(|frame| {
+        let is_rust = frame.file.as_deref().is_some_and(sources::is_rust);
+        is_rust && program.is_own(&frame.function, frame.file.as_deref(), true)
+    });
+    program.has_paths = crates.have_paths;
     found
         .into_iter()
         .map(|(address, mut frames)| {
             if frames.is_empty() {
                 frames.push(Frame { address, function: place(address, now), ..Frame::default() });
             }
-            let file_of_code = mappings::find(now, address.wrapping_sub(1)).map(|place| &now[place].file);
-            let is_in_program = file_of_code.is_none_or(|file| *file == now[0].file);
             for frame in &mut frames {
                 if let Some(full) = crates.full_name(&frame.function, frame.file.as_deref()) {
                     frame.function = full;
                 }
-                frame.is_own =
-                    frames::is_own(&frame.function, frame.file.as_deref(), &program, is_in_program);
+                frame.is_own = program.is_own(&frame.function, frame.file.as_deref(), is_in_program(address));
             }
             (address, frames.into())
         })

@@ -1,17 +1,18 @@
 //! Profiles as tables.
 
+use super::own;
 use super::places::Places;
 use super::report::Profile;
 use super::views::{ByCode, ByFunction, ByService, CalleeRow, CodeRow, ServiceRow};
 use crate::format::{Bytes, Grouped, printable, printable_up_to};
-use std::fmt;
+use std::fmt::{self, Write};
 
 /// A line of a table: its title, and the columns to its right.
 struct Line<const COLUMNS: usize>(String, [String; COLUMNS]);
 
 /// Writes lines between rules, and the total.
 fn write<const COLUMNS: usize>(
-    f: &mut fmt::Formatter<'_>,
+    f: &mut String,
     head: &Line<COLUMNS>,
     lines: &[Line<COLUMNS>],
     total: &Line<COLUMNS>,
@@ -21,7 +22,7 @@ fn write<const COLUMNS: usize>(
     let widths: [usize; COLUMNS] = std::array::from_fn(|column| {
         all().map(|line| line.1[column].chars().count()).max().unwrap_or(0).max(9)
     });
-    let write = |f: &mut fmt::Formatter<'_>, line: &Line<COLUMNS>| {
+    let write = |f: &mut String, line: &Line<COLUMNS>| {
         write!(f, "{:<width$}", line.0)?;
         for (column, width) in line.1.iter().zip(widths) {
             write!(f, "  {column:>width$}")?;
@@ -38,9 +39,15 @@ fn write<const COLUMNS: usize>(
     write(f, total)
 }
 
-/// The number of rows that a precision lets through.
-fn shown(f: &fmt::Formatter<'_>, rows: usize) -> usize {
-    f.precision().unwrap_or(usize::MAX).min(rows)
+/// Has a table written, with so many rows at most as the precision lets through. What it takes to make it is
+/// charged to the profiler, the text itself to whoever asks.
+fn show(f: &mut fmt::Formatter<'_>, table: impl FnOnce(&mut String, usize) -> fmt::Result) -> fmt::Result {
+    let mut text = String::new();
+    {
+        let _scope = own::enter();
+        table(&mut text, f.precision().unwrap_or(usize::MAX))?;
+    }
+    f.write_str(&text)
 }
 
 impl fmt::Display for Profile {
@@ -51,6 +58,12 @@ impl fmt::Display for Profile {
 
 impl fmt::Display for ByService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(f, |text, most| self.write(text, most))
+    }
+}
+
+impl ByService {
+    fn write(&self, f: &mut String, most: usize) -> fmt::Result {
         let heading = &self.heading;
         let columns = |bytes, objects, with_stack, samples| {
             [
@@ -61,7 +74,7 @@ impl fmt::Display for ByService {
                 Grouped(samples).to_string(),
             ]
         };
-        let (rows, others) = self.rows.split_at(shown(f, self.rows.len()));
+        let (rows, others) = self.rows.split_at(most.min(self.rows.len()));
         let mut lines: Vec<_> = rows
             .iter()
             .map(|row| {
@@ -90,8 +103,14 @@ impl fmt::Display for ByService {
 
 impl fmt::Display for ByFunction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(f, |text, most| self.write(text, most))
+    }
+}
+
+impl ByFunction {
+    fn write(&self, f: &mut String, most: usize) -> fmt::Result {
         let heading = &self.heading;
-        let (rows, others) = self.rows.split_at(shown(f, self.rows.len()));
+        let (rows, others) = self.rows.split_at(most.min(self.rows.len()));
         let mut lines: Vec<_> = rows
             .iter()
             .map(|row| {
@@ -145,6 +164,12 @@ impl fmt::Display for ByFunction {
 
 impl fmt::Display for ByCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(f, |text, most| self.write(text, most))
+    }
+}
+
+impl ByCode {
+    fn write(&self, f: &mut String, most: usize) -> fmt::Result {
         let heading = &self.heading;
         let columns = |bytes, standard_error, objects| {
             [heading.bytes(bytes), heading.share(bytes), standard_error, heading.objects(objects)]
@@ -156,7 +181,7 @@ impl fmt::Display for ByCode {
         for rows in self.rows.chunk_by(|a, b| (&a.service, a.handle) == (&b.service, b.handle)) {
             let (bytes, objects) = sum(rows);
             lines.push(Line(printable(&rows[0].service), columns(bytes, String::new(), objects)));
-            let (rows, others) = rows.split_at(shown(f, rows.len()));
+            let (rows, others) = rows.split_at(most.min(rows.len()));
             for row in rows {
                 let function = printable_up_to(&row.function, LONGEST);
                 let place = places.show(row.file.as_deref(), row.line);

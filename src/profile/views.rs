@@ -149,6 +149,9 @@ struct Sum {
     variance: f64,
 }
 
+/// The sum of a line, and those of the lines that it called.
+type WithCallees<'a> = (Sum, HashMap<Line<'a>, Sum>);
+
 impl Sum {
     fn add(&mut self, row: &ProfileRow) {
         self.objects += row.objects;
@@ -259,7 +262,7 @@ impl Profile {
     /// is neither of the standard library nor dogtag. A crate that is named like the executable is
     /// the program's in any case (as of programs that `cargo install` built). Vendored crates look
     /// like the program's own. Without debug information there are no paths, so all crates but
-    /// the standard library's do. A function without Rust's `::` in its name is the program's if its
+    /// the standard library's do; if the program has some, what has no path is a dependency's. A function without Rust's `::` in its name is the program's if its
     /// source file is known, and its code in the executable, not in a library beside it.
     ///
     /// What the line called of other crates is in its row's [`callees`](CodeRow::callees).
@@ -289,7 +292,7 @@ impl Profile {
     #[must_use]
     pub fn by_code(&self, is_wanted: impl Fn(&Frame) -> bool) -> ByCode {
         let _scope = own::enter();
-        let mut sums: HashMap<(&str, u32, Line<'_>), (Sum, HashMap<Line<'_>, Sum>)> = HashMap::new();
+        let mut sums: HashMap<(&str, u32, Line<'_>), WithCallees<'_>> = HashMap::new();
         let mut services: HashMap<(&str, u32), i64> = HashMap::new();
         for row in &self.rows {
             *services.entry((&row.service, row.handle)).or_default() += row.bytes;

@@ -107,7 +107,7 @@ fn what_profiles_take_is_in_a_row_of_its_own_and_names_are_looked_up_once() {
     for stack in stacks(&between, "unattributed") {
         let of_reading =
             |function: &&str| ["addr2line::", "gimli::", "object::"].iter().any(|it| function.contains(it));
-        assert!(!stack.iter().any(|function| of_reading(function)), "{stack:?}");
+        assert!(!stack.iter().any(of_reading), "{stack:?}");
     }
     drop(black_box(blocks));
 }
