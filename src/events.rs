@@ -84,6 +84,13 @@ pub(crate) fn span_without_service(name: &str, most: usize, error: &dyn std::err
     }
 }
 
+/// Announces that a rule of spans names more services than are kept, with the first name that is left out.
+#[cfg(feature = "tracing-layer")]
+pub(crate) fn rule_names_too_many(name: &str, kept: usize, most: usize) {
+    let name = beginning(name, most);
+    tell_later(LevelFilter::WARN, || Some(Event::TooManyChosen { name: try_copy(name)?, kept }));
+}
+
 /// Has the announcer call `announce` for each limited service that something has happened to. The
 /// service is retained, and `announce` has to release it.
 pub(crate) fn announce_limits_by(announce: fn(&'static Record, EventFlags)) {
@@ -145,6 +152,11 @@ enum Event {
         name: String,
         error: Reason,
     },
+    #[cfg(feature = "tracing-layer")]
+    TooManyChosen {
+        name: String,
+        kept: usize,
+    },
     /// Whatever went wrong inside allocations and was not announced yet.
     Anomalies,
 }
@@ -165,6 +177,16 @@ impl Event {
                     service = name,
                     error = &error as &dyn std::error::Error,
                     "a span runs in no service: the one that it names cannot be registered",
+                );
+            }
+            #[cfg(feature = "tracing-layer")]
+            Self::TooManyChosen { name, kept } => {
+                tracing::warn!(
+                    target: "dogtag",
+                    name,
+                    kept,
+                    "the rule of a layer names too many services: spans with further names stay in the \
+                     service around them",
                 );
             }
             Self::Anomalies => emit_anomalies(),

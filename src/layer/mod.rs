@@ -63,7 +63,7 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 ///
 /// # Libraries that are not changed
 ///
-/// [`by_target`](Self::by_target), [`by_span_name`](Self::by_span_name) and
+/// [`by_crate`](Self::by_crate), [`by_target`](Self::by_target), [`by_span_name`](Self::by_span_name) and
 /// [`by`](Self::by) choose services for spans that name none, such as those of libraries.
 /// [`Service::attach`] chooses one for a single span.
 ///
@@ -166,7 +166,55 @@ impl ServiceLayer {
     /// # }
     /// ```
     pub fn by_target() -> Self {
-        Self::with_rule(Rule::Target)
+        Self::with_rule(Rule::Target(usize::MAX))
+    }
+
+    /// Makes a layer that runs spans without a service of their own in the service named as the crate
+    /// that they are from: the first segment of their target.
+    ///
+    /// The rule for a program that nobody has divided into services yet: its table has some ten rows.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() {
+    /// use dogtag::{Service, ServiceLayer};
+    /// use tracing_subscriber::prelude::*;
+    ///
+    /// tracing_subscriber::registry().with(ServiceLayer::by_crate()).init();
+    /// let rows = tracing::info_span!(target: "sqlx::query", "query").in_scope(|| vec![0_u8; 1000]);
+    /// assert_eq!(Service::by_name("sqlx").unwrap().usage().bytes(), 1000);
+    /// # drop(rows);
+    /// # }
+    /// ```
+    pub fn by_crate() -> Self {
+        Self::by_target_prefix(1)
+    }
+
+    /// Makes a layer that runs spans without a service of their own in the service named by the first
+    /// segments of their target, so many at most: by crate and module for two.
+    ///
+    /// A layer that keeps its services ([`keep_services`](Self::keep_services)) keeps 4096 that this rule,
+    /// [`by_target`](Self::by_target) or [`by_span_name`](Self::by_span_name) has named. Spans with further
+    /// names stay in the service around them, and a `tracing` event (target `dogtag`, level warn)
+    /// tells so, once.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() {
+    /// use dogtag::{Service, ServiceLayer};
+    /// use tracing_subscriber::prelude::*;
+    ///
+    /// tracing_subscriber::registry().with(ServiceLayer::by_target_prefix(2)).init();
+    /// let span = tracing::info_span!(target: "shop::cart::items", "add");
+    /// let items = span.in_scope(|| vec![0_u8; 1000]);
+    /// assert_eq!(Service::by_name("shop::cart").unwrap().usage().bytes(), 1000);
+    /// # drop(items);
+    /// # }
+    /// ```
+    pub fn by_target_prefix(segments: usize) -> Self {
+        Self::with_rule(Rule::Target(segments))
     }
 
     /// Makes a layer that runs spans without a service of their own in the service named as the span.

@@ -5,6 +5,7 @@ use crate::format::beginning;
 use crate::service::{Service, check_name, gate, name_too_long};
 use dashmap::DashMap;
 use std::fmt::{self, Write as _};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tracing::field::{Field, Visit};
 
 /// The field that names a service, and the services that were named.
@@ -14,11 +15,45 @@ pub(super) struct Names {
     pub(super) keeps_services: bool,
     /// Those that are kept, by their names.
     kept: DashMap<Box<str>, Service>,
+    /// How many a rule has added to those that are kept: [`MOST_CHOSEN`](Self::MOST_CHOSEN) at most, but
+    /// for threads that add one at the same time.
+    chosen: AtomicUsize,
+    /// Whether it was told that there are more.
+    is_told: AtomicBool,
 }
 
 impl Names {
+    /// So many services are kept that a rule has named, since nobody has written those names for it.
+    const MOST_CHOSEN: usize = 4096;
+
     pub(super) fn new() -> Self {
-        Self { field: "service", keeps_services: true, kept: DashMap::new() }
+        Self {
+            field: "service",
+            keeps_services: true,
+            kept: DashMap::new(),
+            chosen: AtomicUsize::new(0),
+            is_told: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the service of a name that a rule has chosen. There is none if it would be one too many to
+    /// be kept.
+    pub(super) fn chosen(&self, name: &str) -> Option<Service> {
+        if !self.keeps_services {
+            return self.service(name);
+        }
+        if let Some(known) = self.kept(name) {
+            return Some(known);
+        }
+        if self.chosen.load(Ordering::Relaxed) >= Self::MOST_CHOSEN {
+            if !self.is_told.swap(true, Ordering::Relaxed) {
+                events::rule_names_too_many(name, Self::MOST_CHOSEN, Service::MAX_NAME_LEN);
+            }
+            return None;
+        }
+        let service = self.service(name)?;
+        self.chosen.fetch_add(1, Ordering::Relaxed);
+        Some(service)
     }
 
     /// Returns the service that a span's fields name.

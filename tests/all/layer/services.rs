@@ -61,6 +61,78 @@ fn rules_choose_services() {
 }
 
 #[test]
+fn targets_are_cut_to_their_first_segments() {
+    alone!();
+    with_default(registry().with(ServiceLayer::by_crate()), || {
+        assert_eq!(within(&info_span!("a")), module_path!().split("::").next().unwrap());
+        assert_eq!(within(&info_span!(target: "h2::codec::framed_read", "a")), "h2");
+        assert_eq!(within(&info_span!(target: "no path", "a")), "no path");
+        assert_eq!(within(&info_span!(target: "::odd", "a")), "unattributed");
+        assert_eq!(within(&info_span!(target: "h2::codec", "a", service = "field first")), "field first");
+    });
+    with_default(registry().with(ServiceLayer::by_target_prefix(2)), || {
+        assert_eq!(within(&info_span!(target: "h2::codec::framed_read", "a")), "h2::codec");
+        assert_eq!(within(&info_span!(target: "h2", "a")), "h2");
+    });
+}
+
+/// A callsite of a span that is made while the program runs.
+fn callsite(target: String) -> &'static tracing::Metadata<'static> {
+    use tracing::callsite::Identifier;
+    use tracing::field::FieldSet;
+    use tracing::metadata::Kind;
+    use tracing::subscriber::Interest;
+
+    struct Callsite(std::sync::OnceLock<tracing::Metadata<'static>>);
+
+    impl tracing::callsite::Callsite for Callsite {
+        fn set_interest(&self, _: Interest) {}
+        fn metadata(&self) -> &tracing::Metadata<'_> {
+            self.0.get().unwrap()
+        }
+    }
+
+    let callsite: &'static Callsite = Box::leak(Box::new(Callsite(std::sync::OnceLock::new())));
+    let target = String::leak(target);
+    let fields = FieldSet::new(&[], Identifier(callsite));
+    callsite.0.get_or_init(|| {
+        tracing::Metadata::new("a", target, tracing::Level::INFO, None, None, None, fields, Kind::SPAN)
+    })
+}
+
+#[test]
+fn a_rule_that_names_too_many_services_is_bounded() {
+    alone!();
+    let unlike = |target: String| {
+        let metadata = callsite(target);
+        Span::new(metadata, &metadata.fields().value_set(&[]))
+    };
+    let services = || dogtag::snapshot().rows.iter().filter(|row| row.name.starts_with("unlike")).count();
+    let layer = || registry().with(ServiceLayer::by_crate());
+    with_default(layer(), || {
+        info_span!(target: "around", "a").in_scope(|| {
+            for i in 0..10_000 {
+                let within = within(&unlike(format!("unlike{i}::module")));
+                assert_eq!(within, if i < 4095 { format!("unlike{i}") } else { "around".to_owned() });
+            }
+            // Those that are known stay what they are, and fields name what they like.
+            assert_eq!(within(&unlike("unlike7".to_owned())), "unlike7");
+            assert_eq!(within(&info_span!("a", service = "unlike all others")), "unlike all others");
+            // A name of 1 MB is none.
+            assert_eq!(within(&unlike("unlike".repeat(200_000))), "around");
+        });
+        assert_eq!(services(), 4096);
+    });
+    assert_eq!(services(), 0);
+    with_default(registry().with(ServiceLayer::by_crate().keep_services(false)), || {
+        for i in 0..5000 {
+            assert_eq!(within(&unlike(format!("unlike{i}"))), format!("unlike{i}"));
+        }
+        assert_eq!(services(), 0);
+    });
+}
+
+#[test]
 fn services_are_kept_or_not() {
     alone!();
     with_default(registry().with(ServiceLayer::new()), || {
