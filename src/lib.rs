@@ -221,7 +221,7 @@ mod usage;
 pub use backend::Jemalloc;
 pub use backend::{DefaultBackend, JemallocStats};
 #[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]
-pub use layer::{ServiceLayer, Unattributed, UnattributedExt};
+pub use layer::{Attributed, ServiceLayer, Unattributed, UnattributedExt, attributed};
 pub use usage::Usage;
 #[cfg(not(dogtag_loom))]
 pub use {

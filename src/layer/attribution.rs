@@ -8,6 +8,7 @@ use super::layer_id::LayerId;
 use super::spans;
 use super::token::{Origin, Token};
 use crate::service::Service;
+use tracing::Metadata;
 
 /// The service of a span, and where it comes from.
 pub(super) struct Attribution {
@@ -17,6 +18,8 @@ pub(super) struct Attribution {
     origin: Token,
     /// Who has chosen it, if it is the span's own.
     layer: Option<LayerId>,
+    /// Its metadata, if it is hidden: the registry does not have that.
+    pub(super) hidden: Option<&'static Metadata<'static>>,
 }
 
 impl Attribution {
@@ -25,7 +28,7 @@ impl Attribution {
     pub(super) fn new(span: u64, inherited: Option<(Service, Token)>) -> Self {
         let token = Token::new(span);
         let (service, origin) = inherited.unzip();
-        Self { token, service, origin: origin.unwrap_or(token), layer: None }
+        Self { token, service, origin: origin.unwrap_or(token), layer: None, hidden: None }
     }
 
     /// Makes the attribution of a new span for which its layer has chosen a service.

@@ -5,24 +5,31 @@
 //! thread is in are kept with the thread ([`spans`]).
 
 mod attach;
+mod attributed;
 mod attribution;
+mod caller;
+mod hidden;
+mod interests;
 mod layer_id;
 mod names;
+mod root_event;
 mod rule;
 mod span_stack;
 mod spans;
 mod token;
 mod unattributed;
 
+pub use attributed::{Attributed, attributed};
 pub use unattributed::{Unattributed, UnattributedExt};
 
 use crate::contained::drop_contained;
 use crate::service::Service;
 use attribution::Attribution;
+use caller::{Called, Caller};
 use layer_id::LayerId;
 use names::Names;
 use rule::Rule;
-use span_stack::{Current, Here, Key};
+use span_stack::Key;
 use spans::Apart;
 use std::mem;
 use token::{Token, generation_of};
@@ -325,8 +332,7 @@ where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
     fn on_layer(&mut self, _: &mut S) {
-        self.subscribers = self.subscribers.saturating_add(1).min(2);
-        layer_id::begin_epoch();
+        self.join();
     }
 
     // This and the next are asked again whenever a layer was exchanged, of every layer.
@@ -341,11 +347,32 @@ where
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        self.make(attributes, id, false, &context);
+    }
+
+    fn on_record(&self, id: &Id, values: &Values<'_>, context: Context<'_, S>) {
+        self.record(id, values, &context);
+    }
+
+    #[inline]
+    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
+        self.enter(id, &context);
+    }
+
+    #[inline]
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+        self.exit(id, &context);
+    }
+}
+
+/// What is done for a caller, which has the spans.
+impl ServiceLayer {
+    fn make<C: Caller>(&self, attributes: &Attributes<'_>, id: &Id, is_hidden: bool, caller: &C) {
         let _apart = Apart::enter();
-        let Some(span) = context.span(id) else { return };
-        spans::look_after(&Subscribed { context: &context, has_current: true });
+        let Some(span) = caller.span(id) else { return };
+        spans::look_after(&Called { caller, has_current: true });
         let own = self.own(attributes);
-        let inherited = if own.is_none() { self.inherited(attributes, &span, &context) } else { None };
+        let inherited = if own.is_none() { self.inherited(attributes, &span, caller) } else { None };
         let number = id.into_u64();
         let mut extensions = span.extensions_mut();
         if let Some(known) = extensions.get_mut::<Attribution>() {
@@ -357,10 +384,11 @@ where
             drop(extensions);
             return drop((left_over, inherited));
         }
-        let attribution = match own {
+        let mut attribution = match own {
             Some(own) => Attribution::chosen(number, own, self.id),
             None => Attribution::new(number, inherited),
         };
+        attribution.hidden = is_hidden.then(|| attributes.metadata());
         let (token, service) = (attribution.token, attribution.origin());
         extensions.insert(attribution);
         if self.is_settled() {
@@ -368,9 +396,9 @@ where
         }
     }
 
-    fn on_record(&self, id: &Id, values: &Values<'_>, context: Context<'_, S>) {
+    fn record<C: Caller>(&self, id: &Id, values: &Values<'_>, caller: &C) {
         let _apart = Apart::enter();
-        let Some(span) = context.span(id) else { return };
+        let Some(span) = caller.span(id) else { return };
         if let Some(attached) = spans::receive(id.into_u64()) {
             self.set(&span, attached, |_| true);
         } else if let Some(named) = self.names.named(|name| values.record(name)) {
@@ -379,53 +407,28 @@ where
     }
 
     #[inline]
-    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
+    fn enter<C: Caller>(&self, id: &Id, caller: &C) {
         let (key, place) = (self.key(id), generation_of(id.into_u64()));
         let generation = place.get();
         if !(self.is_settled() && spans::enter_remembered(key, place, generation)) {
-            self.look_up_and_enter(key, generation, &context);
+            self.look_up_and_enter(key, generation, caller);
         }
     }
 
     #[inline]
-    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+    fn exit<C: Caller>(&self, id: &Id, caller: &C) {
         let key = self.key(id);
         if !(self.is_settled() && spans::exit(key)) {
-            spans::exit_here(key, &Subscribed { context: &context, has_current: true });
+            spans::exit_here(key, &Called { caller, has_current: true });
         }
     }
-}
 
-/// The subscriber that calls a layer, as the layer sees it.
-struct Subscribed<'a, 'b, S> {
-    context: &'a Context<'b, S>,
-    /// Whether the span that is current is the one that the thread has been in.
-    has_current: bool,
-}
-
-impl<S> Here for Subscribed<'_, '_, S>
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-{
-    fn token(&self, span: u64) -> Option<Token> {
-        let span = self.context.span(&Id::from_u64(span))?;
-        span.extensions().get::<Attribution>().map(|attribution| attribution.token)
+    /// Makes it a part of one more subscriber.
+    fn join(&mut self) {
+        self.subscribers = self.subscribers.saturating_add(1).min(2);
+        layer_id::begin_epoch();
     }
 
-    fn current(&self) -> Current {
-        if !self.has_current {
-            return Current::Unknown;
-        }
-        let current = self.context.current_span();
-        match current.id() {
-            Some(id) => Current::Span(id.into_u64()),
-            None if current.is_known() => Current::None,
-            None => Current::Unknown,
-        }
-    }
-}
-
-impl ServiceLayer {
     fn key(&self, id: &Id) -> Key {
         Key { layer: self.id, span: id.into_u64() }
     }
@@ -439,13 +442,10 @@ impl ServiceLayer {
 
     #[cold]
     #[inline(never)]
-    fn look_up_and_enter<S>(&self, key: Key, generation: u64, context: &Context<'_, S>)
-    where
-        S: Subscriber + for<'span> LookupSpan<'span>,
-    {
+    fn look_up_and_enter<C: Caller>(&self, key: Key, generation: u64, caller: &C) {
         // By now the span itself is the current one.
-        spans::look_after(&Subscribed { context, has_current: false });
-        let Some(span) = context.span(&Id::from_u64(key.span)) else { return };
+        spans::look_after(&Called { caller, has_current: false });
+        let Some(span) = caller.span(&Id::from_u64(key.span)) else { return };
         let extensions = span.extensions();
         if let Some(attribution) = extensions.get::<Attribution>() {
             // The span holds the service while it is locked.
@@ -498,24 +498,19 @@ impl ServiceLayer {
     }
 
     /// Returns what a span inherits from its parent.
-    fn inherited<S>(
+    fn inherited<'a, C: Caller>(
         &self,
         attributes: &Attributes<'_>,
-        span: &SpanRef<'_, S>,
-        context: &Context<'_, S>,
-    ) -> Option<(Service, Token)>
-    where
-        S: Subscriber + for<'span> LookupSpan<'span>,
-    {
-        let current = context.current_span();
-        let parent = if attributes.is_contextual() { current.id() } else { attributes.parent() };
-        let parent = parent?;
+        span: &SpanRef<'a, C::Spans>,
+        caller: &'a C,
+    ) -> Option<(Service, Token)> {
+        let parent = caller.parent(attributes)?;
         if self.is_settled()
-            && let Some(remembered) = spans::remembered(self.key(parent), generation_of(parent.into_u64()))
+            && let Some(remembered) = spans::remembered(self.key(&parent), generation_of(parent.into_u64()))
         {
             return remembered;
         }
-        let parent = span.parent()?;
+        let parent = caller.parent_of(span, &parent)?;
         parent.extensions().get::<Attribution>()?.inherit()
     }
 }

@@ -14,7 +14,7 @@
 //! While tracing is at work for itself the thread is *apart*, in the unattributed
 //! service; spans that are entered or left meanwhile change where it goes back to.
 
-use super::layer_id::{epoch, is_any_layer};
+use super::layer_id::{LayerId, epoch, is_any_layer};
 use super::span_stack::{Here, Key, Memory, SPANS};
 use super::token::{Origin, Token};
 use crate::ledger::recall::Generation;
@@ -100,6 +100,14 @@ pub(super) fn exit_here(key: Key, here: &impl Here) {
         };
         spans.look_after(here);
     });
+}
+
+/// Returns the number of the last span of that layer that the calling thread has entered and not left.
+pub(super) fn innermost(layer: LayerId) -> Option<u64> {
+    SPANS.with(|spans| {
+        let entered = spans.entered.borrow();
+        entered.iter().rfind(|entry| entry.key.layer == layer).map(|entry| entry.key.span)
+    })
 }
 
 /// Compares the spans that the thread is in with what the calling subscriber says, if layers were

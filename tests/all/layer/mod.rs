@@ -29,6 +29,7 @@ macro_rules! spans_only {
     };
 }
 
+mod attributed;
 mod filtered;
 mod load;
 mod model;

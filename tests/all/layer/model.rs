@@ -1,9 +1,12 @@
 //! Random spans against a simple model.
 
 use super::*;
+use dogtag::attributed;
+use tracing::debug_span;
 
 /// Spans entered and left in any order: the thread is in the service of the last
-/// one that it has entered, not left, and that took it anywhere.
+/// one that it has entered, not left, and that took it anywhere. Whether the program's filter leaves out
+/// all spans, some of them or none does not matter.
 #[test]
 fn spans_are_as_a_simple_model_has_them() {
     alone!();
@@ -13,15 +16,23 @@ fn spans_are_as_a_simple_model_has_them() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: times(256) as u32, ..ProptestConfig::default() })]
 
-    fn random_spans(steps in proptest::collection::vec((0..7_usize, any::<bool>(), 0..8_usize), 0..60)) {
-        with_default(plain(), || {
+    fn random_spans(steps in proptest::collection::vec((0..7_usize, any::<bool>(), 0..8_usize), 0..60), filter in 0..3_usize) {
+        let layer = || ServiceLayer::new().keep_services(false);
+        let filtered = |level| attributed(fmt().with_max_level(level).with_writer(io::sink).finish()).with_layer(layer());
+        let subscribers: [fn(&dyn Fn(LevelFilter) -> Dispatch) -> Dispatch; 3] = [
+            |_| plain().into(),
+            |filtered| filtered(LevelFilter::OFF),
+            |filtered| filtered(LevelFilter::INFO),
+        ];
+        let subscriber = subscribers[filter](&|level| filtered(level).into());
+        tracing::dispatcher::with_default(&subscriber, || {
             let mut spans = vec![
                 info_span!("a", service = "model a"),
-                info_span!("b", service = "model b"),
+                debug_span!("b", service = "model b"),
                 info_span!("c", service = "model a"),
-                info_span!("d"),
+                debug_span!("d"),
             ];
-            spans.push(info_span!(parent: &spans[0], "child of a"));
+            spans.push(debug_span!(parent: &spans[0], "child of a"));
             spans.push(info_span!(parent: &spans[1], "child of b"));
             spans.push(info_span!(parent: &spans[4], "grandchild of a"));
             let names = [Some("model a"), Some("model b"), Some("model a"), None, Some("model a"), Some("model b"), Some("model a")];
@@ -54,6 +65,7 @@ proptest! {
             prop_assert_eq!(current(), "unattributed");
             Ok(())
         })?;
+        drop(subscriber);
         let left = dogtag::snapshot();
         prop_assert!(!left.rows.iter().any(|row| row.name.starts_with("model ")), "{}", left);
     }

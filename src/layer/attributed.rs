@@ -1,0 +1,352 @@
+//! A subscriber in which spans have services whatever its filters leave out.
+//!
+//! It stands around a program's subscriber and asks it of each span whether it wants it, as tracing would
+//! have. A span that the program's subscriber does not want is [`hidden`] from it. It is told all that it
+//! would have been told of the others, and nothing else: what a program makes of a disabled span, such as
+//! a child, is a root.
+
+use super::ServiceLayer;
+use super::attribution::Attribution;
+use super::caller::{Caller, Store};
+use super::hidden::{self, is_hidden};
+use super::interests::Interests;
+use super::root_event::with_root;
+use super::spans::{self, Apart};
+use std::any::TypeId;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record as Values};
+use tracing::subscriber::Interest;
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber, callsite};
+use tracing_core::span::Current;
+use tracing_subscriber::Registry;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+/// Runs the spans of a program in services, whatever its log's filters leave out. Wraps the whole
+/// subscriber of the program.
+///
+/// Spans without a field `service` run in the service named as the crate that they are from
+/// ([`ServiceLayer::by_crate`]), unless [`with_layer`](Attributed::with_layer) sets another rule.
+///
+/// ```
+/// # #[global_allocator]
+/// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+/// # fn main() {
+/// use tracing_subscriber::EnvFilter;
+///
+/// // Instead of `tracing_subscriber::fmt().with_env_filter("warn").init()`:
+/// dogtag::attributed(tracing_subscriber::fmt().with_env_filter(EnvFilter::new("warn")).finish()).init();
+///
+/// // The log does not have this span, and the service does.
+/// let rows = tracing::info_span!(target: "sqlx::query", "query").in_scope(|| vec![0_u8; 1000]);
+/// assert_eq!(dogtag::Service::by_name("sqlx").unwrap().usage().bytes(), 1000);
+/// # drop(rows);
+/// # }
+/// ```
+///
+/// The program's subscriber is told what it was told before, of spans that it wants: its log does not
+/// change. What it allocates belongs to the unattributed service, as after
+/// [`unattributed`](crate::UnattributedExt::unattributed).
+///
+/// # What tracing sees of spans that are left out
+///
+/// Spans up to the level debug, or that of [`with_max_level`](Attributed::with_max_level), are made though
+/// the subscriber does not want them. [`Span::is_disabled`](tracing::Span::is_disabled) is false for such
+/// a span. It is the [current](tracing::Span::current) one only in a thread that is in none that the
+/// subscriber wants. So what is handed on by `in_current_span()` runs in the service of the innermost span that
+/// the subscriber wants, if there is one. Events cost what they cost before; `enabled!` and `span_enabled!` return what they
+/// returned.
+///
+/// A subscriber without a [`Registry`](tracing_subscriber::Registry) in it, which is somebody's own, gets
+/// no services.
+pub fn attributed<S: Subscriber>(subscriber: S) -> Attributed<S> {
+    Attributed {
+        subscriber,
+        layer: joined(ServiceLayer::by_crate()),
+        level: LevelFilter::DEBUG,
+        is_raised: AtomicBool::new(true),
+        own_level: AtomicU8::new(rank(LevelFilter::TRACE)),
+        interests: Interests::new(),
+    }
+}
+
+/// Wraps a subscriber in which spans have services whatever its filters leave out: [`attributed`].
+#[derive(Debug)]
+#[must_use = "a subscriber does nothing before it is installed"]
+pub struct Attributed<S> {
+    subscriber: S,
+    layer: ServiceLayer,
+    /// Spans up to this level are made.
+    level: LevelFilter,
+    /// Whether spans are made that the subscriber does not want.
+    is_raised: AtomicBool,
+    /// The level that the subscriber itself has named last, as a number.
+    own_level: AtomicU8,
+    /// Those of the subscriber itself.
+    interests: Interests,
+}
+
+impl<S: Subscriber> Attributed<S> {
+    /// Sets the layer that chooses services, which is [`ServiceLayer::by_crate`] by default.
+    ///
+    /// ```
+    /// use dogtag::ServiceLayer;
+    /// use tracing_subscriber::fmt;
+    ///
+    /// dogtag::attributed(fmt().finish()).with_layer(ServiceLayer::by_target().with_field("tenant")).init();
+    /// ```
+    pub fn with_layer(mut self, layer: ServiceLayer) -> Self {
+        self.layer = joined(layer);
+        self
+    }
+
+    /// Sets up to which level spans have services though the subscriber does not want them: `DEBUG` by
+    /// default. Libraries use the level trace for spans that are made very often. (Spans that
+    /// the subscriber wants always have services.)
+    ///
+    /// ```
+    /// use tracing::level_filters::LevelFilter;
+    /// use tracing_subscriber::fmt;
+    ///
+    /// dogtag::attributed(fmt().finish()).with_max_level(LevelFilter::TRACE).init();
+    /// ```
+    pub fn with_max_level(mut self, level: LevelFilter) -> Self {
+        self.level = level;
+        self
+    }
+}
+
+impl<S: Subscriber + Send + Sync> Attributed<S> {
+    /// Installs it as the global default subscriber, as
+    /// [`SubscriberInitExt::init`] does with the subscriber in it. If
+    /// tracing-subscriber's feature `tracing-log` is on, records of the crate `log` come to it up to
+    /// the level that the program's own subscriber names.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there is a global default subscriber already.
+    pub fn init(self) {
+        self.try_init().expect("failed to set global default subscriber");
+    }
+
+    /// Installs it as the global default subscriber like [`init`](Self::init), unless there is one
+    /// already.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if there is a global default subscriber or a logger already.
+    pub fn try_init(self) -> Result<(), TryInitError> {
+        // What sets the level of `log` meanwhile takes the level of the subscriber itself.
+        self.is_raised.store(false, Ordering::Relaxed);
+        let dispatch = Dispatch::new(self);
+        let result = SubscriberInitExt::try_init(dispatch.clone());
+        if let Some(installed) = dispatch.downcast_ref::<Self>() {
+            installed.is_raised.store(true, Ordering::Relaxed);
+            callsite::rebuild_interest_cache();
+        }
+        result
+    }
+}
+
+impl<S: Subscriber> Attributed<S> {
+    fn registry(&self) -> Option<&Registry> {
+        (&self.subscriber as &dyn Subscriber).downcast_ref()
+    }
+
+    fn store<'a>(&self, registry: &'a Registry) -> Store<'a> {
+        Store { registry, layer: self.layer.id }
+    }
+
+    /// Whether such spans are made though the subscriber does not want them.
+    fn is_made(&self, metadata: &Metadata<'_>) -> bool {
+        // `span_enabled!` asks, and makes no span.
+        metadata.is_span()
+            && *metadata.level() <= self.level
+            && !metadata.name().starts_with("enabled ")
+            && self.is_raised.load(Ordering::Relaxed)
+            && self.registry().is_some()
+    }
+
+    /// Whether the subscriber wants such a span, of which nobody has asked it.
+    fn wants(&self, metadata: &'static Metadata<'static>) -> bool {
+        if !self.is_within_own_level(metadata) {
+            return false;
+        }
+        let interest = self.interests.of(metadata);
+        // Between being asked and making the span it may keep what it found, so nothing comes in between.
+        interest.is_always() || (interest.is_sometimes() && self.subscriber.enabled(metadata))
+    }
+
+    /// tracing does not ask for what is beyond this level, where it is the only subscriber's.
+    fn is_within_own_level(&self, metadata: &Metadata<'_>) -> bool {
+        rank(LevelFilter::from_level(*metadata.level())) <= self.own_level.load(Ordering::Relaxed)
+    }
+
+    fn own_level(&self) -> Option<LevelFilter> {
+        let level = self.subscriber.max_level_hint();
+        self.own_level.store(rank(level.unwrap_or(LevelFilter::TRACE)), Ordering::Relaxed);
+        level
+    }
+
+    fn has_hidden_parent(&self, event: &Event<'_>) -> bool {
+        event.parent().is_some_and(|parent| self.registry().is_some_and(|spans| is_hidden(spans, parent)))
+    }
+}
+
+fn joined(mut layer: ServiceLayer) -> ServiceLayer {
+    layer.join();
+    layer
+}
+
+fn rank(level: LevelFilter) -> u8 {
+    match level.into_level() {
+        None => 0,
+        Some(Level::ERROR) => 1,
+        Some(Level::WARN) => 2,
+        Some(Level::INFO) => 3,
+        Some(Level::DEBUG) => 4,
+        Some(Level::TRACE) => 5,
+    }
+}
+
+impl<S: Subscriber> Subscriber for Attributed<S> {
+    fn on_register_dispatch(&self, dispatch: &Dispatch) {
+        let _apart = Apart::enter();
+        self.subscriber.on_register_dispatch(dispatch);
+    }
+
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        let _apart = Apart::enter();
+        let mut interest = self.subscriber.register_callsite(metadata);
+        self.own_level();
+        if !self.is_within_own_level(metadata) {
+            interest = Interest::never();
+        }
+        if metadata.is_span() {
+            self.interests.note(metadata, &interest);
+        }
+        if self.is_made(metadata) { Interest::always() } else { interest }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.is_made(metadata)
+            || (self.is_within_own_level(metadata) && {
+                let _apart = Apart::enter();
+                self.subscriber.enabled(metadata)
+            })
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        let level = self.own_level()?;
+        let is_raised = self.is_raised.load(Ordering::Relaxed) && self.registry().is_some();
+        Some(if is_raised { level.max(self.level) } else { level })
+    }
+
+    fn new_span(&self, attributes: &Attributes<'_>) -> Id {
+        let _apart = Apart::enter();
+        let metadata = attributes.metadata();
+        let Some(registry) = self.registry() else { return self.subscriber.new_span(attributes) };
+        // tracing has asked for the others.
+        let is_shown = !self.is_made(metadata) || self.wants(metadata);
+        let id = if !is_shown {
+            hidden::make(registry)
+        } else if attributes.parent().is_some_and(|parent| is_hidden(registry, parent)) {
+            self.subscriber.new_span(&Attributes::new_root(metadata, attributes.values()))
+        } else {
+            self.subscriber.new_span(attributes)
+        };
+        self.layer.make(attributes, &id, !is_shown, &self.store(registry));
+        id
+    }
+
+    fn record(&self, span: &Id, values: &Values<'_>) {
+        let _apart = Apart::enter();
+        let Some(registry) = self.registry() else { return self.subscriber.record(span, values) };
+        if !is_hidden(registry, span) {
+            self.subscriber.record(span, values);
+        }
+        self.layer.record(span, values, &self.store(registry));
+    }
+
+    fn record_follows_from(&self, span: &Id, follows: &Id) {
+        let _apart = Apart::enter();
+        let is_hidden = |id| self.registry().is_some_and(|spans| is_hidden(spans, id));
+        if !is_hidden(span) && !is_hidden(follows) {
+            self.subscriber.record_follows_from(span, follows);
+        }
+    }
+
+    fn event_enabled(&self, event: &Event<'_>) -> bool {
+        let _apart = Apart::enter();
+        if self.has_hidden_parent(event) {
+            return with_root(event, |event| self.subscriber.event_enabled(event));
+        }
+        self.subscriber.event_enabled(event)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let _apart = Apart::enter();
+        if self.has_hidden_parent(event) {
+            return with_root(event, |event| self.subscriber.event(event));
+        }
+        self.subscriber.event(event);
+    }
+
+    fn enter(&self, span: &Id) {
+        let Some(registry) = self.registry() else { return self.subscriber.enter(span) };
+        if !is_hidden(registry, span) {
+            let _apart = Apart::enter();
+            self.subscriber.enter(span);
+        }
+        self.layer.enter(span, &self.store(registry));
+    }
+
+    fn exit(&self, span: &Id) {
+        let Some(registry) = self.registry() else { return self.subscriber.exit(span) };
+        if !is_hidden(registry, span) {
+            let _apart = Apart::enter();
+            self.subscriber.exit(span);
+        }
+        self.layer.exit(span, &self.store(registry));
+    }
+
+    fn clone_span(&self, id: &Id) -> Id {
+        let _apart = Apart::enter();
+        self.subscriber.clone_span(id)
+    }
+
+    // Which is what everybody calls instead by now.
+    fn drop_span(&self, id: Id) {
+        self.try_close(id);
+    }
+
+    fn try_close(&self, id: Id) -> bool {
+        let _apart = Apart::enter();
+        let Some(registry) = self.registry() else { return self.subscriber.try_close(id) };
+        let subscriber: &dyn Subscriber = if is_hidden(registry, &id) { registry } else { &self.subscriber };
+        hidden::try_close(registry, subscriber, id)
+    }
+
+    fn current_span(&self) -> Current {
+        let current = self.subscriber.current_span();
+        if current.id().is_some() || !current.is_known() {
+            return current;
+        }
+        let hidden = || {
+            let store = self.store(self.registry()?);
+            let innermost = Id::from_u64(spans::innermost(self.layer.id)?);
+            let metadata = store.span(&innermost)?.extensions().get::<Attribution>()?.hidden?;
+            Some(Current::new(innermost, metadata))
+        };
+        hidden().unwrap_or(current)
+    }
+
+    unsafe fn downcast_raw(&self, id: TypeId) -> Option<*const ()> {
+        if id == TypeId::of::<Self>() {
+            return Some(std::ptr::from_ref(self).cast());
+        }
+        // SAFETY: the caller uses what this returns as the type that it asked for, and while `self`
+        // lives, which the inner subscriber does as well.
+        unsafe { self.subscriber.downcast_raw(id) }
+    }
+}
