@@ -9,3 +9,7 @@
 #![doc = "[`MappedRegion`]: https://docs.rs/dogtag-mapped"]
 #![cfg_attr(feature = "tracing-layer", doc = "[`ServiceLayer`]: crate::ServiceLayer")]
 #![cfg_attr(not(feature = "tracing-layer"), doc = "[`ServiceLayer`]: crate#features")]
+#![cfg_attr(feature = "tracing-layer", doc = "[`attributed`]: crate::attributed")]
+#![cfg_attr(feature = "tracing-layer", doc = "[`with_max_level`]: crate::Attributed::with_max_level")]
+#![cfg_attr(not(feature = "tracing-layer"), doc = "[`attributed`]: crate#features")]
+#![cfg_attr(not(feature = "tracing-layer"), doc = "[`with_max_level`]: crate#features")]

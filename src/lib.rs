@@ -28,7 +28,7 @@
 //! - [`Service::usage`], [`totals`] and [`snapshot`], the figures, and [`measure`]
 //!   for a piece of code;
 //! - [`balance`], which says where the rest of the process's memory is;
-//! - `ServiceLayer` (feature `tracing-layer`), which runs spans of `tracing` in services;
+//! - `attributed` and `ServiceLayer` (feature `tracing-layer`), which run spans of `tracing` in services;
 //! - `check` (feature `memory-check`), which finds overruns, double frees and other violations,
 //!   and names the owner of the block and the service that did it;
 //! - the crate `dogtag-mapped`, regions of mapped memory, and another allocator for what does not

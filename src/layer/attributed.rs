@@ -8,10 +8,11 @@
 use super::ServiceLayer;
 use super::attribution::Attribution;
 use super::caller::{Caller, Store};
-use super::hidden::{self, is_hidden};
+use super::hidden;
 use super::interests::Interests;
 use super::root_event::with_root;
 use super::spans::{self, Apart};
+use super::token::generation_of;
 use std::any::TypeId;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use tracing::level_filters::LevelFilter;
@@ -157,13 +158,17 @@ impl<S: Subscriber> Attributed<S> {
         Store { registry, layer: self.layer.id }
     }
 
-    /// Whether such spans are made though the subscriber does not want them.
+    /// Whether such a span is made though the subscriber does not want it, if there is a registry.
     fn is_made(&self, metadata: &Metadata<'_>) -> bool {
-        // `span_enabled!` asks, and makes no span.
+        *metadata.level() <= self.level && self.is_raised.load(Ordering::Relaxed)
+    }
+
+    /// Whether tracing is to make all that has such metadata.
+    fn is_asked_for(&self, metadata: &Metadata<'_>) -> bool {
+        // `span_enabled!` asks for a span that is never made, by that name.
         metadata.is_span()
-            && *metadata.level() <= self.level
             && !metadata.name().starts_with("enabled ")
-            && self.is_raised.load(Ordering::Relaxed)
+            && self.is_made(metadata)
             && self.registry().is_some()
     }
 
@@ -188,8 +193,16 @@ impl<S: Subscriber> Attributed<S> {
         level
     }
 
+    #[inline]
+    fn is_hidden(&self, registry: &Registry, id: &Id) -> bool {
+        let remembered = spans::is_hidden(self.layer.key(id), generation_of(id.into_u64()).get());
+        remembered.unwrap_or_else(|| hidden::is_hidden(registry, id))
+    }
+
     fn has_hidden_parent(&self, event: &Event<'_>) -> bool {
-        event.parent().is_some_and(|parent| self.registry().is_some_and(|spans| is_hidden(spans, parent)))
+        event
+            .parent()
+            .is_some_and(|parent| self.registry().is_some_and(|spans| self.is_hidden(spans, parent)))
     }
 }
 
@@ -225,11 +238,11 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
         if metadata.is_span() {
             self.interests.note(metadata, &interest);
         }
-        if self.is_made(metadata) { Interest::always() } else { interest }
+        if self.is_asked_for(metadata) { Interest::always() } else { interest }
     }
 
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.is_made(metadata)
+        self.is_asked_for(metadata)
             || (self.is_within_own_level(metadata) && {
                 let _apart = Apart::enter();
                 self.subscriber.enabled(metadata)
@@ -250,7 +263,7 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
         let is_shown = !self.is_made(metadata) || self.wants(metadata);
         let id = if !is_shown {
             hidden::make(registry)
-        } else if attributes.parent().is_some_and(|parent| is_hidden(registry, parent)) {
+        } else if attributes.parent().is_some_and(|parent| self.is_hidden(registry, parent)) {
             self.subscriber.new_span(&Attributes::new_root(metadata, attributes.values()))
         } else {
             self.subscriber.new_span(attributes)
@@ -262,7 +275,7 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
     fn record(&self, span: &Id, values: &Values<'_>) {
         let _apart = Apart::enter();
         let Some(registry) = self.registry() else { return self.subscriber.record(span, values) };
-        if !is_hidden(registry, span) {
+        if !self.is_hidden(registry, span) {
             self.subscriber.record(span, values);
         }
         self.layer.record(span, values, &self.store(registry));
@@ -270,7 +283,7 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
 
     fn record_follows_from(&self, span: &Id, follows: &Id) {
         let _apart = Apart::enter();
-        let is_hidden = |id| self.registry().is_some_and(|spans| is_hidden(spans, id));
+        let is_hidden = |id| self.registry().is_some_and(|spans| self.is_hidden(spans, id));
         if !is_hidden(span) && !is_hidden(follows) {
             self.subscriber.record_follows_from(span, follows);
         }
@@ -294,7 +307,7 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
 
     fn enter(&self, span: &Id) {
         let Some(registry) = self.registry() else { return self.subscriber.enter(span) };
-        if !is_hidden(registry, span) {
+        if !self.is_hidden(registry, span) {
             let _apart = Apart::enter();
             self.subscriber.enter(span);
         }
@@ -303,7 +316,7 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
 
     fn exit(&self, span: &Id) {
         let Some(registry) = self.registry() else { return self.subscriber.exit(span) };
-        if !is_hidden(registry, span) {
+        if !self.is_hidden(registry, span) {
             let _apart = Apart::enter();
             self.subscriber.exit(span);
         }
@@ -323,7 +336,8 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
     fn try_close(&self, id: Id) -> bool {
         let _apart = Apart::enter();
         let Some(registry) = self.registry() else { return self.subscriber.try_close(id) };
-        let subscriber: &dyn Subscriber = if is_hidden(registry, &id) { registry } else { &self.subscriber };
+        let subscriber: &dyn Subscriber =
+            if self.is_hidden(registry, &id) { registry } else { &self.subscriber };
         hidden::try_close(registry, subscriber, id)
     }
 

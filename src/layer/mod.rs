@@ -1,5 +1,8 @@
 //! Spans of `tracing` as scopes of services, for programs that have spans already.
 //!
+//! A [`ServiceLayer`] is a part of somebody's subscriber, or of an [`Attributed`] around it, which also
+//! has the spans that the subscriber does not want ([`hidden`]). To the layer either is a [`Caller`].
+//!
 //! This module enters services by their public interface, as a program does. A
 //! span's service is kept with the span, in the subscriber's own storage. The spans that a
 //! thread is in are kept with the thread ([`spans`]).
@@ -70,8 +73,8 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 ///
 /// # Libraries that are not changed
 ///
-/// [`by_crate`](Self::by_crate), [`by_target`](Self::by_target), [`by_span_name`](Self::by_span_name) and
-/// [`by`](Self::by) choose services for spans that name none, such as those of libraries.
+/// [`by_crate`](Self::by_crate), [`by_target_prefix`](Self::by_target_prefix),
+/// [`by_target`](Self::by_target), [`by_span_name`](Self::by_span_name) and [`by`](Self::by) choose services for spans that name none, such as those of libraries.
 /// [`Service::attach`] chooses one for a single span.
 ///
 /// # What tracing itself allocates
@@ -83,7 +86,9 @@ use tracing_subscriber::registry::{LookupSpan, SpanRef};
 ///
 /// # Filters
 ///
-/// A span that is filtered out does not exist, and changes no service. Filters
+/// [`attributed`] puts a layer around a whole subscriber, and its filters do not matter.
+///
+/// To a layer among others, a span that is filtered out does not exist, and changes no service. Filters
 /// of a single layer (`with_filter`) do not affect the others, so a log can be terse and services
 /// complete. But a subscriber in which one layer has no filter makes all spans and events, and
 /// throws most of them away. So give this layer a filter too, for the spans that it needs:
@@ -392,7 +397,7 @@ impl ServiceLayer {
         let (token, service) = (attribution.token, attribution.origin());
         extensions.insert(attribution);
         if self.is_settled() {
-            spans::remember(self.key(id), token.generation(), token, service);
+            spans::remember(self.key(id), token.generation(), token, service, is_hidden);
         }
     }
 
@@ -452,7 +457,7 @@ impl ServiceLayer {
             let (token, service) = (attribution.token, attribution.origin());
             spans::enter(key, token, service);
             if self.is_settled() {
-                spans::remember(key, generation, token, service);
+                spans::remember(key, generation, token, service, attribution.hidden.is_some());
             }
             return;
         }

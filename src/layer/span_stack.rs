@@ -43,11 +43,20 @@ pub(super) struct Memory {
     pub(super) generation: u64,
     pub(super) token: Token,
     pub(super) service: Origin,
+    pub(super) is_hidden: bool,
 }
 
 impl Memory {
     // No layer has the number 0.
-    const NONE: Self = Self { layer: 0, span: 0, epoch: 0, generation: 0, token: Token::NONE, service: None };
+    const NONE: Self = Self {
+        layer: 0,
+        span: 0,
+        epoch: 0,
+        generation: 0,
+        token: Token::NONE,
+        service: None,
+        is_hidden: false,
+    };
 
     #[inline]
     pub(super) fn is_of(&self, key: Key, generation: u64) -> bool {

@@ -62,11 +62,19 @@ pub(super) fn remembered(key: Key, place: &Generation) -> Option<Option<(Service
     place.is_still(generation).then_some(Some((service, origin)))
 }
 
+/// Returns whether a span is hidden, if the calling thread remembers it for that generation, which the
+/// span's place has.
+#[inline]
+pub(super) fn is_hidden(key: Key, generation: u64) -> Option<bool> {
+    let memory = SPANS.with(|spans| spans.memory(key.span).get());
+    memory.is_of(key, generation).then_some(memory.is_hidden)
+}
+
 /// Notes for the calling thread what a span is, for that generation of its place.
-pub(super) fn remember(key: Key, generation: u64, token: Token, service: Origin) {
-    let memory =
-        Memory { layer: key.layer.number(), span: key.span, epoch: epoch(), generation, token, service };
-    SPANS.with(|spans| spans.memory(key.span).set(memory));
+pub(super) fn remember(key: Key, generation: u64, token: Token, service: Origin, is_hidden: bool) {
+    let (layer, span) = (key.layer.number(), key.span);
+    let memory = Memory { layer, span, epoch: epoch(), generation, token, service, is_hidden };
+    SPANS.with(|spans| spans.memory(span).set(memory));
 }
 
 /// Leaves a span; the calling thread may never have entered it, as far as

@@ -614,6 +614,19 @@ fn it_is_the_global_subscriber() {
     assert_eq!(thread::scope(|threads| threads.spawn(|| within(&span)).join().unwrap()), "a_library");
 }
 
+#[test]
+fn it_is_installed_without_an_extension() {
+    alone!();
+    let output = Output::default();
+    let layers = registry()
+        .with(Recorder(output.clone()).with_filter(EnvFilter::new("warn")))
+        .with(fmt::layer().with_writer(io::sink).with_filter(LevelFilter::ERROR));
+    tracing::subscriber::set_global_default(attributed(layers)).unwrap();
+    assert_eq!(within(&debug_span!("a", service = "globally")), "globally");
+    assert_eq!(within(&trace_span!("a", service = "beyond the level")), "unattributed");
+    assert_eq!(output.take(), "");
+}
+
 /// A subscriber of the program's own, without a registry: it is told everything.
 #[test]
 fn a_subscriber_without_a_registry_is_as_it_was() {

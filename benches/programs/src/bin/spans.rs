@@ -7,17 +7,41 @@ use dogtag::{Dogtag, Service, ServiceLayer, UnattributedExt};
 use spans::{Contestant, measure, rounds, timed};
 use std::hint::black_box;
 use tracing::dispatcher::with_default;
-use tracing::info_span;
+use tracing::level_filters::LevelFilter;
+use tracing::{Dispatch, info, info_span};
 use tracing_subscriber::{prelude::*, registry};
 
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
 
+/// What the program's filter leaves out. It is cheap as long as no other subscriber wants it.
+fn left_out() {
+    let contestants: [(&str, fn() -> Dispatch); 2] = [
+        ("the registry alone", || registry().with(LevelFilter::WARN).into()),
+        ("attributed()", || dogtag::attributed(registry().with(LevelFilter::WARN)).into()),
+    ];
+    for (name, subscriber) in contestants {
+        with_default(&subscriber(), || {
+            let span = info_span!("a", service = "bench");
+            let row = |row: &str, work: &dyn Fn()| {
+                let mut times: Vec<f64> = (0..31).map(|_| timed(5000, work)).collect();
+                times.sort_by(f64::total_cmp);
+                println!("{row}, which is left out\t{name}\t{}", times[15]);
+            };
+            row("entering and leaving a span", &|| drop(black_box(span.enter())));
+            row("making and closing a child of it", &|| drop(black_box(info_span!("child"))));
+            row("an event", &|| info!(number = black_box(1), "text"));
+        });
+    }
+}
+
 fn main() {
+    left_out();
     let contestants = [
         Contestant::new("the registry alone", registry()),
         Contestant::new("ServiceLayer", registry().with(ServiceLayer::new())),
         Contestant::new("ServiceLayer, unattributed()", registry().with(ServiceLayer::new()).unattributed()),
+        Contestant::new("attributed()", dogtag::attributed(registry())),
     ];
     measure(&contestants);
     rounds("making and closing a span with a service", &contestants, |contestant| {
