@@ -407,7 +407,7 @@ fn services_are_inherited_by_and_from_spans_that_are_left_out() {
             });
         };
         look();
-        thread::scope(|threads| _ = threads.spawn(look).join().unwrap());
+        thread::scope(|threads| threads.spawn(look).join().unwrap());
         // A field that is recorded, and a service that is attached.
         let later = debug_span!("later", service = field::Empty);
         let attached = Service::register("attached to hidden").unwrap();

@@ -17,14 +17,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: times(256) as u32, ..ProptestConfig::default() })]
 
     fn random_spans(steps in proptest::collection::vec((0..7_usize, any::<bool>(), 0..8_usize), 0..60), filter in 0..3_usize) {
-        let layer = || ServiceLayer::new().keep_services(false);
-        let filtered = |level| attributed(fmt().with_max_level(level).with_writer(io::sink).finish()).with_layer(layer());
-        let subscribers: [fn(&dyn Fn(LevelFilter) -> Dispatch) -> Dispatch; 3] = [
-            |_| plain().into(),
-            |filtered| filtered(LevelFilter::OFF),
-            |filtered| filtered(LevelFilter::INFO),
-        ];
-        let subscriber = subscribers[filter](&|level| filtered(level).into());
+        let filtered = |level| {
+            let log = fmt().with_max_level(level).with_writer(io::sink).finish();
+            Dispatch::new(attributed(log).with_layer(ServiceLayer::new().keep_services(false)))
+        };
+        let subscriber = match filter {
+            0 => Dispatch::new(plain()),
+            1 => filtered(LevelFilter::OFF),
+            _ => filtered(LevelFilter::INFO),
+        };
         tracing::dispatcher::with_default(&subscriber, || {
             let mut spans = vec![
                 info_span!("a", service = "model a"),
