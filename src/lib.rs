@@ -25,6 +25,7 @@
 //!   [enter](Service::enter) it, [run](Service::run) a closure in it, or put a future
 //!   [in it](InServiceExt::in_service). Services come and go in any number, and have
 //!   [parents](ServiceBuilder::parent) and [limits](Service::set_hard_limit);
+//! - [`thread`], threads that work for the service of the code that begins them;
 //! - [`Service::usage`], [`totals`] and [`snapshot`], the figures, and [`measure`]
 //!   for a piece of code;
 //! - [`balance`], which says where the rest of the process's memory is;
@@ -164,6 +165,7 @@
 //! | `disable-initial-exec-tls` | no | a library with dogtag can be opened while a program runs, such as a Python extension module: [Plug-ins](guide#plug-ins) |
 //! | `memory-check` | no | the module `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
+//! | `stream` | no | [`InService`] is a `Stream` (of the crate `futures-core`) of what is one |
 //! | `profile` | no | the module `profile`: a live heap profile by service and call stack |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
 //! | `allocator-api2` | no | `Allocator` for `&Dogtag`: collections on an instance of their own |
@@ -215,6 +217,8 @@ mod service;
 mod snapshot;
 mod sync;
 mod sys;
+#[cfg(not(dogtag_loom))]
+pub mod thread;
 mod usage;
 
 #[cfg(feature = "jemalloc")]

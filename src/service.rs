@@ -4,7 +4,8 @@
 //! allocate (the registry is a dashmap). Entering a service does neither.
 //!
 //! From the ground up: `error`, `scope`, `spare_slots`, `fork`, `registry` (names and handles),
-//! `retirement`, `handle` ([`Service`]), `family`, `future`, `limits`, `plan`, `register`, `builder`.
+//! `retirement`, `handle` ([`Service`]), `family`, `future`, `wrap`, `limits`, `plan`, `register`,
+//! `builder`.
 
 mod builder;
 mod error;
@@ -21,6 +22,7 @@ mod scope;
 mod spare_slots;
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests;
+mod wrap;
 
 pub use builder::ServiceBuilder;
 pub use error::RegisterError;

@@ -196,6 +196,11 @@ pub fn can_settle() -> bool {
     with(|thread| thread.stays.get() == 0 && !thread.detached.get())
 }
 
+/// Whether the calling thread is in a scope, or has one of the registry's locks.
+pub(crate) fn is_in_scope() -> bool {
+    with(|thread| thread.stays.get() != 0)
+}
+
 /// Makes a service, which somebody holds, the one that the calling thread is in where
 /// it is in no scope.
 pub fn settle(record: &'static Record) {

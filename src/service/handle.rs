@@ -97,7 +97,7 @@ impl Service {
     ///
     /// All that the thread runs in the scope is charged to this service, including jobs of others:
     /// while rayon's `join` or `scope` waits, the thread runs any job of its pool. Jobs that enter
-    /// a service of their own are charged to that one ([the guide](crate::guide#services) has an
+    /// a service of their own are charged to that one ([the guide](crate::guide#handing-on) has an
     /// example).
     ///
     /// ```
@@ -120,7 +120,7 @@ impl Service {
 
     /// Runs `work` in this service: [enters](Self::enter) it, and leaves it when `work` returns or
     /// panics. In a thread pool (rayon), run
-    /// each job so, inside the closure that the pool gets.
+    /// each job so, inside the closure that the pool gets, or [`wrap`](Self::wrap) the closure.
     ///
     /// ```
     /// # #[global_allocator]

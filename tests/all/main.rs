@@ -17,6 +17,7 @@ mod example;
 mod families;
 mod formats;
 mod futures;
+mod handing_on;
 mod handles;
 #[cfg(feature = "tracing-layer")]
 mod layer;
