@@ -250,7 +250,7 @@ macro_rules! __memory_check {
 
 /// What the system is asked for.
 pub mod sys {
-    pub use crate::format::Bytes;
+    pub use crate::format::{Bytes, FoldedName};
     pub use crate::sys::stderr::{print, print_to};
     pub use crate::sys::{at_fork_in_child, has_more_rights, spawn, try_box};
 }

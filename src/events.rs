@@ -13,7 +13,7 @@ use crate::contained::{contain, drop_contained};
 use crate::format::beginning;
 use crate::ledger::pending_events::{self, EventFlags};
 use crate::ledger::slots::{Record, UNATTRIBUTED};
-use crate::ledger::{anomalies, thread};
+use crate::ledger::{anomalies, named, thread};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::sys;
 use std::collections::VecDeque;
@@ -222,6 +222,13 @@ fn emit_anomalies() {
             threads,
             total_threads,
             "threads share their counters and are slower: the system gave no memory for their own",
+        );
+    }
+    if anomalies::UNNAMED.take_new().is_some() {
+        tracing::warn!(
+            target: "dogtag",
+            names = named::MOST,
+            "threads have more names than that: the others work for the service \"other threads\"",
         );
     }
     #[cfg(feature = "tracing-layer")]

@@ -31,6 +31,73 @@ pub(crate) fn beginning(text: &str, bytes: usize) -> &str {
     &text[..end]
 }
 
+/// A thread's name as the name of a service, on the stack: digits at its end are one `*`, so that
+/// numbered threads share a service, and what is not UTF-8 is U+FFFD.
+#[derive(Clone, Copy, Debug)]
+pub struct FoldedName {
+    bytes: [u8; Self::CAPACITY],
+    length: usize,
+}
+
+impl FoldedName {
+    /// A multiple of 8. Of the 15 bytes of a thread's name each may become three.
+    pub(crate) const CAPACITY: usize = 48;
+
+    /// A short name as it is.
+    pub(crate) const fn of(name: &str) -> Self {
+        let mut folded = Self { bytes: [0; _], length: 0 };
+        while folded.length < name.len() {
+            folded.bytes[folded.length] = name.as_bytes()[folded.length];
+            folded.length += 1;
+        }
+        folded
+    }
+
+    /// Folds a thread's name, which ends at a zero or after 15 bytes.
+    pub fn of_thread(name: &[u8]) -> Self {
+        let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+        let name = &name[..name.len().min(15)];
+        let end = name.iter().rposition(|byte| !byte.is_ascii_digit()).map_or(0, |last| last + 1);
+        let mut folded = Self { bytes: [0; _], length: 0 };
+        for chunk in name[..end].utf8_chunks() {
+            folded.push(chunk.valid());
+            if !chunk.invalid().is_empty() {
+                folded.push("\u{FFFD}");
+            }
+        }
+        if end < name.len() {
+            folded.push("*");
+        }
+        folded
+    }
+
+    fn push(&mut self, text: &str) {
+        let end = self.length + text.len();
+        // Never more than three bytes for each of the name, so it fits.
+        if let Some(place) = self.bytes.get_mut(self.length..end) {
+            place.copy_from_slice(text.as_bytes());
+            self.length = end;
+        }
+    }
+
+    /// Returns the name.
+    pub fn as_str(&self) -> &str {
+        // Whole texts only.
+        str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
+    }
+
+    /// The name, with zeros behind it.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        self.bytes.chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap_or_default()))
+    }
+
+    /// A number that no other name has, as good as certainly, and that is not 0 (FNV-1a).
+    pub(crate) fn hash(&self) -> u64 {
+        let hash = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        self.bytes[..self.length].iter().fold(0xcbf2_9ce4_8422_2325, hash).max(1)
+    }
+}
+
 /// A number of bytes, as settings have it: with K, M or G behind it for KiB, MiB and GiB.
 #[cfg(any(feature = "memory-check", feature = "profile"))]
 pub(crate) fn parse_bytes(text: &str) -> Option<u64> {

@@ -57,6 +57,7 @@
 //! | trace | a service is registered, or retired |
 //! | warn | a soft limit is crossed, a hard limit denies an allocation |
 //! | warn | the system gave no memory for the owner of a large block, or for a thread's counters; a span could not be noted |
+//! | warn | threads have more names than there are services for ([`thread::services_by_name`]) |
 //! | error | the owner of a block was overwritten; a span names a service that cannot exist; memory-check found a violation |
 //!
 //! No event is emitted inside an allocation. A thread of dogtag's own emits them. Trouble that an

@@ -4,7 +4,7 @@
 //! allocate (the registry is a dashmap). Entering a service does neither.
 //!
 //! From the ground up: `error`, `scope`, `spare_slots`, `fork`, `registry` (names and handles),
-//! `retirement`, `handle` ([`Service`]), `family`, `future`, `wrap`, `limits`, `plan`, `register`,
+//! `retirement`, `thread_names`, `handle` ([`Service`]), `family`, `future`, `wrap`, `limits`, `plan`, `register`,
 //! `builder`.
 
 mod builder;
@@ -22,6 +22,7 @@ mod scope;
 mod spare_slots;
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests;
+mod thread_names;
 mod wrap;
 
 pub use builder::ServiceBuilder;
@@ -29,6 +30,7 @@ pub use error::RegisterError;
 pub use future::{InService, InServiceExt};
 pub use handle::Service;
 pub use scope::Scope;
+pub use thread_names::services_by_name;
 
 #[cfg(feature = "tracing-layer")]
 pub(crate) use error::{check_name, name_too_long};
@@ -36,3 +38,4 @@ pub use fork::gate;
 pub use limits::is_limited;
 pub(crate) use limits::limits;
 pub(crate) use retirement::end_retired;
+pub(crate) use thread_names::publish;

@@ -62,6 +62,7 @@ pub fn totals() -> Usage {
 #[must_use]
 pub fn snapshot() -> Snapshot {
     events::deliver();
+    service::publish();
     service::end_retired();
     let mut found = Vec::new();
     let totals = ledger::usages(|record, usage| {

@@ -214,6 +214,36 @@ pub(crate) fn has_environment() -> bool {
     true
 }
 
+/// The calling thread's name as the kernel has it: up to 15 bytes, and zeros. A system call on Linux.
+/// `None` where the system has no names, or does not tell.
+#[cfg(not(dogtag_loom))]
+pub(crate) fn own_thread_name() -> Option<[u8; 16]> {
+    let mut name = [0_u8; 16];
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    // SAFETY: the kernel writes no more than 16 bytes.
+    let is_known = unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) == 0 };
+    #[cfg(target_os = "macos")]
+    // SAFETY: the calling thread exists, and the buffer has the length that is passed.
+    let is_known =
+        unsafe { libc::pthread_getname_np(libc::pthread_self(), name.as_mut_ptr().cast(), name.len()) == 0 };
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "macos")))]
+    let is_known = false;
+    name[15] = 0;
+    is_known.then_some(name)
+}
+
+/// Whether the calling thread is the one that runs `main`; also where the system does not tell.
+#[cfg(not(dogtag_loom))]
+pub(crate) fn is_main_thread() -> bool {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    // SAFETY: both only return numbers.
+    unsafe {
+        libc::getpid() == libc::gettid()
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    true
+}
+
 /// A clock in milliseconds, from some moment before the program began. It may
 /// be a few milliseconds late, and costs as many nanoseconds.
 #[inline]

@@ -1,10 +1,12 @@
-//! Threads that work for the service of the code that begins them.
+//! Threads that work for the service of the code that begins them, or for services named after them.
 //!
 //! The functions and types here are as those of [`std::thread`], and return its types. But a new
 //! thread does not begin in no service: it is in the one that the caller's scope is of. The service
 //! also owns what the standard library keeps of the thread (its name, the place for its result), and
 //! what destructors of thread-locals allocate when it ends. Where the caller is in no scope, the thread
 //! is one of the standard library's.
+//!
+//! [`services_by_name`] makes all other threads work for services named after them, outside of scopes.
 //!
 //! ```
 //! # #[global_allocator]
@@ -26,6 +28,8 @@ use crate::service::Service;
 use std::io;
 use std::ptr;
 use std::thread::{self, JoinHandle, ScopedJoinHandle};
+
+pub use crate::service::services_by_name;
 
 /// Spawns a thread that works for the service of the caller's scope. Otherwise it is
 /// [`std::thread::spawn`].
@@ -188,9 +192,7 @@ where
     move || match service {
         Some(service) => {
             // For destructors of thread-locals, which run after the scope.
-            if own::can_settle() {
-                own::settle(service.record());
-            }
+            own::give(service.record());
             service.run(work)
         }
         None => work(),

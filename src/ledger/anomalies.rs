@@ -15,6 +15,9 @@ pub(crate) static OWNERLESS: Anomaly = Anomaly::new();
 /// Threads that had to count in the cells that all such threads share.
 pub(crate) static SHARING: Anomaly = Anomaly::new();
 
+/// Whether threads have more names than there can be services of threads: 1, or 0.
+pub(crate) static UNNAMED: Anomaly = Anomaly::new();
+
 /// Spans that were entered without their service, because there was no memory to note that.
 #[cfg(feature = "tracing-layer")]
 pub(crate) static UNENTERED: Anomaly = Anomaly::new();

@@ -77,6 +77,17 @@ impl Lifecycle {
         self.word.store(IN_USE | CLONE, Ordering::Release);
     }
 
+    /// Begins a claimed slot's new service, with one clone, unless another thread has. Returns whether
+    /// it was this one. Also inside an allocation.
+    pub(crate) fn begin_once(&self) -> bool {
+        self.word.compare_exchange(CLAIMED, IN_USE | CLONE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Marks a service as retired that somebody holds for good: it never ends.
+    pub(crate) fn show_retired(&self) {
+        self.word.fetch_or(RETIRED, Ordering::AcqRel);
+    }
+
     /// Puts a claimed slot back, for which there is no service after all.
     pub(crate) fn abandon(&self) {
         self.word.store(ENDED, Ordering::Release);

@@ -18,6 +18,8 @@ pub(crate) mod family;
 #[cfg_attr(not(feature = "profile"), allow(dead_code, reason = "the profiler is what samples"))]
 pub(crate) mod interval;
 pub(crate) mod lifecycle;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod named;
 pub(crate) mod pending_events;
 #[cfg(any(feature = "tracing-layer", all(test, dogtag_loom)))]
 pub(crate) mod recall;

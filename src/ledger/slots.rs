@@ -161,9 +161,10 @@ impl Record {
         let Some(name) = NonNull::new(self.name.load(Ordering::Relaxed)) else {
             return "";
         };
-        let length = self.name_length.load(Ordering::Relaxed);
+        let length = self.name_length.load(Ordering::Acquire);
         // SAFETY: name and length are those of one string, stored while the slot
-        // was claimed, and kept until it is claimed again.
+        // was claimed, and kept until it is claimed again. Of a prepared one the length is 0 until all
+        // bytes are there, which do not change any more.
         unsafe { str::from_utf8_unchecked(NonNull::slice_from_raw_parts(name, length).as_ref()) }
     }
 
@@ -246,17 +247,39 @@ impl Record {
     /// Begins a service in this slot, which the caller has claimed.
     pub(crate) fn begin(&self, name: Box<str>, handle: u32) {
         self.forget_name();
+        self.name_length.store(name.len(), Ordering::Release);
+        self.name.store(Box::into_raw(name).cast(), Ordering::Relaxed);
+        self.clear(handle);
+        self.life.begin();
+    }
+
+    /// Prepares this slot, which the caller has claimed, for a service that begins inside an allocation
+    /// and never ends. By then its name stands in `name`.
+    #[cfg(not(dogtag_loom))]
+    pub(crate) fn prepare(&self, name: &'static [AtomicU64], handle: u32) {
+        self.forget_name();
+        self.name.store(name.as_ptr().cast::<u8>().cast_mut(), Ordering::Relaxed);
+        self.clear(handle);
+    }
+
+    /// Begins the service of a prepared slot, whose name is in its place, of so many bytes of UTF-8. Any
+    /// number of threads may call this, each with the same; returns whether this one has begun it.
+    #[cfg(not(dogtag_loom))]
+    pub(super) fn begin_prepared(&self, name_length: usize) -> bool {
+        self.name_length.store(name_length, Ordering::Release);
+        self.life.begin_once()
+    }
+
+    /// Makes everything but the name that of a new service.
+    fn clear(&self, handle: u32) {
         self.shared.claim(self.slot().mark());
         self.handle.store(handle, Ordering::Relaxed);
-        self.name_length.store(name.len(), Ordering::Relaxed);
-        self.name.store(Box::into_raw(name).cast(), Ordering::Relaxed);
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.family.begin();
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.denied.store(0, Ordering::Relaxed);
         self.earlier.bytes.store(self.past.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         self.earlier.blocks.store(self.past.blocks.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.life.begin();
     }
 
     /// Ends the service if nobody holds it. Only the thread that looks after the end may call this.

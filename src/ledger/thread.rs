@@ -38,8 +38,11 @@ use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 
 mod access;
+mod names;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use names::{begin_startup, give, next_look};
 
 /// The cell that the calling thread charges to; its threshold is 0 unless it is the thread's own.
 #[inline(always)]
@@ -84,6 +87,7 @@ pub fn charge_ownerless(size: usize) {
 #[inline]
 pub fn current_account() -> (Account, &'static Record) {
     with(|thread| {
+        thread.follow_name();
         let record = thread.record.get();
         let account = thread.account(record);
         if let Account::Own(cell) = account {
@@ -276,6 +280,8 @@ pub enum Word {
     NameHigh,
     /// dogtag-c: how many names other threads had given when this one looked last.
     NamesSeen,
+    /// How the thread's service outside of scopes is chosen, by its name for instance.
+    Follows,
     /// Sampling: the state of the thread's random numbers.
     Random,
     /// Sampling: bytes to the next sample in cells whose threshold is never raised.

@@ -14,6 +14,7 @@
 //! | a hard or soft limit | the threshold is at the end of the thread's grant, 64 KiB ahead at most |
 //! | a limit that was changed, a grant that was taken back | the thresholds were lowered to 0 |
 //! | a thread that may belong to another service by now | it has lowered its own threshold |
+//! | a thread that has not looked at its name long ago (`thread::names`) | its grant is that small |
 //! | a size whose layout has to be checked, a counter beyond 2^61 | no threshold is above 2^61 |
 //!
 //! [`ask`] answers for each allocation that gets here whether the limits of its service and of those
@@ -26,6 +27,8 @@ use crate::ledger::cell::{Cell, Live};
 use crate::ledger::pending_events::{self, EventFlags};
 use crate::ledger::shard::SHARDS;
 use crate::ledger::slots::{self, Moment, Record};
+#[cfg(not(dogtag_loom))]
+use crate::ledger::thread;
 use crate::ledger::tree::{self, Tree};
 use crate::sync::{AtomicU64, Ordering, fence, shared};
 use std::iter;
@@ -89,6 +92,9 @@ impl Admitted {
     #[cold]
     fn ask(&mut self) -> Option<()> {
         let changes = CHANGES.load(Ordering::Acquire);
+        #[cfg(not(dogtag_loom))]
+        let mut grant = PEAK_INTERVAL.min(thread::next_look(self.record));
+        #[cfg(dogtag_loom)]
         let mut grant = PEAK_INTERVAL;
         for (step, record, budget) in limited(self.record) {
             let more = self.more(record);

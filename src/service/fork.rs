@@ -6,7 +6,7 @@ use crate::ledger::thread::Stay;
 use crate::ledger::tree::Tree;
 use crate::ledger::{pending_events, slots};
 use crate::sys::fork::{self, ForkHook, ForkOrder, Held, at_load};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Has every fork of this process take the locks of services; before the first one is taken.
 pub(crate) fn prepare() {
@@ -33,10 +33,23 @@ pub struct Gate {
 
 static GATE: RwLock<()> = RwLock::new(());
 
+/// Lets one thread at a time publish what has begun inside allocations. It comes before the gate.
+pub(super) fn publishing() -> Publishing {
+    Publishing { _stay: Stay::begin(), _lock: PUBLISHING.lock().unwrap_or_else(PoisonError::into_inner) }
+}
+
+pub(super) struct Publishing {
+    _lock: MutexGuard<'static, ()>,
+    _stay: Stay,
+}
+
+static PUBLISHING: Mutex<()> = Mutex::new(());
+
 static HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent, in_child };
 
 fn before() {
     let locks = Locks {
+        _publishing: publishing(),
         _stay: Stay::begin(),
         _gate: GATE.write().unwrap_or_else(PoisonError::into_inner),
         _tree: Tree::lock(),
@@ -67,6 +80,7 @@ struct Locks {
     _tree: Tree,
     _spare: SpareGuard,
     _stay: Stay,
+    _publishing: Publishing,
 }
 
 static LOCKS: Held<Locks> = Held::new();

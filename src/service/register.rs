@@ -3,14 +3,14 @@
 use super::error::{RegisterError, check_name};
 use super::handle::Service;
 use super::plan::Plan;
-use super::registry::{self, Conflict};
+use super::registry::{self, Conflict, next_handle};
 use super::retirement;
 use super::scope::Scope;
+use super::thread_names;
 use crate::events;
 use crate::ledger::slots::{self, Record, SlotError};
 use crate::ledger::threshold;
 use crate::ledger::tree::Tree;
-use crate::sync::{AtomicU32, Ordering};
 use std::mem::ManuallyDrop;
 
 impl Service {
@@ -21,6 +21,7 @@ impl Service {
     /// ```
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
+        thread_names::publish();
         registry::by_name(name).map(Self::of_retained)
     }
 
@@ -33,6 +34,7 @@ impl Service {
     /// ```
     #[must_use]
     pub fn by_handle(handle: u32) -> Option<Self> {
+        thread_names::publish();
         registry::by_handle(handle).map(Self::of_retained)
     }
 }
@@ -115,19 +117,11 @@ fn as_planned(living: Service, plan: &Plan) -> Result<Service, RegisterError> {
     Ok(living)
 }
 
-/// The next handle of the upper half, where few number their own. After the last of them comes
-/// the first again, and those that are in use are passed over.
-fn next_handle() -> u32 {
-    const UPPER_HALF: u32 = 1 << 31;
-
-    UPPER_HALF | NEXT_HANDLE.fetch_add(1, Ordering::Relaxed)
-}
-
-static NEXT_HANDLE: AtomicU32 = AtomicU32::new(0);
-
 #[cfg(test)]
 mod tests {
+    use super::registry::NEXT_HANDLE;
     use super::*;
+    use crate::sync::Ordering;
 
     #[test]
     fn handles_begin_again_and_those_in_use_are_passed_over() {

@@ -11,6 +11,7 @@
 use super::fork;
 use super::scope::Scope;
 use crate::ledger::slots::{self, Record};
+use crate::sync::{AtomicU32, Ordering};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::borrow::Borrow;
@@ -128,3 +129,13 @@ fn publish_handle(record: &'static Record) -> Result<(), Conflict> {
     }
     Ok(())
 }
+
+/// The next handle of the upper half, where few number their own. After the last of them comes
+/// the first again, and those that are in use are passed over.
+pub(super) fn next_handle() -> u32 {
+    const UPPER_HALF: u32 = 1 << 31;
+
+    UPPER_HALF | NEXT_HANDLE.fetch_add(1, Ordering::Relaxed)
+}
+
+pub(super) static NEXT_HANDLE: AtomicU32 = AtomicU32::new(0);

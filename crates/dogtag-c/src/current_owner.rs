@@ -68,7 +68,7 @@ fn settle_by_name() {
     if settled_by() == key {
         return;
     }
-    let text = name.lossy();
+    let text = name.service();
     let text = text.as_str();
     // Waiting for a lock may change `errno`.
     errno::kept(|| {

@@ -1,6 +1,7 @@
 //! A thread's name as the kernel has it, without a call to ask for it, which a sandbox may not let
 //! through.
 
+use dogtag::__private::sys::FoldedName;
 use std::ffi::{CStr, c_char};
 use std::num::NonZeroU8;
 
@@ -81,38 +82,9 @@ impl ThreadName {
         &self.bytes[..usize::from(self.end.get()) - 1]
     }
 
-    /// Converts the name to text, on the stack; what is not UTF-8 becomes U+FFFD.
-    pub(crate) fn lossy(&self) -> Lossy {
-        let mut text = Lossy { bytes: [0; _], length: 0 };
-        for chunk in self.bytes().utf8_chunks() {
-            text.push(chunk.valid());
-            if !chunk.invalid().is_empty() {
-                text.push("\u{FFFD}");
-            }
-        }
-        text
-    }
-}
-
-/// A name as text.
-pub(crate) struct Lossy {
-    /// A byte may become three.
-    bytes: [u8; 3 * LENGTH],
-    length: usize,
-}
-
-impl Lossy {
-    fn push(&mut self, text: &str) {
-        let end = self.length + text.len();
-        // Never more than three bytes for each of the name, so it fits.
-        if let Some(place) = self.bytes.get_mut(self.length..end) {
-            place.copy_from_slice(text.as_bytes());
-            self.length = end;
-        }
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
+    /// Returns the name of the service that a thread of this name allocates as.
+    pub(crate) fn service(&self) -> FoldedName {
+        FoldedName::of_thread(self.bytes())
     }
 }
 
@@ -128,12 +100,19 @@ mod tests {
         assert_eq!(ThreadName::from_words([0, 0]), None);
         assert_eq!(ThreadName::from_words(name(c"").to_words()), Some(name(c"")));
         assert_eq!(name(c"").bytes(), b"");
-        assert_eq!(name(c"").lossy().as_str(), "");
+        assert_eq!(name(c"").service().as_str(), "");
         assert_eq!(name(c"0123456789abcdef").bytes(), b"0123456789abcde");
-        assert_eq!(name(c"\xe9\xe9").lossy().as_str(), "\u{FFFD}\u{FFFD}");
+        assert_eq!(name(c"\xe9\xe9").service().as_str(), "\u{FFFD}\u{FFFD}");
         // Seven of two bytes each, and half of the eighth.
-        assert_eq!(name(c"éééééééé").lossy().as_str(), "ééééééé\u{FFFD}");
-        assert_eq!(name(c"a/\n\t").lossy().as_str(), "a/\n\t");
+        assert_eq!(name(c"éééééééé").service().as_str(), "ééééééé\u{FFFD}");
+        assert_eq!(name(c"worker-17").service().as_str(), "worker-*");
+        assert_eq!(name(c"17").service().as_str(), "*");
+        assert_eq!(name(c"0123456789abcde9").service().as_str(), "0123456789abcde");
+        assert_eq!(
+            name(c"\xe9\xe9\xe9\xe9\xe9\xe9\xe9\xe9\xe9\xe9\xe9\xe9\xe9\xe99").service().as_str().len(),
+            43
+        );
+        assert_eq!(name(c"a/\n\t").service().as_str(), "a/\n\t");
     }
 
     proptest! {
@@ -142,8 +121,12 @@ mod tests {
             let name = ThreadName::cut(&bytes);
             prop_assert_eq!(name.bytes(), &bytes[..bytes.len().min(15)]);
             prop_assert_eq!(ThreadName::from_words(name.to_words()), Some(name));
-            let text = name.lossy();
-            prop_assert_eq!(text.as_str(), &String::from_utf8_lossy(name.bytes()));
+            let text = name.service();
+            let whole = String::from_utf8_lossy(name.bytes());
+            match whole.trim_end_matches(|last: char| last.is_ascii_digit()) {
+                without if without.len() < whole.len() => prop_assert_eq!(text.as_str(), format!("{without}*")),
+                all => prop_assert_eq!(text.as_str(), all),
+            }
         }
     }
 }
