@@ -248,9 +248,40 @@ macro_rules! __memory_check {
     (on { $($on:tt)* } off { $($off:tt)* }) => { $($off)* };
 }
 
+/// Reports as the environment asks for them, and what else is done at exits and signals.
+#[cfg(feature = "report")]
+pub mod report {
+    use crate::report::reporter::{self, Task};
+    use crate::report::{ReportBuilder, ReportError};
+    pub use crate::report::{
+        error::KNOWN_SETTINGS,
+        path::{check, numbered},
+        settings::{parse, variable},
+    };
+
+    /// Starts what is asked for, if anything is. A file need not be there yet, nor its folder.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ReportBuilder::start`] but for files.
+    pub fn start(builder: ReportBuilder) -> Result<(), ReportError> {
+        builder.start_unchecked()
+    }
+
+    /// Has `work` done at the process's exit, after the reports that were asked for before, and at a
+    /// signal, by the thread that writes reports.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ReportBuilder::start`] for an exit and a signal.
+    pub fn at_exit_and_signal(signal: i32, work: fn()) -> Result<(), ReportError> {
+        reporter::add(Task::other(signal, work))
+    }
+}
+
 /// What the system is asked for.
 pub mod sys {
-    pub use crate::format::{Bytes, FoldedName};
-    pub use crate::sys::stderr::{print, print_to};
-    pub use crate::sys::{at_fork_in_child, has_more_rights, spawn, try_box};
+    pub use crate::format::FoldedName;
+    pub use crate::sys::stderr::print;
+    pub use crate::sys::try_box;
 }

@@ -326,6 +326,23 @@ pub(crate) fn subscriber() -> Subscriber {
     Subscriber(get_default(Dispatch::clone))
 }
 
+/// The calling thread's tracing subscriber, which may go away meanwhile.
+#[cfg(feature = "report")]
+pub(crate) fn weak_subscriber() -> WeakSubscriber {
+    WeakSubscriber(get_default(Dispatch::downgrade))
+}
+
+/// A tracing subscriber that may go away.
+#[cfg(feature = "report")]
+pub(crate) struct WeakSubscriber(WeakDispatch);
+
+#[cfg(feature = "report")]
+impl WeakSubscriber {
+    pub(crate) fn upgrade(&self) -> Option<Subscriber> {
+        self.0.upgrade().map(Subscriber)
+    }
+}
+
 /// A tracing subscriber, for another thread.
 pub(crate) struct Subscriber(Dispatch);
 

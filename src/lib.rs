@@ -30,6 +30,8 @@
 //!   for a piece of code;
 //! - [`balance`], which says where the rest of the process's memory is;
 //! - `attributed` and `ServiceLayer` (feature `tracing-layer`), which run spans of `tracing` in services;
+//! - `report` (feature `report`), which shows all that by one line: at the exit, at a signal, every so
+//!   often, as a table, as JSON, or as a page in the browser;
 //! - `check` (feature `memory-check`), which finds overruns, double frees and other violations,
 //!   and names the owner of the block and the service that did it;
 //! - the crate `dogtag-mapped`, regions of mapped memory, and another allocator for what does not
@@ -168,6 +170,7 @@
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `stream` | no | [`InService`] is a `Stream` (of the crate `futures-core`) of what is one |
 //! | `profile` | no | the module `profile`: a live heap profile by service and call stack |
+//! | `report` | no | the module `report`: tables at the exit, at a signal or every so often, and a page in the browser |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
 //! | `allocator-api2` | no | `Allocator` for `&Dogtag`: collections on an instance of their own |
 //!
@@ -212,6 +215,8 @@ mod owner;
 pub mod profile;
 #[cfg(not(dogtag_loom))]
 mod registered;
+#[cfg(all(feature = "report", not(dogtag_loom)))]
+pub mod report;
 #[cfg(not(dogtag_loom))]
 mod service;
 #[cfg(not(dogtag_loom))]

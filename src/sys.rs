@@ -183,13 +183,15 @@ pub(crate) unsafe fn zero_pages<T>(pages: &[T]) {
 
 /// Has `hook` called in every child that this process forks, before `fork`
 /// returns there. Without memory for that, it is not.
-pub fn at_fork_in_child(hook: extern "C" fn()) {
+#[cfg(feature = "report")]
+pub(crate) fn at_fork_in_child(hook: extern "C" fn()) {
     // SAFETY: the hook lives as long as the process.
     unsafe { libc::pthread_atfork(None, None, Some(hook)) };
 }
 
 /// Whether the process has rights that whoever began it has not, as setuid programs do.
-pub fn has_more_rights() -> bool {
+#[cfg(any(feature = "memory-check", feature = "report"))]
+pub(crate) fn has_more_rights() -> bool {
     #[cfg(target_os = "linux")]
     // SAFETY: asks for a number that the kernel gave.
     unsafe {

@@ -3,6 +3,9 @@
 
 // Not from `sync`: the kernel looks at the word, too.
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+#[cfg(feature = "report")]
+use std::time::Instant;
 
 /// For one thread that waits. Rung while nobody waits, it wakes the next who would.
 pub(crate) struct Parker {
@@ -30,7 +33,20 @@ impl Parker {
     /// Waits until it has been rung since this was called last.
     pub(crate) fn park(&self) {
         while self.rung.swap(0, Ordering::SeqCst) == 0 {
-            self.sleep();
+            self.sleep(None);
+        }
+    }
+
+    /// Waits until it has been rung since this was called last, or until that time.
+    #[cfg(feature = "report")]
+    pub(crate) fn park_until(&self, until: Option<Instant>) {
+        let Some(until) = until else { return self.park() };
+        while self.rung.swap(0, Ordering::SeqCst) == 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.sleep(Some(left));
         }
     }
 }
@@ -43,12 +59,16 @@ impl Parker {
         unsafe { libc::syscall(libc::SYS_futex, self.rung.as_ptr(), WAKE, 1) };
     }
 
-    /// Until it is rung, or for no reason.
-    fn sleep(&self) {
+    /// Until it is rung, for so long at most, or for no reason.
+    fn sleep(&self, longest: Option<Duration>) {
         const WAIT: libc::c_int = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-        let no_limit = std::ptr::null::<libc::timespec>();
-        // SAFETY: reads that word, which is there.
-        unsafe { libc::syscall(libc::SYS_futex, self.rung.as_ptr(), WAIT, 0, no_limit) };
+        let longest = longest.map(|longest| libc::timespec {
+            tv_sec: longest.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: longest.subsec_nanos().into(),
+        });
+        let longest = longest.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: reads that word and that time, if there is one, which are there.
+        unsafe { libc::syscall(libc::SYS_futex, self.rung.as_ptr(), WAIT, 0, longest) };
     }
 }
 
@@ -60,13 +80,13 @@ impl Parker {
         }
     }
 
-    /// Until it is rung, or for no reason.
-    fn sleep(&self) {
+    /// Until it is rung, for so long at most, or for no reason.
+    fn sleep(&self, longest: Option<Duration>) {
         // Who rings before the thread is known has made it look again.
         if self.waiter.get().is_none() {
             self.waiter.get_or_init(std::thread::current);
         } else {
-            std::thread::park();
+            longest.map_or_else(std::thread::park, std::thread::park_timeout);
         }
     }
 }
@@ -75,6 +95,18 @@ impl Parker {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
+
+    /// Nobody rings: the time comes.
+    #[cfg(feature = "report")]
+    #[test]
+    fn a_time_ends_the_waiting() {
+        let parker = Parker::new();
+        parker.park_until(Some(Instant::now() + Duration::from_millis(1)));
+        parker.unpark();
+        // Rung, so there is nothing to wait for.
+        parker.park_until(None);
+        assert_eq!(parker.rung.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn whoever_rings_is_heard() {

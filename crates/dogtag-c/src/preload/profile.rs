@@ -1,16 +1,16 @@
 //! Heap profiles of a program that knows nothing of the library.
 
-use super::{numbered, variable};
 use crate::profile::heap;
+use dogtag::__private::report::{at_exit_and_signal, check, numbered, variable};
 use dogtag::__private::service::unattributed;
 use dogtag::__private::sys;
 use dogtag::profile::{ProfileError, Profiler};
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::{fs, io};
 
 /// The path of the files, with `%p` and `%n`.
 static FILE: OnceLock<OsString> = OnceLock::new();
@@ -18,9 +18,10 @@ static FILE: OnceLock<OsString> = OnceLock::new();
 /// Where no path is set, in the directory in which the program was started.
 const DEFAULT_FILE: &str = "heap.%p.%n.pb.gz";
 
-/// Starts the profiler if `DOGTAG_PROFILE` says so, and returns whether it did.
-pub(super) fn begin() -> bool {
-    let Some(text) = variable("DOGTAG_PROFILE") else { return false };
+/// Starts the profiler if `DOGTAG_PROFILE` says so. A profile is written at the exit, after a report,
+/// and at each SIGUSR2.
+pub(super) fn begin() {
+    let Some(text) = variable("DOGTAG_PROFILE") else { return };
     let text = String::from_utf8_lossy(&text).into_owned();
     let mut file = DEFAULT_FILE;
     let mut settings = Vec::new();
@@ -47,16 +48,20 @@ pub(super) fn begin() -> bool {
         Ok::<_, ProfileError>(true)
     });
     match started {
-        Ok(is_on) => is_on,
+        Ok(true) => {
+            if let Err(error) = at_exit_and_signal(libc::SIGUSR2, write) {
+                sys::print(format_args!("dogtag: DOGTAG_PROFILE: {error}\n"));
+            }
+        }
+        Ok(false) => {}
         Err(error) => {
             sys::print(format_args!("dogtag: DOGTAG_PROFILE: {error}; and file=PATH. It is ignored\n"));
-            false
         }
     }
 }
 
 /// Writes a profile.
-pub(super) fn write() {
+fn write() {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
 
     let Some(file) = FILE.get() else { return };
@@ -70,22 +75,6 @@ pub(super) fn write() {
 
 fn path_of(file: &OsStr, number: u32) -> PathBuf {
     numbered(file, &[(b'p', std::process::id()), (b'n', number)])
-}
-
-/// Returns why a file cannot be written, as far as can be known before.
-fn check(path: &Path) -> io::Result<()> {
-    let written = match fs::metadata(path) {
-        Ok(found) if found.is_dir() => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
-        Ok(_) => path,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => path.parent().unwrap_or(path),
-        Err(error) => return Err(error),
-    };
-    let written = CString::new(written.as_os_str().as_bytes())?;
-    // SAFETY: gets a C string, and only looks the file up.
-    match unsafe { libc::access(written.as_ptr(), libc::W_OK) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 fn complain(path: &Path, error: &io::Error) {
