@@ -3,7 +3,7 @@
 use super::destination::{Destination, Format, Place};
 use super::error::ReportError;
 use super::reporter::{self, Task};
-use super::settings;
+use super::signals;
 use super::taken::{Parts, Report};
 use crate::ledger::slots::UNATTRIBUTED;
 use crate::service::Scope;
@@ -179,7 +179,7 @@ impl ReportBuilder {
         {
             return Err(ReportError::Interval { interval });
         }
-        if let Some(&signal) = signals.iter().find(|signal| !settings::is_allowed(**signal)) {
+        if let Some(&signal) = signals.iter().find(|signal| !signals::is_allowed(**signal)) {
             return Err(ReportError::Signal { signal });
         }
         let place = destination.place(format);

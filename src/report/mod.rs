@@ -13,7 +13,7 @@
 //! When the program ends, the table of all services and the balance are on standard error, and the heap
 //! profile, if the profiler runs. [`on_signal`] and [`every`] write the same while it runs;
 //! [`builder`] has choices: a file, `tracing`, a closure, JSON. [`from_env`] asks the
-//! environment variable `DOGTAG_REPORT`.
+//! environment variable `DOGTAG_REPORT`, and [`serve`] shows a page in the browser.
 //!
 //! Reports at signals and at intervals are written by a thread of dogtag's own; a signal handler only
 //! wakes it. What reports allocate is charged to the service `unattributed`.
@@ -21,17 +21,24 @@
 mod builder;
 mod destination;
 pub(crate) mod error;
+#[cfg(feature = "profile")]
+mod flame_graph;
 mod json;
 mod kept_stderr;
+mod page;
 pub(crate) mod path;
 pub(crate) mod reporter;
+mod serve;
 pub(crate) mod settings;
+mod signals;
 mod taken;
 
 pub use builder::ReportBuilder;
 pub use error::ReportError;
 #[doc(no_inline)]
 pub use libc::{SIGHUP, SIGUSR1, SIGUSR2};
+pub use page::{Answer, get, json, page};
+pub use serve::{serve, serve_to_anyone};
 use std::time::Duration;
 pub use taken::{Occasion, Report, take};
 

@@ -1,8 +1,9 @@
 //! The settings in `DOGTAG_REPORT`: of Rust programs, and of those that have the library preloaded.
 
 use super::builder::ReportBuilder;
+use super::signals;
 use crate::sys;
-use std::ffi::{OsStr, c_int};
+use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
@@ -15,9 +16,8 @@ pub fn variable(name: &str) -> Option<Vec<u8>> {
     std::env::var_os(name).map(OsStringExt::into_vec)
 }
 
-/// Reads settings, separated by commas, and calls `complain` with each that is not understood; what it
-/// is given is as it was then.
-#[must_use]
+/// Reads settings, separated by commas, and calls `complain` with each that is not understood, and is left
+/// out.
 pub fn parse(text: &[u8], mut complain: impl FnMut(&[u8])) -> ReportBuilder {
     let mut builder = ReportBuilder::new();
     for setting in text.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
@@ -42,7 +42,7 @@ fn taken(builder: ReportBuilder, setting: &[u8]) -> Result<ReportBuilder, Report
             Some(interval) => builder.every(interval),
             None => return Err(builder),
         },
-        name => match signal(name) {
+        name => match signals::by_name(name) {
             Some(signal) => builder.on_signal(signal),
             None => return Err(builder),
         },
@@ -63,30 +63,6 @@ fn duration(text: &[u8]) -> Option<Duration> {
     };
     let milliseconds = number.parse::<u64>().ok()?.checked_mul(milliseconds)?;
     (milliseconds > 0).then(|| Duration::from_millis(milliseconds))
-}
-
-/// Signals that are meant for a program's own use, or that it can do without.
-const SIGNALS: &[(&str, c_int)] = &[
-    ("SIGHUP", libc::SIGHUP),
-    ("SIGQUIT", libc::SIGQUIT),
-    ("SIGUSR1", libc::SIGUSR1),
-    ("SIGUSR2", libc::SIGUSR2),
-    ("SIGURG", libc::SIGURG),
-    ("SIGVTALRM", libc::SIGVTALRM),
-    ("SIGPROF", libc::SIGPROF),
-    ("SIGWINCH", libc::SIGWINCH),
-    ("SIGIO", libc::SIGIO),
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    ("SIGPWR", libc::SIGPWR),
-];
-
-fn signal(name: &[u8]) -> Option<c_int> {
-    SIGNALS.iter().find(|(known, _)| known.as_bytes() == name).map(|(_, signal)| *signal)
-}
-
-/// Whether reports may be had at that signal.
-pub(super) fn is_allowed(signal: c_int) -> bool {
-    SIGNALS.iter().any(|(_, known)| *known == signal)
 }
 
 #[cfg(test)]
@@ -161,16 +137,6 @@ mod tests {
         let (found, complaints) = parsed("never,exit,SIGSTOP");
         assert_eq!(shown(&found), shown(&ReportBuilder::new().at_exit()));
         assert_eq!(complaints, ["never", "SIGSTOP"]);
-    }
-
-    #[test]
-    fn signals_that_end_or_stop_a_program_are_left_alone() {
-        for signal in
-            [libc::SIGTERM, libc::SIGINT, libc::SIGKILL, libc::SIGSEGV, libc::SIGCHLD, 0, -1, 65, 1000]
-        {
-            assert!(!is_allowed(signal), "{signal}");
-        }
-        assert!(SIGNALS.iter().all(|(_, signal)| is_allowed(*signal)));
     }
 
     proptest! {

@@ -35,6 +35,8 @@ tests! {
     what_cannot_be_had_is_an_error,
     reports_are_nobodys,
     a_profile_is_part_of_a_report,
+    a_page_is_served_by_one_call,
+    silent_connections_are_closed,
 }
 
 /// Runs the tests whose names have an argument in them; or a task, as a test wants it.
@@ -287,4 +289,14 @@ fn a_profile_is_part_of_a_report() {
     let kept: Vec<&Value> = rows.iter().filter(|row| row["service"] == "kept").collect();
     assert_eq!(kept.iter().map(|row| row["bytes"].as_i64().unwrap()).sum::<i64>(), 100_000, "{kept:?}");
     assert!(kept.iter().any(|row| row["function"].as_str().unwrap().contains("keep")), "{kept:?}");
+}
+
+fn a_page_is_served_by_one_call() {
+    let (out, err) = ended(task("serve", ""), OWN);
+    assert_eq!((out.as_str(), err.as_str()), ("as expected\n", ""));
+}
+
+fn silent_connections_are_closed() {
+    let (out, err) = ended(task("silent", ""), OWN);
+    assert_eq!((out.as_str(), err.as_str()), ("as expected\n", ""));
 }

@@ -1,5 +1,7 @@
 //! What the program does.
 
+mod server;
+
 use crate::watch::{self, ended};
 use crate::{Folder, OWN};
 use dogtag::report::{self, ReportError};
@@ -22,7 +24,7 @@ pub fn run(task: &str) -> ExitCode {
     unsafe { libc::setrlimit(libc::RLIMIT_CORE, &libc::rlimit { rlim_cur: 0, rlim_max: 0 }) };
     let argument = std::env::var("DOGTAG_TEST_ARGUMENT").unwrap_or_default();
     #[cfg(feature = "profile")]
-    if task == "profile" {
+    if matches!(task, "profile" | "serve") {
         dogtag::profile::Profiler::builder().interval(1).start().unwrap();
     }
     let kept = keep();
@@ -45,6 +47,8 @@ pub fn run(task: &str) -> ExitCode {
         "errors" => errors(),
         "nobodys" => nobodys(&kept, &argument),
         "profile" => profile(&argument),
+        "serve" => server::serve(),
+        "silent" => server::silent(),
         _ => panic!("no task {task}"),
     }
     std::mem::forget(kept);

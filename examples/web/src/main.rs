@@ -119,14 +119,14 @@ fn routes() -> Router {
         .merge(
             Router::new()
                 .route("/sessions", post(open_session))
-                .route("/leaky/switch", put(switch_leak))
+                .route("/leaky/switch", put(switch_leak).get(leaks))
                 .layer(in_service("sessions")),
         )
         .merge(
             Router::new()
                 .route("/", get(async || axum::response::Redirect::to("/memory")))
                 .route("/memory", get(async || Monitor::page()))
-                .route("/memory.json", get(memory))
+                .route("/memory.json", get(async || Monitor::answer("/memory.json")))
                 .route("/profile.json", get(heap_profile::tree))
                 .route("/debug/pprof/heap", get(heap_profile::heap))
                 .route("/debug/pprof/allocs", get(heap_profile::allocs))
@@ -221,8 +221,8 @@ async fn switch_leak(State(app): Shared, body: Sent) -> Result<Response, Refused
     Ok(Json(json!({ "on": on })).into_response())
 }
 
-async fn memory(State(app): Shared) -> Response {
-    Json(Monitor::memory(app.sessions.leaks.load(Ordering::Relaxed))).into_response()
+async fn leaks(State(app): Shared) -> Response {
+    Json(json!({ "on": app.sessions.leaks.load(Ordering::Relaxed) })).into_response()
 }
 
 async fn metrics(State(app): Shared, request: Request<Body>) -> Response {

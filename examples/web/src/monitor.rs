@@ -1,12 +1,11 @@
-//! What is shown of the memory: a page, its figures, and metrics.
+//! What is shown of the memory: dogtag's page with a switch, its figures, and metrics.
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
+use dogtag::report;
 use dogtag_prometheus::ServiceCollector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use serde_json::{Value, json};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 pub struct Monitor {
     registry: Registry,
@@ -21,54 +20,17 @@ impl Default for Monitor {
 }
 
 impl Monitor {
-    /// Draws what `memory` tells, once a second.
+    /// dogtag's page, with this server's switch.
     pub fn page() -> Html<String> {
-        let flame_graph = include_str!("flame_graph.js");
-        Html(include_str!("memory.html").replacen("/* flame_graph.js */", flame_graph, 1))
+        Html(report::page().replacen("</header>", concat!(include_str!("leak.html"), "</header>"), 1))
     }
 
-    pub fn memory(leak: bool) -> Value {
-        let snapshot = dogtag::snapshot().with_balance();
-        let services: Vec<Value> = snapshot
-            .rows
-            .iter()
-            .map(|row| {
-                json!({
-                    "name": row.name,
-                    "live_bytes": row.usage.bytes(),
-                    "live_blocks": row.usage.blocks(),
-                    "allocated_bytes": row.usage.allocated_bytes,
-                    "freed_bytes": row.usage.freed_bytes,
-                    "peak_bytes": row.usage.peak_bytes,
-                    "hard_limit": row.hard_limit,
-                    "denied": row.usage.denied,
-                    "is_retired": row.is_retired,
-                })
-            })
-            .collect();
-        let totals = snapshot.totals;
-        let balance = snapshot.balance.and_then(|balance| {
-            let line = |line: &dogtag::BalanceLine| {
-                json!({ "part": line.part, "bytes": line.bytes, "meaning": line.meaning })
-            };
-            let lines: Vec<Value> = balance.lines().iter().map(line).collect();
-            Some(json!({ "resident": balance.resident?, "lines": lines }))
-        });
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        json!({
-            "time": time.as_millis() as u64,
-            "leak": leak,
-            "services": services,
-            "totals": {
-                "live_bytes": totals.bytes(),
-                "live_blocks": totals.blocks(),
-                "allocated_bytes": totals.allocated_bytes,
-                "freed_bytes": totals.freed_bytes,
-                "peak_bytes": totals.peak_bytes,
-                "denied": totals.denied,
-            },
-            "balance": balance,
-        })
+    /// What dogtag's page asks for, and what has to be looked up for it.
+    pub fn answer(target: &str) -> Response {
+        let answer = report::get(target);
+        let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = [(header::CONTENT_TYPE, answer.content_type), (header::CACHE_CONTROL, "no-store")];
+        (status, headers, answer.body).into_response()
     }
 
     /// In the format that is asked for: OpenMetrics, or Prometheus' own.

@@ -3,7 +3,8 @@ mod pprof;
 
 use super::*;
 use crate::routes;
-use serde_json::Value;
+use dogtag::profile::ProfileRow;
+use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Once;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -27,7 +27,7 @@ async function takeProfile(service) {
   try {
     // Names are looked up in the program's debug information, which takes its time.
     const query = new URLSearchParams({ service, functions: functions() });
-    const answer = await fetch(`/profile.json?${query}`, { cache: "no-store", signal: AbortSignal.timeout(60000) });
+    const answer = await fetch(`profile.json?${query}`, { cache: "no-store", signal: AbortSignal.timeout(60000) });
     const said = await answer.json();
     if (!answer.ok) throw new Error(said.error ?? `HTTP ${answer.status}`);
     if (number !== wanted) return;
