@@ -225,10 +225,11 @@ impl Json for Profile {
 }
 
 #[cfg(feature = "profile")]
-use crate::profile::CodeRow;
+use crate::profile::{CalleeRow, CodeRow};
 #[cfg(feature = "profile")]
 super::json::objects! {
-    CodeRow { service, handle, function, file, line, objects, bytes, standard_error };
+    CodeRow { service, handle, function, file, line, objects, bytes, standard_error, callees };
+    CalleeRow { function, file, line, objects, bytes, standard_error };
 }
 
 #[cfg(test)]
