@@ -8,7 +8,7 @@ pub fn turn(_: &mut Random) {}
 pub fn fork(_: &mut Random) {}
 
 #[derive(Default)]
-pub struct Watch;
+pub struct Watch {}
 
 impl Watch {
     pub fn look(&mut self) {}
