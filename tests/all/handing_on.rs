@@ -30,7 +30,7 @@ async fn make_later() -> Made {
 impl Made {
     /// Checks whose job it was, and that its block was charged to that service.
     #[track_caller]
-    fn is_of(self, service: &Service) {
+    fn assert_charged_to(self, service: &Service) {
         assert_eq!(&self.service, service);
         if *service == Service::unattributed() {
             // Others allocate as nobody, too.
@@ -64,8 +64,8 @@ fn pool(threads: usize) -> rayon::ThreadPool {
 fn std_threads() {
     let service = service("thread::spawn");
     let [plain, own] = service.run(|| [std::thread::spawn(make), thread::spawn(make)]);
-    plain.join().unwrap().is_of(&nobody());
-    own.join().unwrap().is_of(&service);
+    plain.join().unwrap().assert_charged_to(&nobody());
+    own.join().unwrap().assert_charged_to(&service);
 
     // Named, and with what destructors of thread-locals allocate. (A scoped thread is not waited for
     // until these have run.)
@@ -94,8 +94,8 @@ fn std_threads() {
     assert!(service.usage().since(&before).bytes() > 0);
     let (made, length) = thread.join().unwrap();
     assert_eq!(length, Some(34));
-    made.is_of(&service);
-    late.recv().unwrap().is_of(&service);
+    made.assert_charged_to(&service);
+    late.recv().unwrap().assert_charged_to(&service);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn std_scoped_threads() {
     let [outer, inner] = ["thread::scope", "inside of it"].map(service);
     let sizes = [1_usize, 2, 3];
     outer.run(|| {
-        std::thread::scope(|threads| threads.spawn(make).join().unwrap().is_of(&nobody()));
+        std::thread::scope(|threads| threads.spawn(make).join().unwrap().assert_charged_to(&nobody()));
         thread::scope(|threads| {
             let made = threads.spawn(|| {
                 assert_eq!(sizes.len(), 3);
@@ -125,15 +125,15 @@ fn std_scoped_threads() {
             });
             let named = thread::Builder::new().name("borrows".into());
             let named = inner.run(|| named.spawn_scoped(threads, || (make(), &sizes)).unwrap());
-            made.join().unwrap().is_of(&outer);
-            named.join().unwrap().0.is_of(&inner);
+            made.join().unwrap().assert_charged_to(&outer);
+            named.join().unwrap().0.assert_charged_to(&inner);
         });
     });
     // In no scope there is nothing to hand on.
-    thread::spawn(make).join().unwrap().is_of(&nobody());
-    thread::scope(|threads| threads.spawn(make).join().unwrap().is_of(&nobody()));
+    thread::spawn(make).join().unwrap().assert_charged_to(&nobody());
+    thread::scope(|threads| threads.spawn(make).join().unwrap().assert_charged_to(&nobody()));
     // To be nobody's is handed on, too.
-    outer.run(|| nobody().run(|| thread::spawn(make)).join().unwrap().is_of(&nobody()));
+    outer.run(|| nobody().run(|| thread::spawn(make)).join().unwrap().assert_charged_to(&nobody()));
 }
 
 #[test]
@@ -141,9 +141,9 @@ fn crossbeam_scoped_threads() {
     let service = service("crossbeam::scope");
     service.run(|| {
         crossbeam_utils::thread::scope(|threads| {
-            threads.spawn(|_| make()).join().unwrap().is_of(&nobody());
+            threads.spawn(|_| make()).join().unwrap().assert_charged_to(&nobody());
             let job = Service::current().wrap(make);
-            threads.spawn(|_| job()).join().unwrap().is_of(&service);
+            threads.spawn(|_| job()).join().unwrap().assert_charged_to(&service);
         })
         .unwrap();
     });
@@ -160,8 +160,8 @@ fn pools_of_ones_own() {
         give.send(Box::new(plain)).unwrap();
         give.send(Box::new(Service::current().wrap(own))).unwrap();
     });
-    made.recv().unwrap().is_of(&nobody());
-    made.recv().unwrap().is_of(&service);
+    made.recv().unwrap().assert_charged_to(&nobody());
+    made.recv().unwrap().assert_charged_to(&service);
     drop(give);
     worker.join().unwrap();
 }
@@ -186,7 +186,7 @@ fn a_wrapped_closure_is_dropped_in_its_service() {
         } else {
             drop(job)
         }
-        made.recv().unwrap().is_of(&service);
+        made.recv().unwrap().assert_charged_to(&service);
     }
     assert!(std::panic::catch_unwind(service.wrap(|| std::panic::resume_unwind(Box::new(())))).is_err());
     assert_eq!(Service::current(), nobody());
@@ -204,8 +204,8 @@ fn tokio_spawn() {
         (plain.await.unwrap(), tokio::spawn(make_later().in_current_service()).await.unwrap())
     };
     let (plain, own) = runtime.block_on(tasks.in_service(&service));
-    plain.is_of(&nobody());
-    own.is_of(&service);
+    plain.assert_charged_to(&nobody());
+    own.assert_charged_to(&service);
 }
 
 #[test]
@@ -216,8 +216,8 @@ fn tokio_spawn_blocking() {
         (plain, spawn_blocking(Service::current().wrap(make)).await.unwrap())
     };
     let (plain, own) = workers().block_on(jobs.in_service(&service));
-    plain.is_of(&nobody());
-    own.is_of(&service);
+    plain.assert_charged_to(&nobody());
+    own.assert_charged_to(&service);
 }
 
 #[test]
@@ -232,9 +232,9 @@ fn tokio_join_set() {
         [plain, tasks.join_next().await.unwrap().unwrap(), tasks.join_next().await.unwrap().unwrap()]
     };
     let [plain, task, closure] = workers().block_on(tasks.in_service(&service));
-    plain.is_of(&nobody());
-    task.is_of(&service);
-    closure.is_of(&service);
+    plain.assert_charged_to(&nobody());
+    task.assert_charged_to(&service);
+    closure.assert_charged_to(&service);
 }
 
 /// Its tasks run where the set is driven.
@@ -251,9 +251,9 @@ fn tokio_local_set() {
     };
     let (plain, own, inside) = driver
         .run(|| set.block_on(&runtime, async { (plain.await.unwrap(), own.await.unwrap(), inside.await) }));
-    plain.is_of(&driver);
-    own.is_of(&spawner);
-    inside.is_of(&spawner);
+    plain.assert_charged_to(&driver);
+    own.assert_charged_to(&spawner);
+    inside.assert_charged_to(&spawner);
 }
 
 /// All tasks run where somebody waits for one of them.
@@ -265,15 +265,15 @@ fn tokio_current_thread() {
         spawner.run(|| (runtime.spawn(make_later()), runtime.spawn(make_later().in_current_service())));
     let both = async { (plain.await.unwrap(), own.await.unwrap()) };
     let (plain, own) = waiter.run(|| runtime.block_on(both));
-    plain.is_of(&waiter);
-    own.is_of(&spawner);
+    plain.assert_charged_to(&waiter);
+    own.assert_charged_to(&spawner);
 
     // Whoever waits does not pay for others where only what it waits for is in its service.
     let plain = runtime.spawn(make_later());
     let awaited = async { (make(), plain.await.unwrap()) }.in_service(&waiter);
     let (own, plain) = runtime.block_on(awaited);
-    own.is_of(&waiter);
-    plain.is_of(&nobody());
+    own.assert_charged_to(&waiter);
+    plain.assert_charged_to(&nobody());
 }
 
 #[test]
@@ -284,10 +284,10 @@ fn rayon_spawn() {
         service.run(|| {
             let [plain, own] = [send.clone(), send].map(|send| move || send.send(make()).unwrap());
             rayon::spawn(Service::current().wrap(own));
-            made.recv().unwrap().is_of(&service);
+            made.recv().unwrap().assert_charged_to(&service);
             rayon::spawn(plain);
             // The other thread runs it; this one does not run jobs while it waits for a channel.
-            made.recv().unwrap().is_of(&nobody());
+            made.recv().unwrap().assert_charged_to(&nobody());
         });
     });
 }
@@ -303,7 +303,7 @@ fn rayon_scope() {
             rayon::scope(|jobs| {
                 jobs.spawn(move |_| own.run(|| send.send(make()).unwrap()));
             });
-            made.recv().unwrap().is_of(&service);
+            made.recv().unwrap().assert_charged_to(&service);
         });
     });
     // From outside of the pool, whose threads are in no service.
@@ -312,7 +312,7 @@ fn rayon_scope() {
         pool.scope(|jobs| jobs.spawn(|_| plain = Some(make())));
         plain.unwrap()
     });
-    plain.is_of(&nobody());
+    plain.assert_charged_to(&nobody());
 }
 
 #[test]
@@ -323,11 +323,11 @@ fn rayon_join() {
         let (plain, _) = pool.join(make, || ());
         let service = Service::current();
         let (own, other) = pool.join(service.wrap(make), service.wrap(make));
-        other.is_of(&service);
+        other.assert_charged_to(&service);
         [plain, own]
     });
-    plain.is_of(&nobody());
-    own.is_of(&service);
+    plain.assert_charged_to(&nobody());
+    own.assert_charged_to(&service);
 }
 
 #[test]
@@ -341,8 +341,8 @@ fn rayon_parallel_iterators() {
             (plain, own)
         })
     });
-    plain.into_iter().for_each(|made| made.is_of(&nobody()));
-    own.into_iter().for_each(|made| made.is_of(&service));
+    plain.into_iter().for_each(|made| made.assert_charged_to(&nobody()));
+    own.into_iter().for_each(|made| made.assert_charged_to(&service));
 }
 
 /// Runs what `waits` does with somebody else's job on a pool's only thread, which is in the service
@@ -366,25 +366,25 @@ fn a_worker_that_waits_charges_what_it_steals_to_whom_it_is_wrapped_for() {
     let joins = |job| {
         rayon::join(|| rayon::spawn(job), || ());
     };
-    stolen(&waiting, joins, None).is_of(&waiting);
-    stolen(&waiting, joins, Some(&other)).is_of(&other);
+    stolen(&waiting, joins, None).assert_charged_to(&waiting);
+    stolen(&waiting, joins, Some(&other)).assert_charged_to(&other);
     let opens_a_scope = |job: Box<dyn FnOnce() + Send>| {
         rayon::scope(|jobs| {
             jobs.spawn(|_| ());
             rayon::spawn(job);
         });
     };
-    stolen(&waiting, opens_a_scope, None).is_of(&waiting);
-    stolen(&waiting, opens_a_scope, Some(&other)).is_of(&other);
+    stolen(&waiting, opens_a_scope, None).assert_charged_to(&waiting);
+    stolen(&waiting, opens_a_scope, Some(&other)).assert_charged_to(&other);
 
     // Whoever cannot have the others' jobs wrapped waits as nobody.
     let waits_as_nobody = |job| {
         let service = Service::current();
         let made = nobody().run(|| rayon::join(service.wrap(|| (make(), rayon::spawn(job)).0), || ()).0);
-        made.is_of(&service);
+        made.assert_charged_to(&service);
     };
-    stolen(&waiting, waits_as_nobody, None).is_of(&nobody());
-    stolen(&waiting, waits_as_nobody, Some(&other)).is_of(&other);
+    stolen(&waiting, waits_as_nobody, None).assert_charged_to(&nobody());
+    stolen(&waiting, waits_as_nobody, Some(&other)).assert_charged_to(&other);
 }
 
 #[cfg(feature = "stream")]
@@ -428,14 +428,14 @@ fn streams() {
         assert_eq!(stream.size_hint(), (0, Some(3)));
         let mut next = || stream.as_mut().poll_next(&mut context);
         let Poll::Ready(Some(row)) = next() else { panic!("there are rows") };
-        row.is_of(&service);
+        row.assert_charged_to(&service);
         assert!(next().is_pending());
         let Poll::Ready(Some(row)) = next() else { panic!("there are rows") };
-        row.is_of(&service);
+        row.assert_charged_to(&service);
         assert!(matches!(next(), Poll::Ready(None)));
         assert_eq!(Service::current(), nobody());
     }
-    made.recv().unwrap().is_of(&service);
+    made.recv().unwrap().assert_charged_to(&service);
     drop(rows(7).in_service(&service));
-    made.recv().unwrap().is_of(&service);
+    made.recv().unwrap().assert_charged_to(&service);
 }
