@@ -67,8 +67,7 @@ pub(super) fn service(name: &FoldedName) -> Option<&'static Record> {
         return None;
     }
     let (others, entries) = ENTRIES.split_last()?;
-    let own = entries.iter().filter(|entry| !entry.record.load(Ordering::Acquire).is_null());
-    let Some(own) = own.into_iter().find(|entry| entry.takes(name)) else {
+    let Some(own) = entries.iter().find(|entry| entry.record().is_some() && entry.takes(name)) else {
         static WAS_TOLD: AtomicBool = AtomicBool::new(false);
         if !WAS_TOLD.swap(true, Ordering::Relaxed) {
             anomalies::UNNAMED.add(0);
