@@ -100,6 +100,29 @@ fn callsite(target: String) -> &'static tracing::Metadata<'static> {
     })
 }
 
+/// How often dogtag has said this.
+#[derive(Clone, Default)]
+struct Told(std::sync::Arc<std::sync::atomic::AtomicUsize>);
+
+impl<S: Subscriber> Layer<S> for Told {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        struct Text(String);
+
+        impl tracing::field::Visit for Text {
+            fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{value:?} ");
+            }
+        }
+
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        if text.0.contains("names too many services") {
+            assert!(text.0.contains("\"unlike4095\"") && text.0.contains("4096"), "{}", text.0);
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 #[test]
 fn a_rule_that_names_too_many_services_is_bounded() {
     alone!();
@@ -108,8 +131,8 @@ fn a_rule_that_names_too_many_services_is_bounded() {
         Span::new(metadata, &metadata.fields().value_set(&[]))
     };
     let services = || dogtag::snapshot().rows.iter().filter(|row| row.name.starts_with("unlike")).count();
-    let layer = || registry().with(ServiceLayer::by_crate());
-    with_default(layer(), || {
+    let told = Told::default();
+    with_default(registry().with(ServiceLayer::by_crate()).with(told.clone()), || {
         info_span!(target: "around", "a").in_scope(|| {
             for i in 0..10_000 {
                 let within = within(&unlike(format!("unlike{i}::module")));
@@ -122,6 +145,8 @@ fn a_rule_that_names_too_many_services_is_bounded() {
             assert_eq!(within(&unlike("unlike".repeat(200_000))), "around");
         });
         assert_eq!(services(), 4096);
+        let count = || told.0.load(Ordering::Relaxed);
+        watch::eventually(|| if count() == 1 { Ok(()) } else { Err(format!("told {} times", count())) });
     });
     assert_eq!(services(), 0);
     with_default(registry().with(ServiceLayer::by_crate().keep_services(false)), || {
