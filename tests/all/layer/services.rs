@@ -131,8 +131,10 @@ fn a_rule_that_names_too_many_services_is_bounded() {
         Span::new(metadata, &metadata.fields().value_set(&[]))
     };
     let services = || dogtag::snapshot().rows.iter().filter(|row| row.name.starts_with("unlike")).count();
+    // It is told to the global one.
     let told = Told::default();
-    with_default(registry().with(ServiceLayer::by_crate()).with(told.clone()), || {
+    registry().with(told.clone()).init();
+    with_default(registry().with(ServiceLayer::by_crate()), || {
         info_span!(target: "around", "a").in_scope(|| {
             for i in 0..10_000 {
                 let within = within(&unlike(format!("unlike{i}::module")));
