@@ -20,7 +20,7 @@ use tracing_subscriber::{EnvFilter, Layer, fmt, prelude::*, registry};
 #[global_allocator]
 static ALLOC: Dogtag = Dogtag::new();
 
-const FILTERS: [&str; 4] = ["off", "error", "warn", "info"];
+const FILTERS: [&str; 5] = ["debug", "off", "error", "warn", "info"];
 const SETUPS: [&str; 2] = ["whole", "layers"];
 
 fn main() {
