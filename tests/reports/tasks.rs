@@ -94,7 +94,10 @@ fn wait_for(path: &str, text: &str, times: usize) {
     });
 }
 
+/// Two reports, though somebody else's fail.
 fn signal(path: &str) {
+    let failing = report::builder().on_signal(report::SIGUSR2).to(|_| panic!("a closure has failed"));
+    failing.start().unwrap();
     report::builder().on_signal(report::SIGUSR2).to_file(path).start().unwrap();
     raise(path, "at a signal", 1);
     raise(path, "at a signal", 2);
