@@ -135,6 +135,7 @@ macro_rules! objects {
         })+
     };
 }
+#[cfg(feature = "profile")]
 pub(super) use objects;
 
 objects! {

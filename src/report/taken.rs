@@ -1,6 +1,8 @@
 //! One report: the figures of one moment, as text and as JSON.
 
-use super::json::{Json, Object};
+#[cfg(feature = "profile")]
+use super::json::Json;
+use super::json::Object;
 use crate::format::Bytes;
 use crate::ledger::slots::UNATTRIBUTED;
 #[cfg(feature = "profile")]
@@ -82,6 +84,7 @@ impl Occasion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Parts {
     pub(super) balance: bool,
+    #[cfg_attr(not(feature = "profile"), allow(dead_code, reason = "there is none"))]
     pub(super) profile: bool,
 }
 
