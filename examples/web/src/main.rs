@@ -6,9 +6,8 @@
 //! `DOGTAG_PROFILE` else, and by itself takes a sample each 512 KiB); `--profile 0`
 //! leaves it off.
 //!
-//! Every route runs in a span that names a service, by way of tower-http's trace
-//! layer; within, the cache and the index have spans of their own. One route leaks
-//! on purpose, once it is switched on:
+//! Every route runs in a service, by way of dogtag's tower layer; within, the cache and
+//! the index have spans, which name services of their own. One route leaks on purpose, once it is switched on:
 //!
 //! ```text
 //! curl -X PUT http://127.0.0.1:3000/documents/one -d '{"title": "One", "text": "the first of many"}'
@@ -36,6 +35,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use dogtag::{Dogtag, ServiceLayer, UnattributedExt};
+use dogtag_tower::{AttributionLayer, ChooseName, Named};
 use monitor::Monitor;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -47,9 +47,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use store::{Document, IsFull, Store};
 use tokio::net::TcpListener;
-use tower_http::classify::{ServerErrorsAsFailures, SharedClassifier};
-use tower_http::trace::{MakeSpan, TraceLayer};
-use tracing::{Span, info_span, level_filters::LevelFilter};
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Layer, filter::filter_fn, fmt, prelude::*, registry};
 
 #[global_allocator]
@@ -141,13 +139,9 @@ fn routes() -> Router {
         .with_state(Arc::new(App::default()))
 }
 
-/// Runs what is below it in a span, which names the service.
-fn in_service(
-    service: &'static str,
-) -> TraceLayer<SharedClassifier<ServerErrorsAsFailures>, impl MakeSpan<Body> + Clone> {
-    TraceLayer::new_for_http().make_span_with(move |request: &Request<Body>| -> Span {
-        info_span!("request", service, method = %request.method(), path = request.uri().path())
-    })
+/// Runs what is below it in the service of that name.
+fn in_service(name: &'static str) -> AttributionLayer<Named<impl ChooseName<Body>>> {
+    AttributionLayer::by_name(move |_: &Request<Body>| Some(name.into()))
 }
 
 const LARGEST_BODY: usize = 1 << 20;
