@@ -14,6 +14,11 @@ pub use crate::{
     sys::fork::{ForkHook, ForkOrder, prepare as prepare_forks, register_fork_hook},
 };
 
+/// For exporters: what they show.
+pub mod series {
+    pub use crate::series::{Kind, Label, LabelError, METRICS, Metric, Reading, Sample, Unit, check_label};
+}
+
 /// Reports that a region is dropped whose first address is `start` and in which blocks are live,
 /// and returns whether its memory has to stay: with memory-check, if the process goes on.
 #[must_use]

@@ -32,6 +32,8 @@
 //! - `attributed` and `ServiceLayer` (feature `tracing-layer`), which run spans of `tracing` in services;
 //! - `report` (feature `report`), which shows all that by one line: at the exit, at a signal, every so
 //!   often, as a table, as JSON, or as a page in the browser;
+//! - exporters for Prometheus and the crate `metrics`, and a layer for tower and axum:
+//!   [crates of their own](guide#metrics);
 //! - `check` (feature `memory-check`), which finds overruns, double frees and other violations,
 //!   and names the owner of the block and the service that did it;
 //! - the crate `dogtag-mapped`, regions of mapped memory, and another allocator for what does not
@@ -217,6 +219,8 @@ pub mod profile;
 mod registered;
 #[cfg(all(feature = "report", not(dogtag_loom)))]
 pub mod report;
+#[cfg(not(dogtag_loom))]
+mod series;
 #[cfg(not(dogtag_loom))]
 mod service;
 #[cfg(not(dogtag_loom))]

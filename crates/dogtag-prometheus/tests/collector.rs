@@ -170,3 +170,35 @@ fn what_dropped_services_left_is_told_apart() {
     assert_eq!(samples[&of("allocated_bytes_total", "brief")], 10);
     drop((first, second, third, fourth));
 }
+
+/// As Kubernetes has it: the target, or the registry, has a label `service` of its own.
+#[test]
+fn the_label_can_have_another_name() {
+    let _alone = ALONE.lock();
+    let service = Service::register("renamed").unwrap();
+    let block = service.run(|| vec![0_u8; 1000]);
+    let scrape = |collector| {
+        let mut registry = Registry::default();
+        registry
+            .sub_registry_with_label(("service".into(), "shop".into()))
+            .register_collector(Box::new(collector));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        text
+    };
+    let names = |line: &str| {
+        let labels = line.split_once('{').map_or("", |(_, labels)| labels);
+        labels.matches("service=\"").count()
+    };
+    let text = scrape(ServiceCollector::new().label("dogtag_name").unwrap());
+    let line = "dogtag_service_live_bytes{service=\"shop\",dogtag_name=\"renamed\"} 1000";
+    assert!(text.lines().any(|there| there == line), "{text}");
+    assert!(text.lines().all(|line| names(line) <= 1), "{text}");
+    // What the documentation warns of.
+    assert!(scrape(ServiceCollector::new()).lines().any(|line| names(line) == 2));
+
+    for bad in ["", "a-b", "__name__", "1", "ü"] {
+        assert!(ServiceCollector::new().label(bad).is_err(), "{bad}");
+    }
+    drop(block);
+}

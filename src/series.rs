@@ -1,0 +1,350 @@
+//! The figures that exporters show: one set, under one name each, whichever system they are for.
+//!
+//! An exporter takes a [`Reading`], and for each of the [`METRICS`] its [samples](Reading::samples).
+
+use crate::balance::{Balance, BalanceLine, balance};
+use crate::service::Service;
+use crate::snapshot::{Row, Snapshot, snapshot};
+use crate::usage::Usage;
+use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
+
+/// A figure of each service, or of the process.
+#[derive(Debug)]
+pub struct Metric {
+    /// Without what systems put around it: `live_blocks`.
+    name: &'static str,
+    /// What it is, in one sentence that needs no escapes.
+    pub help: &'static str,
+    /// How it changes.
+    pub kind: Kind,
+    /// What it counts.
+    pub unit: Unit,
+    source: Source,
+}
+
+/// How a metric changes, and whether it adds up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes up and down, and adds up over services.
+    Sum,
+    /// Goes up and down; sums of it mean nothing.
+    Gauge,
+    /// Only grows.
+    Counter,
+}
+
+/// What a metric counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes.
+    Bytes,
+    /// Blocks.
+    Blocks,
+    /// Calls of the allocator.
+    Allocations,
+    /// Services.
+    Services,
+}
+
+/// What tells the samples of a metric apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Label {
+    /// A service's name, or what several are summed as.
+    Service,
+    /// A line of the balance.
+    Part,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Of each service; also where it is of several in sum.
+    Live(fn(&Usage) -> u64),
+    /// Of each living service.
+    Service(fn(&Usage) -> u64),
+    Limit(fn(&Row) -> Option<u64>),
+    Totals(fn(&Usage) -> u64),
+    Process(fn(&Snapshot) -> u64),
+    Resident,
+    Balance,
+}
+
+use Kind::{Counter, Gauge, Sum};
+use Unit::{Allocations, Blocks, Bytes, Services};
+
+const fn metric(name: &'static str, kind: Kind, unit: Unit, source: Source, help: &'static str) -> Metric {
+    Metric { name, help, kind, unit, source }
+}
+
+/// All that exporters show, in the order of the table in the guide.
+#[rustfmt::skip]
+pub static METRICS: [Metric; 22] = [
+    metric("live", Sum, Bytes, Source::Live(|usage| usage.bytes()), "Bytes that were requested and not freed, of each service"),
+    metric("live_blocks", Sum, Blocks, Source::Live(|usage| usage.blocks()), "Blocks that were allocated and not freed, of each service"),
+    metric("allocated", Counter, Bytes, Source::Service(|usage| usage.allocated_bytes), "Bytes that were allocated so far, of each service"),
+    metric("allocated_blocks", Counter, Blocks, Source::Service(|usage| usage.allocated_blocks), "Blocks that were allocated so far, of each service"),
+    metric("freed", Counter, Bytes, Source::Service(|usage| usage.freed_bytes), "Bytes that were freed so far, by whomever, of each service"),
+    metric("freed_blocks", Counter, Blocks, Source::Service(|usage| usage.freed_blocks), "Blocks that were freed so far, by whomever, of each service"),
+    metric("peak", Gauge, Bytes, Source::Service(|usage| usage.peak_bytes), "The most bytes that were live at once, of each service"),
+    metric("denied_allocations", Counter, Allocations, Source::Service(|usage| usage.denied), "Allocations that a hard limit has denied, of each service"),
+    metric("hard_limit", Gauge, Bytes, Source::Limit(|row| row.hard_limit), "The most bytes that a service and those below it may hold"),
+    metric("soft_limit", Gauge, Bytes, Source::Limit(|row| row.soft_limit), "The bytes past which an event tells what a service and those below it hold"),
+    metric("live", Sum, Bytes, Source::Totals(|usage| usage.bytes()), "Bytes that were requested and not freed, of the process"),
+    metric("live_blocks", Sum, Blocks, Source::Totals(|usage| usage.blocks()), "Blocks that were allocated and not freed, of the process"),
+    metric("allocated", Counter, Bytes, Source::Totals(|usage| usage.allocated_bytes), "Bytes that were allocated so far, of the process"),
+    metric("allocated_blocks", Counter, Blocks, Source::Totals(|usage| usage.allocated_blocks), "Blocks that were allocated so far, of the process"),
+    metric("freed", Counter, Bytes, Source::Totals(|usage| usage.freed_bytes), "Bytes that were freed so far, of the process"),
+    metric("freed_blocks", Counter, Blocks, Source::Totals(|usage| usage.freed_blocks), "Blocks that were freed so far, of the process"),
+    metric("peak", Gauge, Bytes, Source::Totals(|usage| usage.peak_bytes), "The most bytes that were live at once, of the process"),
+    metric("denied_allocations", Counter, Allocations, Source::Totals(|usage| usage.denied), "Allocations that a hard limit has denied, of the process"),
+    metric("services", Sum, Services, Source::Process(|snapshot| snapshot.rows.len() as u64), "Services that live, or have left blocks behind"),
+    metric("lost_blocks", Counter, Blocks, Source::Process(|snapshot| snapshot.lost.blocks), "Blocks that were freed with an overwritten owner, so that nobody was refunded"),
+    metric("resident", Sum, Bytes, Source::Resident, "Physical memory of the process (RSS)"),
+    metric("balance", Sum, Bytes, Source::Balance, "Where the physical memory of the process is; the parts add up to what is resident"),
+];
+
+impl Metric {
+    /// The name in Prometheus without what a library for OpenMetrics appends by itself:
+    /// `dogtag_service_live`.
+    #[must_use]
+    pub fn base_name(&self) -> String {
+        let service = if self.label() == Some(Label::Service) { "service_" } else { "" };
+        format!("dogtag_{service}{}", self.name)
+    }
+
+    /// The whole name in Prometheus: `dogtag_service_live_bytes`.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        let unit = if self.unit == Bytes { "_bytes" } else { "" };
+        let total = if self.kind == Counter { "_total" } else { "" };
+        format!("{}{unit}{total}", self.base_name())
+    }
+
+    /// The name in OpenTelemetry, which becomes the [`full_name`](Self::full_name) in Prometheus.
+    #[must_use]
+    pub fn dotted_name(&self) -> String {
+        let service = if self.label() == Some(Label::Service) { "service." } else { "" };
+        format!("dogtag.{service}{}", self.name)
+    }
+
+    /// What tells its samples apart: nothing, if it is of the process.
+    #[must_use]
+    pub fn label(&self) -> Option<Label> {
+        match self.source {
+            Source::Live(_) | Source::Service(_) | Source::Limit(_) => Some(Label::Service),
+            Source::Balance => Some(Label::Part),
+            Source::Totals(_) | Source::Process(_) | Source::Resident => None,
+        }
+    }
+}
+
+/// All figures at one moment.
+#[derive(Debug)]
+pub struct Reading {
+    snapshot: Snapshot,
+    balance: Balance,
+    lines: Vec<BalanceLine>,
+    services: Vec<Series>,
+}
+
+/// The values with one label: those of a service, or the sum of several.
+#[derive(Debug)]
+struct Series {
+    label: String,
+    usage: Usage,
+    /// The row of the service, if it is one living service. Only then do counters never fall.
+    living: Option<usize>,
+}
+
+/// One value of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample<'a> {
+    /// Empty where the metric has no label.
+    pub label: &'a str,
+    /// Negative in lines of the balance only.
+    pub value: i64,
+}
+
+impl Reading {
+    /// Reads the figures. The services that hold the most, so many, have series of their own; the others
+    /// are summed as `(other)`. What this allocates is unattributed.
+    #[must_use]
+    pub fn take(most_services: usize) -> Self {
+        Self::take_admitted(most_services, |_| true)
+    }
+
+    /// Reads the figures. Of the services whose labels are admitted, those that hold the most, so many, have series of
+    /// their own.
+    #[must_use]
+    pub fn take_admitted(most_services: usize, admits: impl FnMut(&str) -> bool) -> Self {
+        let unattributed = Service::unattributed();
+        let _scope = unattributed.enter();
+        let snapshot = snapshot();
+        let balance = balance();
+        Self {
+            services: choose(&snapshot.rows, most_services, admits),
+            lines: balance.lines(),
+            balance,
+            snapshot,
+        }
+    }
+
+    /// The names of all services that live, whether they have a series or not.
+    pub fn living(&self) -> impl Iterator<Item = &str> {
+        self.snapshot.rows.iter().filter(|row| !row.is_retired).map(|row| &*row.name)
+    }
+
+    /// The values of one metric. No two have the same label.
+    pub fn samples<'a>(&'a self, metric: &'a Metric) -> impl Iterator<Item = Sample<'a>> {
+        let resident = self.balance.resident;
+        let single = match metric.source {
+            Source::Totals(value) => Some(value(&self.snapshot.totals)),
+            Source::Process(value) => Some(value(&self.snapshot)),
+            Source::Resident => resident,
+            _ => None,
+        };
+        let is_balance = matches!(metric.source, Source::Balance) && resident.is_some();
+        let lines = if is_balance { &*self.lines } else { &[] };
+        let services = self.services.iter().filter_map(|series| {
+            let living = series.living.map(|row| &self.snapshot.rows[row]);
+            let value = match metric.source {
+                Source::Live(value) => value(&series.usage),
+                Source::Service(value) => living.map(|_| value(&series.usage))?,
+                Source::Limit(limit) => limit(living?)?,
+                _ => return None,
+            };
+            Some(Sample { label: &series.label, value: signed(value) })
+        });
+        services
+            .chain(single.map(|value| Sample { label: "", value: signed(value) }))
+            .chain(lines.iter().map(|line| Sample { label: line.part, value: line.bytes }))
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}
+
+/// Chooses the services that have series of their own, and sums the others. No two series have the
+/// same label.
+fn choose(rows: &[Row], most_services: usize, mut admits: impl FnMut(&str) -> bool) -> Vec<Series> {
+    const OTHERS: &str = "(other)";
+
+    let mut chosen: Vec<Series> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut others: Option<Usage> = None;
+    let mut add = |label: String, usage, living| match places.get(&label) {
+        Some(place) => {
+            let known = &mut chosen[*place];
+            add_live(&mut known.usage, &usage);
+            known.living = None;
+        }
+        None => {
+            places.insert(label.clone(), chosen.len());
+            chosen.push(Series { label, usage, living });
+        }
+    };
+    let mut own = 0;
+    for (place, row) in rows.iter().enumerate() {
+        if own < most_services {
+            let label = if row.is_retired { format!("{} (retired)", row.name) } else { row.name.clone() };
+            if admits(&label) {
+                own += 1;
+                add(label, row.usage, (!row.is_retired).then_some(place));
+                continue;
+            }
+        }
+        add_live(others.get_or_insert_default(), &row.usage);
+    }
+    if let Some(others) = others {
+        add(OTHERS.to_owned(), others, None);
+    }
+    chosen
+}
+
+/// Adds what is live: of a sum of services nothing else is shown. Figures of one process wrap together.
+fn add_live(sum: &mut Usage, usage: &Usage) {
+    sum.allocated_bytes = sum.allocated_bytes.wrapping_add(usage.allocated_bytes);
+    sum.allocated_blocks = sum.allocated_blocks.wrapping_add(usage.allocated_blocks);
+    sum.freed_bytes = sum.freed_bytes.wrapping_add(usage.freed_bytes);
+    sum.freed_blocks = sum.freed_blocks.wrapping_add(usage.freed_blocks);
+}
+
+/// Tells that a text is no name for a label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LabelError {
+    /// What was to be the name.
+    pub label: String,
+}
+
+impl fmt::Display for LabelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let beginning: String = self.label.chars().take(50).collect();
+        write!(
+            f,
+            "{beginning:?} is no name for a label: choose one of 1 to 100 letters (a to z, A to Z), digits and \
+             underscores that begins with a letter"
+        )
+    }
+}
+
+impl Error for LabelError {}
+
+/// Checks the name of a label: Prometheus throws away the whole scrape in which one is wrong.
+///
+/// # Errors
+///
+/// [`LabelError`] if it is no name, or one of those that systems keep for themselves.
+pub fn check_label(name: &str) -> Result<(), LabelError> {
+    let is_good = name.len() <= 100
+        && name.starts_with(|first: char| first.is_ascii_alphabetic())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if is_good { Ok(()) } else { Err(LabelError { label: name.to_owned() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    /// What the systems ask for: some write it as it is.
+    #[test]
+    fn names_and_descriptions_need_no_escapes() {
+        let mut names = HashSet::new();
+        for metric in &METRICS {
+            assert!(names.insert(metric.full_name()), "{metric:?}");
+            assert!(check_label(&metric.full_name()).is_ok(), "{metric:?}");
+            assert_eq!(metric.dotted_name().replace('.', "_"), metric.base_name());
+            let is_plain = |c: char| c.is_ascii_graphic() && c != '\\' && c != '"' || c == ' ';
+            assert!(metric.help.len() > 10 && metric.help.chars().all(is_plain), "{metric:?}");
+        }
+    }
+
+    #[test]
+    fn the_guide_has_all_names() {
+        let guide = include_str!("guide.md");
+        let table = guide.split("\n# Metrics\n").nth(1).unwrap().split("\n# ").next().unwrap();
+        for metric in &METRICS {
+            let name = metric.full_name();
+            let prefix = if metric.label() == Some(Label::Service) { "dogtag_service" } else { "dogtag" };
+            let column = if metric.label() == Some(Label::Service) { 1 } else { 2 };
+            let short = format!("`{}`", name.replacen(prefix, "", 1));
+            let cells = || table.lines().filter_map(|line| line.split('|').nth(column));
+            let is_there = cells().any(|cell| cell.contains(&format!("`{name}`")) || cell.contains(&short));
+            assert!(is_there, "{name}");
+        }
+    }
+
+    #[test]
+    fn labels_are_checked() {
+        for good in ["service", "dogtag_service", "S2", &"x".repeat(100)] {
+            assert_eq!(check_label(good), Ok(()));
+        }
+        for bad in ["", "_", "__name__", "1a", "a-b", "a b", "ä", "a\n", &"x".repeat(101)] {
+            let error = check_label(bad).unwrap_err();
+            assert!(error.to_string().len() < 300 && error.label == bad, "{error}");
+        }
+    }
+}
