@@ -16,7 +16,8 @@ static ALLOC: Dogtag = Dogtag::new();
 
 /// What the program's filter leaves out. It is cheap as long as no other subscriber wants it.
 fn left_out() {
-    let contestants: [(&str, fn() -> Dispatch); 2] = [
+    type Contestant = (&'static str, fn() -> Dispatch);
+    let contestants: [Contestant; 2] = [
         ("the registry alone", || registry().with(LevelFilter::WARN).into()),
         ("attributed()", || dogtag::attributed(registry().with(LevelFilter::WARN)).into()),
     ];
