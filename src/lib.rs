@@ -32,7 +32,7 @@
 //! - `attributed` and `ServiceLayer` (feature `tracing-layer`), which run spans of `tracing` in services;
 //! - `report` (feature `report`), which shows all that by one line: at the exit, at a signal, every so
 //!   often, as a table, as JSON, or as a page in the browser;
-//! - exporters for Prometheus and the crate `metrics`, and a layer for tower and axum:
+//! - exporters for Prometheus, OpenTelemetry and the crate `metrics`, and a layer for tower and axum:
 //!   [crates of their own](guide#metrics);
 //! - `check` (feature `memory-check`), which finds overruns, double frees and other violations,
 //!   and names the owner of the block and the service that did it;
