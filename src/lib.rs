@@ -181,7 +181,7 @@
 
 #![deny(missing_docs, missing_debug_implementations)]
 // The README's programs are compiled and run like the other examples.
-#![cfg_attr(all(doctest, feature = "tracing-layer"), doc = include_str!("../README.md"))]
+#![cfg_attr(all(doctest, feature = "report", feature = "tracing-layer"), doc = include_str!("../README.md"))]
 #![cfg_attr(dogtag_loom, allow(dead_code, unused_imports))]
 
 // IMPLEMENTATION.md lists the modules in layers, from the ground up, with what each holds. A module
