@@ -28,14 +28,21 @@ pub enum Link {
     Host,
 }
 
-/// Builds a program of `tests/c`, and returns its path.
+/// Builds a program of `tests/c`, once for all tests, and returns its path. (Another test may run it by
+/// then, or it may read its own debug information.)
 pub fn compile(name: &str, kind: Kind, link: Link) -> PathBuf {
+    static BUILT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
     let library = library(kind);
     let (suffix, linked) = match link {
         Link::Static | Link::Host => ("static", library.join("libdogtag_c.a")),
         Link::Shared => ("shared", library.join("libdogtag_c.so")),
     };
     let program = folder(kind).join(format!("{name}-{suffix}"));
+    let mut built = BUILT.lock().unwrap_or_else(|error| panic!("a program could not be built: {error}"));
+    if built.contains(&program) {
+        return program;
+    }
     let mut cc = Command::new("cc");
     cc.args(["-std=gnu11", "-O1", "-g", "-pthread", "-rdynamic", "-Wall", "-Wextra", "-Werror"]);
     cc.arg("-I").arg(root().join("include")).args(kind.defines);
@@ -45,6 +52,7 @@ pub fn compile(name: &str, kind: Kind, link: Link) -> PathBuf {
     cc.arg("-o").arg(&program).arg(source(name)).arg(linked).args(["-lgcc_s", "-lm", "-ldl"]);
     cc.arg(format!("-Wl,-rpath,{}", library.display()));
     run(cc).success();
+    built.push(program.clone());
     program
 }
 
