@@ -10,6 +10,10 @@ use std::ptr;
 /// The service's name.
 pub(super) const NAME: &str = "dogtag::profile";
 
+/// A handle that programs hardly choose, far above those that are assigned: these are the same with a
+/// profiler and without.
+const HANDLE: u32 = 0xd097_a690;
+
 /// Null before a profiler was started.
 static RECORD: AtomicPtr<Record> = AtomicPtr::new(ptr::null_mut());
 
@@ -19,8 +23,7 @@ pub(super) fn register() {
     if !RECORD.load(Ordering::Relaxed).is_null() {
         return;
     }
-    // The last handle, so that those which are assigned are the same with a profiler and without.
-    let service = Service::builder(NAME).handle(u32::MAX).register();
+    let service = Service::builder(NAME).handle(HANDLE).register();
     if let Ok(service) = service.or_else(|_| Service::register(NAME)) {
         // It never ends.
         let record = ManuallyDrop::new(service).record();
