@@ -221,10 +221,10 @@ fn wait_and_report() {
     // When each task's interval ends.
     let mut ends: Vec<(&'static Task, Instant)> = Vec::new();
     loop {
-        let tasks = in_order();
         for (signal, came) in (0..).zip(&CAME) {
             if came.swap(false, Ordering::SeqCst) {
-                let asked = tasks.iter().filter(|task| task.signals.contains(&signal));
+                // Only now, so that what was asked for before the signal came is among them.
+                let asked = in_order().into_iter().filter(|task| task.signals.contains(&signal));
                 asked.for_each(|task| task.run(Occasion::Signal));
             }
         }
@@ -236,7 +236,7 @@ fn wait_and_report() {
                 *end = (*end + interval).max(Instant::now());
             }
         }
-        for task in tasks {
+        for task in in_order() {
             if let Some(interval) = task.interval
                 && !ends.iter().any(|(known, _)| ptr::eq(*known, task))
             {

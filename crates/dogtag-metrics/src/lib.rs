@@ -24,7 +24,7 @@
 //! # }
 //! ```
 //!
-//! The metrics are those of [the guide's table](dogtag::guide#metrics), with the names that all of dogtag's
+//! The metrics are those of the table in dogtag's guide (chapter "Metrics"), with the names that all of dogtag's
 //! exporters have.
 //!
 //! # Services that end

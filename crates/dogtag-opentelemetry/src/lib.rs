@@ -16,7 +16,7 @@
 //! # Instruments
 //!
 //! By the semantic conventions, names have dots and no unit: `dogtag.service.live` with the unit `By` is
-//! `dogtag_service_live_bytes` in Prometheus, and so all are those of [the guide's table](dogtag::guide#metrics).
+//! `dogtag_service_live_bytes` in Prometheus, and so all are those of the table in dogtag's guide (chapter "Metrics").
 //!
 //! | what | instrument | unit |
 //! | --- | --- | --- |

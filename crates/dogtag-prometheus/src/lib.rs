@@ -49,7 +49,7 @@ use std::fmt;
 ///
 /// # Metrics
 ///
-/// With a label `service`, the service's name ([the guide](dogtag::guide#metrics) has all in one table):
+/// With a label `service`, the service's name (dogtag's guide, chapter "Metrics", has all in one table):
 ///
 /// | metric | type | what it is |
 /// | --- | --- | --- |

@@ -22,7 +22,7 @@
 //! # }
 //! ```
 //!
-//! The metrics are those of [the guide's table](dogtag::guide#metrics), with the names that all of dogtag's exporters have. The
+//! The metrics are those of the table in dogtag's guide (chapter "Metrics"), with the names that all of dogtag's exporters have. The
 //! collector reads the figures when it is asked for them; services that have ended are gone then.
 //!
 //! The library keeps all values as floating-point numbers: above 2⁵³ bytes, which is 8 PiB, counters are
