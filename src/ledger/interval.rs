@@ -1,6 +1,5 @@
 //! The mean distance of sampled bytes, and how it is changed while threads sample.
 
-use crate::ledger::threshold;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, shared};
 use std::sync::PoisonError;
 
@@ -44,8 +43,9 @@ pub(crate) fn change() -> Changing {
 }
 
 impl Changing {
-    /// Has every thread sample by that interval from its next allocation on; not at all by 0.
-    pub(crate) fn set(&mut self, interval: u64) {
+    /// Has every thread sample by that interval from its next allocation on; not at all by 0. `lower`
+    /// sends each thread's next allocation to the slow path.
+    pub(crate) fn set(&mut self, interval: u64, lower: impl Fn()) {
         WANTED.store(interval, Ordering::Relaxed);
         // First nobody samples, so that no byte which was chosen by the former interval stands for what
         // the new one says.
@@ -53,7 +53,7 @@ impl Changing {
             if step != self::interval() {
                 INTERVAL.store(step, Ordering::Relaxed);
                 CHANGES.fetch_add(1, Ordering::Release);
-                threshold::lower_every_threshold();
+                lower();
             }
         }
     }
@@ -70,10 +70,10 @@ mod model {
     fn threads_sample_by_the_interval_that_was_set_last() {
         model(|| {
             let other = thread::spawn(|| {
-                change().set(20);
-                change().set(0);
+                change().set(20, || {});
+                change().set(0, || {});
             });
-            change().set(30);
+            change().set(30, || {});
             other.join().unwrap();
             assert_eq!(interval(), wanted());
             assert!(matches!(interval(), 0 | 30), "{}", interval());

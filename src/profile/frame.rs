@@ -1,5 +1,7 @@
 //! One function of a call stack.
 
+use std::sync::Arc;
+
 /// Names one function of a call stack.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
@@ -20,4 +22,29 @@ pub struct Frame {
     /// Whether it is of the program's own crates: [`Profile::by_own_code`](super::Profile::by_own_code)
     /// says how that is told.
     pub is_own: bool,
+}
+
+/// The functions at one address, innermost first. All profiles that have the address share them.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(from = "Vec<Frame>", into = "Vec<Frame>"))]
+pub(super) struct Functions(Arc<[Frame]>);
+
+impl From<Vec<Frame>> for Functions {
+    fn from(frames: Vec<Frame>) -> Self {
+        Self(frames.into())
+    }
+}
+
+#[cfg(feature = "serde")]
+impl From<Functions> for Vec<Frame> {
+    fn from(functions: Functions) -> Self {
+        functions.0.to_vec()
+    }
+}
+
+impl Functions {
+    pub(super) fn frames(&self) -> &[Frame] {
+        &self.0
+    }
 }

@@ -4,10 +4,9 @@
 //! address stay known while its program or library stays where it is. They are bounded: beyond [`MOST`] all are
 //! forgotten.
 
-use super::frame::Frame;
+use super::frame::{Frame, Functions};
 use super::mappings::{self, Mapping};
 use super::sources::Crates;
-use super::symbols::Functions;
 use crate::sync::{Mutex, MutexGuard};
 use crate::sys::fork::{self, ForkHook, ForkOrder, Held, at_load};
 use std::collections::{BTreeMap, HashMap};

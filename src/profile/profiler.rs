@@ -10,6 +10,7 @@ use crate::format;
 use crate::ledger;
 use crate::ledger::interval::{self, Changing};
 use crate::ledger::sampling::{self, Hooks};
+use crate::ledger::threshold::lower_every_threshold;
 use crate::service;
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::sys::fork::{self, ForkHook, ForkOrder, Held, at_load};
@@ -126,7 +127,7 @@ impl Profiler {
         }
         let mut changing = interval::change();
         if interval::wanted() != 0 {
-            changing.set(bytes);
+            changing.set(bytes, lower_every_threshold);
         }
         Ok(())
     }
@@ -134,7 +135,7 @@ impl Profiler {
     /// Stops sampling. Profiles still show what was sampled before. What was allocated since is
     /// [not sampled](super::Origin::NotSampled).
     pub fn stop(self) {
-        interval::change().set(0);
+        interval::change().set(0, lower_every_threshold);
     }
 }
 
@@ -180,7 +181,7 @@ impl ProfilerBuilder {
         }
         DEPTH.store(self.depth, Ordering::Relaxed);
         sampling::set_hooks(&HOOKS);
-        changing.set(self.interval);
+        changing.set(self.interval, lower_every_threshold);
         // From here on everything is sampled; so at most what there is now was allocated before.
         let baseline = Arc::new(Baseline::now());
         *lock() = Some(baseline);

@@ -4,7 +4,7 @@
 //! as line tables do, the outermost function's is taken from the symbol table, and those of inlined ones
 //! from the paths of their files.
 
-use super::frame::Frame;
+use super::frame::{Frame, Functions};
 use super::frames::Program;
 use super::kept;
 use super::mappings::{self, Mapping};
@@ -13,37 +13,11 @@ use super::sources::{self, Crates};
 use super::symbol_table;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ptr;
-use std::sync::Arc;
 
 /// The functions at each address, innermost first.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub(super) struct Names(BTreeMap<usize, Functions>);
-
-/// The functions at one address, innermost first. All profiles that have the address share them.
-#[derive(Clone, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(from = "Vec<Frame>", into = "Vec<Frame>"))]
-pub(super) struct Functions(Arc<[Frame]>);
-
-impl From<Vec<Frame>> for Functions {
-    fn from(frames: Vec<Frame>) -> Self {
-        Self(frames.into())
-    }
-}
-
-#[cfg(feature = "serde")]
-impl From<Functions> for Vec<Frame> {
-    fn from(functions: Functions) -> Self {
-        functions.0.to_vec()
-    }
-}
-
-impl Functions {
-    pub(super) fn frames(&self) -> &[Frame] {
-        &self.0
-    }
-}
 
 impl Names {
     /// Looks up the functions at return addresses, each address once, and those that are known from
