@@ -259,7 +259,8 @@ mod forks {
         register_fork_hook(&HOOK);
     }
 
-    static HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child: after };
+    static HOOK: ForkHook =
+        ForkHook { order: ForkOrder::Statistics, before, in_parent: after, in_child: after };
 
     static LOCK: Held<MutexGuard<'static, ()>> = Held::new();
 

@@ -104,7 +104,7 @@ fn register() {
 
 at_load!(register);
 
-static HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child: after };
+static HOOK: ForkHook = ForkHook { order: ForkOrder::Names, before, in_parent: after, in_child: after };
 static HELD: Held<MutexGuard<'static, Option<Kept>>> = Held::new();
 
 fn before() {

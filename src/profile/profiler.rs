@@ -264,7 +264,7 @@ fn register() {
 
 at_load!(register);
 
-static HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child: after };
+static HOOK: ForkHook = ForkHook { order: ForkOrder::Profiler, before, in_parent: after, in_child: after };
 static HELD: Held<(Changing, MutexGuard<'static, Option<Arc<Baseline>>>)> = Held::new();
 
 fn before() {

@@ -45,7 +45,7 @@ pub(super) struct Publishing {
 
 static PUBLISHING: Mutex<()> = Mutex::new(());
 
-static HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent, in_child };
+static HOOK: ForkHook = ForkHook { order: ForkOrder::Services, before, in_parent, in_child };
 
 fn before() {
     let locks = Locks {

@@ -28,18 +28,35 @@ pub struct ForkHook {
     pub in_child: fn(),
 }
 
-/// The order in which hooks take their locks. They give them back in the opposite order.
+/// The order in which hooks take their locks: that in which a thread may take them one inside the
+/// other, so that it and one that forks never wait for each other. Hooks give them back in the
+/// opposite order.
+///
+/// Each hook has a place of its own but for the last two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForkOrder {
-    /// Locks under which the program may allocate.
-    Outer,
+    /// Of the profiler's settings. Who changes them locks families of services.
+    Profiler,
+    /// Of the names that profiles keep.
+    Names,
+    /// Of the list of modules.
+    Modules,
+    /// Of the loader's own list, by which both of these are made.
+    Loader,
+    /// Of the backend's statistics.
+    Statistics,
+    /// Of services. The program may allocate under them, and under all before.
+    Services,
     /// Locks that an allocation may take.
     Inner,
     /// No locks: called when all of them are held.
     Last,
 }
 
-const ORDERS: [ForkOrder; 3] = [ForkOrder::Outer, ForkOrder::Inner, ForkOrder::Last];
+const ORDERS: [ForkOrder; 8] = {
+    use ForkOrder::*;
+    [Profiler, Names, Modules, Loader, Statistics, Services, Inner, Last]
+};
 
 static HOOKS: Registered<ForkHook> = Registered::new();
 
@@ -227,4 +244,18 @@ fn at_fork(before: extern "C" fn(), in_parent: extern "C" fn(), in_child: extern
     // SAFETY: functions live as long as the process; the library that they are in stays loaded,
     // or takes its handlers along (glibc).
     unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+}
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+
+    /// Of hooks with the same place, it is a matter of linking which one comes first.
+    #[test]
+    fn each_hook_under_which_a_program_may_allocate_has_a_place_of_its_own() {
+        prepare();
+        for order in ORDERS.into_iter().filter(|order| !matches!(order, ForkOrder::Inner | ForkOrder::Last)) {
+            assert!(HOOKS.iter().filter(|hook| hook.order == order).count() <= 1, "{order:?}");
+        }
+    }
 }

@@ -30,7 +30,7 @@ fn lock() -> MutexGuard<'static, ()> {
 }
 
 /// What the list says is kept in memory from the heap.
-static FORK_HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child: after };
+static FORK_HOOK: ForkHook = ForkHook { order: ForkOrder::Loader, before, in_parent: after, in_child: after };
 static HELD: Held<MutexGuard<'static, ()>> = Held::new();
 
 fn before() {

@@ -67,6 +67,29 @@ fn forked_children_take_profiles() {
     profiler.stop();
 }
 
+/// Who changes the interval looks at all services, and a fork holds on to both.
+#[test]
+fn forks_and_changes_of_the_interval_do_not_wait_for_each_other() {
+    alone!();
+    let profiler = Profiler::running().unwrap_or_else(|| Profiler::builder().start().unwrap());
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        for interval in [1, 4 << 10] {
+            let is_over = &is_over;
+            threads.spawn(move || {
+                while !is_over.load(SeqCst) {
+                    profiler.set_interval(interval).unwrap();
+                }
+            });
+        }
+        for _ in 0..times(100) {
+            in_child(|| profiler.set_interval(100).unwrap());
+        }
+        is_over.store(true, SeqCst);
+    });
+    profiler.stop();
+}
+
 const THREADS: usize = 8;
 const SERVICES: usize = 12;
 /// Blocks of a thread.

@@ -103,7 +103,7 @@ type Lists = Vec<Box<List>>;
 static REPLACED: Mutex<Lists> = Mutex::new(Vec::new());
 
 /// Has a forked child find no list half made.
-static FORK_HOOK: ForkHook = ForkHook { order: ForkOrder::Outer, before, in_parent: after, in_child };
+static FORK_HOOK: ForkHook = ForkHook { order: ForkOrder::Modules, before, in_parent: after, in_child };
 static HELD: Held<MutexGuard<'static, Lists>> = Held::new();
 
 fn before() {
