@@ -14,6 +14,8 @@ pub(crate) mod fork;
 #[cfg(all(feature = "profile", target_os = "linux", not(dogtag_loom)))]
 pub(crate) mod loader;
 mod parker;
+#[cfg(all(any(feature = "memory-check", feature = "profile"), not(dogtag_loom)))]
+pub(crate) mod resolve;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod smaps;
 // musl's loader unmaps nothing, and a static program has no loader.

@@ -3,7 +3,7 @@
 
 use crate::ledger::thread;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use crate::sys;
+use crate::sys::{self, resolve::resolve};
 use std::fmt;
 use std::ptr;
 
@@ -46,7 +46,7 @@ impl fmt::Display for Backtrace {
             let call = ptr::without_provenance_mut(address.wrapping_sub(1));
             let mut result = Ok(());
             let mut known = false;
-            backtrace::resolve(call, |symbol| {
+            resolve(call, |symbol| {
                 let Some(name) = symbol.name() else { return };
                 known = true;
                 let name = format!("{name:#}");

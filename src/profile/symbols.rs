@@ -11,6 +11,7 @@ use super::mappings::{self, Mapping};
 use super::own;
 use super::sources::{self, Crates};
 use super::symbol_table;
+use crate::sys::resolve;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ptr;
 
@@ -47,7 +48,7 @@ impl Names {
             }
             let listed = kept.listed.get_or_insert_with(|| {
                 // Has it list them.
-                backtrace::resolve(ptr::null_mut(), |_| {});
+                resolve::resolve(ptr::null_mut(), |_| {});
                 now.clone()
             });
             (kept.crates.clone(), listed.clone())
@@ -101,7 +102,7 @@ fn look_up_anew(
         })
         .collect();
     // Debug information takes many times what the names do.
-    backtrace::clear_symbol_cache();
+    resolve::clear_cache();
     by_symbol_tables(&mut found, now);
     for frames in found.values() {
         frames.last().into_iter().for_each(|outermost| crates.learn(outermost));
@@ -137,7 +138,7 @@ fn look_up_anew(
 fn by_debug_information(address: usize) -> Vec<Frame> {
     let mut found: Vec<Frame> = Vec::new();
     // The return address may be the next function's first.
-    backtrace::resolve(ptr::without_provenance_mut(address.wrapping_sub(1)), |symbol| {
+    resolve::resolve(ptr::without_provenance_mut(address.wrapping_sub(1)), |symbol| {
         let Some(name) = symbol.name() else { return };
         let function = format!("{name:#}");
         let file = symbol.filename().map(|file| file.to_string_lossy().into_owned());

@@ -2,8 +2,11 @@
 
 use super::{LAYOUT, culprit, met, note, twice, victim};
 use crate::child::dealloc;
+use crate::watch;
 use dogtag::check::{self, ViolationKind};
+use std::fmt::Write;
 use std::hint::black_box;
+use std::sync::{Arc, Barrier};
 
 fn quarantine() -> (u64, u64) {
     let quarantine = dogtag::snapshot().quarantine.expect("with memory-check");
@@ -88,6 +91,46 @@ fn live_blocks_are_listed() {
     drop(blocks);
     check::assert_no_leaks(&victim);
     assert_eq!(check::live_blocks(&victim).to_string(), "victim has no live blocks\n");
+}
+
+/// Who looks names up holds a lock of a library's, which in a child of another thread's nobody gives back.
+#[test]
+fn a_child_that_was_forked_while_names_are_looked_up_shows_call_stacks() {
+    /// Waits at the first text that it gets: inside the look-up.
+    struct Waits(Option<Barriers>);
+    type Barriers = Arc<[Barrier; 2]>;
+
+    impl Write for Waits {
+        fn write_str(&mut self, _: &str) -> std::fmt::Result {
+            self.0
+                .take()
+                .into_iter()
+                .for_each(|barriers| barriers.iter().for_each(|barrier| _ = barrier.wait()));
+            Ok(())
+        }
+    }
+
+    alone!("backtrace=1");
+    let block = culprit();
+    let stack = check::live_blocks(&victim()).blocks[0].backtrace.unwrap();
+    let barriers: Barriers = Arc::new([Barrier::new(2), Barrier::new(2)]);
+    std::thread::scope(|threads| {
+        let mut waits = Waits(Some(barriers.clone()));
+        threads.spawn(move || write!(waits, "{stack}").unwrap());
+        barriers[0].wait();
+        // SAFETY: the child asks dogtag, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let shown = stack.to_string();
+            // SAFETY: ends the process, without what others may have locked.
+            unsafe { libc::_exit(i32::from(shown.lines().count() != stack.addresses().len())) };
+        }
+        let status = watch::ended(child);
+        barriers[1].wait();
+        assert!(status.success(), "{status}");
+    });
+    // SAFETY: the block is live.
+    unsafe { dealloc(block, LAYOUT) };
 }
 
 #[test]
