@@ -159,16 +159,21 @@ fn c_blocks_are_sampled_as_often_as_their_bytes_say() {
     const INTERVAL: u64 = 4096;
 
     let _alone = PROFILER.lock().unwrap_or_else(PoisonError::into_inner);
+    // Before one of them is sampled.
+    // SAFETY: any size may be asked for, and each block is freed once.
+    let sizes = [8, 60, 64, 1000].map(|size| unsafe {
+        let block = black_box(libc::malloc(size));
+        let usable = malloc_usable_size(block);
+        libc::free(block);
+        (size, usable)
+    });
     let profiler = Profiler::builder().interval(INTERVAL).start().unwrap();
-    for size in [8, 60, 64, 1000] {
+    for (size, usable) in sizes {
         let service = Service::register(format!("of {size}")).unwrap();
-        let mut usable = 0;
         // SAFETY: any size may be asked for, and each block is freed once.
         service.run(|| unsafe {
             for _ in 0..(30 << 20) / (size + 8) {
-                let block = black_box(libc::malloc(size));
-                usable = malloc_usable_size(block);
-                libc::free(block);
+                libc::free(black_box(libc::malloc(size)));
             }
         });
         let allocated = profile::allocated();
