@@ -70,6 +70,19 @@ pub(crate) fn retired(name: &str, handle: u32) {
     tell_later(LevelFilter::TRACE, || Some(Event::Retired { name: try_copy(name)?, handle }));
 }
 
+/// Announces that a service, which the caller holds, was cancelled.
+#[cfg(feature = "guard")]
+pub(crate) fn cancelled(service: &'static Record, reason: &str) {
+    tell_later(LevelFilter::WARN, || {
+        Some(Event::Cancelled {
+            name: try_copy(service.name())?,
+            handle: service.handle(),
+            bytes: crate::ledger::usage(service).bytes(),
+            reason: try_copy(reason)?,
+        })
+    });
+}
+
 /// Announces that a span names a service that there cannot be, once a second at most: others
 /// will follow. Of the name no more than `most` bytes are shown.
 #[cfg(feature = "tracing-layer")]
@@ -147,6 +160,13 @@ enum Event {
         name: String,
         handle: u32,
     },
+    #[cfg(feature = "guard")]
+    Cancelled {
+        name: String,
+        handle: u32,
+        bytes: u64,
+        reason: String,
+    },
     #[cfg(feature = "tracing-layer")]
     NotRegistered {
         name: String,
@@ -169,6 +189,10 @@ impl Event {
             }
             Self::Retired { name, handle } => {
                 tracing::trace!(target: "dogtag", service = name, handle, "a service was retired");
+            }
+            #[cfg(feature = "guard")]
+            Self::Cancelled { name, handle, bytes, reason } => {
+                tracing::warn!(target: "dogtag", service = name, handle, bytes, reason, "a service was cancelled");
             }
             #[cfg(feature = "tracing-layer")]
             Self::NotRegistered { name, error } => {

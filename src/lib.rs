@@ -204,6 +204,8 @@ mod contained;
 mod events;
 #[cfg(not(dogtag_loom))]
 mod format;
+#[cfg(all(feature = "guard", not(dogtag_loom)))]
+pub mod guard;
 #[cfg(all(any(doc, doctest), not(dogtag_loom)))]
 pub mod guide;
 #[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]

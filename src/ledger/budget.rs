@@ -28,6 +28,8 @@ use crate::sync::{AtomicBool, AtomicU64, Ordering, const_unless_loom, spin};
 pub(crate) struct Budget {
     hard: AtomicU64,
     soft: AtomicU64,
+    /// Where the service is cancelled.
+    cancel: AtomicU64,
     /// The bytes that may be allocated before the cells are added up again: a [`CreditWord`].
     word: AtomicU64,
     /// How often that was changed, or was about to be: what the word counts itself comes round
@@ -35,6 +37,8 @@ pub(crate) struct Budget {
     changes: AtomicU64,
     /// Whether the soft limit was crossed, and not undershot since.
     is_above: AtomicBool,
+    /// Whether it got past where it is cancelled: from then on that counts no more.
+    has_passed: AtomicBool,
 }
 
 /// No limit.
@@ -51,6 +55,14 @@ pub(crate) struct Granted {
     pub(crate) bytes: u64,
     /// Whether this crosses the soft limit, upwards.
     pub(crate) crosses: bool,
+    /// Whether this is the one by which the service is cancelled.
+    pub(crate) cancels: bool,
+}
+
+impl Granted {
+    fn of(bytes: u64) -> Self {
+        Self { bytes, crosses: false, cancels: false }
+    }
 }
 
 impl Budget {
@@ -59,9 +71,11 @@ impl Budget {
             Self {
                 hard: AtomicU64::new(NONE),
                 soft: AtomicU64::new(NONE),
+                cancel: AtomicU64::new(NONE),
                 word: AtomicU64::new(0),
                 changes: AtomicU64::new(0),
                 is_above: AtomicBool::new(false),
+                has_passed: AtomicBool::new(false),
             }
         }
     }
@@ -74,8 +88,21 @@ impl Budget {
         self.soft.load(Ordering::Relaxed)
     }
 
+    /// Where the service is cancelled.
+    pub(crate) fn cancel_at(&self) -> u64 {
+        self.cancel.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn is_limited(&self) -> bool {
-        self.hard() != NONE || self.soft() != NONE
+        self.hard() != NONE || self.soft() != NONE || self.cancel_at() != NONE
+    }
+
+    /// Changes where the service is cancelled. What was granted before is not taken back.
+    pub(crate) fn set_cancel_at(&self, bytes: u64) {
+        if self.cancel.swap(bytes, Ordering::Relaxed) != bytes {
+            self.has_passed.store(false, Ordering::Relaxed);
+        }
+        self.withdraw();
     }
 
     /// Changes the limits. What was granted before is not taken back.
@@ -110,6 +137,11 @@ impl Budget {
         self.is_above.store(false, Ordering::Relaxed);
     }
 
+    /// The allocation that would have had the service cancelled will not be made.
+    pub(crate) fn unpass(&self) {
+        self.has_passed.store(false, Ordering::Relaxed);
+    }
+
     /// Counts `size` bytes that are in no cell, until they have [landed](Self::land).
     pub(crate) fn take_off(&self, size: u64) {
         self.changes.fetch_add(1, Ordering::Relaxed);
@@ -138,19 +170,20 @@ impl Budget {
                 self.word.compare_exchange(credit.0, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             };
             let (hard, soft) = (self.hard(), self.soft());
+            let cancel = if self.has_passed.load(Ordering::Relaxed) { NONE } else { self.cancel_at() };
             let fits_in_flight = credit.taken_off() + announced < 2 * LARGEST - GRANT;
             if let Some(rest) = credit.credit().checked_sub(wanted.next_multiple_of(GRANT))
                 && fits_in_flight
             {
                 if replace(credit.with_credit(rest)) {
-                    return Some(Granted { bytes: wanted, crosses: false });
+                    return Some(Granted::of(wanted));
                 }
                 continue;
             }
             // First as if all that was granted were used. If that is too much, or
             // would be a crossing, what was granted is taken back.
             let was_above = self.is_above.load(Ordering::Relaxed);
-            let most = if was_above { hard } else { hard.min(soft) };
+            let most = hard.min(cancel).min(if was_above { NONE } else { soft });
             let alone = |live: Live| live.at_most.saturating_add(size);
             let after =
                 |live: Live| alone(live).saturating_add(live.granted).saturating_add(credit.taken_off());
@@ -161,11 +194,12 @@ impl Budget {
             if let Some(live) = sum.filter(|live| after(*live) <= hard && fits_in_flight) {
                 let after = after(live);
                 // What is in flight may be counted twice.
-                let is_above = alone(live) > soft;
+                let (is_above, passes) = (alone(live) > soft, alone(live) > cancel);
                 // Above the soft limit there is little credit, so that it is
                 // noticed when it is undershot.
                 let soft_left = if after > soft { (soft / 8).max(GRANT) } else { soft - after };
-                let left = soft_left.min(hard - after);
+                let cancel_left = if passes { NONE } else { cancel.saturating_sub(after) };
+                let left = soft_left.min(cancel_left).min(hard - after);
                 let grant = wanted.min(size.saturating_add(left));
                 if replace(credit.with_credit(left - (grant - size))) {
                     if self.changes.load(Ordering::Relaxed).wrapping_sub(changes) >= CreditWord::MOST_CHANGES
@@ -176,7 +210,11 @@ impl Budget {
                         continue;
                     }
                     let was_above = self.is_above.swap(is_above, Ordering::Relaxed);
-                    return Some(Granted { bytes: grant, crosses: is_above && !was_above });
+                    return Some(Granted {
+                        bytes: grant,
+                        crosses: is_above && !was_above,
+                        cancels: passes && !self.has_passed.swap(true, Ordering::Relaxed),
+                    });
                 }
                 // Others have drawn, and so they get on.
                 continue;
@@ -194,7 +232,7 @@ impl Budget {
                     return None;
                 }
                 self.take_off(announced);
-                return Some(Granted { bytes: size, crosses: false });
+                return Some(Granted::of(size));
             }
             spin(attempt);
             attempt += 1;
@@ -281,7 +319,7 @@ mod tests {
     }
 
     fn granted(bytes: u64) -> Option<Granted> {
-        Some(Granted { bytes, crosses: false })
+        Some(Granted::of(bytes))
     }
 
     #[test]
@@ -379,13 +417,43 @@ mod tests {
     }
 
     #[test]
+    fn a_service_is_cancelled_once_and_not_before() {
+        let cancels = |bytes| Some(Granted { cancels: true, ..Granted::of(bytes) });
+        let budget = Budget::new();
+        budget.set_cancel_at(1000);
+        assert!(budget.is_limited());
+        assert_eq!(budget.draw(100, 0, exactly(0)), granted(1000), "up to there");
+        assert_eq!(budget.draw(1, 0, exactly(999)), granted(1), "no further");
+        assert_eq!(budget.draw(1, 0, exactly(1000)), cancels(GRANT));
+        assert_eq!(budget.draw(1 << 20, 0, exactly(5000)), granted(1 << 20), "it is cancelled already");
+        // Unless that was not made.
+        budget.unpass();
+        assert_eq!(budget.draw(2 << 40, 0, exactly(5000)), cancels(2 << 40));
+        // Grants that nobody has used do not count, nor what is in flight and in a cell, perhaps.
+        let budget = Budget::new();
+        budget.set_cancel_at(10 * GRANT);
+        let unused = |grants| {
+            let granted = if grants == Grants::Count { 20 * GRANT } else { 0 };
+            Some(Live { at_least: 0, at_most: 0, granted })
+        };
+        assert_eq!(budget.draw(1, 0, unused), granted(GRANT));
+        budget.take_off(8 * GRANT);
+        assert_eq!(budget.draw(1, 0, exactly(4 * GRANT)), granted(1));
+        // Another place to be cancelled at, and none.
+        budget.set_cancel_at(100);
+        assert_eq!(budget.draw(1, 0, exactly(100)), cancels(GRANT));
+        budget.set_cancel_at(NONE);
+        assert!(!budget.is_limited());
+    }
+
+    #[test]
     fn a_soft_limit_is_crossed_once() {
         let budget = limited(NONE, 1000);
         assert_eq!(budget.draw(100, 0, exactly(0)), granted(1000), "up to the limit");
-        assert_eq!(budget.draw(1, 0, exactly(1000)), Some(Granted { bytes: GRANT, crosses: true }));
+        assert_eq!(budget.draw(1, 0, exactly(1000)), Some(Granted { crosses: true, ..Granted::of(GRANT) }));
         assert_eq!(budget.draw(1, 0, exactly(2000)), granted(GRANT));
         assert_eq!(budget.draw(1, 0, exactly(500)), granted(500), "undershot");
-        assert_eq!(budget.draw(501, 0, exactly(500)), Some(Granted { bytes: GRANT, crosses: true }));
+        assert_eq!(budget.draw(501, 0, exactly(500)), Some(Granted { crosses: true, ..Granted::of(GRANT) }));
         // Nor do grants that nobody has used hide that it was undershot.
         let budget = limited(NONE, 1000);
         assert!(budget.draw(1001, 0, exactly(0)).is_some_and(|granted| granted.crosses));

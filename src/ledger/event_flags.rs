@@ -13,6 +13,8 @@ impl EventFlags {
     pub(crate) const CROSSED: Self = Self(1);
     /// The service's hard limit has denied an allocation.
     pub(crate) const DENIED: Self = Self(2);
+    /// The service got past where it is cancelled.
+    pub(crate) const PASSED: Self = Self(4);
 
     pub(crate) const fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0

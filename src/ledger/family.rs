@@ -6,7 +6,7 @@
 use crate::ledger::budget::{self, Budget};
 use crate::ledger::event_flags::PendingNode;
 use crate::owner::Slot;
-use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering, const_unless_loom};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, const_unless_loom};
 use crate::usage::Usage;
 use std::ptr;
 
@@ -34,6 +34,8 @@ pub(crate) struct LimitGroup {
     past_bytes: AtomicU64,
     past_blocks: AtomicU64,
     past_denied: AtomicU64,
+    /// Whether the service is cancelled, itself or with one above it. Set under the lock.
+    cancelled: AtomicBool,
     pub(super) pending: PendingNode,
 }
 
@@ -79,6 +81,7 @@ impl Family {
             past_bytes: AtomicU64::new(0),
             past_blocks: AtomicU64::new(0),
             past_denied: AtomicU64::new(0),
+            cancelled: AtomicBool::new(false),
             pending: PendingNode::new(),
         }));
         let first = ptr::null_mut();
@@ -93,12 +96,27 @@ impl Family {
         }
     }
 
+    /// Whether the service is cancelled.
+    #[inline]
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.limit_group().is_some_and(|limit_group| limit_group.cancelled.load(Ordering::Acquire))
+    }
+
+    /// Cancels the service, without those below it. `false` if it was before. The caller has the lock
+    /// of families.
+    pub(super) fn cancel(&self) -> bool {
+        !self.limit_group_or_new().cancelled.swap(true, Ordering::AcqRel)
+    }
+
     /// For a new service in a slot that is claimed.
     pub(crate) fn begin(&self) {
         self.parent.store(None);
         self.limited.store(0, Ordering::Relaxed);
-        if let Some(LimitGroup { budget, past_bytes, past_blocks, past_denied, .. }) = self.limit_group() {
+        if let Some(limit_group) = self.limit_group() {
+            let LimitGroup { budget, past_bytes, past_blocks, past_denied, cancelled, .. } = limit_group;
             budget.set(budget::NONE, budget::NONE);
+            budget.set_cancel_at(budget::NONE);
+            cancelled.store(false, Ordering::Relaxed);
             for past in [past_bytes, past_blocks, past_denied] {
                 past.store(0, Ordering::Relaxed);
             }

@@ -282,6 +282,8 @@ pub enum Word {
     NamesSeen,
     /// How the thread's service outside of scopes is chosen, by its name for instance.
     Follows,
+    /// Whether the thread can do without what it asks for, if its service is cancelled.
+    Fallible,
     /// Sampling: the state of the thread's random numbers.
     Random,
     /// Sampling: bytes to the next sample in cells whose threshold is never raised.

@@ -12,6 +12,7 @@
 //! | a byte that is sampled (`sampling`) | the threshold is there, if that is before the end of the grant |
 //! | a peak | the threshold is no more than 256 KiB ahead |
 //! | a hard or soft limit | the threshold is at the end of the thread's grant, 64 KiB ahead at most |
+//! | a cancelled service | its cells' thresholds are not raised any more |
 //! | a limit that was changed, a grant that was taken back | the thresholds were lowered to 0 |
 //! | a thread that may belong to another service by now | it has lowered its own threshold |
 //! | a thread that has not looked at its name long ago (`thread::names`) | its grant is that small |
@@ -57,6 +58,8 @@ pub(crate) struct Admitted {
     announced: u64,
     /// Whose soft limits it crosses, in the same way.
     crossed: u64,
+    /// Which ones it has cancelled, in the same way.
+    cancels: u64,
     /// Whether the threshold was raised for it.
     has_asked: bool,
 }
@@ -80,8 +83,16 @@ pub(crate) fn ask(
     size: usize,
     replaced: Option<Replaced>,
 ) -> Option<Admitted> {
-    let mut admitted =
-        Admitted { account, record, size: size as u64, replaced, announced: 0, crossed: 0, has_asked: false };
+    let mut admitted = Admitted {
+        account,
+        record,
+        size: size as u64,
+        replaced,
+        announced: 0,
+        crossed: 0,
+        cancels: 0,
+        has_asked: false,
+    };
     if account.cell().needs_grant(size) {
         admitted.ask()?;
     }
@@ -96,6 +107,15 @@ impl Admitted {
         let mut grant = PEAK_INTERVAL.min(thread::next_look(self.record));
         #[cfg(dogtag_loom)]
         let mut grant = PEAK_INTERVAL;
+        let stays = self.replaced.is_some_and(|old| old.stays);
+        if self.record.family().is_cancelled() {
+            if is_fallible() && !stays {
+                self.record.deny();
+                return None;
+            }
+            // The next one is asked about, too.
+            grant = 0;
+        }
         for (step, record, budget) in limited(self.record) {
             let more = self.more(record);
             // What is large would be missed by others until it is counted. And what
@@ -112,7 +132,7 @@ impl Admitted {
                 grant = 0;
             } else {
                 let Some(granted) = budget.draw(more, announced, |grants| live(record, None, grants)) else {
-                    if !self.replaced.is_some_and(|old| old.stays) {
+                    if !stays {
                         self.record.deny();
                         pending_events::push_denial(record);
                     }
@@ -120,6 +140,7 @@ impl Admitted {
                 };
                 grant = grant.min(granted.bytes.saturating_sub(more));
                 self.crossed |= bit(step, granted.crosses);
+                self.cancels |= bit(step, granted.cancels);
             }
             self.announced |= bit(step, is_announced);
         }
@@ -178,6 +199,10 @@ impl Admitted {
             self.each(self.crossed, |record, _| pending_events::push(record, EventFlags::CROSSED));
             self.crossed = 0;
         }
+        if self.cancels != 0 {
+            self.each(self.cancels, |record, _| pending_events::push(record, EventFlags::PASSED));
+            self.cancels = 0;
+        }
         if self.account.cell().has_grown(size, PEAK_GROWTH) {
             note_peak(self.record);
         }
@@ -187,16 +212,29 @@ impl Admitted {
 impl Drop for Admitted {
     #[inline]
     fn drop(&mut self) {
-        if self.announced | self.crossed != 0 {
+        if self.announced | self.crossed | self.cancels != 0 {
             self.each(self.announced, |_, budget| budget.land(self.size));
             // It was not made.
             self.each(self.crossed, |_, budget| budget.uncross());
+            self.each(self.cancels, |_, budget| budget.unpass());
         }
         if self.has_asked {
             // Nor is there a reason for the grant that was drawn for it.
             self.account.cell().lower_threshold();
         }
     }
+}
+
+/// Whether the calling thread can do without what it asks for, if its service is cancelled.
+#[cfg(not(dogtag_loom))]
+fn is_fallible() -> bool {
+    // What a panic needs on its way cannot be done without.
+    thread::Word::Fallible.get() != 0 && !std::thread::panicking()
+}
+
+#[cfg(dogtag_loom)]
+fn is_fallible() -> bool {
+    true
 }
 
 /// A service's bit, that many steps above the current one.

@@ -74,6 +74,9 @@ impl Tree {
         let family = child.family();
         family.parent.store(Some(Link::to(parent)));
         child.note_limited();
+        if parent.family().is_cancelled() {
+            family.cancel();
+        }
         family.previous.store(0, Ordering::Relaxed);
         family.next.store(next);
         if let Some(next) = next.and_then(Link::record) {
@@ -85,6 +88,17 @@ impl Tree {
     /// Notes in all services below that this one has got a limit, or has none any more.
     pub(crate) fn note_limits(&self, record: &'static Record) {
         descendants(record, Some(self), |member| member.note_limited());
+    }
+
+    /// Cancels a service, which the caller holds, and its descendants. Calls `each` for those that were
+    /// not cancelled before.
+    #[cfg_attr(not(feature = "guard"), allow(dead_code))]
+    pub(crate) fn cancel(&self, record: &'static Record, mut each: impl FnMut(&'static Record)) {
+        descendants(record, Some(self), |member| {
+            if member.family().cancel() {
+                each(member);
+            }
+        });
     }
 
     /// Takes a service that has ended out of its family. Returns its parent,

@@ -102,6 +102,14 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
         self
     }
 
+    /// Sets the budget: the bytes beyond which the service and its descendants are
+    /// [cancelled](Service::cancel); see [`Service::set_cancel_at`].
+    #[cfg(feature = "guard")]
+    pub fn cancel_at(mut self, bytes: u64) -> Self {
+        self.plan.limits.cancel = Some(bytes);
+        self
+    }
+
     /// Sets the callback for each time that the service and its descendants get past their
     /// [soft limit](Service::set_soft_limit). [`Service::set_on_soft_limit`] says how it is called.
     ///

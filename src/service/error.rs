@@ -74,6 +74,8 @@ pub enum RegisterError {
         hard_limit: Option<u64>,
         /// The living service's soft limit, if it has one.
         soft_limit: Option<u64>,
+        /// Where the living service is cancelled, if it is (feature `guard`).
+        cancel_at: Option<u64>,
     },
     /// All slots (over 16 million) are in use.
     Full,
@@ -110,14 +112,15 @@ impl fmt::Display for RegisterError {
                 }
                 f.write_str(": ask for that, or choose another name")
             }
-            Self::OtherLimits { name, hard_limit, soft_limit } => {
+            Self::OtherLimits { name, hard_limit, soft_limit, cancel_at } => {
                 let limit = |limit: &Option<u64>| limit.map_or("none".to_owned(), |bytes| bytes.to_string());
                 write!(
                     f,
-                    "service {name:?} is registered with other limits (hard: {}, soft: {}): ask for those or \
+                    "service {name:?} is registered with other limits (hard: {}, soft: {}{}): ask for those or \
                      for none, and change them with set_hard_limit and set_soft_limit",
                     limit(hard_limit),
                     limit(soft_limit),
+                    cancel_at.map_or(String::new(), |bytes| format!(", cancelled at: {bytes}")),
                 )
             }
             Self::Full => write!(

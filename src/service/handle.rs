@@ -189,7 +189,7 @@ impl Service {
     }
 
     /// Another clone of whatever service has that record, if it has a clone.
-    #[cfg(feature = "tracing-layer")]
+    #[cfg(any(feature = "guard", feature = "tracing-layer"))]
     pub(crate) fn try_of(record: &'static slots::Record) -> Option<Self> {
         record.lifecycle().try_hold().then(|| Self { record })
     }

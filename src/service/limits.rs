@@ -1,12 +1,15 @@
 //! Limits: how much a service may hold together with its descendants.
 
+#[cfg(feature = "guard")]
+use super::cancel::{self, CancelReason};
 use super::error::RegisterError;
+use super::fork;
 use super::handle::Service;
+use super::retirement::{self, AtEnd};
 use super::scope::Scope;
-use super::{fork, retirement};
 use crate::contained::{contain, drop_contained};
 use crate::events;
-use crate::ledger::budget::{Grants, NONE};
+use crate::ledger::budget::{Budget, Grants, NONE};
 use crate::ledger::pending_events::EventFlags;
 use crate::ledger::slots::{self, Record};
 use crate::ledger::threshold;
@@ -69,7 +72,7 @@ impl Service {
     /// # }
     /// ```
     pub fn set_hard_limit(&self, bytes: Option<u64>) {
-        set(self.record, |_, soft| (bytes, soft));
+        set(self.record, |budget| budget.set(bytes.unwrap_or(NONE), budget.soft()));
     }
 
     /// Returns the soft limit. When this service and its descendants get to hold more bytes, an event
@@ -96,7 +99,7 @@ impl Service {
     /// # Ok::<(), dogtag::RegisterError>(())
     /// ```
     pub fn set_soft_limit(&self, bytes: Option<u64>) {
-        set(self.record, |hard, _| (hard, bytes));
+        set(self.record, |budget| budget.set(budget.hard(), bytes.unwrap_or(NONE)));
     }
 
     /// Sets the callback for each time that this service and its descendants get past their [soft
@@ -148,6 +151,47 @@ impl Service {
         take_callback(self.record)
     }
 
+    /// Returns the budget: the bytes at which this service is cancelled.
+    #[cfg(feature = "guard")]
+    #[must_use]
+    pub fn cancel_at(&self) -> Option<u64> {
+        cancel_at(self.record)
+    }
+
+    /// Sets or lifts the budget: when this service and its descendants get to hold more bytes, it is
+    /// [cancelled](Self::cancel), once.
+    ///
+    /// No allocation fails for it: the one that gets past the budget is made, and a thread of dogtag's own
+    /// cancels the service a moment later. As with the [hard limit](Self::set_hard_limit), a single thread
+    /// gets past it by that one allocation, and of several threads at once each may do so by 64 KiB. A
+    /// forked child has no such thread. A hard limit beside it should be higher.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use dogtag::{InServiceExt, Service};
+    ///
+    /// let query = Service::builder("query-23").cancel_at(2 << 20).register()?;
+    /// let runtime = tokio::runtime::Builder::new_multi_thread().build()?;
+    /// let grows = async {
+    ///     let mut rows = Vec::new();
+    ///     loop {
+    ///         rows.push([0_u8; 1000]);
+    ///         tokio::task::yield_now().await;
+    ///     }
+    /// };
+    /// let task = runtime.spawn(grows.in_service(&query).or_cancelled());
+    /// let cancelled: Result<(), _> = runtime.block_on(task)?;
+    /// assert_eq!(cancelled.unwrap_err().reason.to_string(), "it got past its budget of 2.0 MiB");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "guard")]
+    pub fn set_cancel_at(&self, bytes: Option<u64>) {
+        set(self.record, |budget| budget.set_cancel_at(bytes.unwrap_or(NONE)));
+    }
+
     /// Returns the bytes that this service may still allocate under its hard limit and those
     /// of its ancestors; `None` if there is none.
     ///
@@ -192,15 +236,18 @@ pub(super) struct Limits {
     pub(super) hard: Option<u64>,
     pub(super) soft: Option<u64>,
     pub(super) on_soft: Option<OnSoftLimit>,
+    /// Where the service is cancelled.
+    pub(super) cancel: Option<u64>,
 }
 
 impl fmt::Debug for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hard, soft, on_soft } = self;
+        let Self { hard, soft, on_soft, cancel } = self;
         f.debug_struct("Limits")
             .field("hard", hard)
             .field("soft", soft)
             .field("on_soft", &on_soft.as_ref().map(|_| ".."))
+            .field("cancel", cancel)
             .finish()
     }
 }
@@ -210,10 +257,12 @@ impl Limits {
     pub(super) fn match_living(&self, living: &Service) -> Result<(), RegisterError> {
         let name = || living.name().to_owned();
         let (hard_limit, soft_limit) = limits(living.record);
+        let cancel_at = cancel_at(living.record);
         let is_so =
             |asked: Option<u64>, limit: Option<u64>| asked.is_none_or(|bytes| bytes == limit.unwrap_or(NONE));
-        if !is_so(self.hard, hard_limit) || !is_so(self.soft, soft_limit) {
-            return Err(RegisterError::OtherLimits { name: name(), hard_limit, soft_limit });
+        let asked = [(self.hard, hard_limit), (self.soft, soft_limit), (self.cancel, cancel_at)];
+        if asked.into_iter().any(|(asked, limit)| !is_so(asked, limit)) {
+            return Err(RegisterError::OtherLimits { name: name(), hard_limit, soft_limit, cancel_at });
         }
         self.set_callback(living.record);
         Ok(())
@@ -229,8 +278,11 @@ impl Limits {
     pub(super) fn set(&self, record: &'static Record) {
         let _scope = Scope::enter(&slots::UNATTRIBUTED);
         self.set_callback(record);
-        if self.hard.is_some() || self.soft.is_some() {
-            set(record, |hard, soft| (self.hard.or(hard), self.soft.or(soft)));
+        if self.hard.is_some() || self.soft.is_some() || self.cancel.is_some() {
+            set(record, |budget| {
+                budget.set(self.hard.unwrap_or(budget.hard()), self.soft.unwrap_or(budget.soft()));
+                budget.set_cancel_at(self.cancel.unwrap_or(budget.cancel_at()));
+            });
         }
     }
 }
@@ -243,6 +295,14 @@ pub(crate) fn limits(record: &Record) -> (Option<u64>, Option<u64>) {
     })
 }
 
+/// Where it is cancelled.
+fn cancel_at(record: &Record) -> Option<u64> {
+    let limit_group = record.family().limit_group()?;
+    Some(limit_group.budget.cancel_at()).filter(|bytes| *bytes != NONE)
+}
+
+static FORGET: AtEnd = AtEnd(forget);
+
 /// Drops the callback of a service that has ended.
 fn forget(record: &'static Record) {
     drop_contained(take_callback(record));
@@ -254,7 +314,7 @@ fn set_callback(record: &'static Record, callback: OnSoftLimit) -> Option<OnSoft
     // Who has none has no callback either.
     record.family().limit_group_or_new();
     let _gate = fork::gate();
-    retirement::at_end(forget);
+    retirement::at_end(&FORGET);
     ON_SOFT_LIMIT.get_or_init(DashMap::new).insert(record.index(), callback)
 }
 
@@ -270,7 +330,7 @@ fn take_callback(record: &'static Record) -> Option<OnSoftLimit> {
 /// Of the services of those slots; not there before the first is.
 static ON_SOFT_LIMIT: OnceLock<DashMap<u32, OnSoftLimit>> = OnceLock::new();
 
-fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Option<u64>, Option<u64>)) {
+fn set(record: &'static Record, change: impl FnOnce(&Budget)) {
     fork::prepare();
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
     let families = Tree::lock();
@@ -278,13 +338,11 @@ fn set(record: &'static Record, change: impl Fn(Option<u64>, Option<u64>) -> (Op
     // no forked child finds it half done.
     events::announce_limits_by(|record, flags| announce(Service { record }, flags));
     let limit_group = record.family().limit_group_or_new();
-    let (hard, soft) = limits(record);
-    let (hard, soft) = change(hard, soft);
-    limit_group.budget.set(hard.unwrap_or(NONE), soft.unwrap_or(NONE));
+    change(&limit_group.budget);
     families.note_limits(record);
     threshold::lower_all(&families, record);
     drop(families);
-    if hard.is_some() || soft.is_some() {
+    if limit_group.budget.is_limited() {
         events::start_announcer();
     }
 }
@@ -297,6 +355,12 @@ fn announce(service: Service, flags: EventFlags) {
         let _scope = Scope::enter(&slots::UNATTRIBUTED);
         contain(work);
     };
+    #[cfg(feature = "guard")]
+    if flags.has(EventFlags::PASSED)
+        && let Some(bytes) = cancel_at(service.record)
+    {
+        in_no_service(&|| _ = cancel::cancel(service.record, CancelReason::Budget { bytes }));
+    }
     if flags.has(EventFlags::DENIED) {
         in_no_service(&|| {
             let usage = service.usage_with_children();

@@ -62,10 +62,19 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
         }
     }
     plan.limits.set(record);
+    if record.family().is_cancelled() {
+        // With its parent: nobody is to find it by its name.
+        events::registered(record);
+        return Ok(new.into_service());
+    }
     // Ends: there are more handles to assign than there can be services.
     loop {
         return match registry::publish(record) {
             Ok(()) => {
+                if record.family().is_cancelled() {
+                    // Just now, and it may not have been in the registry then.
+                    registry::remove(record);
+                }
                 events::registered(record);
                 Ok(new.into_service())
             }

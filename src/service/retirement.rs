@@ -12,7 +12,7 @@ use super::{fork, registry};
 use crate::events;
 use crate::ledger::slots::{self, Record, SlotError};
 use crate::ledger::tree::Tree;
-use std::sync::OnceLock;
+use crate::registered::Registered;
 
 /// Takes a service, whose last clone was dropped, out of the registry, and ends
 /// it as soon as it can be.
@@ -93,12 +93,14 @@ const KEPT: usize = if cfg!(feature = "memory-check") { 1024 } else { 0 };
 /// Has `forget` called for each service that ends from now on. It must not allocate: there may be
 /// no memory where something is dropped. The caller has the [gate](fork::gate), so that no child
 /// finds this half done.
-pub(super) fn at_end(forget: fn(&'static Record)) {
-    // It is always the same one.
-    let _ = AT_END.set(forget);
+pub(super) fn at_end(forget: &'static AtEnd) {
+    AT_END.add(forget);
 }
 
-static AT_END: OnceLock<fn(&'static Record)> = OnceLock::new();
+/// What is to be forgotten of a service that has ended.
+pub(super) struct AtEnd(pub(super) fn(&'static Record));
+
+static AT_END: Registered<AtEnd> = Registered::new();
 
 /// Something is left of a retired service.
 struct Lives;
@@ -114,9 +116,7 @@ fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
         record.forget_name();
         record.lifecycle().abandon();
     }
-    if let Some(forget) = AT_END.get() {
-        forget(record);
-    }
+    AT_END.iter().for_each(|AtEnd(forget)| forget(record));
     if !record.is_used_up() {
         let mut spare = spare();
         let free = if record.slot().is_short() { &mut spare.short } else { &mut spare.long };

@@ -153,3 +153,23 @@ fn events_tell_what_happens_to_services() {
     assert!(told.iter().any(|(_, text)| text.contains("denies")), "{told:?}");
     drop(block);
 }
+
+#[cfg(feature = "guard")]
+#[test]
+fn events_tell_who_was_cancelled_and_why() {
+    alone!();
+    listen();
+    let query = Service::builder("cancelled query").handle(78).register().unwrap();
+    let rows = query.run(|| vec![0_u8; 1000]);
+    query.cancel("too slow");
+    query.cancel("once more");
+    drop((query, rows));
+    let told = wait_for("cancelled query", 3);
+    let is_of = |text: &str| told.iter().filter(|(_, told)| told.contains(text)).count();
+    assert_eq!((told.len(), is_of("registered"), is_of("retired")), (3, 1, 1), "{told:?}");
+    let (level, text) = &told[1];
+    assert_eq!(*level, Level::WARN);
+    for part in ["handle=78 ", "bytes=1000 ", "reason=\"too slow\" ", "a service was cancelled"] {
+        assert!(text.contains(part), "{text}");
+    }
+}

@@ -10,6 +10,8 @@ mod common;
 
 mod allocator;
 mod balance;
+#[cfg(feature = "guard")]
+mod cancelling;
 #[cfg(feature = "memory-check")]
 mod check;
 mod events;

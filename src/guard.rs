@@ -1,0 +1,26 @@
+//! An end for services that take too much, before the process has to end (feature `guard`).
+//!
+//! A process that serves many tenants dies as a whole when one of them takes too much. So a service can
+//! be [cancelled](crate::Service::cancel), by the program or by a
+//! [budget](crate::ServiceBuilder::cancel_at): futures that wait on its behalf return an error and let
+//! go of what they hold, and code that does not wait asks now and then. Nothing unwinds out of the
+//! allocator, and nobody is ended who happens to allocate when another one is heavy.
+//!
+//! ```
+//! # #[global_allocator]
+//! # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+//! use dogtag::{InServiceExt, Service, guard::Cancelled};
+//!
+//! async fn answer(query: u32) -> Result<String, Cancelled> {
+//!     let service = Service::builder(format!("query-{query}")).cancel_at(1 << 30).register().unwrap();
+//!     async { "42".to_owned() }.in_service(&service).or_cancelled().await
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+//! assert_eq!(runtime.block_on(answer(1))?, "42");
+//! # Ok(())
+//! # }
+//! ```
+
+pub use crate::service::cancel::{CancelReason, Cancelled, OrCancelled, check, fallible};
