@@ -169,6 +169,7 @@
 //! | `jemalloc-stats` | yes | jemalloc's own figures in snapshots; keeping them costs jemalloc itself a few percent in the tightest loops |
 //! | `disable-initial-exec-tls` | no | a library with dogtag can be opened while a program runs, such as a Python extension module: [Plug-ins](guide#plug-ins) |
 //! | `memory-check` | no | the module `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
+//! | `guard` | no | the module `guard`: cancelling services, and budgets at which they are cancelled |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `stream` | no | [`InService`] is a `Stream` (of the crate `futures-core`) of what is one |
 //! | `profile` | no | the module `profile`: a live heap profile by service and call stack |
