@@ -259,9 +259,9 @@ pub mod report {
     use crate::report::reporter::{self, Task};
     use crate::report::{ReportBuilder, ReportError};
     pub use crate::report::{
-        error::KNOWN_SETTINGS,
+        error::{KNOWN_SERVICES, KNOWN_SETTINGS},
         path::{check, numbered},
-        settings::{parse, variable},
+        settings::{names_threads, parse, variable},
     };
 
     /// Starts what is asked for, if anything is. A file need not be there yet, nor its folder.

@@ -49,6 +49,18 @@ pub enum ReportError {
         /// The setting.
         setting: String,
     },
+    /// The environment variable `DOGTAG_SERVICE` has a value that does not exist.
+    #[non_exhaustive]
+    Service {
+        /// The value.
+        value: String,
+    },
+    /// The heap profiler that the environment variable `DOGTAG_PROFILE` asks for cannot be had.
+    #[cfg(feature = "profile")]
+    Profile(crate::profile::ProfileError),
+    /// The environment variable `DOGTAG_PROFILE` asks for a heap profiler, and the program was built
+    /// without the feature `profile`.
+    NoProfiler,
     /// The address is not one of this machine alone.
     #[non_exhaustive]
     NotLoopback {
@@ -92,6 +104,17 @@ impl fmt::Display for ReportError {
                 "{:?} is no setting of reports; there are {KNOWN_SETTINGS}, separated by commas",
                 beginning(setting, 100)
             ),
+            Self::Service { value } => write!(
+                f,
+                "{:?} says nothing of services; there is {KNOWN_SERVICES}, for services named after threads",
+                beginning(value, 100)
+            ),
+            #[cfg(feature = "profile")]
+            Self::Profile(error) => error.fmt(f),
+            Self::NoProfiler => f.write_str(
+                "there is no heap profiler in this program; \
+                 with the feature `profile` of dogtag in its Cargo.toml there is",
+            ),
             Self::NotLoopback { address } => write!(
                 f,
                 "{address} can be reached by other machines, which may not see this program's memory; \
@@ -102,6 +125,9 @@ impl fmt::Display for ReportError {
     }
 }
 
+/// The value that `DOGTAG_SERVICE` may have, for messages.
+pub const KNOWN_SERVICES: &str = "thread";
+
 /// The settings in `DOGTAG_REPORT`, for messages.
 pub const KNOWN_SETTINGS: &str = "exit, the name of a signal such as SIGUSR2, every=60s, file=PATH, json";
 
@@ -109,6 +135,8 @@ impl std::error::Error for ReportError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::File { error, .. } | Self::Address(error) => Some(error),
+            #[cfg(feature = "profile")]
+            Self::Profile(error) => Some(error),
             _ => None,
         }
     }

@@ -12,14 +12,15 @@
 //!
 //! When the program ends, the table of all services and the balance are on standard error, and the heap
 //! profile, if the profiler runs. [`on_signal`] and [`every`] write the same while it runs;
-//! [`builder`] has choices: a file, `tracing`, a closure, JSON. [`from_env`] asks the
-//! environment variable `DOGTAG_REPORT`, and [`serve`] shows a page in the browser.
+//! [`builder`] has choices: a file, `tracing`, a closure, JSON. [`init`] leaves all that to whoever starts
+//! the program, by the environment variable `DOGTAG_REPORT`, and [`serve`] shows a page in the browser.
 //!
 //! Reports at signals and at intervals are written by a thread of dogtag's own; a signal handler only
 //! wakes it. What reports allocate is charged to the service `unattributed`.
 
 mod builder;
 mod destination;
+mod environment;
 pub(crate) mod error;
 #[cfg(feature = "profile")]
 mod flame_graph;
@@ -34,6 +35,7 @@ mod signals;
 mod taken;
 
 pub use builder::ReportBuilder;
+pub use environment::{from_env, init};
 pub use error::ReportError;
 #[doc(no_inline)]
 pub use libc::{SIGHUP, SIGUSR1, SIGUSR2};
@@ -121,40 +123,6 @@ pub fn every(interval: Duration) -> Result<(), ReportError> {
 /// ```
 pub fn builder() -> ReportBuilder {
     ReportBuilder::new()
-}
-
-/// Writes reports if the environment variable `DOGTAG_REPORT` asks for them, and returns whether it
-/// does.
-///
-/// | in it, separated by commas | |
-/// | --- | --- |
-/// | `exit` | a report at the end of the process |
-/// | `SIGUSR2`, or another signal of [`on_signal`] | one whenever the process gets the signal |
-/// | `every=60s` (`ms`, `s`, `m`, `h`) | one each time that so much time has passed |
-/// | `file=PATH` | to the end of that file instead of standard error; `%p` in it is the process's number |
-/// | `json` | as lines of JSON |
-///
-/// The variable is read by this call alone, at the beginning of `main`: a library does not change what a
-/// program does at signals, nor what it writes, unless the program says so. (A program that has
-/// `dogtag-c` preloaded cannot say so: there the library reads it.) Processes with more rights than the
-/// user who runs them (setuid) ignore the variable.
-///
-/// # Errors
-///
-/// Returns [`ReportError`] if a setting is not understood, or if the reports cannot be had, and reports
-/// nothing then.
-///
-/// ```
-/// # #[global_allocator]
-/// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
-/// # fn main() {
-/// if let Err(error) = dogtag::report::from_env() {
-///     eprintln!("no reports: {error}");
-/// }
-/// # }
-/// ```
-pub fn from_env() -> Result<bool, ReportError> {
-    settings::variable("DOGTAG_REPORT").map_or(Ok(false), |settings| of_settings(&settings))
 }
 
 /// Writes reports as settings, in the form of [`DOGTAG_REPORT`](from_env), ask for them, and returns

@@ -1,4 +1,5 @@
-//! The settings in `DOGTAG_REPORT`: of Rust programs, and of those that have the library preloaded.
+//! The settings in `DOGTAG_REPORT` and `DOGTAG_SERVICE`: of Rust programs, and of those that have the
+//! library preloaded.
 
 use super::builder::ReportBuilder;
 use super::signals;
@@ -14,6 +15,17 @@ pub fn variable(name: &str) -> Option<Vec<u8>> {
         return None;
     }
     std::env::var_os(name).map(OsStringExt::into_vec)
+}
+
+/// Returns whether `DOGTAG_SERVICE` has each thread work for a service named after it; `None` if it is not
+/// understood.
+#[must_use]
+pub fn names_threads(text: &[u8]) -> Option<bool> {
+    match text.trim_ascii() {
+        b"thread" => Some(true),
+        b"" => Some(false),
+        _ => None,
+    }
 }
 
 /// Reads settings, separated by commas, and calls `complain` with each that is not understood, and is left

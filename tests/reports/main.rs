@@ -32,6 +32,8 @@ tests! {
     what_cannot_be_written_is_told,
     subscribers_and_closures_get_reports,
     the_environment_asks_for_reports,
+    the_environment_asks_for_services_and_profiles,
+    what_the_environment_gets_wrong_is_told,
     what_cannot_be_had_is_an_error,
     reports_are_nobodys,
     a_profile_is_part_of_a_report,
@@ -260,6 +262,83 @@ fn the_environment_asks_for_reports() {
         assert!(out.starts_with(answer), "{settings:?}: {out}");
         assert_eq!(err, "", "{settings:?}");
     }
+}
+
+/// A program whose only line is `report::init()`.
+fn started_with(variables: &[(&str, &str)]) -> (String, String) {
+    let mut program = task("init", "");
+    program.env_remove("DOGTAG_PROFILE").env_remove("DOGTAG_SERVICE").envs(variables.iter().copied());
+    ended(program, OWN)
+}
+
+fn the_environment_asks_for_services_and_profiles() {
+    for (service, main, worker) in [
+        (None, "unattributed", "unattributed"),
+        (Some(""), "unattributed", "unattributed"),
+        (Some("thread"), "startup", "worker-*"),
+        (Some(" thread\n"), "startup", "worker-*"),
+    ] {
+        let variables: Vec<_> = service.iter().map(|service| ("DOGTAG_SERVICE", *service)).collect();
+        let expected = format!("main works for {main}\nworker-1 works for {worker}\n");
+        assert_eq!(started_with(&variables), (expected, String::new()), "{service:?}");
+    }
+
+    let folder = Folder::new("init");
+    let settings = format!("exit,json,file={}", folder.path("report"));
+    let all = [("DOGTAG_SERVICE", "thread"), ("DOGTAG_PROFILE", "interval=1"), ("DOGTAG_REPORT", &settings)];
+    // Without the profiler only that is missing.
+    let variables = if cfg!(feature = "profile") { &all[..] } else { &[all[0], all[2]] };
+    let (out, err) = started_with(variables);
+    assert_eq!(out, "main works for startup\nworker-1 works for worker-*\n");
+    assert_eq!(err, "");
+    let report = json(folder.read("report").trim_end(), "exit");
+    let workers = report["rows"].as_array().unwrap().iter().find(|row| row["name"] == "worker-*").unwrap();
+    assert!(workers["usage"]["live_bytes"].as_u64().unwrap() >= 5000, "{workers}");
+    if cfg!(feature = "profile") {
+        let rows = report["profile"]["rows"].as_array().unwrap();
+        let bytes = |row: &Value| row["bytes"].as_i64().unwrap();
+        assert!(rows.iter().any(|row| row["service"] == "worker-*" && bytes(row) >= 5000), "{rows:?}");
+    }
+}
+
+fn what_the_environment_gets_wrong_is_told() {
+    const PROCESS: &str = "dogtag: DOGTAG_SERVICE: \"process\" says nothing of services; there is thread, for services named after threads\n";
+
+    let by_nobody = "main works for unattributed\nworker-1 works for unattributed\n";
+    assert_eq!(started_with(&[("DOGTAG_SERVICE", "process")]), (by_nobody.to_owned(), PROCESS.to_owned()));
+    // The others hold, whichever is wrong.
+    let (out, err) = started_with(&[("DOGTAG_SERVICE", "process"), ("DOGTAG_REPORT", "exit")]);
+    assert_eq!(out, by_nobody);
+    assert!(err.starts_with(PROCESS), "{err}");
+    check(&err, "at its exit");
+
+    let (out, err) = started_with(&[("DOGTAG_SERVICE", "thread"), ("DOGTAG_REPORT", "exit,sometimes")]);
+    assert_eq!(out, "main works for startup\nworker-1 works for worker-*\n");
+    assert!(
+        err.starts_with("dogtag: DOGTAG_REPORT: \"sometimes\" is no setting of reports; there are exit, "),
+        "{err}"
+    );
+    assert_eq!(err.lines().count(), 1, "{err}");
+
+    let (_, err) = started_with(&[("DOGTAG_PROFILE", "interval=lots"), ("DOGTAG_REPORT", "exit")]);
+    let told = if cfg!(feature = "profile") {
+        "dogtag: DOGTAG_PROFILE: \"interval=lots\" is no setting of the heap profiler; there are interval=BYTES"
+    } else {
+        "dogtag: DOGTAG_PROFILE: there is no heap profiler in this program; with the feature `profile` of dogtag"
+    };
+    assert!(err.starts_with(told), "{err}");
+    check(&err, "at its exit");
+    // Nothing is asked for.
+    for nothing in ["", "0", " 0 "] {
+        assert_eq!(started_with(&[("DOGTAG_PROFILE", nothing)]), (by_nobody.to_owned(), String::new()));
+    }
+
+    // Typed, for programs that want it so; the reports are there all the same.
+    let mut program = task("environment", "");
+    program.env("DOGTAG_SERVICE", "process").env("DOGTAG_REPORT", "exit");
+    let (out, err) = ended(program, OWN);
+    assert!(out.starts_with("Err(Service { value: \"process\" })"), "{out}");
+    check(&err, "at its exit");
 }
 
 fn what_cannot_be_had_is_an_error() {

@@ -44,6 +44,7 @@ pub fn run(task: &str) -> ExitCode {
         "subscriber" => subscriber(),
         "closure" => closures(),
         "environment" => environment(),
+        "init" => init(),
         "errors" => errors(),
         "nobodys" => nobodys(&kept, &argument),
         "profile" => profile(&argument),
@@ -173,6 +174,19 @@ fn environment() {
         let path = std::env::var("DOGTAG_REPORT").unwrap().rsplit_once("file=").unwrap().1.to_owned();
         raise(&path.replace("%p", &std::process::id().to_string()), "\"occasion\":\"signal\"", 1);
     }
+}
+
+fn init() {
+    report::init();
+    let show = |who: &str| println!("{who} works for {}", Service::current().name());
+    drop(std::hint::black_box(Box::new(1)));
+    show("main");
+    let worker = std::thread::Builder::new().name("worker-1".to_owned());
+    let work = move || {
+        std::mem::forget(std::hint::black_box(vec![1_u8; 5000]));
+        show("worker-1");
+    };
+    worker.spawn(work).unwrap().join().unwrap();
 }
 
 fn errors() {

@@ -18,10 +18,10 @@ static BEGIN: extern "C" fn() = begin;
 extern "C" fn begin() {
     names::inform_memory_check();
     if let Some(text) = variable("DOGTAG_SERVICE") {
-        match text.trim_ascii() {
-            b"thread" => names::make_services(),
-            b"" => {}
-            _ => complain("DOGTAG_SERVICE", &text, "there is: thread"),
+        match report::names_threads(&text) {
+            Some(true) => names::make_services(),
+            Some(false) => {}
+            None => complain("DOGTAG_SERVICE", &text, format_args!("there is: {}", report::KNOWN_SERVICES)),
         }
     }
     if let Some(text) = variable("DOGTAG_REPORT") {
