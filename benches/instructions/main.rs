@@ -29,7 +29,17 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const OPERATIONS: [&str; 5] = ["pair-64", "pair-4096", "zeroed-64", "realloc-64-128", "freed-elsewhere-64"];
+const OPERATIONS: [&str; 9] = [
+    "pair-64",
+    "pair-4096",
+    "zeroed-64",
+    "realloc-64-128",
+    "freed-elsewhere-64",
+    "scope-run",
+    "scope-enter",
+    "scope-by-turns",
+    "future-poll",
+];
 
 const TIMES: u64 = 150_000;
 

@@ -17,6 +17,10 @@ impl Services for Dogtag {
         service.run(work)
     }
 
+    fn enter(self, service: &Service) -> impl Sized {
+        service.enter()
+    }
+
     fn request<F: Future + Send>(self, number: u64, future: F) -> impl Future<Output = F::Output> + Send {
         future.in_service(&self.service(number))
     }

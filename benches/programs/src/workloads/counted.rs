@@ -3,6 +3,7 @@
 use super::Services;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::hint::black_box;
+use std::task::{Context, Waker};
 
 /// Does one of the operations `number` times. `None` if there is no such
 /// operation.
@@ -27,10 +28,42 @@ pub fn run(operation: &str, number: usize, services: impl Services) -> Option<()
                 services.run(&other, || unsafe { dealloc(black_box(block), layout(64)) });
             })
         }
+        "scope-run" => {
+            let service = services.service(1);
+            Box::new(move || services.run(&service, || ()))
+        }
+        "scope-enter" => {
+            let service = services.service(1);
+            Box::new(move || {
+                let _scope = services.enter(&service);
+                opaque();
+            })
+        }
+        "scope-by-turns" => {
+            let both = [1, 2].map(|number| services.service(number));
+            let mut turn = 0;
+            Box::new(move || {
+                turn = (turn + 1) % both.len();
+                let _scope = services.enter(&both[turn]);
+                opaque();
+            })
+        }
+        "future-poll" => {
+            let mut future = Box::pin(services.request(1, std::future::pending::<()>()));
+            Box::new(move || {
+                let _ = black_box(future.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+            })
+        }
         _ => return None,
     };
     (0..number).for_each(|_| each());
     Some(())
+}
+
+/// What the compiler knows nothing of.
+#[inline(never)]
+fn opaque() {
+    black_box(());
 }
 
 fn pair(size: usize, allocate: unsafe fn(Layout) -> *mut u8) {

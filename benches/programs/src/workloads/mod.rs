@@ -26,6 +26,9 @@ pub trait Services: Copy + Send + Sync + 'static {
     /// Runs on behalf of a service.
     fn run<R>(self, service: &Self::Service, work: impl FnOnce() -> R) -> R;
 
+    /// Is on behalf of a service until what is returned is dropped.
+    fn enter(self, _service: &Self::Service) -> impl Sized {}
+
     /// A future that is polled on behalf of a service of its own.
     fn request<F: Future + Send>(self, number: u64, future: F) -> impl Future<Output = F::Output> + Send;
 }
