@@ -285,7 +285,7 @@ mod model {
     use crate::ledger::cell::Cell;
     use crate::ledger::shard::ShardList;
     use crate::owner::Slot;
-    use crate::sync::{AtomicBool, AtomicU32, model};
+    use crate::sync::{AtomicBool, AtomicU32, Mutex, model};
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
@@ -403,6 +403,51 @@ mod model {
             cell.refund(100);
             setup.look_after();
             assert_eq!(setup.ended.load(Ordering::Relaxed), 1);
+        });
+    }
+
+    /// One thread is in a scope when it drops its clone, another drops the last one, or the same, and a third
+    /// one looks. Who ends the service gives its slot to the next one.
+    #[test]
+    fn a_slot_is_not_given_away_under_an_open_scope() {
+        model(|| {
+            let setup = Setup::new();
+            let turns = Arc::new(Mutex::new(()));
+            setup.life.retain();
+            let look_after = {
+                let (setup, turns) = (Arc::clone(&setup), Arc::clone(&turns));
+                // One at a time looks after the end.
+                move || {
+                    let _turn = turns.lock().unwrap();
+                    let sum = || setup.list.sum(SLOT, &setup.shared);
+                    if setup.ended.load(Ordering::Relaxed) == 0
+                        && setup.life.end(|| sum().is_quiet().then_some(())).is_some()
+                    {
+                        assert!(setup.life.claim());
+                        setup.ended.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            };
+            let other = thread::spawn({
+                let (setup, look_after) = (Arc::clone(&setup), look_after.clone());
+                move || {
+                    if setup.life.release() {
+                        look_after();
+                    }
+                }
+            });
+            let third = thread::spawn(look_after.clone());
+            let cell = setup.list.acquire().unwrap().claim(SLOT).unwrap();
+            cell.enter();
+            if setup.life.release() {
+                look_after();
+            }
+            assert!(setup.life.is_in_use(), "the service ended under a thread that is in it");
+            cell.leave();
+            other.join().unwrap();
+            third.join().unwrap();
+            look_after();
+            assert_eq!(setup.ended.load(Ordering::Relaxed), 1, "does not end");
         });
     }
 
