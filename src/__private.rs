@@ -61,7 +61,7 @@ pub use crate::ledger::slots::Record;
 pub mod thread {
     pub use crate::ledger::account::Account;
     pub use crate::ledger::thread::{
-        Word, account, can_settle, cell, current, current_account, current_record, enter, leave_for,
+        Word, account, can_settle, cell, current, current_account, current_record, go_to, leave_for,
         lower_threshold, settle,
     };
     pub use crate::ledger::threshold::lower_every_threshold;
@@ -71,6 +71,7 @@ pub mod thread {
 pub mod service {
     use super::Record;
     use crate::ledger::slots::UNATTRIBUTED;
+    pub use crate::ledger::thread::Entered;
     pub use crate::ledger::{usage, usages};
     pub use crate::service::gate;
     use crate::service::{Scope, Service};
@@ -98,14 +99,14 @@ pub mod service {
     /// Puts the calling thread into a service that somebody holds, and returns where it was, for
     /// [`leave`].
     #[inline]
-    pub fn enter(record: &'static Record) -> &'static Record {
-        Scope::enter(record).into_previous()
+    pub fn enter(record: &'static Record) -> Entered {
+        Scope::enter(record).into_entered()
     }
 
     /// Goes back to where the calling thread was before [`enter`].
     #[inline]
-    pub fn leave(previous: &'static Record) {
-        drop(Scope::of_previous(previous));
+    pub fn leave(entered: Entered) {
+        drop(Scope::of_entered(entered));
     }
 
     /// Runs `work` in the unattributed service.

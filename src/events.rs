@@ -43,7 +43,7 @@ fn deliver_slow() {
     }
     // First: what happens from here on is for the next time.
     pending_events::attend();
-    let former = thread::enter(&UNATTRIBUTED);
+    let former = thread::go_to(&UNATTRIBUTED);
     if pending_events::is_any() {
         start_announcer();
     }

@@ -119,7 +119,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             return shrink(returned, asked);
         }
         // As a scope of the owner, it keeps the owner, which the block did until now.
-        let current = thread::enter(owner);
+        let current = thread::go_to(owner);
         let resized = match self.fresh(new_layout, Family::Malloc, replaced) {
             Some(new) => move_to(new, returned),
             None => shrink(returned, ask(new_size, replaced)),

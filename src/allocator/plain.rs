@@ -385,7 +385,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
             return moved;
         }
         // As a scope of the owner, it keeps the owner, which the block did until now.
-        let current = thread::enter(record);
+        let current = thread::go_to(record);
         let moved = resized();
         thread::leave_for(current);
         moved

@@ -262,7 +262,7 @@ impl Spans {
                 self.apart_from.set(Some(record));
                 former
             }
-            None => thread::enter(record),
+            None => thread::go_to(record),
         }
     }
 

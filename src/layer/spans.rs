@@ -233,7 +233,7 @@ impl Apart {
         let is_outermost = SPANS.with(|spans| {
             let is_outermost = spans.apart_from.get().is_none();
             if is_outermost {
-                spans.apart_from.set(Some(thread::enter(&UNATTRIBUTED)));
+                spans.apart_from.set(Some(thread::go_to(&UNATTRIBUTED)));
             }
             is_outermost
         });

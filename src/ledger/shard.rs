@@ -131,7 +131,6 @@ impl Shard {
     }
 
     /// The cell of a long slot, if it is claimed.
-    #[cfg(not(feature = "memory-check"))]
     #[inline]
     pub(crate) fn long_cell(&self, slot: Slot) -> Option<&'static Cell> {
         // SAFETY: long directories are never unmapped.

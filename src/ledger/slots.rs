@@ -7,9 +7,7 @@ use crate::ledger::cell::Cell;
 use crate::ledger::family::Family;
 use crate::ledger::lifecycle::Lifecycle;
 use crate::ledger::shard::SHARDS;
-#[cfg(dogtag_loom)]
-use crate::owner::Mark;
-use crate::owner::Slot;
+use crate::owner::{Mark, Slot};
 use crate::sync::{
     AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, const_unless_loom, nulls, shared, spin,
 };
@@ -171,6 +169,30 @@ impl Record {
     /// The counters that threads without a shard share.
     pub(crate) const fn shared(&self) -> &Cell {
         &self.shared
+    }
+
+    /// Points to the shared cell, and as far as the record.
+    pub(crate) const fn as_cell(&'static self) -> *const Cell {
+        ptr::from_ref(self).cast()
+    }
+
+    /// Returns the service that a cell is of: its own shared one, or that of a thread for a short slot.
+    ///
+    /// # Safety
+    ///
+    /// `cell` must point to a cell, and if that has the mark of long slots, be what
+    /// [`as_cell`](Self::as_cell) returned.
+    #[cfg(not(dogtag_loom))]
+    #[inline]
+    pub(crate) unsafe fn of_cell(cell: *const Cell) -> &'static Self {
+        // SAFETY: the caller's cell; cells are never unmapped.
+        let mark = unsafe { (*cell).mark() };
+        if mark == Mark::LONG {
+            // SAFETY: it came from a record, as the caller promises; records are never unmapped.
+            return unsafe { &*cell.cast() };
+        }
+        // The mark is missing where C left a scope once too often, and the service has ended.
+        Slot::of_mark(mark).and_then(any_record).unwrap_or(&UNATTRIBUTED)
     }
 
     pub(crate) const fn lifecycle(&self) -> &Lifecycle {

@@ -88,10 +88,14 @@ pub fn charge_ownerless(size: usize) {
 pub fn current_account() -> (Account, &'static Record) {
     with(|thread| {
         thread.follow_name();
-        let record = thread.record.get();
+        let record = thread.record();
         let account = thread.account(record);
         if let Account::Own(cell) = account {
-            thread.cell.set(cell);
+            if cell.mark() == Mark::LONG {
+                thread.long.set(Some((record, cell)));
+            } else {
+                thread.cell.set(cell);
+            }
         }
         (account, record)
     })
@@ -103,9 +107,9 @@ pub fn current_account() -> (Account, &'static Record) {
 #[inline]
 pub(crate) fn current_long(size: usize) -> Option<(&'static Cell, Slot)> {
     with(|thread| {
-        let (cell, record) = (thread.cell.get(), thread.record.get());
-        let is_own = !ptr::eq(cell, record.shared()) && interval::interval() == 0;
-        (is_own && cell.mark() == Mark::LONG && !cell.needs_grant(size)).then(|| (cell, record.slot()))
+        let (record, cell) = thread.long.get()?;
+        let is_current = ptr::eq(thread.cell.get(), record.as_cell()) && interval::interval() == 0;
+        (is_current && cell.mark() == Mark::LONG && !cell.needs_grant(size)).then(|| (cell, record.slot()))
     })
 }
 
@@ -136,20 +140,87 @@ pub(crate) fn refund(slot: Slot, size: usize) -> bool {
 /// The service that the calling thread is in.
 #[inline]
 pub fn current_record() -> &'static Record {
-    with(|thread| thread.record.get())
+    with(Thread::record)
 }
 
-/// Puts the calling thread into a service, which somebody holds, and returns
-/// the one it was in.
+/// A scope that the calling thread has entered, for [`leave`].
 ///
-/// That the thread is in a service is counted, and keeps the service; so does a
-/// scope with the one it will go back to. So the count of the one that is
-/// returned goes over to the caller, and from there to [`leave_for`].
+/// That the thread is in a service is counted, and keeps the service; so does a scope with the one
+/// it will go back to: the count of the service that the thread was in goes over to the scope.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Entered {
+    /// What the thread goes back to. After the thread's end has begun, the cell may be another
+    /// thread's; its mark still says whose service it is, since that is kept.
+    previous: *const Cell,
+    /// The thread's own cell in which the scope is counted; null if it was not entered the short way.
+    own: *const Cell,
+}
+
+/// Puts the calling thread into a service, which somebody holds.
 #[inline]
-pub fn enter(record: &'static Record) -> &'static Record {
+pub fn enter(record: &'static Record) -> Entered {
+    let words = access::Words::of_thread();
+    let mark = record.shared().mark();
+    let own = words.directory().cell(mark);
+    if own.mark() != mark {
+        return enter_slow(record);
+    }
+    let previous = words.cell();
+    words.stay();
+    own.enter();
+    words.set_cell(own);
+    Entered { previous, own }
+}
+
+/// Takes the calling thread out of the service that it is in, and back to where it was before that
+/// scope: mostly that is the scope's service, but scopes may be left in any order.
+#[inline]
+pub fn leave(scope: Entered) {
+    let words = access::Words::of_thread();
+    if words.cell() != scope.own {
+        return leave_slow(scope.previous);
+    }
+    // SAFETY: the current cell, which is the thread's own: where it is not, it is no scope's `own`.
+    // Cells are never unmapped.
+    unsafe { (*scope.own).leave() };
+    words.stay_no_more();
+    words.set_cell(scope.previous);
+}
+
+/// The thread has no cell for the service yet, or it is a long slot's.
+#[cold]
+#[inline(never)]
+fn enter_slow(record: &'static Record) -> Entered {
+    with(|thread| {
+        let previous = thread.cell.get();
+        // Not for a thread that has allocated nothing yet: to get a shard may allocate.
+        let own = thread.shard.get().and_then(|shard| shard.claim(record.slot()));
+        thread.stay();
+        thread.go_to(record);
+        let is_short = own.is_some_and(|own| own.mark() != Mark::LONG);
+        Entered { previous, own: if is_short { thread.cell.get() } else { ptr::null() } }
+    })
+}
+
+/// The thread is elsewhere, or has got a cell, or lost all.
+#[cold]
+#[inline(never)]
+fn leave_slow(previous: *const Cell) {
+    // SAFETY: `previous` was the thread's current cell, and the scope kept its service; so the cell has
+    // had its mark ever since, and is a record's own if that is the mark of long slots.
+    leave_for(unsafe { Record::of_cell(previous) });
+}
+
+/// Puts the calling thread into a service, which somebody holds, and returns the one it was in, for
+/// [`leave_for`].
+#[inline]
+pub fn go_to(record: &'static Record) -> &'static Record {
     with(|thread| {
         thread.stay();
-        thread.go_to(record)
+        let former = thread.record();
+        thread.go_to(record);
+        former
     })
 }
 
@@ -158,10 +229,9 @@ pub fn enter(record: &'static Record) -> &'static Record {
 pub fn leave_for(former: &'static Record) {
     with(|thread| {
         thread.stay_no_more();
-        let left = thread.record.replace(former);
-        let cell = thread.cell.get();
+        let left = thread.cell.get();
         thread.find(former);
-        if ptr::eq(cell, left.shared()) { cell.leave_shared() } else { cell.leave() }
+        thread.leave_cell(left);
     });
 }
 
@@ -179,7 +249,7 @@ pub(crate) fn retain(record: &'static Record) {
     });
 }
 
-/// Takes a [`retain`] back, or the count of a service that [`enter`] returned.
+/// Takes a [`retain`] back, or the count of a service that [`go_to`] returned.
 #[cfg(feature = "tracing-layer")]
 #[inline]
 pub(crate) fn release(record: &'static Record) {
@@ -191,7 +261,7 @@ pub(crate) fn release(record: &'static Record) {
 
 /// Sends the calling thread's next allocation to the slow path. Signal handlers may call this.
 pub fn lower_threshold() {
-    with(|thread| thread.cell.get().lower_threshold());
+    current().lower_threshold();
 }
 
 /// Whether the calling thread may be settled in another service: it is in no scope, has
@@ -325,10 +395,13 @@ impl Word {
 #[repr(C)]
 struct Thread {
     // The first two are read by the hot path, by their offset.
-    cell: Variable<&'static Cell>,
+    /// The thread's own cell of a short slot, or [`Record::as_cell`] of the service that it is in.
+    cell: Variable<*const Cell>,
     directory: Variable<&'static Directory>,
-    record: Variable<&'static Record>,
     shard: Variable<Option<&'static Shard>>,
+    /// The long slot in which the thread allocated last, and its own cell there, which is that
+    /// service's while it has the mark.
+    long: Variable<Option<(&'static Record, &'static Cell)>>,
     /// Set for good when the thread's end has begun, or cannot be learnt of.
     detached: Variable<bool>,
     /// Whether it was counted among those that the system refuses memory for cells.
@@ -386,20 +459,39 @@ impl Thread {
         self.stays.set(self.stays.get().wrapping_sub(1));
     }
 
-    fn settle(&self, record: &'static Record) {
-        let former = self.go_to(record);
-        self.count_out(former);
+    /// The service that the thread is in.
+    #[inline]
+    fn record(&self) -> &'static Record {
+        // SAFETY: what the field says.
+        unsafe { Record::of_cell(self.cell.get()) }
     }
 
-    /// Puts the thread into that service, and returns the one that it was in, in which it is still
-    /// counted.
+    fn settle(&self, record: &'static Record) {
+        let former = self.cell.get();
+        self.go_to(record);
+        self.leave_cell(former);
+    }
+
+    /// Puts the thread into that service. In the one that it was in it is still counted.
     #[inline]
-    fn go_to(&self, record: &'static Record) -> &'static Record {
+    fn go_to(&self, record: &'static Record) {
         match self.find(record) {
             Account::Own(cell) => cell.enter(),
             Account::Shared(cell) => cell.enter_shared(),
         }
-        self.record.replace(record)
+    }
+
+    /// Counts the thread out of the service of a cell that was its current one.
+    #[inline]
+    fn leave_cell(&self, left: *const Cell) {
+        // SAFETY: a current cell, as the field says; cells are never unmapped.
+        let own = self.directory.get().cell(unsafe { (*left).mark() });
+        if ptr::eq(own, left) {
+            own.leave();
+        } else {
+            // SAFETY: it is no cell of the thread's own, so it is a record's.
+            self.count_out(unsafe { Record::of_cell(left) });
+        }
     }
 
     #[inline]
@@ -415,7 +507,10 @@ impl Thread {
     #[inline]
     fn find(&self, record: &'static Record) -> Account {
         let account = self.own_or_shared(record);
-        self.cell.set(account.cell());
+        self.cell.set(match account {
+            Account::Own(cell) if cell.mark() != Mark::LONG => cell,
+            _ => record.as_cell(),
+        });
         account
     }
 
@@ -423,8 +518,13 @@ impl Thread {
     #[inline]
     fn own_or_shared(&self, record: &'static Record) -> Account {
         let shared = record.shared();
-        let cell = self.directory.get().cell(shared.mark());
-        if cell.mark() == shared.mark() { Account::Own(cell) } else { Account::Shared(shared) }
+        let mark = shared.mark();
+        let own = if mark == Mark::LONG {
+            self.shard.get().and_then(|shard| shard.long_cell(record.slot()))
+        } else {
+            Some(self.directory.get().cell(mark)).filter(|cell| cell.mark() == mark)
+        };
+        own.map_or(Account::Shared(shared), Account::Own)
     }
 
     #[inline]
@@ -467,13 +567,14 @@ impl Thread {
     }
 
     fn detach(&self) {
-        if self.stays.get() == 0 && !ptr::eq(self.record.get(), &UNATTRIBUTED) {
+        if self.stays.get() == 0 && !ptr::eq(self.record(), &UNATTRIBUTED) {
             // Nobody else would leave the service that it was settled in.
             self.settle(&UNATTRIBUTED);
         }
         self.detached.set(true);
-        self.cell.set(self.record.get().shared());
+        self.cell.set(self.record().as_cell());
         self.directory.set(&EMPTY_DIRECTORY);
+        self.long.set(None);
         if let Some(shard) = self.shard.take() {
             SHARDS.release(shard);
         }
@@ -489,10 +590,10 @@ impl Thread {
     /// has no cells.
     const fn new() -> Self {
         Self {
-            cell: Variable::new(UNATTRIBUTED.shared()),
+            cell: Variable::new(UNATTRIBUTED.as_cell()),
             directory: Variable::new(&EMPTY_DIRECTORY),
-            record: Variable::new(&UNATTRIBUTED),
             shard: Variable::new(None),
+            long: Variable::new(None),
             detached: Variable::new(false),
             shares: Variable::new(false),
             counts: Variable::new(false),

@@ -40,7 +40,7 @@ impl Slot {
     }
 
     /// The short slot whose blocks have that mark.
-    const fn of_mark(mark: Mark) -> Option<Self> {
+    pub(crate) const fn of_mark(mark: Mark) -> Option<Self> {
         Self::new(u16::from_be_bytes(mark.to_cookie()) as u32 ^ SCRAMBLE)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::events;
 use crate::ledger::slots::Record;
-use crate::ledger::thread;
+use crate::ledger::thread::{self, Entered};
 use std::marker::PhantomData;
 
 /// Keeps the calling thread in a service, and the service alive, until it is dropped:
@@ -26,7 +26,7 @@ use std::marker::PhantomData;
 #[derive(Debug)]
 #[must_use = "the service is left when the scope is dropped"]
 pub struct Scope<'service> {
-    previous: &'static Record,
+    entered: Entered,
     _service: PhantomData<&'service ()>,
     _not_send: PhantomData<*const ()>,
 }
@@ -34,28 +34,30 @@ pub struct Scope<'service> {
 impl Scope<'_> {
     #[inline]
     pub(crate) fn enter(record: &'static Record) -> Self {
-        Self { previous: thread::enter(record), _service: PhantomData, _not_send: PhantomData }
+        Self::of_entered(thread::enter(record))
+    }
+
+    /// The scope of which [`into_entered`](Scope::into_entered) returned this.
+    #[inline]
+    pub(crate) fn of_entered(entered: Entered) -> Self {
+        Self { entered, _service: PhantomData, _not_send: PhantomData }
     }
 }
 
 /// For C, which has no destructors.
 impl Scope<'static> {
-    pub(crate) fn into_previous(self) -> &'static Record {
-        let previous = self.previous;
+    #[inline]
+    pub(crate) fn into_entered(self) -> Entered {
+        let entered = self.entered;
         std::mem::forget(self);
-        previous
-    }
-
-    /// The scope of which [`into_previous`](Self::into_previous) returned this.
-    pub(crate) fn of_previous(previous: &'static Record) -> Self {
-        Self { previous, _service: PhantomData, _not_send: PhantomData }
+        entered
     }
 }
 
 impl Drop for Scope<'_> {
     #[inline]
     fn drop(&mut self) {
-        thread::leave_for(self.previous);
+        thread::leave(self.entered);
         events::deliver();
     }
 }

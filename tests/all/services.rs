@@ -171,6 +171,9 @@ fn services_beyond_the_short_cookies() {
         assert_eq!((service.usage().bytes(), service.usage().blocks()), (0, 0), "{i}");
     }
     assert_eq!(dogtag::snapshot().lost, dogtag::Lost::default());
+    // Wherever their scopes were counted, all were left.
+    drop(services);
+    assert!(!dogtag::snapshot().rows.iter().any(|row| row.name.starts_with("crowd")));
 }
 
 /// As `?` into a boxed error, and threads, ask of them.

@@ -103,12 +103,12 @@ void dogtag_service_set_hard_limit(const dogtag_service *service, uint64_t bytes
 /* Where a thread was before it entered a service. */
 typedef struct dogtag_scope {
 	const void *previous;
-	/* For later versions; null. */
+	/* For dogtag's own use. */
 	const void *reserved;
 } dogtag_scope;
 
-/* Enters a service with the calling thread, and keeps the service alive until it is left. Takes some
- * ten instructions, no lock. */
+/* Enters a service with the calling thread, and keeps the service alive until it is left. Takes no
+ * lock. */
 dogtag_scope dogtag_enter(const dogtag_service *service);
 
 /* Leaves a scope: the thread, which must be the one that entered it, goes back to where it was.

@@ -2,7 +2,7 @@
 
 use crate::{current_owner, errno, malloc_api};
 use dogtag::__private::Record;
-use dogtag::__private::service::{MOST, enter, from_record, leave, record, unattributed};
+use dogtag::__private::service::{Entered, MOST, enter, from_record, leave, record, unattributed};
 use dogtag::{RegisterError, Service, Usage};
 use std::ffi::{CStr, c_char, c_int};
 use std::mem::ManuallyDrop;
@@ -82,26 +82,20 @@ unsafe extern "C" fn dogtag_service_set_hard_limit(service: *const Record, bytes
     unsafe { borrowed(service) }.set_hard_limit((bytes != u64::MAX).then_some(bytes));
 }
 
-/// `dogtag_scope` of the header.
-#[repr(C)]
-struct Entered {
-    previous: *const Record,
-    reserved: *const Record,
-}
+// `Entered` is `dogtag_scope` of the header.
+const _: () = assert!(size_of::<Entered>() == 2 * size_of::<*const ()>());
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_enter(service: *const Record) -> Entered {
     // SAFETY: C's caller passes a live reference, so it points to a record; records are never
     // unmapped.
-    let record: &'static Record = unsafe { &*service };
-    Entered { previous: enter(record), reserved: ptr::null() }
+    enter(unsafe { &*service })
 }
 
+/// C's caller passes what the same thread's `dogtag_enter` returned.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dogtag_leave(scope: Entered) {
-    // SAFETY: C's caller passes what the same thread's `dogtag_enter` returned, so it points to a
-    // record; records are never unmapped.
-    leave(unsafe { &*scope.previous });
+    leave(scope);
 }
 
 /// `dogtag_figures` of the header, which later versions may make longer: words, of which the first

@@ -90,7 +90,7 @@ impl Thread {
             }
         };
         let service = service.unwrap_or(&UNATTRIBUTED);
-        if !ptr::eq(service, self.record.get()) {
+        if !ptr::eq(service, self.record()) {
             self.settle(service);
         }
     }
@@ -98,7 +98,7 @@ impl Thread {
     /// Has the main thread, which allocates in its first scope, go to `main` after it.
     fn end_startup(&self) {
         let Some(startup) = named::service(&named::STARTUP) else { return };
-        let record = self.record.get();
+        let record = self.record();
         // The registry is no scope of the program's.
         if !ptr::eq(record, &UNATTRIBUTED) && !ptr::eq(record, startup) {
             Word::Follows.set(MAIN);

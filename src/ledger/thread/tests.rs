@@ -1,4 +1,5 @@
 use super::*;
+use crate::ledger::slots;
 
 #[cfg(feature = "memory-check")]
 #[test]
@@ -19,6 +20,80 @@ fn a_thread_that_forgot_scopes_beyond_32_bits_stays_where_it_is() {
         std::mem::forget(Stay::begin());
         assert!(!can_settle());
         with(|thread| thread.stays.set(0));
+    })
+    .join()
+    .unwrap();
+}
+
+fn begin(name: &str) -> &'static Record {
+    let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
+    record.begin(name.into(), 0);
+    record
+}
+
+fn scopes(record: &'static Record) -> [u64; 2] {
+    let own = cell(record.shared().mark());
+    [own.scopes(), record.shared().scopes()]
+}
+
+#[test]
+fn a_scope_is_counted_in_the_threads_own_cell_though_nothing_is_allocated_in_it() {
+    std::thread::spawn(|| {
+        let record = begin("allocates nothing");
+        assert!(matches!(account(&UNATTRIBUTED), Account::Own(_)));
+        for _ in 0..3 {
+            let scope = enter(record);
+            assert!(ptr::eq(current(), cell(record.shared().mark())) && is_in_scope());
+            assert!(ptr::eq(current_record(), record));
+            assert_eq!(scopes(record), [1, 0]);
+            leave(scope);
+            assert_eq!(scopes(record), [0, 0]);
+        }
+        assert!(!is_in_scope() && ptr::eq(current_record(), &UNATTRIBUTED) && record.is_idle());
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn scopes_are_left_in_any_order() {
+    std::thread::spawn(|| {
+        let [one, other] = ["one", "other"].map(begin);
+        account(&UNATTRIBUTED);
+        let [first, second, third] = [one, other, one].map(enter);
+        leave(first);
+        assert!(ptr::eq(current_record(), &UNATTRIBUTED));
+        // It still goes back to the first one's service.
+        leave(second);
+        assert!(ptr::eq(current_record(), one) && !one.is_idle());
+        leave(third);
+        // The last one decides.
+        assert!(ptr::eq(current_record(), other) && !other.is_idle() && one.is_idle());
+        assert!(!is_in_scope());
+    })
+    .join()
+    .unwrap();
+}
+
+/// By then its shard is another thread's.
+#[test]
+fn scopes_that_outlast_the_threads_shard_do_not_touch_it() {
+    std::thread::spawn(|| {
+        let [one, other] = ["outlasts", "outlasts, too"].map(begin);
+        account(&UNATTRIBUTED);
+        let [first, second] = [one, other].map(enter);
+        let cells = [one, other].map(|record| cell(record.shared().mark()));
+        with(Thread::detach);
+        assert!(ptr::eq(current_record(), other));
+        leave(second);
+        assert!(ptr::eq(current_record(), one) && other.is_idle() && !one.is_idle());
+        let third = enter(other);
+        assert_eq!(other.shared().scopes(), 0);
+        leave(third);
+        leave(first);
+        assert!(ptr::eq(current_record(), &UNATTRIBUTED) && one.is_idle() && other.is_idle());
+        assert_eq!(cells.map(Cell::scopes), [1, 1], "the shard is not the thread's any more");
+        assert_eq!([one, other].map(|record| record.shared().scopes()), [u64::MAX; 2]);
     })
     .join()
     .unwrap();

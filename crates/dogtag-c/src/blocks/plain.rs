@@ -256,7 +256,7 @@ unsafe fn resize_slow(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
         return moved;
     }
     // In a scope of its owner the block keeps that owner.
-    let current = thread::enter(old.owner);
+    let current = thread::go_to(old.owner);
     let moved = resized();
     thread::leave_for(current);
     if moved.is_null() { block } else { moved }
