@@ -8,8 +8,9 @@
 use super::ServiceLayer;
 use super::attribution::Attribution;
 use super::caller::{Caller, Store};
+use super::callsites::{Callsite, Callsites};
 use super::hidden;
-use super::interests::Interests;
+use super::kept::{Kept, OfCallsite};
 use super::root_event::with_root;
 use super::spans::{self, Apart};
 use super::token::generation_of;
@@ -21,6 +22,7 @@ use tracing::subscriber::Interest;
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber, callsite};
 use tracing_core::span::Current;
 use tracing_subscriber::Registry;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 /// Runs the spans of a program in services, whatever its log's filters leave out. Wraps the whole
@@ -62,12 +64,13 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 /// no services.
 pub fn attributed<S: Subscriber>(subscriber: S) -> Attributed<S> {
     Attributed {
+        has_registry: (&subscriber as &dyn Subscriber).is::<Registry>(),
         subscriber,
         layer: joined(ServiceLayer::by_crate()),
         level: LevelFilter::DEBUG,
         is_raised: AtomicBool::new(true),
         own_level: AtomicU8::new(rank(LevelFilter::TRACE)),
-        interests: Interests::new(),
+        callsites: Callsites::new(),
     }
 }
 
@@ -76,6 +79,7 @@ pub fn attributed<S: Subscriber>(subscriber: S) -> Attributed<S> {
 #[must_use = "a subscriber does nothing before it is installed"]
 pub struct Attributed<S> {
     subscriber: S,
+    has_registry: bool,
     layer: ServiceLayer,
     /// Spans up to this level are made.
     level: LevelFilter,
@@ -83,8 +87,7 @@ pub struct Attributed<S> {
     is_raised: AtomicBool,
     /// The level that the subscriber itself has named last, as a number.
     own_level: AtomicU8,
-    /// Those of the subscriber itself.
-    interests: Interests,
+    callsites: Callsites,
 }
 
 impl<S: Subscriber> Attributed<S> {
@@ -169,17 +172,21 @@ impl<S: Subscriber> Attributed<S> {
         metadata.is_span()
             && !metadata.name().starts_with("enabled ")
             && self.is_made(metadata)
-            && self.registry().is_some()
+            && self.has_registry
     }
 
     /// Whether the subscriber wants such a span, of which nobody has asked it.
-    fn wants(&self, metadata: &'static Metadata<'static>) -> bool {
+    fn wants(&self, metadata: &'static Metadata<'static>, callsite: Option<Callsite<'_>>) -> bool {
         if !self.is_within_own_level(metadata) {
             return false;
         }
-        let interest = self.interests.of(metadata);
-        // Between being asked and making the span it may keep what it found, so nothing comes in between.
-        interest.is_always() || (interest.is_sometimes() && self.subscriber.enabled(metadata))
+        let interest = callsite.map_or_else(Interest::sometimes, Callsite::interest);
+        interest.is_always()
+            || (interest.is_sometimes() && {
+                // Between being asked and making the span it may keep what it found, so nothing comes in between.
+                let _apart = Apart::enter();
+                self.subscriber.enabled(metadata)
+            })
     }
 
     /// tracing does not ask for what is beyond this level, where it is the only subscriber's.
@@ -195,8 +202,96 @@ impl<S: Subscriber> Attributed<S> {
 
     #[inline]
     fn is_hidden(&self, registry: &Registry, id: &Id) -> bool {
-        let remembered = spans::is_hidden(self.layer.key(id), generation_of(id.into_u64()).get());
-        remembered.unwrap_or_else(|| hidden::is_hidden(registry, id))
+        spans::kept(self.layer.key(id)).is_some()
+            || self.is_known_as_hidden(id).unwrap_or_else(|| hidden::is_hidden(registry, id))
+    }
+
+    /// Whether a span is hidden, if the calling thread remembers it.
+    #[inline]
+    fn is_known_as_hidden(&self, id: &Id) -> Option<bool> {
+        let key = self.layer.key(id);
+        spans::is_hidden(key, generation_of(key.span).get())
+    }
+
+    /// Returns a span that is kept when it is closed, if it is such a one.
+    #[inline]
+    fn kept(&self, id: &Id) -> Option<&'static Kept> {
+        spans::kept(self.layer.key(id)).or_else(|| match self.is_known_as_hidden(id) {
+            Some(false) => None,
+            _ => self.look_up_kept(id),
+        })
+    }
+
+    #[cold]
+    fn look_up_kept(&self, id: &Id) -> Option<&'static Kept> {
+        let registry = self.registry().filter(|registry| hidden::is_hidden(registry, id))?;
+        let _apart = Apart::enter();
+        let span = registry.span(id)?;
+        let (kept, token) = {
+            let extensions = span.extensions();
+            let attribution = extensions.get::<Attribution>()?;
+            (attribution.kept?, attribution.token)
+        };
+        if kept.is(token)
+            && let Some(of) = self.callsites.kept(kept.callsite())
+        {
+            spans::remember_kept(self.layer.id, token, kept, of);
+        }
+        Some(kept)
+    }
+
+    /// Makes a hidden span.
+    fn make_hidden(
+        &self,
+        attributes: &Attributes<'_>,
+        callsite: Option<Callsite<'_>>,
+        registry: &Registry,
+    ) -> Id {
+        let id = hidden::make(registry);
+        self.layer.make(attributes, &id, true, None, &self.store(registry));
+        if let Some(callsite) = callsite
+            && let Some(of) = self.learn(callsite, attributes, registry, &id)
+            && let Some(span) = registry.span(&id)
+            && let Some(attribution) = span.extensions_mut().get_mut::<Attribution>()
+        {
+            let kept = Kept::begin(callsite.number, attribution.token);
+            attribution.kept = Some(kept);
+            spans::remember_kept(self.layer.id, attribution.token, kept, of);
+        }
+        id
+    }
+
+    /// Learns the service of a callsite from its first span, if all of them have the same.
+    fn learn<'a>(
+        &self,
+        callsite: Callsite<'a>,
+        attributes: &Attributes<'_>,
+        registry: &Registry,
+        id: &Id,
+    ) -> Option<&'a OfCallsite> {
+        if !self.layer.is_constant(attributes.metadata()) {
+            return None;
+        }
+        let service = registry.span(id)?.extensions().get::<Attribution>()?.chosen_by(self.layer.id)?;
+        Some(callsite.kept_or_none_yet(service))
+    }
+
+    /// Closes a span that is kept, or one of its clones.
+    fn close_kept(&self, id: Id, kept: &'static Kept) -> bool {
+        if !kept.release() {
+            return false;
+        }
+        spans::close_kept(self.layer.key(&id));
+        let of = self.callsites.kept(kept.callsite()).filter(|_| kept.is_unchanged());
+        if of.is_some_and(|of| spans::put_kept(of, kept)) {
+            return true;
+        }
+        let _apart = Apart::enter();
+        if let Some(registry) = self.registry() {
+            hidden::try_close(registry, registry, id);
+        }
+        kept.end();
+        true
     }
 
     fn has_hidden_parent(&self, event: &Event<'_>) -> bool {
@@ -236,7 +331,7 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
             interest = Interest::never();
         }
         if metadata.is_span() {
-            self.interests.note(metadata, &interest);
+            self.callsites.note(metadata, &interest);
         }
         if self.is_asked_for(metadata) { Interest::always() } else { interest }
     }
@@ -251,28 +346,46 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
         let level = self.own_level()?;
-        let is_raised = self.is_raised.load(Ordering::Relaxed) && self.registry().is_some();
+        let is_raised = self.is_raised.load(Ordering::Relaxed) && self.has_registry;
         Some(if is_raised { level.max(self.level) } else { level })
     }
 
     fn new_span(&self, attributes: &Attributes<'_>) -> Id {
-        let _apart = Apart::enter();
         let metadata = attributes.metadata();
-        let Some(registry) = self.registry() else { return self.subscriber.new_span(attributes) };
+        let callsite = self.callsites.find(metadata);
         // tracing has asked for the others.
-        let is_shown = !self.is_made(metadata) || self.wants(metadata);
-        let id = if !is_shown {
-            hidden::make(registry)
-        } else if attributes.parent().is_some_and(|parent| self.is_hidden(registry, parent)) {
+        let is_shown = !(self.has_registry && self.is_made(metadata)) || self.wants(metadata, callsite);
+        if !is_shown
+            && let Some(of) = callsite.and_then(Callsite::kept)
+            && let Some(id) = spans::take_kept(of, self.layer.id)
+        {
+            return Id::from_u64(id);
+        }
+        let _apart = Apart::enter();
+        let Some(registry) = self.registry() else { return self.subscriber.new_span(attributes) };
+        if !is_shown {
+            return self.make_hidden(attributes, callsite, registry);
+        }
+        let id = if attributes.parent().is_some_and(|parent| self.is_hidden(registry, parent)) {
             self.subscriber.new_span(&Attributes::new_root(metadata, attributes.values()))
         } else {
             self.subscriber.new_span(attributes)
         };
-        self.layer.make(attributes, &id, !is_shown, &self.store(registry));
+        let of = callsite.and_then(Callsite::kept);
+        self.layer.make(attributes, &id, false, of.map(OfCallsite::service), &self.store(registry));
+        if let (Some(callsite), None) = (callsite, of) {
+            self.learn(callsite, attributes, registry, &id);
+        }
         id
     }
 
     fn record(&self, span: &Id, values: &Values<'_>) {
+        if let Some(kept) = self.kept(span) {
+            if !spans::is_sent(span.into_u64()) {
+                return;
+            }
+            kept.change();
+        }
         let _apart = Apart::enter();
         let Some(registry) = self.registry() else { return self.subscriber.record(span, values) };
         if !self.is_hidden(registry, span) {
@@ -305,16 +418,34 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
         self.subscriber.event(event);
     }
 
+    #[inline]
     fn enter(&self, span: &Id) {
+        if spans::enter_kept(self.layer.key(span)) {
+            return;
+        }
         let Some(registry) = self.registry() else { return self.subscriber.enter(span) };
-        if !self.is_hidden(registry, span) {
+        let is_hidden = self.is_known_as_hidden(span).unwrap_or_else(|| {
+            let is_hidden = hidden::is_hidden(registry, span);
+            if is_hidden {
+                self.look_up_kept(span);
+            }
+            is_hidden
+        });
+        if is_hidden && spans::enter_kept(self.layer.key(span)) {
+            return;
+        }
+        if !is_hidden {
             let _apart = Apart::enter();
             self.subscriber.enter(span);
         }
         self.layer.enter(span, &self.store(registry));
     }
 
+    #[inline]
     fn exit(&self, span: &Id) {
+        if spans::exit_hidden(self.layer.key(span)) {
+            return;
+        }
         let Some(registry) = self.registry() else { return self.subscriber.exit(span) };
         if !self.is_hidden(registry, span) {
             let _apart = Apart::enter();
@@ -324,6 +455,10 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
     }
 
     fn clone_span(&self, id: &Id) -> Id {
+        if let Some(kept) = self.kept(id) {
+            kept.retain();
+            return id.clone();
+        }
         let _apart = Apart::enter();
         self.subscriber.clone_span(id)
     }
@@ -334,6 +469,9 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
     }
 
     fn try_close(&self, id: Id) -> bool {
+        if let Some(kept) = self.kept(&id) {
+            return self.close_kept(id, kept);
+        }
         let _apart = Apart::enter();
         let Some(registry) = self.registry() else { return self.subscriber.try_close(id) };
         let subscriber: &dyn Subscriber =

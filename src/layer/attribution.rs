@@ -4,6 +4,7 @@
 //! become of this one meanwhile. So its drop is where threads learn that what they remember of the
 //! span is not true any more.
 
+use super::kept::Kept;
 use super::layer_id::LayerId;
 use super::spans;
 use super::token::{Origin, Token};
@@ -20,6 +21,8 @@ pub(super) struct Attribution {
     layer: Option<LayerId>,
     /// Its metadata, if it is hidden: the registry does not have that.
     pub(super) hidden: Option<&'static Metadata<'static>>,
+    /// Whether it is kept when it is closed.
+    pub(super) kept: Option<&'static Kept>,
 }
 
 impl Attribution {
@@ -28,7 +31,7 @@ impl Attribution {
     pub(super) fn new(span: u64, inherited: Option<(Service, Token)>) -> Self {
         let token = Token::new(span);
         let (service, origin) = inherited.unzip();
-        Self { token, service, origin: origin.unwrap_or(token), layer: None, hidden: None }
+        Self { token, service, origin: origin.unwrap_or(token), layer: None, hidden: None, kept: None }
     }
 
     /// Makes the attribution of a new span for which its layer has chosen a service.
@@ -39,6 +42,11 @@ impl Attribution {
     /// What threads may remember, or enter while the span is locked: until then it is held.
     pub(super) fn origin(&self) -> Origin {
         Some((self.service.as_ref()?.record(), self.origin))
+    }
+
+    /// Returns a clone of the service, if that layer has chosen it.
+    pub(super) fn chosen_by(&self, layer: LayerId) -> Option<Service> {
+        if self.layer == Some(layer) { self.service.clone() } else { None }
     }
 
     /// Returns what a child inherits.

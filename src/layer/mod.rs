@@ -11,8 +11,9 @@ mod attach;
 mod attributed;
 mod attribution;
 mod caller;
+mod callsites;
 mod hidden;
-mod interests;
+mod kept;
 mod layer_id;
 mod names;
 mod root_event;
@@ -352,7 +353,7 @@ where
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        self.make(attributes, id, false, &context);
+        self.make(attributes, id, false, None, &context);
     }
 
     fn on_record(&self, id: &Id, values: &Values<'_>, context: Context<'_, S>) {
@@ -372,11 +373,19 @@ where
 
 /// What is done for a caller, which has the spans.
 impl ServiceLayer {
-    fn make<C: Caller>(&self, attributes: &Attributes<'_>, id: &Id, is_hidden: bool, caller: &C) {
+    /// Notes the service of a new span, which may be known.
+    fn make<C: Caller>(
+        &self,
+        attributes: &Attributes<'_>,
+        id: &Id,
+        is_hidden: bool,
+        known: Option<&Service>,
+        caller: &C,
+    ) {
         let _apart = Apart::enter();
         let Some(span) = caller.span(id) else { return };
         spans::look_after(&Called { caller, has_current: true });
-        let own = self.own(attributes);
+        let own = known.cloned().or_else(|| self.own(attributes));
         let inherited = if own.is_none() { self.inherited(attributes, &span, caller) } else { None };
         let number = id.into_u64();
         let mut extensions = span.extensions_mut();
@@ -434,6 +443,16 @@ impl ServiceLayer {
         layer_id::begin_epoch();
     }
 
+    /// Whether all spans with that metadata run in one service, which the layer keeps, or in none of
+    /// their own.
+    fn is_constant(&self, metadata: &Metadata<'_>) -> bool {
+        self.is_settled()
+            && self.rule.is_constant()
+            && self.names.keeps_services
+            && metadata.fields().field(self.names.field).is_none()
+    }
+
+    #[inline]
     fn key(&self, id: &Id) -> Key {
         Key { layer: self.id, span: id.into_u64() }
     }
@@ -455,7 +474,7 @@ impl ServiceLayer {
         if let Some(attribution) = extensions.get::<Attribution>() {
             // The span holds the service while it is locked.
             let (token, service) = (attribution.token, attribution.origin());
-            spans::enter(key, token, service);
+            spans::enter(key, token, service, attribution.hidden.is_some());
             if self.is_settled() {
                 spans::remember(key, generation, token, service, attribution.hidden.is_some());
             }
@@ -469,7 +488,7 @@ impl ServiceLayer {
             extensions.insert(Attribution::new(key.span, None));
         }
         if let Some(attribution) = extensions.get_mut::<Attribution>() {
-            spans::enter(key, attribution.token, attribution.origin());
+            spans::enter(key, attribution.token, attribution.origin(), false);
         }
     }
 

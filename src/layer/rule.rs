@@ -29,6 +29,11 @@ impl fmt::Debug for Rule {
 }
 
 impl Rule {
+    /// Whether it chooses by what is the same for all spans of a callsite.
+    pub(super) fn is_constant(&self) -> bool {
+        matches!(self, Self::Target(_) | Self::Name)
+    }
+
     /// Returns the service that the rule chooses.
     pub(super) fn choose(&self, attributes: &Attributes<'_>, names: &Names) -> Option<Service> {
         match self {

@@ -1,6 +1,7 @@
 //! A thread's record of spans: the stack of those that it is in, and a memory of those that it entered
 //! lately.
 
+use super::kept::Kept;
 use super::layer_id::{LayerId, epoch};
 use super::token::{Origin, Token, is_same};
 use crate::ledger::anomalies;
@@ -65,6 +66,16 @@ impl Memory {
     }
 }
 
+/// What a thread remembers of a hidden span that is kept: it is so as long as the token is the one that the
+/// span has.
+#[derive(Clone, Copy)]
+pub(super) struct KeptMemory {
+    pub(super) layer: u64,
+    pub(super) token: Token,
+    pub(super) span: &'static Kept,
+    pub(super) service: &'static Record,
+}
+
 /// Spans that a thread remembers, in places that others may take.
 const MEMORIES: usize = 32;
 
@@ -79,6 +90,7 @@ pub(super) struct Entered {
     pub(super) service: Origin,
     /// What the thread was in before, if this took it elsewhere; counted as a scope.
     pub(super) previous: Option<&'static Record>,
+    pub(super) is_hidden: bool,
 }
 
 impl Entered {
@@ -98,6 +110,7 @@ impl Entered {
 
 pub(super) struct Spans {
     pub(super) memories: [Cell<Memory>; MEMORIES],
+    pub(super) kept: [Cell<Option<KeptMemory>>; MEMORIES],
     pub(super) entered: RefCell<ManuallyDrop<Vec<Entered>>>,
     /// When it was certain last that the thread is in all of these.
     pub(super) epoch: Cell<u64>,
@@ -114,6 +127,7 @@ thread_local! {
     pub(super) static SPANS: Spans = const {
         Spans {
             memories: [const { Cell::new(Memory::NONE) }; MEMORIES],
+            kept: [const { Cell::new(None) }; MEMORIES],
             entered: RefCell::new(ManuallyDrop::new(Vec::new())),
             epoch: Cell::new(0),
             letter: Cell::new(None),
@@ -129,9 +143,37 @@ impl Spans {
         &self.memories[span as usize % MEMORIES]
     }
 
+    /// Returns what the thread remembers of that span, if it is kept.
+    #[inline]
+    pub(super) fn kept(&self, key: Key) -> Option<KeptMemory> {
+        let memory = self.kept[key.span as usize % MEMORIES].get()?;
+        let is_it = memory.layer == key.layer.number()
+            && memory.token.span() == key.span
+            && memory.span.is(memory.token);
+        is_it.then_some(memory)
+    }
+
+    /// Remembers a span that is kept.
+    #[inline]
+    pub(super) fn remember_kept(&self, memory: KeptMemory) {
+        self.kept[memory.token.span() as usize % MEMORIES].set(Some(memory));
+    }
+
+    /// Returns a number that few threads share.
+    #[inline]
+    pub(super) fn thread(&self) -> usize {
+        ptr::from_ref(self).addr().wrapping_mul(0x9E37_79B9_7F4A_7C15_u64 as usize) >> (usize::BITS - 8)
+    }
+
+    /// Whether layers were exchanged since it was certain that the thread is in all of these spans.
+    #[inline]
+    pub(super) fn is_uncertain(&self) -> bool {
+        self.epoch.get() != epoch() && !self.entered.borrow().is_empty()
+    }
+
     /// Whether it is noted that the thread has entered the span.
     #[inline]
-    pub(super) fn enter(&self, key: Key, token: Token, service: Origin) -> bool {
+    pub(super) fn enter(&self, key: Key, token: Token, service: Origin, is_hidden: bool) -> bool {
         let entered = &mut *self.entered.borrow_mut();
         if entered.len() == entered.capacity() && !self.reserve(entered) {
             return false;
@@ -151,7 +193,7 @@ impl Spans {
             }
             Some(self.go_to(record))
         });
-        entered.push(Entered { key, token, epoch, service, previous });
+        entered.push(Entered { key, token, epoch, service, previous, is_hidden });
         true
     }
 

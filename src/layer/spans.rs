@@ -14,8 +14,9 @@
 //! While tracing is at work for itself the thread is *apart*, in the unattributed
 //! service; spans that are entered or left meanwhile change where it goes back to.
 
+use super::kept::{Kept, OfCallsite};
 use super::layer_id::{LayerId, epoch, is_any_layer};
-use super::span_stack::{Here, Key, Memory, SPANS};
+use super::span_stack::{Here, KeptMemory, Key, Memory, SPANS};
 use super::token::{Origin, Token};
 use crate::ledger::recall::Generation;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
@@ -26,8 +27,63 @@ use std::marker::PhantomData;
 /// Enters a span, which runs in that service. The caller holds the service. Where the calling
 /// thread is in it already by way of the span that it comes from, it stays where it
 /// is, which may be a scope that was entered by hand since.
-pub(super) fn enter(key: Key, token: Token, service: Origin) {
-    SPANS.with(|spans| _ = spans.enter(key, token, service));
+pub(super) fn enter(key: Key, token: Token, service: Origin, is_hidden: bool) {
+    SPANS.with(|spans| _ = spans.enter(key, token, service, is_hidden));
+}
+
+/// Enters a hidden span that is kept, if the calling thread remembers it.
+#[inline]
+pub(super) fn enter_kept(key: Key) -> bool {
+    SPANS.with(|spans| {
+        let Some(kept) = spans.kept(key).filter(|_| !spans.is_uncertain()) else { return false };
+        // The layer that calls holds the service.
+        spans.enter(key, kept.token, Some((kept.service, kept.token)), true);
+        true
+    })
+}
+
+/// Returns a hidden span that is kept, if the calling thread remembers it.
+#[inline]
+pub(super) fn kept(key: Key) -> Option<&'static Kept> {
+    SPANS.with(|spans| spans.kept(key).map(|kept| kept.span))
+}
+
+/// Takes a hidden span that is kept and closed, for the calling thread to remember it.
+#[inline]
+pub(super) fn take_kept(of: &OfCallsite, layer: LayerId) -> Option<u64> {
+    SPANS.with(|spans| {
+        if spans.is_uncertain() {
+            return None;
+        }
+        let (span, token) = of.take(spans.thread())?;
+        let service = of.service().record();
+        spans.remember_kept(KeptMemory { layer: layer.number(), token, span, service });
+        Some(token.span())
+    })
+}
+
+/// Puts a hidden span back that is kept and closed. `false` if there are enough of them.
+#[inline]
+pub(super) fn put_kept(of: &OfCallsite, kept: &'static Kept) -> bool {
+    SPANS.with(|spans| of.put(spans.thread(), kept)) || of.put_another(kept)
+}
+
+/// Notes for the calling thread what a hidden span is that is kept.
+pub(super) fn remember_kept(layer: LayerId, token: Token, span: &'static Kept, of: &OfCallsite) {
+    let service = of.service().record();
+    SPANS.with(|spans| spans.remember_kept(KeptMemory { layer: layer.number(), token, span, service }));
+}
+
+/// Leaves the span that the calling thread has entered last, if it is that one, and hidden.
+#[inline]
+pub(super) fn exit_hidden(key: Key) -> bool {
+    SPANS.with(|spans| {
+        if spans.epoch.get() != epoch() {
+            return false;
+        }
+        let last = spans.entered.borrow_mut().pop_if(|last| last.is_hidden && last.key == key);
+        last.map(|last| spans.leave(last)).is_some()
+    })
 }
 
 /// Enters a span if the calling thread remembers its service for that generation, which the span's
@@ -39,7 +95,7 @@ pub(super) fn enter_remembered(key: Key, place: &Generation, generation: u64) ->
         if !memory.is_of(key, generation) {
             return false;
         }
-        let is_entered = spans.enter(key, memory.token, memory.service);
+        let is_entered = spans.enter(key, memory.token, memory.service, memory.is_hidden);
         if !is_entered || memory.service.is_none() || place.is_still(generation) {
             return true;
         }
@@ -139,6 +195,12 @@ pub(super) fn close(token: Token) {
     leave_if_nobody_tells();
 }
 
+/// Takes the calling thread out of a hidden span that is closed, to be kept.
+#[inline]
+pub(super) fn close_kept(key: Key) {
+    SPANS.with(|spans| while spans.remove_where(|entry| entry.key == key) {});
+}
+
 /// Leaves all spans if no layer is left that would be called when they are left.
 #[inline]
 pub(super) fn leave_if_nobody_tells() {
@@ -207,6 +269,11 @@ pub(super) fn send(span: u64, record: &'static Record, deliver: impl FnOnce()) -
     let _sent = Sent(SPANS.with(|spans| spans.letter.replace(Some((span, record)))));
     deliver();
     SPANS.with(|spans| spans.letter.get().is_none())
+}
+
+/// Whether a service was sent to a span's layer, which has not received it yet.
+pub(super) fn is_sent(span: u64) -> bool {
+    SPANS.with(|spans| spans.letter.get().is_some_and(|(to, _)| to == span))
 }
 
 /// Receives the service that was sent to a span's layer.

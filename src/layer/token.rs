@@ -20,9 +20,20 @@ impl Token {
         Self { span, generation: generation_of(span).change() }
     }
 
+    /// Returns a token that was made before.
+    #[inline]
+    pub(super) fn of(span: u64, generation: u64) -> Self {
+        Self { span, generation }
+    }
+
     /// Makes what threads remember of the span untrue.
     pub(super) fn forget(self) {
         generation_of(self.span).change();
+    }
+
+    #[inline]
+    pub(super) fn span(self) -> u64 {
+        self.span
     }
 
     /// Returns the generation with which the service of a span may be remembered that has just got

@@ -13,16 +13,16 @@ use tracing_subscriber::{EnvFilter, reload};
 
 /// What a program's layers have written.
 #[derive(Clone, Default)]
-struct Output(Arc<Mutex<String>>);
+pub(super) struct Output(Arc<Mutex<String>>);
 
 impl Output {
-    fn line(&self, line: String) {
+    pub(super) fn line(&self, line: String) {
         let mut output = self.0.lock().unwrap();
         *output += &line;
         output.push('\n');
     }
 
-    fn take(&self) -> String {
+    pub(super) fn take(&self) -> String {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 
@@ -44,7 +44,7 @@ impl io::Write for Output {
 }
 
 /// Writes down all that a layer is told, and what it sees of it.
-struct Recorder(Output);
+pub(super) struct Recorder(pub(super) Output);
 
 struct Fields(String);
 

@@ -30,6 +30,7 @@ macro_rules! spans_only {
 }
 
 mod attributed;
+mod callsites;
 mod filtered;
 mod load;
 mod model;
