@@ -104,6 +104,19 @@ pub(crate) fn rule_names_too_many(name: &str, kept: usize, most: usize) {
     tell_later(LevelFilter::WARN, || Some(Event::TooManyChosen { name: try_copy(name)?, kept }));
 }
 
+/// Announces which spans can have no services, whatever their subscriber is: those above that level, which
+/// are not in the program.
+#[cfg(feature = "tracing-layer")]
+pub(crate) fn spans_are_compiled_out(above: LevelFilter) {
+    tell_later(LevelFilter::WARN, || Some(Event::CompiledOut { above }));
+}
+
+/// Announces that no span has a service, since the subscriber has no registry.
+#[cfg(feature = "tracing-layer")]
+pub(crate) fn spans_without_registry() {
+    tell_later(LevelFilter::WARN, || Some(Event::WithoutRegistry));
+}
+
 /// Has the announcer call `announce` for each limited service that something has happened to. The
 /// service is retained, and `announce` has to release it.
 pub(crate) fn announce_limits_by(announce: fn(&'static Record, EventFlags)) {
@@ -177,6 +190,12 @@ enum Event {
         name: String,
         kept: usize,
     },
+    #[cfg(feature = "tracing-layer")]
+    CompiledOut {
+        above: LevelFilter,
+    },
+    #[cfg(feature = "tracing-layer")]
+    WithoutRegistry,
     /// Whatever went wrong inside allocations and was not announced yet.
     Anomalies,
 }
@@ -211,6 +230,22 @@ impl Event {
                     kept,
                     "the rule of a layer names too many services: spans with further names stay in the \
                      service around them",
+                );
+            }
+            #[cfg(feature = "tracing-layer")]
+            Self::CompiledOut { above } => {
+                tracing::warn!(
+                    target: "dogtag",
+                    %above,
+                    "spans above this level are not compiled in, and have no services: see tracing's features \
+                     `max_level_*` and `release_max_level_*`",
+                );
+            }
+            #[cfg(feature = "tracing-layer")]
+            Self::WithoutRegistry => {
+                tracing::warn!(
+                    target: "dogtag",
+                    "no span has a service: the subscriber that `attributed` is around has no `Registry`",
                 );
             }
             Self::Anomalies => emit_anomalies(),

@@ -14,9 +14,10 @@ use super::kept::{Kept, OfCallsite};
 use super::root_event::with_root;
 use super::spans::{self, Apart};
 use super::token::generation_of;
+use crate::events;
 use std::any::TypeId;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use tracing::level_filters::LevelFilter;
+use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
 use tracing::span::{Attributes, Id, Record as Values};
 use tracing::subscriber::Interest;
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber, callsite};
@@ -60,8 +61,12 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 /// the subscriber wants, if there is one. Events cost what they cost before; `enabled!` and `span_enabled!` return what they
 /// returned.
 ///
+/// # What cannot be had
+///
 /// A subscriber without a [`Registry`](tracing_subscriber::Registry) in it, which is somebody's own, gets
-/// no services.
+/// no services. Nor do spans that are not compiled in, by tracing's features `max_level_*` and
+/// `release_max_level_*`. Of either [`init`](Attributed::init) tells once, by a `tracing` event (target
+/// `dogtag`, level warn).
 pub fn attributed<S: Subscriber>(subscriber: S) -> Attributed<S> {
     Attributed {
         has_registry: (&subscriber as &dyn Subscriber).is::<Registry>(),
@@ -147,6 +152,9 @@ impl<S: Subscriber + Send + Sync> Attributed<S> {
         if let Some(installed) = dispatch.downcast_ref::<Self>() {
             installed.is_raised.store(true, Ordering::Relaxed);
             callsite::rebuild_interest_cache();
+            if result.is_ok() {
+                installed.tell_what_cannot_be_had();
+            }
         }
         result
     }
@@ -155,6 +163,14 @@ impl<S: Subscriber + Send + Sync> Attributed<S> {
 impl<S: Subscriber> Attributed<S> {
     fn registry(&self) -> Option<&Registry> {
         (&self.subscriber as &dyn Subscriber).downcast_ref()
+    }
+
+    fn tell_what_cannot_be_had(&self) {
+        if !self.has_registry {
+            events::spans_without_registry();
+        } else if STATIC_MAX_LEVEL < self.level {
+            events::spans_are_compiled_out(STATIC_MAX_LEVEL);
+        }
     }
 
     fn store<'a>(&self, registry: &'a Registry) -> Store<'a> {

@@ -628,37 +628,38 @@ fn it_is_installed_without_an_extension() {
     assert_eq!(output.take(), "");
 }
 
-/// A subscriber of the program's own, without a registry: it is told everything.
-#[test]
-fn a_subscriber_without_a_registry_is_as_it_was() {
-    struct Own(Output);
+/// A subscriber of the program's own, without a registry.
+struct Own(Output);
 
-    impl Subscriber for Own {
-        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-            *metadata.level() <= Level::INFO
-        }
-
-        fn new_span(&self, attributes: &Attributes<'_>) -> Id {
-            self.0.line(format!("made {}", attributes.metadata().name()));
-            Id::from_u64(7)
-        }
-
-        fn record(&self, _: &Id, _: &Record<'_>) {}
-        fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-        fn event(&self, event: &Event<'_>) {
-            self.0.line(format!("event {}", fields(|fields| event.record(fields))));
-        }
-
-        fn enter(&self, id: &Id) {
-            self.0.line(format!("entered {id:?}"));
-        }
-
-        fn exit(&self, id: &Id) {
-            self.0.line(format!("left {id:?}"));
-        }
+impl Subscriber for Own {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::INFO
     }
 
+    fn new_span(&self, attributes: &Attributes<'_>) -> Id {
+        self.0.line(format!("made {}", attributes.metadata().name()));
+        Id::from_u64(7)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        self.0.line(format!("event {}", fields(|fields| event.record(fields))));
+    }
+
+    fn enter(&self, id: &Id) {
+        self.0.line(format!("entered {id:?}"));
+    }
+
+    fn exit(&self, id: &Id) {
+        self.0.line(format!("left {id:?}"));
+    }
+}
+
+/// It is told everything.
+#[test]
+fn a_subscriber_without_a_registry_is_as_it_was() {
     alone!();
     let [before, after] = [false, true].map(|is_attributed| {
         let output = Output::default();
@@ -669,4 +670,18 @@ fn a_subscriber_without_a_registry_is_as_it_was() {
     });
     assert_eq!(before, after);
     assert!(before.contains("made outer"), "{before}");
+}
+
+#[test]
+fn who_has_no_registry_is_told_so() {
+    alone!();
+    let output = Output::default();
+    attributed(Own(output.clone())).init();
+    let written = || output.0.lock().unwrap().clone();
+    crate::watch::eventually(|| {
+        let written = written();
+        if written.contains("has no `Registry`") { Ok(()) } else { Err(written) }
+    });
+    assert_eq!(within(&info_span!("a")), "unattributed");
+    assert_eq!(written().lines().filter(|line| line.contains("has no `Registry`")).count(), 1);
 }

@@ -1,6 +1,8 @@
 //! What tracing-opentelemetry exports, tracing-error prints and the crate `log` hands over is the same with
 //! `dogtag::attributed` as without, whatever the program's filter leaves out; and all spans have services.
 //!
+//! With the feature `compiled-out` spans above the level info are not in the program, and `attributed` says so.
+//!
 //! `cargo run`, which runs itself once for each of its set-ups, since there is one global subscriber in a
 //! process.
 #![forbid(unsafe_code)]
@@ -24,6 +26,9 @@ const FILTERS: [&str; 5] = ["debug", "off", "error", "warn", "info"];
 const SETUPS: [&str; 2] = ["whole", "layers"];
 
 fn main() {
+    if cfg!(feature = "compiled-out") {
+        return compiled_out();
+    }
     let arguments: Vec<String> = env::args().skip(1).collect();
     if let [setup, filter, is_attributed] = &arguments[..] {
         return run(setup, filter, is_attributed == "attributed");
@@ -41,6 +46,26 @@ fn main() {
             println!("{setup}, {filter}: {} lines, the same", before.lines().count());
         }
     }
+}
+
+fn compiled_out() {
+    let log = Log::default();
+    let writer = {
+        let log = log.clone();
+        move || log.clone()
+    };
+    let lines = fmt().with_max_level(tracing::Level::WARN).with_ansi(false).with_writer(writer);
+    dogtag::attributed(lines.finish()).init();
+    assert!(info_span!("in").in_scope(Service::current).name() == "dogtag_setups");
+    assert!(debug_span!("out").is_disabled());
+    for _ in 0..1000 {
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        if text.contains("spans above this level are not compiled in") && text.contains("above=info") {
+            return println!("{text}");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("nothing was said of spans that are not compiled in");
 }
 
 #[derive(Clone, Default)]
