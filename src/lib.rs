@@ -239,6 +239,7 @@ pub use backend::Jemalloc;
 pub use backend::{DefaultBackend, JemallocStats};
 #[cfg(all(feature = "tracing-layer", not(dogtag_loom)))]
 pub use layer::{Attributed, ServiceLayer, Unattributed, UnattributedExt, attributed};
+pub use owner::{Cookies, OwnerPlace, OwnerTable};
 pub use usage::Usage;
 #[cfg(not(dogtag_loom))]
 pub use {

@@ -3,7 +3,9 @@
 //!
 //! (With memory-check owners are kept elsewhere: `check::block`.)
 //!
-//! For backends without fields a table beside the heap has the owners of [large](page_map) blocks.
+//! With an [owner table](table), [chosen by type](place), all owners stand there, by the page.
+//!
+//! Otherwise, for backends without fields a map beside the heap has the owners of [large](page_map) blocks.
 //! Each other block has a [`cookie`] right behind it, at `ptr + layout.size()`,
 //! unaligned. So the block's own alignment is never disturbed, and the first byte
 //! past its end is ours: an overrun of a single byte changes the cookie before it
@@ -12,19 +14,25 @@
 
 mod cookie;
 mod page_map;
+mod place;
 mod slot;
+mod table;
 #[cfg(not(feature = "memory-check"))]
 pub mod unsized_free;
 
 use cookie::SHORT;
 #[cfg(not(feature = "memory-check"))]
 pub use page_map::LARGE;
+pub use place::{Cookies, OwnerPlace, OwnerTable};
 pub use slot::{Mark, Named, SampleId, Slot};
 use std::alloc::Layout;
 
-/// Which blocks of an allocator have their owner beside the heap.
+/// Where the blocks of an allocator have their owners.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placement {
+    /// Whether all of them have it in the [`table`].
+    is_table: bool,
+    /// Of others, from which size on they have it in the [`page_map`].
     large: usize,
 }
 
@@ -34,19 +42,31 @@ impl Placement {
     /// Beside the heap there is one place for an address. A backend with fields may
     /// be an arena in a block of another instance, whose owner stands there already;
     /// so all of its blocks have cookies.
-    pub(crate) const fn of<B>() -> Self {
-        Self { large: if size_of::<B>() == 0 { page_map::LARGE } else { usize::MAX } }
+    pub(crate) const fn of<B, P: OwnerPlace>() -> Self {
+        Self { is_table: P::IS_TABLE, large: if size_of::<B>() == 0 { page_map::LARGE } else { usize::MAX } }
     }
 
-    /// Whether the owner of a block of that size stands beside the heap.
+    /// Whether the owners of all blocks stand in the table, by the page.
+    #[inline(always)]
+    pub(crate) const fn is_table(self) -> bool {
+        self.is_table
+    }
+
+    /// Whether the owner of a block of that size stands in the map of large blocks.
     #[inline(always)]
     pub(crate) const fn is_large(self, size: usize) -> bool {
-        size >= self.large
+        !self.is_table && size >= self.large
+    }
+
+    /// Whether blocks of that size have no cookie.
+    #[inline(always)]
+    const fn is_beside(self, size: usize) -> bool {
+        self.is_table || self.is_large(size)
     }
 
     /// The layout to request for a block, or `None` when it would overflow.
     pub(crate) fn layout(self, block: Layout, named: Named) -> Option<Layout> {
-        if self.is_large(block.size()) {
+        if self.is_beside(block.size()) {
             return Some(block);
         }
         let size = block.size().checked_add(named.cookie_size())?;
@@ -60,7 +80,7 @@ impl Placement {
     /// `block.size()` must be less than [`UNCHECKED_SIZES`].
     #[inline(always)]
     pub(crate) unsafe fn short_layout(self, block: Layout) -> Layout {
-        if self.is_large(block.size()) {
+        if self.is_beside(block.size()) {
             return block;
         }
         debug_assert!((block.size() as u64) < UNCHECKED_SIZES);
@@ -71,7 +91,7 @@ impl Placement {
     }
 
     /// Notes the owner of a block. `false` if the system gives no memory for that,
-    /// which happens to large blocks only; then it is the unattributed service's.
+    /// which never happens to cookies; then it is the unattributed service's.
     ///
     /// # Safety
     ///
@@ -79,6 +99,9 @@ impl Placement {
     /// `named`.
     #[must_use]
     pub(crate) unsafe fn write(self, ptr: *mut u8, size: usize, named: Named) -> bool {
+        if self.is_table {
+            return table::write(ptr, named);
+        }
         if self.is_large(size) {
             return page_map::write(ptr, named);
         }
@@ -97,12 +120,37 @@ impl Placement {
     #[inline(always)]
     #[must_use]
     pub(crate) unsafe fn write_short(self, ptr: *mut u8, size: usize, mark: Mark) -> bool {
+        if self.is_table {
+            return table::write_short(ptr, mark);
+        }
         if self.is_large(size) {
             return page_map::write_short(ptr, mark);
         }
         // SAFETY: `short_layout` asked for the cookie's bytes too, and `ptr` is valid for writes of it.
         unsafe { cookie::write_short(ptr, size, mark) };
         true
+    }
+
+    /// Whether a block that was just allocated needs nothing written to be that mark's, since
+    /// all of its page is.
+    #[inline(always)]
+    pub(crate) fn is_noted(self, ptr: *const u8, mark: Mark) -> bool {
+        self.is_table && table::is_page_of(ptr, mark)
+    }
+
+    /// Reads the mark of a block, as [`read_mark`](Self::read_mark), or none that a cell has where that
+    /// takes more than a look at its page.
+    ///
+    /// # Safety
+    ///
+    /// As for [`read_mark`](Self::read_mark).
+    #[inline(always)]
+    pub(crate) unsafe fn read_mark_at_once(self, ptr: *const u8, size: usize) -> Mark {
+        if self.is_table {
+            return table::read_page_mark(ptr);
+        }
+        // SAFETY: the block is live, and of that size.
+        unsafe { self.read_mark(ptr, size) }
     }
 
     /// Reads the mark of a block: the owner's, if its slot is a short one; none that a
@@ -113,6 +161,9 @@ impl Placement {
     /// `ptr` must be a live block of `size` bytes.
     #[inline(always)]
     pub(crate) unsafe fn read_mark(self, ptr: *const u8, size: usize) -> Mark {
+        if self.is_table {
+            return table::read_mark(ptr);
+        }
         if self.is_large(size) {
             return page_map::read_mark(ptr);
         }
@@ -127,6 +178,9 @@ impl Placement {
     ///
     /// `ptr` must be a live block of `size` bytes.
     pub(crate) unsafe fn read(self, ptr: *const u8, size: usize) -> Option<Named> {
+        if self.is_table {
+            return table::read(ptr);
+        }
         if self.is_large(size) {
             return page_map::read(ptr);
         }
@@ -137,7 +191,7 @@ impl Placement {
     /// The layout that was requested for a block whose cookie is unbelievable;
     /// `None` when it cannot be known, because long cookies are about.
     pub(crate) fn layout_without_cookie(self, block: Layout) -> Option<Layout> {
-        if cookie::long_ones_exist() && !self.is_large(block.size()) {
+        if cookie::long_ones_exist() && !self.is_beside(block.size()) {
             return None;
         }
         self.layout(block, Slot::UNATTRIBUTED.into())
@@ -154,7 +208,7 @@ mod tests {
     use cookie::LONG;
 
     /// Cookies behind every block.
-    const COOKIES: Placement = Placement { large: usize::MAX };
+    const COOKIES: Placement = Placement::of::<u8, Cookies>();
 
     fn written(named: impl Into<Named>, size: usize) -> Vec<u8> {
         let mut memory = vec![0xAA; size + LONG];
@@ -260,8 +314,8 @@ mod tests {
     fn large_blocks_of_backends_without_fields_have_no_cookie() {
         let block = Layout::from_size_align(page_map::LARGE, 1).unwrap();
         for slot in [Slot::UNATTRIBUTED, Slot::new(70_000).unwrap()] {
-            assert_eq!(Placement::of::<()>().layout(block, slot.into()), Some(block));
-            assert_ne!(Placement::of::<u8>().layout(block, slot.into()), Some(block));
+            assert_eq!(Placement::of::<(), Cookies>().layout(block, slot.into()), Some(block));
+            assert_ne!(Placement::of::<u8, Cookies>().layout(block, slot.into()), Some(block));
         }
     }
 }

@@ -53,6 +53,23 @@ pub(crate) unsafe fn map_zeroed<T: Zeroed>() -> Option<&'static T> {
     Some(Box::leak(Box::default()))
 }
 
+/// Variant of [`map_zeroed`] for what is large and touched here and there: in small pages, whatever the
+/// system does with other memory.
+///
+/// # Safety
+///
+/// As for [`map_zeroed`].
+pub(crate) unsafe fn map_zeroed_sparse<T: Zeroed>() -> Option<&'static T> {
+    // SAFETY: zeros are a valid `T`, which asks for no more than page alignment.
+    let mapped = unsafe { map_zeroed::<T>() }?;
+    #[cfg(all(target_os = "linux", not(dogtag_loom)))]
+    // SAFETY: mapped just now. Should the system refuse, nothing depends on it.
+    unsafe {
+        libc::madvise(ptr::from_ref(mapped).cast_mut().cast(), size_of::<T>(), libc::MADV_NOHUGEPAGE)
+    };
+    Some(mapped)
+}
+
 /// What can be mapped; under loom, built as if it were all zeros.
 #[cfg(not(dogtag_loom))]
 pub(crate) trait Zeroed {}
@@ -68,7 +85,7 @@ pub(crate) use std::default::Default as Zeroed;
 /// `mapped` must come from [`map_zeroed`], and no other reference to it may
 /// exist.
 #[cfg(not(dogtag_loom))]
-unsafe fn unmap<T>(mapped: &'static T) {
+pub(crate) unsafe fn unmap<T>(mapped: &'static T) {
     // SAFETY: the range is exactly one earlier mapping of ours, and the caller
     // promises that nobody else refers to it. A refusal leaks it, no more.
     unsafe { libc::munmap(ptr::from_ref(mapped).cast_mut().cast(), size_of::<T>()) };
@@ -76,7 +93,7 @@ unsafe fn unmap<T>(mapped: &'static T) {
 
 /// Under loom it is only forgotten.
 #[cfg(dogtag_loom)]
-unsafe fn unmap<T>(_: &'static T) {}
+pub(crate) unsafe fn unmap<T>(_: &'static T) {}
 
 /// What is in its place, or a fresh, zeroed `T` put there: whoever comes first
 /// decides. `None` when the operating system gives no memory.
@@ -85,12 +102,33 @@ unsafe fn unmap<T>(_: &'static T) {}
 ///
 /// As for [`map_zeroed`], and nobody may put anything else there.
 pub(crate) unsafe fn get_or_map<T: Zeroed>(place: &AtomicPtr<T>) -> Option<&'static T> {
+    // SAFETY: zeros are a valid `T`, and the place is filled here alone.
+    unsafe { get_or(place, || map_zeroed::<T>()) }
+}
+
+/// Variant of [`get_or_map`] for what is [touched here and there](map_zeroed_sparse).
+///
+/// # Safety
+///
+/// As for [`get_or_map`].
+pub(crate) unsafe fn get_or_map_sparse<T: Zeroed>(place: &AtomicPtr<T>) -> Option<&'static T> {
+    // SAFETY: zeros are a valid `T`, and the place is filled here alone.
+    unsafe { get_or(place, || map_zeroed_sparse::<T>()) }
+}
+
+/// # Safety
+///
+/// As for [`get_or_map`]; what `map` returns must be mapped for this alone.
+#[inline(always)]
+unsafe fn get_or<T: Zeroed>(
+    place: &AtomicPtr<T>,
+    map: impl FnOnce() -> Option<&'static T>,
+) -> Option<&'static T> {
     // SAFETY: what is in its place is never unmapped.
     if let Some(known) = unsafe { place.load(Ordering::Acquire).as_ref() } {
         return Some(known);
     }
-    // SAFETY: zeros are a valid `T`, which the new pages hold.
-    let fresh = unsafe { map_zeroed::<T>() }?;
+    let fresh = map()?;
     let new = ptr::from_ref(fresh).cast_mut();
     match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Some(fresh),

@@ -8,14 +8,14 @@ use crate::ledger::sampling::Decision;
 use crate::ledger::slots::{self, UNATTRIBUTED};
 use crate::ledger::threshold::{self, Admitted, Replaced};
 use crate::ledger::{anomalies, thread};
-use crate::owner::{Named, SampleId};
+use crate::owner::{Named, OwnerPlace, SampleId};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::{self, NonNull};
 
 // SAFETY: a block stands within memory that the backend gave for
 // `check::layout` of its own layout, and that goes back with the same layout,
 // when the block has left the quarantine. Nothing unwinds.
-unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
+unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         counted(self.fresh(layout, Family::Malloc, None), layout.size())
     }
@@ -36,7 +36,7 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
     }
 }
 
-impl<B: GlobalAlloc> Dogtag<B> {
+impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// Allocates a block of one of C++'s families.
     pub(crate) fn alloc_as(&self, family: Family, layout: Layout) -> *mut u8 {
         counted(self.fresh(layout, family, None), layout.size())
@@ -166,7 +166,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
 /// Bytes of a fresh block that are filled.
 const MOST_FILLED: usize = 64 << 20;
 
-impl<B: GlobalAlloc> Dogtag<B> {
+impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// Obtains a filled block for the current service.
     #[inline]
     fn fresh(&self, layout: Layout, family: Family, replaced: Option<Replaced>) -> Option<Uncounted> {
@@ -292,7 +292,7 @@ impl<B: GlobalAlloc> Dogtag<B> {
     }
 }
 
-impl<B> Drop for Dogtag<B> {
+impl<B, P> Drop for Dogtag<B, P> {
     fn drop(&mut self) {
         self.checker.end(&self.backend);
     }

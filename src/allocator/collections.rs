@@ -2,6 +2,7 @@
 //! standard library's until that is stable.
 
 use super::Dogtag;
+use crate::owner::OwnerPlace;
 use allocator_api2::alloc::{AllocError, Allocator};
 use std::alloc::{GlobalAlloc, Layout};
 use std::num::NonZero;
@@ -23,7 +24,7 @@ use std::ptr::NonNull;
 /// # Ok::<(), dogtag::RegisterError>(())
 /// ```
 // SAFETY: blocks stay where they are until they are freed, and the borrow keeps the instance.
-unsafe impl<B: GlobalAlloc> Allocator for &Dogtag<B> {
+unsafe impl<B: GlobalAlloc, P: OwnerPlace> Allocator for &Dogtag<B, P> {
     #[inline]
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         if layout.size() == 0 {
@@ -80,7 +81,7 @@ unsafe impl<B: GlobalAlloc> Allocator for &Dogtag<B> {
     }
 }
 
-impl<B: GlobalAlloc> Dogtag<B> {
+impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// # Safety
     ///
     /// As for [`Allocator::grow`] and [`Allocator::shrink`].

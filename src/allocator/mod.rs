@@ -14,9 +14,11 @@ use crate::backend::DefaultBackend;
 #[cfg(feature = "memory-check")]
 use crate::check::Checker;
 use crate::ledger::thread::Counts;
+use crate::owner::{Cookies, OwnerTable};
 #[cfg(doc)]
 use std::alloc::System;
 use std::alloc::{GlobalAlloc, Layout};
+use std::marker::PhantomData;
 
 /// Charges every block that it allocates to the service that asked for it: a global allocator.
 ///
@@ -53,8 +55,9 @@ use std::alloc::{GlobalAlloc, Layout};
 /// assert_eq!(service.usage().bytes(), 0);
 /// ```
 #[derive(Debug, Default)]
-pub struct Dogtag<B = DefaultBackend> {
+pub struct Dogtag<B = DefaultBackend, P = Cookies> {
     backend: B,
+    place: PhantomData<fn() -> P>,
     #[cfg(feature = "memory-check")]
     checker: Checker,
 }
@@ -64,6 +67,58 @@ impl Dogtag {
     #[must_use]
     pub const fn new() -> Self {
         Self::with_backend(DefaultBackend::new())
+    }
+}
+
+impl Dogtag<DefaultBackend, OwnerTable> {
+    /// Makes an allocator on top of the default backend that keeps the owners of blocks in a table by the page,
+    /// instead of behind each block.
+    ///
+    /// ```
+    /// use dogtag::{DefaultBackend, Dogtag, OwnerTable};
+    ///
+    /// #[global_allocator]
+    /// static ALLOC: Dogtag<DefaultBackend, OwnerTable> = Dogtag::with_owner_table();
+    ///
+    /// let service = dogtag::Service::register("greeter").unwrap();
+    /// let greeting = service.run(|| String::from("hello"));
+    /// assert_eq!(service.usage().bytes(), 5);
+    /// ```
+    #[must_use]
+    pub const fn with_owner_table() -> Self {
+        Self::with_backend_and_owner_table(DefaultBackend::new())
+    }
+}
+
+impl<B> Dogtag<B, OwnerTable> {
+    /// Makes an allocator on top of `backend` that keeps the owners of blocks in a table by the page, as
+    /// [`with_owner_table`](Dogtag::with_owner_table).
+    ///
+    /// The table has one place for an address, for all instances. So the backend must be a type without fields,
+    /// or this does not compile. Its blocks must begin at multiples of 8 bytes, as those of jemalloc
+    /// and of the system's allocators do, and must not be in memory that it got from another instance with an
+    /// owner table: otherwise blocks may be refunded to others than they were charged to.
+    ///
+    /// ```
+    /// use dogtag::{Dogtag, OwnerTable};
+    /// use std::alloc::System;
+    ///
+    /// #[global_allocator]
+    /// static ALLOC: Dogtag<System, OwnerTable> = Dogtag::with_backend_and_owner_table(System);
+    /// # fn main() {}
+    /// ```
+    ///
+    /// ```compile_fail
+    /// use dogtag::Dogtag;
+    ///
+    /// struct Arena(u64);
+    ///
+    /// let arena = Dogtag::with_backend_and_owner_table(Arena(0));
+    /// ```
+    #[must_use]
+    pub const fn with_backend_and_owner_table(backend: B) -> Self {
+        const { assert!(size_of::<B>() == 0, "an owner table is for backends without fields") };
+        Self::make(backend)
     }
 }
 
@@ -84,8 +139,15 @@ impl<B> Dogtag<B> {
     /// ```
     #[must_use]
     pub const fn with_backend(backend: B) -> Self {
+        Self::make(backend)
+    }
+}
+
+impl<B, P> Dogtag<B, P> {
+    const fn make(backend: B) -> Self {
         Self {
             backend,
+            place: PhantomData,
             #[cfg(feature = "memory-check")]
             checker: Checker::new(),
         }

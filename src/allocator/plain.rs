@@ -47,7 +47,7 @@ use crate::ledger::charge::{self, Freed};
 use crate::ledger::samples;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
 use crate::ledger::thread;
-use crate::owner::{Named, Placement, SampleId};
+use crate::owner::{Named, OwnerPlace, Placement, SampleId};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
@@ -56,7 +56,7 @@ use std::ptr::{self, NonNull};
 // gave for a layout of the same alignment and no smaller, and each block is given
 // back or resized with the very layout it was requested with: `Placement::layout`
 // of its own layout and owner. Nothing unwinds.
-unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
+unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if Self::PLACEMENT.is_large(layout.size()) {
@@ -77,11 +77,11 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
         // SAFETY: the layout is not empty. No threshold is above `UNCHECKED_SIZES`, so neither is
         // the size.
         let block = unsafe { self.counted().alloc_zeroed(Self::PLACEMENT.short_layout(layout)) };
-        if !block.is_null() {
-            // SAFETY: the block was allocated with `short_layout`.
-            unsafe { Self::charge_current(block, layout) };
+        if block.is_null() {
+            return block;
         }
-        block
+        // SAFETY: the block was allocated with `short_layout`.
+        unsafe { Self::charge_current(block, layout) }
     }
 
     #[inline(always)]
@@ -90,7 +90,7 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
         // requires it. An allocator without fields is anywhere.
         unsafe {
             if size_of::<Self>() == 0 {
-                dealloc::<B>(block, layout);
+                dealloc::<B, P>(block, layout);
             } else {
                 dealloc_of(self, block, layout);
             }
@@ -117,19 +117,17 @@ unsafe impl<B: GlobalAlloc> GlobalAlloc for Dogtag<B> {
             let new_layout = Layout::from_size_align_unchecked(new_size, layout.align());
             self.counted().realloc(block, outer, Self::PLACEMENT.short_layout(new_layout).size())
         };
-        if !block.is_null() {
-            old.refund(layout.size());
-            // SAFETY: the block has the new size's `short_layout` now, which is the size of a layout.
-            unsafe {
-                Self::charge_current(block, Layout::from_size_align_unchecked(new_size, layout.align()));
-            }
+        if block.is_null() {
+            return block;
         }
-        block
+        old.refund(layout.size());
+        // SAFETY: the block has the new size's `short_layout` now, which is the size of a layout.
+        unsafe { Self::charge_current(block, Layout::from_size_align_unchecked(new_size, layout.align())) }
     }
 }
 
-impl<B: GlobalAlloc> Dogtag<B> {
-    const PLACEMENT: Placement = Placement::of::<B>();
+impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
+    const PLACEMENT: Placement = Placement::of::<B, P>();
 
     /// Allocates within the current cell's threshold.
     ///
@@ -145,14 +143,14 @@ impl<B: GlobalAlloc> Dogtag<B> {
         // SAFETY: the layout is not empty. No threshold is above `UNCHECKED_SIZES`, so neither is
         // the size.
         let block = unsafe { self.counted().alloc(Self::PLACEMENT.short_layout(layout)) };
-        if !block.is_null() {
-            // SAFETY: the block was allocated with `short_layout`.
-            unsafe { Self::charge_current(block, layout) };
+        if block.is_null() {
+            return block;
         }
-        block
+        // SAFETY: the block was allocated with `short_layout`.
+        unsafe { Self::charge_current(block, layout) }
     }
 
-    /// Charges a new block to the current cell, which the threshold has let through.
+    /// Charges a new block to the current cell, which the threshold has let through, and returns it.
     ///
     /// Asks the thread for its cell again, rather than to keep it over the
     /// backend's call: two loads are cheaper than a saved register.
@@ -162,10 +160,41 @@ impl<B: GlobalAlloc> Dogtag<B> {
     /// `block` must have been allocated with the layout that
     /// [`Placement::short_layout`] says for `layout`.
     #[inline(always)]
-    unsafe fn charge_current(block: *mut u8, layout: Layout) {
+    unsafe fn charge_current(block: *mut u8, layout: Layout) -> *mut u8 {
         let (cell, size) = (thread::current(), layout.size());
         debug_assert!(block.addr().is_multiple_of(layout.align()), "the backend's block is not aligned");
         debug_assert!(thread::is_own(cell), "another thread's cell is charged");
+        if Self::PLACEMENT.is_table() {
+            if !Self::PLACEMENT.is_noted(block, cell.mark()) {
+                // SAFETY: the block was allocated with `short_layout`.
+                return unsafe { Self::note_and_charge(block, layout) };
+            }
+            cell.charge(size);
+            return block;
+        }
+        // SAFETY: the block was allocated with `short_layout`.
+        unsafe { Self::write_and_charge(block, size) };
+        block
+    }
+
+    /// Charges a new block whose page is not the current service's alone.
+    ///
+    /// # Safety
+    ///
+    /// As for [`charge_current`](Self::charge_current).
+    #[inline(never)]
+    unsafe fn note_and_charge(block: *mut u8, layout: Layout) -> *mut u8 {
+        // SAFETY: the block was allocated with `short_layout`.
+        unsafe { Self::write_and_charge(block, layout.size()) };
+        block
+    }
+
+    /// # Safety
+    ///
+    /// As for [`charge_current`](Self::charge_current).
+    #[inline(always)]
+    unsafe fn write_and_charge(block: *mut u8, size: usize) {
+        let cell = thread::current();
         // SAFETY: `short_layout` has the bytes for a mark, where it stands behind the block.
         if unsafe { Self::PLACEMENT.write_short(block, size, cell.mark()) } {
             // SAFETY: the block is live from here on, and has a mark.
@@ -207,11 +236,11 @@ impl<B: GlobalAlloc> Dogtag<B> {
 ///
 /// As for [`GlobalAlloc::dealloc`].
 #[inline(never)]
-unsafe fn dealloc<B: GlobalAlloc>(block: *mut u8, layout: Layout) {
-    debug_assert!(size_of::<Dogtag<B>>() == 0);
+unsafe fn dealloc<B: GlobalAlloc, P: OwnerPlace>(block: *mut u8, layout: Layout) {
+    debug_assert!(size_of::<Dogtag<B, P>>() == 0);
     // SAFETY: a value without bytes may be anywhere, and the caller has one. The block is live and
     // was requested from it with that layout.
-    unsafe { dealloc_any_size(NonNull::<Dogtag<B>>::dangling().as_ref(), block, layout) };
+    unsafe { dealloc_any_size(NonNull::<Dogtag<B, P>>::dangling().as_ref(), block, layout) };
 }
 
 /// Frees a block of an allocator with fields.
@@ -220,7 +249,11 @@ unsafe fn dealloc<B: GlobalAlloc>(block: *mut u8, layout: Layout) {
 ///
 /// As for [`GlobalAlloc::dealloc`].
 #[inline(never)]
-unsafe fn dealloc_of<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
+unsafe fn dealloc_of<B: GlobalAlloc, P: OwnerPlace>(
+    allocator: &Dogtag<B, P>,
+    block: *mut u8,
+    layout: Layout,
+) {
     // SAFETY: the block is live and was requested from the allocator with that layout.
     unsafe { dealloc_any_size(allocator, block, layout) };
 }
@@ -229,10 +262,14 @@ unsafe fn dealloc_of<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layo
 ///
 /// As for [`GlobalAlloc::dealloc`].
 #[inline(always)]
-unsafe fn dealloc_any_size<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
+unsafe fn dealloc_any_size<B: GlobalAlloc, P: OwnerPlace>(
+    allocator: &Dogtag<B, P>,
+    block: *mut u8,
+    layout: Layout,
+) {
     // SAFETY: the block is live and was requested from the allocator with that layout.
     unsafe {
-        if Dogtag::<B>::PLACEMENT.is_large(layout.size()) {
+        if Dogtag::<B, P>::PLACEMENT.is_large(layout.size()) {
             cold_path();
             Dogtag::dealloc_large(block, layout, allocator);
         } else {
@@ -247,24 +284,34 @@ unsafe fn dealloc_any_size<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8
 ///
 /// As for [`GlobalAlloc::dealloc`].
 #[inline(always)]
-unsafe fn dealloc_fast<B: GlobalAlloc>(allocator: &Dogtag<B>, block: *mut u8, layout: Layout) {
+unsafe fn dealloc_fast<B: GlobalAlloc, P: OwnerPlace>(
+    allocator: &Dogtag<B, P>,
+    block: *mut u8,
+    layout: Layout,
+) {
     // SAFETY: the block is live and was requested here with that layout.
-    let mark = unsafe { Dogtag::<B>::PLACEMENT.read_mark(block, layout.size()) };
+    let mark = unsafe { Dogtag::<B, P>::PLACEMENT.read_mark_at_once(block, layout.size()) };
     let cell = thread::cell(mark);
     if cell.mark() != mark {
         // SAFETY: the block is live and was requested here with that layout.
-        return unsafe { Dogtag::dealloc_slow(block, layout, allocator) };
+        return unsafe {
+            if Dogtag::<B, P>::PLACEMENT.is_table() {
+                Dogtag::dealloc_mixed(block, layout, allocator)
+            } else {
+                Dogtag::dealloc_slow(block, layout, allocator)
+            }
+        };
     }
     cell.refund(layout.size());
     // SAFETY: a mark that a cell has is a short slot's, so the block was requested with its
     // `short_layout`.
-    unsafe { allocator.counted().dealloc(block, Dogtag::<B>::PLACEMENT.short_layout(layout)) };
+    unsafe { allocator.counted().dealloc(block, Dogtag::<B, P>::PLACEMENT.short_layout(layout)) };
 }
 
 /// The rare cases, each a whole job: a thread's first allocation or its last,
 /// its first touch of a service, services beyond the short slots, limits and
 /// peaks, and cookies that cannot be believed.
-impl<B: GlobalAlloc> Dogtag<B> {
+impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     #[cold]
     #[inline(never)]
     unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
@@ -320,6 +367,21 @@ impl<B: GlobalAlloc> Dogtag<B> {
             // SAFETY: the layout that the block was requested with.
             unsafe { allocator.counted().dealloc(block, outer) };
         }
+    }
+
+    /// Frees a block whose page is not its owner's alone, or whose mark the calling thread has no cell for.
+    #[inline(never)]
+    unsafe fn dealloc_mixed(block: *mut u8, layout: Layout, allocator: &Self) {
+        // SAFETY: the block is live and was requested here with that layout.
+        let mark = unsafe { Self::PLACEMENT.read_mark(block, layout.size()) };
+        let cell = thread::cell(mark);
+        if cell.mark() != mark {
+            // SAFETY: the block is live and was requested here with that layout.
+            return unsafe { Self::dealloc_slow(block, layout, allocator) };
+        }
+        cell.refund(layout.size());
+        // SAFETY: the block was requested with its `short_layout`, which is its own.
+        unsafe { allocator.counted().dealloc(block, Self::PLACEMENT.short_layout(layout)) };
     }
 
     #[cold]

@@ -151,6 +151,16 @@ impl Mark {
         (self.0 as u16).to_ne_bytes()
     }
 
+    /// The mark of those two bytes, as a number.
+    pub(super) const fn from_short(short: u16) -> Self {
+        Self(FROM_COOKIE | short as u32)
+    }
+
+    /// The two bytes of the cookie, as a number.
+    pub(super) const fn short(self) -> u16 {
+        self.0 as u16
+    }
+
     pub(crate) const fn from_bits(bits: u32) -> Self {
         Self(bits)
     }
