@@ -8,7 +8,7 @@ use crate::backend::{Extents, Heap};
 use crate::format::{Bytes, Share};
 use crate::ledger::{self, slots};
 #[cfg(not(feature = "memory-check"))]
-use crate::owner::Named;
+use crate::owner::{self, Named};
 use crate::service::Scope;
 use crate::sys::smaps::Resident;
 use std::fmt;
@@ -116,7 +116,8 @@ pub struct Balance {
     pub unattributed: u64,
     /// Bytes around live blocks: cookies, or with
     /// `memory-check` guards and headers. (Counted as if every block had a cookie, though blocks of
-    /// 4 KiB and more have none.)
+    /// 4 KiB and more have none; or none, if an allocator of the program has an
+    /// [owner table](crate::Dogtag::with_owner_table).)
     pub cookies: u64,
     /// Freed blocks in memory-check's quarantine.
     pub quarantine: u64,
@@ -298,7 +299,7 @@ fn around(record: &slots::Record) -> u64 {
     }
     #[cfg(not(feature = "memory-check"))]
     {
-        Named::Slot(record.slot()).cookie_size() as u64
+        if owner::has_table() { 0 } else { Named::Slot(record.slot()).cookie_size() as u64 }
     }
 }
 

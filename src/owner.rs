@@ -27,6 +27,11 @@ pub use place::{Cookies, OwnerPlace, OwnerTable};
 pub use slot::{Mark, Named, SampleId, Slot};
 use std::alloc::Layout;
 
+/// Whether the process has an instance with an owner table.
+pub(crate) fn has_table() -> bool {
+    table::is_used()
+}
+
 /// Where the blocks of an allocator have their owners.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placement {
@@ -131,26 +136,10 @@ impl Placement {
         true
     }
 
-    /// Whether a block that was just allocated needs nothing written to be that mark's, since
-    /// all of its page is.
+    /// Notes the owner of a block by its mark in the table, if that takes next to nothing there.
     #[inline(always)]
-    pub(crate) fn is_noted(self, ptr: *const u8, mark: Mark) -> bool {
-        self.is_table && table::is_page_of(ptr, mark)
-    }
-
-    /// Reads the mark of a block, as [`read_mark`](Self::read_mark), or none that a cell has where that
-    /// takes more than a look at its page.
-    ///
-    /// # Safety
-    ///
-    /// As for [`read_mark`](Self::read_mark).
-    #[inline(always)]
-    pub(crate) unsafe fn read_mark_at_once(self, ptr: *const u8, size: usize) -> Mark {
-        if self.is_table {
-            return table::read_page_mark(ptr);
-        }
-        // SAFETY: the block is live, and of that size.
-        unsafe { self.read_mark(ptr, size) }
+    pub(crate) fn write_short_at_once(self, ptr: *mut u8, mark: Mark) -> bool {
+        self.is_table && table::write_short_at_once(ptr, mark)
     }
 
     /// Reads the mark of a block: the owner's, if its slot is a short one; none that a

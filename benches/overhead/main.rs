@@ -26,9 +26,10 @@ use std::process::Command;
 use workloads::{Group, Workload};
 
 /// Program, and what it is called. The first is what all are measured by.
-const CONTESTANTS: [(&str, &str); 9] = [
+const CONTESTANTS: [(&str, &str); 10] = [
     ("bare", "bare jemalloc"),
     ("dogtag", "dogtag"),
+    ("owner_table", "dogtag, owner table"),
     ("memory_check", "dogtag, memory-check"),
     ("vector", "as Vector does"),
     ("tracking_allocator", "tracking-allocator"),
@@ -41,7 +42,7 @@ const CONTESTANTS: [(&str, &str); 9] = [
 fn main() {
     let options = Options::read();
     // One by one: what dogtag asks of jemalloc is not asked for the others.
-    build(&["--features", "dogtag", "--bin", "dogtag"]);
+    build(&["--features", "dogtag", "--bin", "dogtag", "--bin", "owner_table"]);
     build(&["--features", "memory-check", "--bin", "memory_check"]);
     let programs = build(&[]);
 

@@ -38,7 +38,7 @@ struct Theme {
     text: RGBColor,
     faint: RGBColor,
     /// A colour for each contestant.
-    marks: [RGBColor; 8],
+    marks: [RGBColor; 9],
 }
 
 // Okabe and Ito's colours, which are told apart by everybody; lighter ones in the dark.
@@ -50,6 +50,7 @@ const THEMES: [Theme; 2] = [
         faint: RGBColor(216, 222, 228),
         marks: [
             RGBColor(213, 0, 50),
+            RGBColor(110, 50, 180),
             RGBColor(230, 130, 150),
             RGBColor(0, 114, 178),
             RGBColor(86, 160, 220),
@@ -66,6 +67,7 @@ const THEMES: [Theme; 2] = [
         faint: RGBColor(48, 54, 61),
         marks: [
             RGBColor(255, 80, 110),
+            RGBColor(175, 130, 255),
             RGBColor(190, 100, 120),
             RGBColor(60, 150, 230),
             RGBColor(130, 195, 245),

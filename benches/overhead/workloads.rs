@@ -26,7 +26,7 @@ impl Group {
     /// How many of the contestants take part.
     pub const fn contestants(self) -> usize {
         // What grows with services can be compared with bare jemalloc only.
-        if matches!(self, Self::Growth) { 2 } else { super::CONTESTANTS.len() }
+        if matches!(self, Self::Growth) { 3 } else { super::CONTESTANTS.len() }
     }
 
     pub const fn most_rounds(self) -> usize {
@@ -56,6 +56,9 @@ workloads! {
     Programs {
         "json": "JSON, parsed and dropped",
         "strings": "B-tree, hash map of strings",
+        "words": "places of words in a hash map",
+        "sort": "strings, sorted and dropped",
+        "index": "index of strings and 48 B boxes",
         "regex": "regex over a log",
         "lru": "LRU cache, 1–64 KiB",
         "requests": "tokio, a service a request",
@@ -89,6 +92,7 @@ workloads! {
         "services-100": "100 services",
         "services-10000": "10,000 services",
         "services-1000000": "1,000,000 services",
+        "turns-64": "64 services, block by block",
     }
     Footprint {
         "live-8": "8 B",

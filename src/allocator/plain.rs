@@ -165,7 +165,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         debug_assert!(block.addr().is_multiple_of(layout.align()), "the backend's block is not aligned");
         debug_assert!(thread::is_own(cell), "another thread's cell is charged");
         if Self::PLACEMENT.is_table() {
-            if !Self::PLACEMENT.is_noted(block, cell.mark()) {
+            if !Self::PLACEMENT.write_short_at_once(block, cell.mark()) {
                 // SAFETY: the block was allocated with `short_layout`.
                 return unsafe { Self::note_and_charge(block, layout) };
             }
@@ -177,11 +177,12 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         block
     }
 
-    /// Charges a new block whose page is not the current service's alone.
+    /// Charges a new block whose page is nobody's yet, or another service's alone.
     ///
     /// # Safety
     ///
     /// As for [`charge_current`](Self::charge_current).
+    #[cold]
     #[inline(never)]
     unsafe fn note_and_charge(block: *mut u8, layout: Layout) -> *mut u8 {
         // SAFETY: the block was allocated with `short_layout`.
@@ -290,17 +291,11 @@ unsafe fn dealloc_fast<B: GlobalAlloc, P: OwnerPlace>(
     layout: Layout,
 ) {
     // SAFETY: the block is live and was requested here with that layout.
-    let mark = unsafe { Dogtag::<B, P>::PLACEMENT.read_mark_at_once(block, layout.size()) };
+    let mark = unsafe { Dogtag::<B, P>::PLACEMENT.read_mark(block, layout.size()) };
     let cell = thread::cell(mark);
     if cell.mark() != mark {
         // SAFETY: the block is live and was requested here with that layout.
-        return unsafe {
-            if Dogtag::<B, P>::PLACEMENT.is_table() {
-                Dogtag::dealloc_mixed(block, layout, allocator)
-            } else {
-                Dogtag::dealloc_slow(block, layout, allocator)
-            }
-        };
+        return unsafe { Dogtag::dealloc_slow(block, layout, allocator) };
     }
     cell.refund(layout.size());
     // SAFETY: a mark that a cell has is a short slot's, so the block was requested with its
@@ -367,21 +362,6 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
             // SAFETY: the layout that the block was requested with.
             unsafe { allocator.counted().dealloc(block, outer) };
         }
-    }
-
-    /// Frees a block whose page is not its owner's alone, or whose mark the calling thread has no cell for.
-    #[inline(never)]
-    unsafe fn dealloc_mixed(block: *mut u8, layout: Layout, allocator: &Self) {
-        // SAFETY: the block is live and was requested here with that layout.
-        let mark = unsafe { Self::PLACEMENT.read_mark(block, layout.size()) };
-        let cell = thread::cell(mark);
-        if cell.mark() != mark {
-            // SAFETY: the block is live and was requested here with that layout.
-            return unsafe { Self::dealloc_slow(block, layout, allocator) };
-        }
-        cell.refund(layout.size());
-        // SAFETY: the block was requested with its `short_layout`, which is its own.
-        unsafe { allocator.counted().dealloc(block, Self::PLACEMENT.short_layout(layout)) };
     }
 
     #[cold]

@@ -41,7 +41,7 @@
 //! After a fork the child has a copy, in which each entry is whole.
 
 use super::slot::{Mark, Named, Slot};
-use crate::sync::{AtomicPtr, AtomicU16, AtomicU32, Ordering, nulls, shared};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, Ordering, fence, nulls, shared};
 use crate::sys;
 use std::ptr;
 
@@ -80,6 +80,8 @@ struct Wide([AtomicU32; LEAF / ALIGN]);
 shared! {
     /// Null, [`refused`], or a leaf.
     static ROOT: [AtomicPtr<Leaf>; LEAVES] = nulls!(LEAVES);
+
+    static IS_USED: AtomicBool = AtomicBool::new(false);
 }
 
 /// Stands where a leaf was refused, and some block has no owner for that.
@@ -87,22 +89,30 @@ const fn refused() -> *mut Leaf {
     ptr::without_provenance_mut(1)
 }
 
-/// Whether a block of that mark needs nothing written where it begins: its page is its owner's.
-#[inline(always)]
-pub(super) fn is_page_of(block: *const u8, mark: Mark) -> bool {
-    entry(block) == mark.short()
+/// Whether some instance has its owners here.
+pub(super) fn is_used() -> bool {
+    IS_USED.load(Ordering::Relaxed)
 }
 
-/// The mark of all blocks in the page in which a block begins; none that a cell has if the
-/// page is mixed, or nobody's.
+/// Notes the owner of a block by its mark, if its slot is a short one, and either all of its page is its
+/// owner's, so that nothing is written, or the page is mixed already.
 #[inline(always)]
-pub(super) fn read_page_mark(block: *const u8) -> Mark {
-    Mark::from_short(entry(block))
+pub(super) fn write_short_at_once(block: *mut u8, mark: Mark) -> bool {
+    let Some(leaf) = leaf(block) else { return false };
+    let found = leaf.entries.of(block).load(Ordering::Relaxed);
+    if found == mark.short() {
+        return true;
+    }
+    if found != MIXED {
+        return false;
+    }
+    leaf.granule(block).store(mark.short(), Ordering::Relaxed);
+    true
 }
 
 /// The mark of a block's owner; none that a cell has if its slot is a long one, the block
 /// is sampled, or there was no memory to note its owner.
-#[inline]
+#[inline(always)]
 pub(super) fn read_mark(block: *const u8) -> Mark {
     Mark::from_short(leaf(block).map_or(NOBODY, |leaf| leaf.mark(block)))
 }
@@ -169,17 +179,20 @@ impl Leaf {
         self.granule(block).store(mark, Ordering::Relaxed);
     }
 
-    /// What the table says of a block.
-    #[inline]
+    /// What the table says of a block. It was written before the block was handed out.
+    #[inline(always)]
     fn mark(&self, block: *const u8) -> u16 {
-        let found = self.entries.of(block).load(Ordering::Acquire);
+        let found = self.entries.of(block).load(Ordering::Relaxed);
         if found != MIXED {
             return found;
         }
-        match self.granule(block).load(Ordering::Relaxed) {
-            0 => self.former.of(block).load(Ordering::Relaxed),
-            mark => mark,
+        let mark = self.granule(block).load(Ordering::Relaxed);
+        if mark != 0 {
+            return mark;
         }
+        // With the release of whoever has made the page mixed, and stored `former` before.
+        fence(Ordering::Acquire);
+        self.former.of(block).load(Ordering::Relaxed)
     }
 
     #[inline(always)]
@@ -218,19 +231,11 @@ fn known(leaf: *mut Leaf) -> Option<&'static Leaf> {
     if leaf.addr() > refused().addr() { Some(unsafe { &*leaf }) } else { None }
 }
 
-#[inline(always)]
-fn entry(block: *const u8) -> u16 {
-    match leaf(block) {
-        // Written before the block was handed out.
-        Some(leaf) => leaf.entries.of(block).load(Ordering::Relaxed),
-        None => NOBODY,
-    }
-}
-
 /// Maps a leaf. `None`, which is noted in its place, where the system refuses.
 #[cold]
 #[inline(never)]
 fn map(place: &AtomicPtr<Leaf>) -> Option<&'static Leaf> {
+    IS_USED.store(true, Ordering::Relaxed);
     // SAFETY: all atomics, for which zeros are valid.
     let Some(fresh) = (unsafe { sys::map_zeroed_sparse::<Leaf>() }) else { return refuse(place) };
     let (new, mut found) = (ptr::from_ref(fresh).cast_mut(), place.load(Ordering::Acquire));
@@ -279,248 +284,5 @@ impl Default for Wide {
     }
 }
 
-/// What the allocator does, in the same order.
 #[cfg(test)]
-mod acts {
-    use super::*;
-
-    pub(super) fn block(address: usize) -> *mut u8 {
-        ptr::without_provenance_mut(address)
-    }
-
-    pub(super) fn allocate(block: *mut u8, named: impl Into<Named>) -> bool {
-        let named = named.into();
-        (named.is_short() && is_page_of(block, named.mark())) || write(block, named)
-    }
-
-    /// The owner that a free finds, on whatever way.
-    pub(super) fn owner(block: *const u8) -> Option<Named> {
-        let is_cells = |mark: &Mark| Named::of_mark(*mark).is_some();
-        let short =
-            Some(read_page_mark(block)).filter(is_cells).or_else(|| Some(read_mark(block)).filter(is_cells));
-        let found = short.map_or_else(|| read(block), Named::of_mark);
-        assert_eq!(found, read(block));
-        found
-    }
-}
-
-#[cfg(all(test, not(dogtag_loom)))]
-mod tests {
-    use super::acts::*;
-    use super::*;
-    use crate::owner::SampleId;
-    use std::sync::Mutex;
-
-    /// Where no process of ours has a heap: a stretch for each test.
-    const NOWHERE: usize = 0x1237 << 32;
-
-    fn slot(index: u32) -> Slot {
-        Slot::new(index).unwrap()
-    }
-
-    fn is_mixed(address: usize) -> bool {
-        entry(block(address)) == MIXED
-    }
-
-    #[test]
-    fn every_slot_reads_back_alone_and_among_others() {
-        let slots = (0..70_000).chain([1 << 20, Slot::COUNT - 1]).filter_map(Slot::new);
-        let samples =
-            [0, 70_000, SampleId::COUNT - 1].map(|index| Named::Sample(SampleId::new(index).unwrap()));
-        let all: Vec<Named> = slots.map(Named::Slot).chain(samples).collect();
-        for (page, &named) in all.iter().enumerate() {
-            let page = NOWHERE + page * PAGE;
-            assert!(allocate(block(page + 64), named));
-            assert_eq!(owner(block(page + 64)), Some(named));
-            assert_eq!(is_mixed(page), !named.is_short(), "{named:?}");
-            // The mark that the hot path looks up is the slot's, or none that a cell has.
-            assert_eq!(read_mark(block(page + 64)), named.mark());
-        }
-        for (page, &named) in all.iter().enumerate() {
-            let (page, other) = (NOWHERE + page * PAGE, all[(page + 7) % all.len()]);
-            assert!(allocate(block(page), other) && allocate(block(page + PAGE - 8), other));
-            for (offset, named) in [(0, other), (64, named), (PAGE - 8, other)] {
-                assert_eq!(owner(block(page + offset)), Some(named), "at {offset}");
-            }
-            assert!(is_mixed(page));
-        }
-    }
-
-    #[test]
-    fn a_page_of_one_owner_stays_unmixed() {
-        let page = NOWHERE + (1 << 32);
-        for at in (0..PAGE).step_by(8) {
-            assert!(allocate(block(page + at), slot(7)));
-        }
-        assert!(!is_mixed(page) && !is_mixed(page + PAGE));
-        assert_eq!(owner(block(page + PAGE)), Some(Slot::UNATTRIBUTED.into()), "nobody's");
-        // From now on each place has an owner of its own; those from before keep theirs.
-        for at in (8..PAGE).step_by(16) {
-            assert!(allocate(block(page + at), slot(1000 + at as u32)));
-        }
-        for at in (0..PAGE).step_by(16) {
-            assert_eq!(owner(block(page + at)), Some(slot(7).into()));
-            assert_eq!(owner(block(page + at + 8)), Some(slot(1008 + at as u32).into()));
-        }
-        // The former owner's new blocks are its own, too.
-        assert!(allocate(block(page + 8), slot(7)));
-        assert_eq!(owner(block(page + 8)), Some(slot(7).into()));
-    }
-
-    #[test]
-    fn a_block_that_had_no_memory_for_its_owner_stays_unattributed() {
-        let start = NOWHERE + (2 << 32);
-        let (ownerless, later) = (block(start), block(start + 16));
-        assert!(refuse(root(ownerless)).is_none() && refuse(root(ownerless)).is_none());
-        assert!(leaf(ownerless).is_none());
-        assert_eq!(owner(ownerless), Some(Slot::UNATTRIBUTED.into()));
-        // There is memory again.
-        assert!(allocate(later, slot(9)));
-        assert_eq!(owner(later), Some(slot(9).into()));
-        assert_eq!(owner(ownerless), Some(Slot::UNATTRIBUTED.into()));
-        assert_eq!(owner(block(start + LEAF - PAGE)), Some(Slot::UNATTRIBUTED.into()));
-        // Somebody else's leaf came first.
-        assert!(refuse(root(later)).is_some());
-    }
-
-    #[test]
-    fn addresses_that_no_process_has_are_nobodys() {
-        for address in [0, 8, usize::MAX & !7, 1 << 47, 0xfe << 56] {
-            assert_eq!(owner(block(address)), Some(Slot::UNATTRIBUTED.into()));
-        }
-    }
-
-    /// Blocks go from thread to thread as a backend hands them on, in pages that all share.
-    #[test]
-    fn threads_that_share_pages_find_each_blocks_owner() {
-        const THREADS: u32 = 4;
-        const TURNS: usize = 200_000;
-        let start = NOWHERE + (3 << 32);
-        let free: Mutex<Vec<usize>> = Mutex::new((0..64 * PAGE / 8).map(|at| start + at * 8).rev().collect());
-        let live: Mutex<Vec<(usize, Named)>> = Mutex::default();
-        std::thread::scope(|scope| {
-            for thread in 0..THREADS {
-                let (free, live) = (&free, &live);
-                scope.spawn(move || {
-                    for turn in 0..TURNS as u32 {
-                        let at = free.lock().unwrap().pop().unwrap();
-                        // Long stretches of one owner, as programs have them; now and then a long slot.
-                        let index = thread + turn / 50 % 3 * THREADS + u32::from(turn % 1000 == 0) * 70_000;
-                        let named = Named::Slot(slot(index));
-                        assert!(allocate(block(at), named));
-                        assert_eq!(owner(block(at)), Some(named));
-                        let freed = {
-                            let mut live = live.lock().unwrap();
-                            live.push((at, named));
-                            let other = turn as usize * 7919 % live.len();
-                            (live.len() > 3000).then(|| live.swap_remove(other))
-                        };
-                        if let Some((at, named)) = freed {
-                            assert_eq!(owner(block(at)), Some(named));
-                            free.lock().unwrap().push(at);
-                        }
-                    }
-                });
-            }
-        });
-        for (at, named) in live.into_inner().unwrap() {
-            assert_eq!(owner(block(at)), Some(named));
-        }
-    }
-}
-
-#[cfg(all(test, dogtag_loom))]
-mod model {
-    use super::acts::*;
-    use super::*;
-    use crate::sync::{AtomicBool, whole_model};
-    use loom::thread;
-    use std::sync::Arc;
-
-    fn slot(index: u32) -> Named {
-        Slot::new(index).unwrap().into()
-    }
-
-    /// Allocates a block, and finds its owner again.
-    fn allocate_and_read(address: usize, named: Named) {
-        assert!(allocate(block(address), named));
-        assert_eq!(owner(block(address)), Some(named));
-    }
-
-    /// Two threads find a page that is nobody's, and each makes it its own, or mixed.
-    #[test]
-    fn a_page_that_two_threads_make_mixed_at_once_has_both_owners() {
-        whole_model(|| {
-            let other = thread::spawn(|| allocate_and_read(16, slot(1)));
-            allocate_and_read(0, slot(2));
-            other.join().unwrap();
-            assert_eq!((owner(block(16)), owner(block(0))), (Some(slot(1)), Some(slot(2))));
-        });
-    }
-
-    /// Two threads make a third one's page mixed, while that one frees a block, and allocates another one.
-    #[test]
-    fn a_page_that_others_make_mixed_keeps_its_former_owners_blocks() {
-        whole_model(|| {
-            allocate_and_read(0, slot(1));
-            let others = [(16, 2), (8, 3)]
-                .map(|(address, index)| thread::spawn(move || allocate_and_read(address, slot(index))));
-            assert_eq!(owner(block(0)), Some(slot(1)));
-            allocate_and_read(24, slot(1));
-            for other in others {
-                other.join().unwrap();
-            }
-            let found = [0, 8, 16, 24].map(|address| owner(block(address)));
-            assert_eq!(found, [1, 3, 2, 1].map(|index| Some(slot(index))));
-        });
-    }
-
-    /// A long slot's thread makes a page mixed that is nobody's, while a short one's takes it.
-    #[test]
-    fn a_long_slot_and_a_short_one_meet_in_a_fresh_page() {
-        whole_model(|| {
-            let other = thread::spawn(|| allocate_and_read(16, slot(70_000)));
-            allocate_and_read(0, slot(2));
-            other.join().unwrap();
-            assert_eq!((owner(block(16)), owner(block(0))), (Some(slot(70_000)), Some(slot(2))));
-        });
-    }
-
-    /// A block's memory is handed on, by release and acquire as a backend does it, to a thread that
-    /// looks at the page for the first time; it was mixed when the former block was allocated.
-    #[test]
-    fn memory_that_is_handed_on_has_the_new_owner() {
-        whole_model(|| {
-            allocate_and_read(16, slot(1));
-            let is_free = Arc::new(AtomicBool::new(false));
-            let taker = thread::spawn({
-                let is_free = Arc::clone(&is_free);
-                move || {
-                    if is_free.load(Ordering::Acquire) {
-                        allocate_and_read(0, slot(1));
-                    }
-                    allocate_and_read(24, slot(1));
-                }
-            });
-            allocate_and_read(0, slot(2));
-            is_free.store(true, Ordering::Release);
-            taker.join().unwrap();
-            assert_eq!((owner(block(16)), owner(block(24))), (Some(slot(1)), Some(slot(1))));
-        });
-    }
-
-    /// A thread has no memory for a leaf while another one maps it.
-    #[test]
-    fn a_block_without_an_owner_is_unattributed_whoever_maps_the_leaf() {
-        whole_model(|| {
-            let other = thread::spawn(|| allocate_and_read(16, slot(1)));
-            let is_refused = refuse(root(block(0))).is_none();
-            if !is_refused {
-                allocate_and_read(0, slot(2));
-            }
-            other.join().unwrap();
-            let expected = if is_refused { Slot::UNATTRIBUTED.into() } else { slot(2) };
-            assert_eq!((owner(block(16)), owner(block(0))), (Some(slot(1)), Some(expected)));
-        });
-    }
-}
+mod tests;

@@ -59,7 +59,11 @@ pub struct Counting(Books);
 /// The same without fields; all instances share the books.
 pub struct ZeroSized;
 
+/// The same for an owner table: no block has a cookie, and the books are its own.
+pub struct Unpadded;
+
 static BOOKS: Books = Books::new();
+static UNPADDED: Books = Books::new();
 
 pub struct Books {
     pub allocated_bytes: AtomicU64,
@@ -95,6 +99,14 @@ impl Deref for ZeroSized {
     }
 }
 
+impl Deref for Unpadded {
+    type Target = Books;
+
+    fn deref(&self) -> &Books {
+        &UNPADDED
+    }
+}
+
 impl Books {
     const fn new() -> Self {
         Self {
@@ -118,19 +130,19 @@ impl Books {
         self.allocated_blocks.load(SeqCst) - self.freed_blocks.load(SeqCst)
     }
 
-    fn count(&self, block: *mut u8, size: usize) -> *mut u8 {
+    fn count(&self, block: *mut u8, size: usize, cookie: u64) -> *mut u8 {
         if !block.is_null() {
             self.allocated_bytes.fetch_add(size as u64, SeqCst);
             self.allocated_blocks.fetch_add(1, SeqCst);
-            self.allocated_cookies.fetch_add(cookie(size), SeqCst);
+            self.allocated_cookies.fetch_add(cookie, SeqCst);
         }
         block
     }
 
-    fn uncount(&self, size: usize) {
+    fn uncount(&self, size: usize, cookie: u64) {
         self.freed_bytes.fetch_add(size as u64, SeqCst);
         self.freed_blocks.fetch_add(1, SeqCst);
-        self.freed_cookies.fetch_add(cookie(size), SeqCst);
+        self.freed_cookies.fetch_add(cookie, SeqCst);
     }
 }
 
@@ -169,7 +181,7 @@ impl Drop for Entered {
 }
 
 macro_rules! keep_books {
-    ($backend:ty) => {
+    ($backend:ty, $cookie:expr) => {
         // SAFETY: the default backend does the work.
         unsafe impl GlobalAlloc for $backend {
             unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -178,7 +190,7 @@ macro_rules! keep_books {
                     return std::ptr::null_mut();
                 }
                 // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
-                self.count(unsafe { Inner.alloc(layout) }, layout.size())
+                self.count(unsafe { Inner.alloc(layout) }, layout.size(), $cookie(layout.size()))
             }
 
             unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -188,12 +200,12 @@ macro_rules! keep_books {
                     return std::ptr::null_mut();
                 }
                 // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
-                self.count(unsafe { Inner.alloc_zeroed(layout) }, layout.size())
+                self.count(unsafe { Inner.alloc_zeroed(layout) }, layout.size(), $cookie(layout.size()))
             }
 
             unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
                 let _entered = Entered::new();
-                self.uncount(layout.size());
+                self.uncount(layout.size(), $cookie(layout.size()));
                 // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
                 unsafe { Inner.dealloc(block, layout) };
             }
@@ -207,16 +219,17 @@ macro_rules! keep_books {
                 // SAFETY: the block and the layout are those that the caller has promised, passed on as they are.
                 let block = unsafe { Inner.realloc(block, layout, new_size) };
                 if !block.is_null() {
-                    self.uncount(layout.size());
+                    self.uncount(layout.size(), $cookie(layout.size()));
                 }
-                self.count(block, new_size)
+                self.count(block, new_size, $cookie(new_size))
             }
         }
     };
 }
 
-keep_books!(Counting);
-keep_books!(ZeroSized);
+keep_books!(Counting, cookie);
+keep_books!(ZeroSized, cookie);
+keep_books!(Unpadded, |_| 0);
 
 /// Pending once, so that a task can be moved, without the queue that tokio's
 /// own `yield_now` keeps and grows.

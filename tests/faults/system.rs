@@ -4,6 +4,8 @@
 #[cfg(not(feature = "memory-check"))]
 use crate::events::told;
 use crate::events::{listen, wait_for};
+#[cfg(not(feature = "memory-check"))]
+use dogtag::OwnerTable;
 use dogtag::{Dogtag, RegisterError, Service};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -202,6 +204,47 @@ fn a_large_block_without_an_owner_is_nobodys() {
     const NOBODYS: &str = "blocks were charged to nobody";
     wait_for(NOBODYS, "blocks", Level::WARN, 2);
     assert_eq!(told(NOBODYS, "total_bytes").last(), Some(&(Level::WARN, 3 * 8192)));
+}
+
+/// Its owner stands in a table by the page, for which there is no memory.
+#[cfg(not(feature = "memory-check"))]
+#[test]
+fn a_block_without_an_owner_table_is_nobodys() {
+    static TABLE: Dogtag<FarAway, OwnerTable> = Dogtag::with_backend_and_owner_table(FarAway);
+
+    alone!();
+    listen();
+    NEXT.store(map(0x2222_0000_0000), SeqCst);
+    let poor = Service::register("poor").unwrap();
+    let unattributed = Service::unattributed();
+    // The thread's own part of the ledger is there already.
+    free(alloc(&poor));
+    let usages = |before| (poor.usage().bytes(), unattributed.usage().bytes() - before);
+    let before = unattributed.usage().bytes();
+    // SAFETY: the layout is not empty, and blocks are freed once, with the layout that they have by then.
+    unsafe {
+        let first = poor.run(|| refused(|| TABLE.alloc(SMALL)));
+        assert!(!first.is_null());
+        assert_eq!(usages(before), (0, 40));
+        // There is memory again: one beside it has its owner, and the first one is still nobody's.
+        let second = poor.run(|| TABLE.alloc(SMALL));
+        assert_eq!(usages(before), (40, 40));
+        TABLE.dealloc(first, SMALL);
+        assert_eq!(usages(before), (40, 0));
+        // On to memory whose owners have no place yet, through the slow path.
+        NEXT.store(map(0x3333_0000_0000), SeqCst);
+        poor.set_hard_limit(Some(1 << 30));
+        let before = unattributed.usage().bytes();
+        let grown = poor.run(|| refused(|| TABLE.realloc(second, SMALL, 80)));
+        assert_eq!(usages(before), (0, 80));
+        let third = poor.run(|| TABLE.alloc_zeroed(SMALL));
+        assert_eq!(usages(before), (40, 80));
+        TABLE.dealloc(grown, Layout::new::<[u64; 10]>());
+        TABLE.dealloc(third, SMALL);
+        assert_eq!(usages(before), (0, 0));
+    }
+    assert_eq!(dogtag::snapshot().lost, dogtag::Lost::default());
+    wait_for("blocks were charged to nobody", "blocks", Level::WARN, 2);
 }
 
 /// What memory-check knows of a block stands beside the heap, too.

@@ -1,20 +1,49 @@
 //! Random programs on an allocator that is not the global one, with shrinking: each step is looked at.
 
-use crate::common::{ZeroSized, around_zero_sized, quarantined};
+use crate::common::CHECKED;
+use crate::common::{Books, Unpadded, ZeroSized, around, around_zero_sized, quarantined};
 use crate::engine::Mode;
 use crate::engine::account::{Account, expect};
 use crate::engine::block::Block;
 use crate::engine::memory::{Memory, Refusal};
 use crate::engine::thread::{Operation, Thread};
 use crate::random::times;
-use dogtag::{Dogtag, Service};
+use dogtag::{Dogtag, OwnerTable, Service};
 use proptest::prelude::*;
-use std::alloc::Layout;
+use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, LazyLock};
 
-/// Not the global allocator, so that only the programs are counted.
-static ALLOC: Dogtag<ZeroSized> = Dogtag::with_backend(ZeroSized);
+/// An allocator, not the global one, so that only the programs are counted.
+trait Model: GlobalAlloc + Sync + 'static {
+    fn books(&self) -> &Books;
+
+    /// Bytes of the backend's memory around a block.
+    fn around(layout: Layout) -> u64;
+}
+
+static COOKIES: Dogtag<ZeroSized> = Dogtag::with_backend(ZeroSized);
+static TABLE: Dogtag<Unpadded, OwnerTable> = Dogtag::with_backend_and_owner_table(Unpadded);
+
+impl Model for Dogtag<ZeroSized> {
+    fn books(&self) -> &Books {
+        self.backend()
+    }
+
+    fn around(layout: Layout) -> u64 {
+        around_zero_sized(layout)
+    }
+}
+
+impl Model for Dogtag<Unpadded, OwnerTable> {
+    fn books(&self) -> &Books {
+        self.backend()
+    }
+
+    fn around(layout: Layout) -> u64 {
+        if CHECKED { around(layout) } else { 0 }
+    }
+}
 
 static SERVICES: LazyLock<Vec<Service>> =
     LazyLock::new(|| (0..5).map(|i| Service::register(format!("model {i}")).unwrap()).collect());
@@ -44,14 +73,14 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A backend with nothing left.
-struct Refusing;
+struct Refusing<A: 'static>(&'static A);
 
-impl Memory for Refusing {
+impl<A: Model> Memory for Refusing<A> {
     unsafe fn allocate(&self, layout: Layout, is_zeroed: bool) -> *mut u8 {
-        let refuses = &ALLOC.backend().refuses;
+        let refuses = &self.0.books().refuses;
         refuses.store(true, SeqCst);
         // SAFETY: the layout is not empty.
-        let block = unsafe { (&ALLOC).allocate(layout, is_zeroed) };
+        let block = unsafe { self.0.allocate(layout, is_zeroed) };
         refuses.store(false, SeqCst);
         block
     }
@@ -70,13 +99,14 @@ impl Memory for Refusing {
 }
 
 /// Runs a program, with the model beside it.
-struct Machine {
+struct Machine<A: Model> {
+    memory: &'static A,
     services: Vec<(Service, Arc<Account>)>,
-    thread: Thread<&'static Dogtag<ZeroSized>, Arc<Account>>,
+    thread: Thread<&'static A, Arc<Account>>,
 }
 
-impl Machine {
-    fn new() -> Self {
+impl<A: Model> Machine<A> {
+    fn new(memory: &'static A) -> Self {
         // They go on with what former programs have left.
         let services: Vec<_> =
             SERVICES.iter().map(|service| (service.clone(), Arc::new(Account::of(service)))).collect();
@@ -84,17 +114,17 @@ impl Machine {
         // The programs run in a service from the start: what is unattributed is
         // also everybody else's.
         thread.enter(&services[0].0, Arc::clone(&services[0].1));
-        Self { services, thread }
+        Self { memory, services, thread }
     }
 
     fn step(&mut self, step: Step) {
         match step {
             Step::Usual(Operation::Leave { .. }) if self.thread.depth() == 1 => {}
-            Step::Usual(operation) => self.thread.step(operation, &ALLOC, &self.services),
+            Step::Usual(operation) => self.thread.step(operation, self.memory, &self.services),
             Step::Refuse { size } => {
                 let layout = Layout::from_size_align(size, 1).unwrap();
                 let owner = Arc::clone(&self.thread.current);
-                assert!(Block::allocate(Refusing, owner, layout, false, Mode::Alone).is_none());
+                assert!(Block::allocate(Refusing(self.memory), owner, layout, false, Mode::Alone).is_none());
             }
         }
         self.thread.check_current();
@@ -104,15 +134,15 @@ impl Machine {
         for (service, account) in &self.services {
             expect(service.name(), service.usage(), [&**account]).unwrap();
         }
-        let size = |block: &Block<_, _>| block.size() as u64 + around_zero_sized(block.piece.layout);
+        let size = |block: &Block<_, _>| block.size() as u64 + A::around(block.piece.layout);
         let live: u64 = self.thread.blocks.iter().map(size).sum();
         let (bytes, blocks) = quarantined();
-        assert_eq!(ALLOC.backend().live_bytes(), live + bytes);
-        assert_eq!(ALLOC.backend().live_blocks(), self.thread.blocks.len() as u64 + blocks);
+        assert_eq!(self.memory.books().live_bytes(), live + bytes);
+        assert_eq!(self.memory.books().live_blocks(), self.thread.blocks.len() as u64 + blocks);
     }
 }
 
-impl Drop for Machine {
+impl<A: Model> Drop for Machine<A> {
     fn drop(&mut self) {
         for Block { piece, memory, .. } in self.thread.blocks.drain(..) {
             // SAFETY: the blocks that are left are live. After a failure, nothing else is known of them.
@@ -125,17 +155,31 @@ impl Drop for Machine {
 #[test]
 fn the_ledger_follows_the_model() {
     alone!();
-    random_programs();
+    random_programs_with_cookies();
+}
+
+#[test]
+fn the_ledger_follows_the_model_with_an_owner_table() {
+    alone!();
+    random_programs_with_a_table();
+}
+
+fn run(memory: &'static impl Model, program: &[Step]) {
+    let mut machine = Machine::new(memory);
+    for step in program {
+        machine.step(*step);
+        machine.check();
+    }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: times(500) as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
-    fn random_programs(program in proptest::collection::vec(step(), 1..200)) {
-        let mut machine = Machine::new();
-        for step in &program {
-            machine.step(*step);
-            machine.check();
-        }
+    fn random_programs_with_cookies(program in proptest::collection::vec(step(), 1..200)) {
+        run(&COOKIES, &program);
+    }
+
+    fn random_programs_with_a_table(program in proptest::collection::vec(step(), 1..200)) {
+        run(&TABLE, &program);
     }
 }

@@ -1,11 +1,11 @@
 //! Single operations, so many of them, for counting their instructions.
 
-use super::Services;
+use super::{Services, programs};
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::hint::black_box;
 use std::task::{Context, Waker};
 
-/// Does one of the operations `number` times. `None` if there is no such
+/// Does one of the operations, or of the programs that have a run of their own, `number` times. `None` if there is no such
 /// operation.
 pub fn run(operation: &str, number: usize, services: impl Services) -> Option<()> {
     let mut each: Box<dyn FnMut()> = match operation {
@@ -54,7 +54,7 @@ pub fn run(operation: &str, number: usize, services: impl Services) -> Option<()
                 let _ = black_box(future.as_mut().poll(&mut Context::from_waker(Waker::noop())));
             })
         }
-        _ => return None,
+        _ => programs::once(operation)?,
     };
     (0..number).for_each(|_| each());
     Some(())

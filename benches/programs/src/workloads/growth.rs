@@ -47,3 +47,18 @@ pub fn services(services: impl Services, number: usize) -> f64 {
         }
     })
 }
+
+/// Blocks of so many services, which take turns block by block.
+pub fn turns(services: impl Services, number: usize) -> f64 {
+    let all: Vec<_> = (0..number as u64).map(|number| services.service(number)).collect();
+    let mut random = fastrand::Rng::with_seed(2);
+    let mut live: Vec<Option<Box<[u8]>>> = (0..10_000).map(|_| None).collect();
+    timed(1_800_000, |operations| {
+        for operation in 0..operations {
+            services.run(&all[operation % number], || {
+                let block = vec![1; random.usize(1..=256)].into_boxed_slice();
+                live[random.usize(..10_000)] = Some(block);
+            });
+        }
+    })
+}

@@ -57,6 +57,7 @@ fn run(name: &str, services: impl Services) -> Option<f64> {
         ("threads", Ok(threads)) => micro::churn_on_threads(threads, 1..=256, 1_000),
         ("alive", Ok(threads)) => growth::alive(threads),
         ("services", Ok(number)) => growth::services(services, number),
+        ("turns", Ok(number)) => growth::turns(services, number),
         ("live", Ok(size)) => footprint::live(size),
         _ => match name {
             "small-1k-live" => micro::churn(1..=128, 1_000),
@@ -69,6 +70,9 @@ fn run(name: &str, services: impl Services) -> Option<f64> {
             "xmalloc" => patterns::xmalloc(),
             "json" => programs::json(),
             "strings" => programs::strings(),
+            "words" => programs::words(),
+            "sort" => programs::sort(),
+            "index" => programs::index(),
             "regex" => programs::regex(),
             "lru" => programs::lru(),
             "requests" => programs::requests(services),

@@ -33,6 +33,72 @@ pub fn strings() -> f64 {
     })
 }
 
+/// The places of each word of a text are collected in a hash map, which is dropped; an operation is one word.
+pub fn words() -> f64 {
+    passes(WORDS, words_once())
+}
+
+/// The words of a text are copied, sorted and dropped; an operation is one word.
+pub fn sort() -> f64 {
+    passes(WORDS, sort_once())
+}
+
+/// An index of strings and boxes of 48 bytes is filled in random order, half of it is replaced, and it is
+/// dropped; an operation is one entry.
+pub fn index() -> f64 {
+    passes(ENTRIES, index_once())
+}
+
+const WORDS: usize = 400_000;
+const ENTRIES: usize = 200_000;
+
+/// One of these three programs, to be run so many times.
+pub fn once(name: &str) -> Option<Box<dyn FnMut()>> {
+    Some(match name {
+        "words" => Box::new(words_once()),
+        "sort" => Box::new(sort_once()),
+        "index" => Box::new(index_once()),
+        _ => return None,
+    })
+}
+
+fn words_once() -> impl FnMut() {
+    let text = text(WORDS);
+    move || {
+        let mut places: HashMap<&str, (String, Vec<u32>)> = HashMap::new();
+        for (place, word) in text.split(' ').enumerate() {
+            places.entry(word).or_insert_with(|| (word.to_owned(), Vec::new())).1.push(place as u32);
+        }
+        black_box(places);
+    }
+}
+
+fn sort_once() -> impl FnMut() {
+    let text = text(WORDS);
+    move || {
+        let mut words: Vec<String> = text.split(' ').map(str::to_owned).collect();
+        words.sort_unstable();
+        black_box(words);
+    }
+}
+
+fn index_once() -> impl FnMut() {
+    let mut random = fastrand::Rng::with_seed(13);
+    let keys: Vec<String> = (0..ENTRIES).map(|_| word(&mut random, 24) + &word(&mut random, 24)).collect();
+    move || {
+        let mut index: HashMap<String, Box<[u64; 6]>> = HashMap::new();
+        for (number, key) in keys.iter().enumerate() {
+            index.insert(key.clone(), Box::new([number as u64; 6]));
+        }
+        for number in 0..ENTRIES / 2 {
+            let key = &keys[number * 7919 % ENTRIES];
+            index.remove(key);
+            index.insert(key.clone(), Box::new([number as u64; 6]));
+        }
+        black_box(index);
+    }
+}
+
 /// Lines of a log are taken apart by a regular expression, and their fields are
 /// collected; an operation is one line.
 pub fn regex() -> f64 {
