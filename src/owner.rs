@@ -46,8 +46,9 @@ impl Placement {
     ///
     /// Beside the heap there is one place for an address. A backend with fields may
     /// be an arena in a block of another instance, whose owner stands there already;
-    /// so all of its blocks have cookies.
+    /// so all of its blocks have cookies, and it cannot have a table (or does not compile).
     pub(crate) const fn of<B, P: OwnerPlace>() -> Self {
+        assert!(!P::IS_TABLE || size_of::<B>() == 0, "an owner table is for backends without fields");
         Self { is_table: P::IS_TABLE, large: if size_of::<B>() == 0 { page_map::LARGE } else { usize::MAX } }
     }
 

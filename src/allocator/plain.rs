@@ -28,6 +28,9 @@
 //! └─ otherwise ─▶ realloc_slow
 //! ```
 //!
+//! With an owner table no block is larger, and none is large. A mark is written only where the page has
+//! other owners, too; where the page has none yet, or becomes mixed, `note_and_charge` does it.
+//!
 //! `ledger::threshold` lists what hides behind the compare with the threshold. A mark differs from
 //! its cell's where the thread has not touched that service yet, where the slot is a long one, and
 //! where something overwrote the mark.
