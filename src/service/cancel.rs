@@ -266,7 +266,7 @@ fn reason(record: &'static Record) -> CancelReason {
     let _gate = fork::gate();
     tree::ancestors(record)
         .find_map(|record| CANCELLED.get()?.get(&record.index()).map(|reason| reason.clone()))
-        .unwrap_or_else(|| CancelReason::Program(Cow::Borrowed("it was")))
+        .unwrap_or(CancelReason::Program(Cow::Borrowed("it was")))
 }
 
 /// Why the services of those slots were cancelled: not of those that were with one above them.

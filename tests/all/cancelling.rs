@@ -81,7 +81,7 @@ fn name_and_handle_are_free_at_once() {
     assert_eq!((query.usage().bytes(), again.usage().bytes()), (1000, 0));
     // Nor does the former one's end take the new one's name.
     drop((query, block));
-    dogtag::snapshot();
+    let _ends_what_can_end = dogtag::snapshot();
     assert_eq!(Service::by_name("cancelled by name"), Some(again.clone()));
     assert_eq!(again.check(), Ok(()));
 }
@@ -96,7 +96,7 @@ fn a_child_that_comes_later_is_cancelled_from_the_beginning() {
     assert_eq!(register("a late child").check(), Ok(()));
     // The parent's reason is there as long as somebody may ask for it.
     drop(query);
-    dogtag::snapshot();
+    let _ends_what_can_end = dogtag::snapshot();
     assert_eq!(late.check().unwrap_err().reason.to_string(), "too slow");
 }
 
@@ -416,7 +416,7 @@ fn cancelling_races_with_everything() {
     });
     assert!(ended.load(SeqCst) > 0);
     assert_eq!(Arc::strong_count(&counter), 1, "a waker is left");
-    dogtag::snapshot();
+    let _ends_what_can_end = dogtag::snapshot();
     for name in 0..NAMES {
         let fresh = register(&format!("raced {name}"));
         assert_eq!(fresh.check(), Ok(()));
