@@ -437,6 +437,8 @@ mod tests {
             Some(Live { at_least: 0, at_most: 0, granted })
         };
         assert_eq!(budget.draw(1, 0, unused), granted(GRANT));
+        let budget = Budget::new();
+        budget.set_cancel_at(10 * GRANT);
         budget.take_off(8 * GRANT);
         assert_eq!(budget.draw(1, 0, exactly(4 * GRANT)), granted(1));
         // Another place to be cancelled at, and none.
