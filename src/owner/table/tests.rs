@@ -148,7 +148,7 @@ mod real {
 #[cfg(dogtag_loom)]
 mod model {
     use super::*;
-    use crate::sync::{AtomicBool, whole_model};
+    use crate::sync::{AtomicBool, model, whole_model};
     use loom::thread;
     use std::sync::Arc;
 
@@ -190,14 +190,18 @@ mod model {
         });
     }
 
-    /// A long slot's thread makes a page mixed that is nobody's, while a short one's takes it.
+    /// A long slot's thread makes a page mixed that was nobody's when it looked, while two short ones' take it.
     #[test]
-    fn a_long_slot_and_a_short_one_meet_in_a_fresh_page() {
-        whole_model(|| {
-            let other = thread::spawn(|| allocate_and_read(16, slot(70_000)));
+    fn a_long_slot_and_short_ones_meet_in_a_fresh_page() {
+        model(|| {
+            let others = [(16, 70_000), (8, 3)]
+                .map(|(address, index)| thread::spawn(move || allocate_and_read(address, slot(index))));
             allocate_and_read(0, slot(2));
-            other.join().unwrap();
-            assert_eq!((owner(block(16)), owner(block(0))), (Some(slot(70_000)), Some(slot(2))));
+            for other in others {
+                other.join().unwrap();
+            }
+            let found = [0, 8, 16].map(|address| owner(block(address)));
+            assert_eq!(found, [2, 3, 70_000].map(|index| Some(slot(index))));
         });
     }
 
