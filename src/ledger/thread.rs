@@ -143,7 +143,7 @@ pub fn current_record() -> &'static Record {
     with(Thread::record)
 }
 
-/// A scope that the calling thread has entered, for [`leave`].
+/// A scope that the calling thread has entered, for `leave`.
 ///
 /// That the thread is in a service is counted, and keeps the service; so does a scope with the one
 /// it will go back to: the count of the service that the thread was in goes over to the scope.
