@@ -75,6 +75,12 @@ pub mod service {
     pub use crate::ledger::{usage, usages};
     pub use crate::service::gate;
     use crate::service::{Scope, Service};
+
+    /// Whether a service is cancelled, whatever has the feature for that.
+    #[must_use]
+    pub fn is_cancelled(service: &Service) -> bool {
+        service.record().family().is_cancelled()
+    }
     #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
     pub use crate::sys::fork::register_fork_handlers;
 

@@ -70,14 +70,14 @@ pub(crate) fn retired(name: &str, handle: u32) {
     tell_later(LevelFilter::TRACE, || Some(Event::Retired { name: try_copy(name)?, handle }));
 }
 
-/// Announces that a service, which the caller holds, was cancelled.
+/// Announces that a service, which the caller holds, was cancelled, with what its family held.
 #[cfg(feature = "guard")]
-pub(crate) fn cancelled(service: &'static Record, reason: &str) {
+pub(crate) fn cancelled(service: &'static Record, bytes: u64, reason: &str) {
     tell_later(LevelFilter::WARN, || {
         Some(Event::Cancelled {
             name: try_copy(service.name())?,
             handle: service.handle(),
-            bytes: crate::ledger::usage(service).bytes(),
+            bytes,
             reason: try_copy(reason)?,
         })
     });

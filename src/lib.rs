@@ -59,7 +59,8 @@
 //! | level | event |
 //! | --- | --- |
 //! | trace | a service is registered, or retired |
-//! | warn | a soft limit is crossed, a hard limit denies an allocation |
+//! | warn | a soft limit is crossed, a hard limit denies an allocation, a service is cancelled |
+//! | warn | a rule of `ServiceLayer` names too many services; `attributed()` cannot have some of the spans |
 //! | warn | the system gave no memory for the owner of a large block, or for a thread's counters; a span could not be noted |
 //! | warn | threads have more names than there are services for ([`thread::services_by_name`]) |
 //! | error | the owner of a block was overwritten; a span names a service that cannot exist; memory-check found a violation |

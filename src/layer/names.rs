@@ -81,8 +81,12 @@ impl Names {
         };
         if self.keeps_services {
             let clone = service.clone();
-            let _gate = gate();
-            self.kept.insert(name.into(), clone);
+            let former = {
+                let _gate = gate();
+                self.kept.insert(name.into(), clone)
+            };
+            // Dropped without the gate: it may be the last of a cancelled one.
+            drop(former);
         }
         Some(service)
     }
@@ -105,7 +109,9 @@ impl Names {
             return None;
         }
         let _gate = gate();
-        self.kept.get(name).map(|known| known.clone())
+        let known = self.kept.get(name)?;
+        // Another one has the name of a cancelled one, or gets it now.
+        (!known.record().family().is_cancelled()).then(|| known.clone())
     }
 }
 

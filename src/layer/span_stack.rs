@@ -315,7 +315,7 @@ impl Spans {
                 self.apart_from.set(Some(former));
                 thread::release(left);
             }
-            None => thread::leave_for(former),
+            None => thread::leave_remembered_for(former),
         }
     }
 

@@ -140,6 +140,14 @@ impl Budget {
     /// The allocation that would have had the service cancelled will not be made.
     pub(crate) fn unpass(&self) {
         self.has_passed.store(false, Ordering::Relaxed);
+        // It left credit as if nothing were to come any more.
+        self.withdraw();
+    }
+
+    /// Whether it got past where the service is cancelled, as that is now.
+    #[cfg_attr(not(feature = "guard"), allow(dead_code))]
+    pub(crate) fn has_passed(&self) -> bool {
+        self.has_passed.load(Ordering::Relaxed)
     }
 
     /// Counts `size` bytes that are in no cell, until they have [landed](Self::land).
@@ -428,7 +436,9 @@ mod tests {
         assert_eq!(budget.draw(1 << 20, 0, exactly(5000)), granted(1 << 20), "it is cancelled already");
         // Unless that was not made.
         budget.unpass();
-        assert_eq!(budget.draw(2 << 40, 0, exactly(5000)), cancels(2 << 40));
+        assert_eq!(budget.draw(1, 0, exactly(1000)), cancels(GRANT));
+        budget.unpass();
+        assert_eq!(budget.draw(1, 0, exactly(999)), granted(1));
         // Grants that nobody has used do not count, nor what is in flight and in a cell, perhaps.
         let budget = Budget::new();
         budget.set_cancel_at(10 * GRANT);

@@ -191,7 +191,8 @@ impl Record {
             // SAFETY: it came from a record, as the caller promises; records are never unmapped.
             return unsafe { &*cell.cast() };
         }
-        // The mark is missing where C left a scope once too often, and the service has ended.
+        // The mark is missing where C left a scope once too often, and the service has ended; and where a
+        // thread went to a service by memory that ended just then.
         Slot::of_mark(mark).and_then(any_record).unwrap_or(&UNATTRIBUTED)
     }
 

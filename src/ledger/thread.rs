@@ -235,6 +235,25 @@ pub fn leave_for(former: &'static Record) {
     });
 }
 
+/// Variant of [`leave_for`] for a service that the thread went to by memory, and that may have ended just
+/// then (`recall`): the count is taken back where it stands.
+#[cfg(feature = "tracing-layer")]
+#[inline]
+pub(crate) fn leave_remembered_for(former: &'static Record) {
+    with(|thread| {
+        let left = thread.cell.get();
+        // SAFETY: the current cell; cells are never unmapped.
+        let left = unsafe { &*left };
+        if left.mark() != Mark::NONE {
+            return leave_for(former);
+        }
+        thread.stay_no_more();
+        thread.find(former);
+        // Right in an own cell, too.
+        left.leave_shared();
+    });
+}
+
 /// Counts the calling thread in a service, which the caller holds, without going there: the thread
 /// goes back to it later.
 #[cfg(feature = "tracing-layer")]
@@ -521,6 +540,9 @@ impl Thread {
         let mark = shared.mark();
         let own = if mark == Mark::LONG {
             self.shard.get().and_then(|shard| shard.long_cell(record.slot()))
+        } else if mark == Mark::NONE {
+            // It has ended, which cells of nobody's are not.
+            None
         } else {
             Some(self.directory.get().cell(mark)).filter(|cell| cell.mark() == mark)
         };

@@ -141,6 +141,10 @@ impl Admitted {
                 grant = grant.min(granted.bytes.saturating_sub(more));
                 self.crossed |= bit(step, granted.crosses);
                 self.cancels |= bit(step, granted.cancels);
+                if granted.cancels && step >= NEAR {
+                    // Too far up to wait until it is counted.
+                    pending_events::push(record, EventFlags::PASSED);
+                }
             }
             self.announced |= bit(step, is_announced);
         }

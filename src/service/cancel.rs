@@ -12,8 +12,8 @@ use crate::events;
 use crate::format::Bytes;
 use crate::ledger::slots::{self, Record};
 use crate::ledger::thread::{self, Word};
-use crate::ledger::threshold;
 use crate::ledger::tree::{self, Tree};
+use crate::ledger::{self, threshold};
 use crate::usage::Usage;
 use atomic_waker::AtomicWaker;
 use dashmap::DashMap;
@@ -43,6 +43,9 @@ impl Service {
     /// a new service. A child that is registered later is cancelled from the beginning, and has no name
     /// to be found by.
     ///
+    /// Whoever keeps a service by its name keeps a cancelled one: layers of `tracing` do so for each callsite
+    /// whose spans all run in one service. By a field of spans, and by requests, the next one is found.
+    ///
     /// It takes the locks that registering takes, and time in proportion to the descendants.
     ///
     /// ```
@@ -69,7 +72,7 @@ impl Service {
         cancel(self.record, CancelReason::Program(copy))
     }
 
-    /// Returns whether this service is cancelled, itself or with one above it. One load.
+    /// Returns whether this service is cancelled, itself or with one above it. Two loads at most.
     ///
     /// ```
     /// let query = dogtag::Service::register("query-18")?;
@@ -83,8 +86,8 @@ impl Service {
         self.record.family().is_cancelled()
     }
 
-    /// Returns an error if this service is cancelled: for loops that do not wait for anything. Costs one
-    /// load while it is not.
+    /// Returns an error if this service is cancelled: for loops that do not wait for anything. Costs two
+    /// loads at most while it is not.
     ///
     /// # Errors
     ///
@@ -181,7 +184,8 @@ pub struct Cancelled {
     pub handle: u32,
     /// Why.
     pub reason: CancelReason,
-    /// What it holds, when the error is made: a future that is about to be dropped has still its blocks.
+    /// What it and its descendants hold, when the error is made: a future that is about to be dropped has
+    /// still its blocks.
     pub usage: Usage,
 }
 
@@ -202,7 +206,7 @@ pub enum CancelReason {
 impl Cancelled {
     fn of(service: &Service) -> Self {
         // Without what is allocated here.
-        let usage = service.usage();
+        let usage = service.usage_with_children();
         Self {
             service: service.name().to_owned(),
             handle: service.handle(),
@@ -238,6 +242,7 @@ pub(super) fn cancel(record: &'static Record, reason: CancelReason) -> bool {
     fork::prepare();
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
     let shown = reason.to_string();
+    let mut bytes = 0;
     let mut cancelled: Vec<Service> = Vec::new();
     {
         let _gate = fork::gate();
@@ -251,12 +256,13 @@ pub(super) fn cancel(record: &'static Record, reason: CancelReason) -> bool {
         // Those without clones have nobody who waits.
         families.cancel(record, |member| cancelled.extend(Service::try_of(member)));
         threshold::lower_all(&families, record);
+        tree::descendants(record, Some(&families), |member| bytes += ledger::usage(member).bytes());
     }
     for service in &cancelled {
         registry::remove(service.record);
     }
     cancelled.iter().for_each(|service| wake(service.record));
-    events::cancelled(record, &shown);
+    events::cancelled(record, bytes, &shown);
     true
 }
 
@@ -339,7 +345,9 @@ impl Drop for Waiter {
                 waker
             })
         };
-        drop_contained(waker);
+        drop(waker);
+        // Others who have it only wake.
+        drop_contained(self.waker.take());
     }
 }
 

@@ -117,7 +117,7 @@ impl fmt::Display for RegisterError {
                 write!(
                     f,
                     "service {name:?} is registered with other limits (hard: {}, soft: {}{}): ask for those or \
-                     for none, and change them with set_hard_limit and set_soft_limit",
+                     for none, and change them with set_hard_limit, set_soft_limit or set_cancel_at",
                     limit(hard_limit),
                     limit(soft_limit),
                     cancel_at.map_or(String::new(), |bytes| format!(", cancelled at: {bytes}")),

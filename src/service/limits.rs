@@ -162,9 +162,11 @@ impl Service {
     /// [cancelled](Self::cancel), once.
     ///
     /// No allocation fails for it: the one that gets past the budget is made, and a thread of dogtag's own
-    /// cancels the service a moment later. As with the [hard limit](Self::set_hard_limit), a single thread
-    /// gets past it by that one allocation, and of several threads at once each may do so by 64 KiB. A
-    /// forked child has no such thread. A hard limit beside it should be higher.
+    /// cancels the service a moment later, while threads go on until they ask or wait. As with the [hard
+    /// limit](Self::set_hard_limit), a single thread is noticed at the very allocation that gets past it, and
+    /// of several threads at once each may have 64 KiB more; several large allocations at once may be noticed
+    /// at the next one. A service that holds more already is cancelled at its next allocation. A forked child
+    /// has no thread that cancels. A hard limit beside it should be higher.
     ///
     /// ```
     /// # #[global_allocator]
@@ -356,7 +358,9 @@ fn announce(service: Service, flags: EventFlags) {
         contain(work);
     };
     #[cfg(feature = "guard")]
+    // Unless the budget was changed meanwhile.
     if flags.has(EventFlags::PASSED)
+        && service.record.family().limit_group().is_some_and(|limit_group| limit_group.budget.has_passed())
         && let Some(bytes) = cancel_at(service.record)
     {
         in_no_service(&|| _ = cancel::cancel(service.record, CancelReason::Budget { bytes }));

@@ -43,7 +43,10 @@ impl Service {
 pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError> {
     check_name(name)?;
     // To find a name again is the common case, and needs a shared lock only.
-    if let Some(living) = Service::by_name(name) {
+    // What a cancelled parent's are called is no name of theirs.
+    if !plan.parent.as_ref().is_some_and(|parent| parent.record.family().is_cancelled())
+        && let Some(living) = Service::by_name(name)
+    {
         return as_planned(living, plan);
     }
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
@@ -56,7 +59,7 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
     if let Some(parent) = plan.parent.clone() {
         let families = Tree::lock();
         families.adopt(ManuallyDrop::new(parent).record, record);
-        if threshold::is_limited(record) {
+        if threshold::is_limited(record) || record.family().is_cancelled() {
             // Threads may have cells of the slot, raised for another service.
             threshold::lower_all(&families, record);
         }

@@ -83,9 +83,10 @@ impl PartialEq for ByName {
 
 impl Eq for ByName {}
 
-/// Retains a service that is in a map which the caller has locked; `None` if it is retired.
+/// Retains a service that is in a map which the caller has locked; `None` if it is retired, or cancelled,
+/// and about to be taken out.
 fn living(record: &'static Record) -> Option<Retained> {
-    record.lifecycle().try_hold().then_some(Retained(record))
+    (!record.family().is_cancelled() && record.lifecycle().try_hold()).then_some(Retained(record))
 }
 
 /// Who has the name or the handle already.

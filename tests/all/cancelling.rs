@@ -100,6 +100,54 @@ fn a_child_that_comes_later_is_cancelled_from_the_beginning() {
     assert_eq!(late.check().unwrap_err().reason.to_string(), "too slow");
 }
 
+/// Whatever a thread may still allocate in that slot without asking.
+#[test]
+fn a_child_of_a_cancelled_service_may_not_do_without_from_its_first_allocation_on() {
+    std::thread::spawn(|| {
+        let query = register("cancelled, and has a child after that");
+        let former = register("had the slot before");
+        drop(black_box(former.run(|| vec![0_u8; 100])));
+        drop(former);
+        query.cancel("too slow");
+        let late = child("has the slot now", &query);
+        late.run(|| assert!(fallible(|| Vec::<u8>::new().try_reserve(1000)).is_err()));
+    })
+    .join()
+    .unwrap();
+}
+
+/// The old one's code goes on, and so does the new one's.
+#[test]
+fn names_below_a_cancelled_service_are_not_those_of_others() {
+    let old = register("query with stages");
+    old.cancel("again");
+    let new = register("query with stages");
+    let stage = child("stage", &new);
+    let late = child("stage", &old);
+    assert!(late.is_cancelled() && !stage.is_cancelled());
+    assert_eq!(Service::by_name("stage"), Some(stage));
+}
+
+/// Spans find a service by its name, and keep it.
+#[cfg(feature = "tracing-layer")]
+#[test]
+fn spans_of_a_cancelled_services_name_run_in_the_next_one() {
+    use tracing_subscriber::prelude::*;
+
+    let subscriber = tracing_subscriber::registry().with(dogtag::ServiceLayer::new());
+    tracing::subscriber::with_default(subscriber, || {
+        let current =
+            || tracing::error_span!("request", service = "acorn, cancelled").in_scope(Service::current);
+        let acorn = current();
+        assert_eq!((acorn.name(), current() == acorn), ("acorn, cancelled", true));
+        acorn.cancel("did not pay");
+        let next = current();
+        assert_ne!(next, acorn);
+        assert_eq!((next.name(), next.check()), (acorn.name(), Ok(())));
+        assert_eq!(current(), next);
+    });
+}
+
 /// The next service of a cancelled one's slot has nothing of it.
 #[test]
 fn a_slot_is_as_new_for_its_next_service() {
@@ -342,6 +390,63 @@ fn a_budget_cancels_once_and_not_a_byte_too_early() {
         assert_eq!(register("has a budget").cancel_at(), None);
         drop((rows, last, block));
     }
+}
+
+/// What would have passed it was not made: it counts for nothing, and hides nothing.
+#[test]
+fn a_refused_allocation_leaves_a_budget_as_it_was() {
+    let tenant = Service::builder("has a hard limit").hard_limit(1 << 20).register().unwrap();
+    let query = Service::builder("has a budget below").parent(&tenant).cancel_at(500_000).register().unwrap();
+    query.run(|| assert!(Vec::<u8>::new().try_reserve_exact(2 << 20).is_err()));
+    let alone = Service::builder("asks for too much").cancel_at(500_000).register().unwrap();
+    alone.run(|| assert!(Vec::<u8>::new().try_reserve_exact(1 << 60).is_err()));
+    for service in [query, alone] {
+        let rows: Vec<_> = (0..90).map(|_| service.run(|| vec![1_u8; 6_000])).collect();
+        let error = cancelled_at_last(&service);
+        assert!(error.usage.bytes() >= 500_000, "{error}");
+        drop(rows);
+    }
+}
+
+#[test]
+fn a_budget_holds_for_descendants_at_any_depth() {
+    let root = Service::builder("has a deep family").cancel_at(100_000).register().unwrap();
+    let mut line = vec![root.clone()];
+    for depth in 0..100 {
+        line.push(child(&format!("at depth {depth}"), line.last().unwrap()));
+    }
+    let rows = line.last().unwrap().run(|| vec![0_u8; 200_000]);
+    let error = cancelled_at_last(&root);
+    assert_eq!(error.usage.bytes(), 200_000);
+    assert!(error.to_string().contains("holds 195.3 KiB: it got past its budget of 97.7 KiB"), "{error}");
+    watch::eventually(|| line.last().unwrap().check().err().ok_or("goes on"));
+    drop(rows);
+}
+
+/// While the announcement is under way.
+#[test]
+fn a_budget_that_is_raised_in_time_cancels_nobody() {
+    let query = Service::builder("asks for more").soft_limit(100_000).cancel_at(200_000).register().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    let goes_on = std::sync::Mutex::new(goes_on);
+    query.set_on_soft_limit(move |query| {
+        tell.send(()).unwrap();
+        let _ = goes_on.lock().unwrap().recv();
+        query.set_cancel_at(Some(1 << 30));
+    });
+    let mut rows = vec![query.run(|| vec![0_u8; 150_000])];
+    watch::eventually(|| told.try_recv());
+    rows.push(query.run(|| vec![0_u8; 150_000]));
+    go_on.send(()).unwrap();
+    // What comes after both announcements.
+    let barrier = Service::builder("comes after that").soft_limit(10).register().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    barrier.set_on_soft_limit(move |_| tell.send(()).unwrap());
+    let block = barrier.run(|| Box::new([0_u8; 100]));
+    watch::eventually(|| told.try_recv());
+    assert_eq!(query.check(), Ok(()));
+    drop((rows, block));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The services that requests have named.
 
+use dogtag::__private::service::is_cancelled;
 use dogtag::{RegisterError, Service};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -77,7 +78,10 @@ impl Known {
         if name.is_empty() {
             return None;
         }
-        if let Some(known) = self.services.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+        // Another one has the name of a cancelled one, or gets it now.
+        if let Some(known) = self.services.read().unwrap_or_else(PoisonError::into_inner).get(name)
+            && !is_cancelled(known)
+        {
             return Some(known.clone());
         }
         match self.register(name) {
@@ -95,15 +99,20 @@ impl Known {
         if name.len() > Service::MAX_NAME_LEN {
             return Service::register(name).map_err(Refused::Unregistered);
         }
-        if self.services.read().unwrap_or_else(PoisonError::into_inner).len() >= self.names.most {
+        let is_full =
+            |services: &HashMap<_, _>| services.len() >= self.names.most && !services.contains_key(name);
+        if is_full(&self.services.read().unwrap_or_else(PoisonError::into_inner)) {
             return Err(Refused::TooMany);
         }
         let service = Service::register(name).map_err(Refused::Unregistered)?;
         let mut services = self.services.write().unwrap_or_else(PoisonError::into_inner);
-        if services.len() >= self.names.most && !services.contains_key(name) {
+        if is_full(&services) {
             return Err(Refused::TooMany);
         }
-        services.insert(name.into(), service.clone());
+        let former = services.insert(name.into(), service.clone());
+        drop(services);
+        // It may be the last of a cancelled one.
+        drop(former);
         Ok(service)
     }
 

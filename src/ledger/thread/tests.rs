@@ -98,3 +98,34 @@ fn scopes_that_outlast_the_threads_shard_do_not_touch_it() {
     .join()
     .unwrap();
 }
+
+/// By memory, which nobody holds: it is found out at once, and the count goes where it came from.
+#[cfg(feature = "tracing-layer")]
+#[test]
+fn who_went_to_a_service_that_ended_just_then_leaves_no_count() {
+    std::thread::spawn(|| {
+        let end = |record: &'static Record| {
+            SHARDS.cells(record.slot(), record.shared()).for_each(Cell::abandon);
+        };
+        let left = |record: &'static Record, own: &Cell| own.scopes().wrapping_add(record.shared().scopes());
+        let nobody = UNATTRIBUTED.shared().scopes();
+
+        let record = begin("ends at that moment");
+        let Account::Own(own) = account(record) else { unreachable!("there is memory") };
+        let former = go_to(record);
+        end(record);
+        leave_remembered_for(former);
+        assert_eq!((left(record, own), is_in_scope()), (0, false));
+
+        // Without going there.
+        let record = begin("ends at that moment, too");
+        let Account::Own(own) = account(record) else { unreachable!("there is memory") };
+        retain(record);
+        end(record);
+        release(record);
+        assert_eq!((left(record, own), is_in_scope()), (0, false));
+        assert_eq!(UNATTRIBUTED.shared().scopes(), nobody);
+    })
+    .join()
+    .unwrap();
+}
