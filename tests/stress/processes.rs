@@ -9,6 +9,7 @@ use std::io::Read;
 use std::os::fd::FromRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, exit};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 
@@ -147,11 +148,13 @@ static IS_QUIET: AtomicBool = AtomicBool::new(false);
 
 impl Noise {
     fn begin() -> Self {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
         static BEGUN: AtomicUsize = AtomicUsize::new(0);
 
         let tenant = Service::builder("tenant").hard_limit(1 << 30).register().unwrap();
         let noise = |thread: usize, tenant: Service| {
             move || {
+                THREADS.fetch_add(1, SeqCst);
                 let mut blocks = Vec::new();
                 for number in 0.. {
                     if IS_QUIET.load(SeqCst) {
@@ -172,9 +175,9 @@ impl Noise {
                 }
             }
         };
-        let threads = (0..3).map(|number| thread::spawn(noise(number, tenant.clone()))).collect();
+        let threads: Vec<_> = (0..3).map(|number| thread::spawn(noise(number, tenant.clone()))).collect();
         // In the midst of it.
-        while BEGUN.load(SeqCst) < 100 {
+        while BEGUN.load(SeqCst) < 100 || THREADS.load(SeqCst) < threads.len() {
             thread::yield_now();
         }
         Self { threads, tenant }
@@ -219,16 +222,21 @@ unsafe fn exit_slowly(code: i32) -> ! {
 }
 
 /// Many threads fork; children fork again.
+///
+/// Nobody forks while a thread of std's begins or ends: std notes each in a table with a lock, which
+/// then nobody gives back in the child, whose own threads would wait for it (1.95, `thread_info`).
 fn fork_storm() {
     const FORKS: usize = if cfg!(feature = "memory-check") { 10 } else { 50 };
     const GENERATIONS: usize = 3;
+    const FORKERS: usize = 3;
 
     allocate_at_exit();
     let noise = Noise::begin();
-    let tenant = &noise.tenant;
+    let (tenant, barrier) = (&noise.tenant, &Barrier::new(FORKERS));
     thread::scope(|threads| {
-        for thread in 0..3 {
+        for thread in 0..FORKERS {
             threads.spawn(move || {
+                barrier.wait();
                 let service = Service::register(format!("forker {thread}")).unwrap();
                 let blocks: Vec<_> = (1..200).map(|size| service.run(|| vec![7_u8; size * 31])).collect();
                 let before = service.usage();
@@ -240,6 +248,7 @@ fn fork_storm() {
                 }
                 drop(blocks);
                 assert_eq!((service.usage().bytes(), service.usage().blocks()), (0, 0));
+                barrier.wait();
             });
         }
     });
