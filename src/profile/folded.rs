@@ -64,7 +64,7 @@ fn safe(name: &str) -> String {
     let mut safe = safe.trim().to_owned();
     while let Some(space) = safe.rfind(' ') {
         let is_number =
-            safe[space + 1..].bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'_'));
+            safe[space + 1..].bytes().all(|byte| byte.is_ascii_digit() || b"._+-".contains(&byte));
         if !is_number {
             break;
         }
@@ -86,6 +86,7 @@ mod tests {
             ("worker 7", "worker_7"),
             ("worker 7 42", "worker_7_42"),
             ("of 1.5", "of_1.5"),
+            ("of +1", "of_+1"),
             ("7", "7"),
             ("a\nb", "a\\u{a}b"),
             (" ", "_"),
