@@ -106,6 +106,8 @@
 //! - A block of 4 KiB or more for whose owner the system has no memory belongs to the service
 //!   `unattributed`, whatever its limit. (The table takes one MiB for each GiB of addresses, once.) A
 //!   `tracing` event (level warn) reports it.
+//! - With an [owner table](Dogtag::with_owner_table) no overwritten block is noticed, and a block of any size
+//!   belongs to `unattributed` where there is no memory for its part of the table.
 //! - Dropping a service, ending a scope, freeing and queueing an event need no memory. Events that cannot
 //!   be delivered for want of memory are delivered later; those about registered and retired services are
 //!   dropped.
