@@ -12,8 +12,7 @@ use super::callsites::{Callsite, Callsites};
 use super::hidden;
 use super::kept::{Kept, OfCallsite};
 use super::root_event::with_root;
-use super::spans::{self, Apart};
-use super::token::generation_of;
+use super::spans::{self, Apart, Begun};
 use crate::events;
 use std::any::TypeId;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -162,7 +161,7 @@ impl<S: Subscriber + Send + Sync> Attributed<S> {
 
 impl<S: Subscriber> Attributed<S> {
     fn registry(&self) -> Option<&Registry> {
-        (&self.subscriber as &dyn Subscriber).downcast_ref()
+        self.store().registry()
     }
 
     fn tell_what_cannot_be_had(&self) {
@@ -173,8 +172,8 @@ impl<S: Subscriber> Attributed<S> {
         }
     }
 
-    fn store<'a>(&self, registry: &'a Registry) -> Store<'a> {
-        Store { registry, layer: self.layer.id }
+    fn store(&self) -> Store<'_> {
+        Store { subscriber: &self.subscriber, layer: self.layer.id }
     }
 
     /// Whether such a span is made though the subscriber does not want it, if there is a registry.
@@ -216,26 +215,38 @@ impl<S: Subscriber> Attributed<S> {
         level
     }
 
-    #[inline]
-    fn is_hidden(&self, registry: &Registry, id: &Id) -> bool {
-        spans::kept(self.layer.key(id)).is_some()
-            || self.is_known_as_hidden(id).unwrap_or_else(|| hidden::is_hidden(registry, id))
+    fn is_hidden(&self, id: &Id) -> bool {
+        let key = self.layer.key(id);
+        spans::kept(key).is_some() || spans::is_hidden(key).unwrap_or_else(|| self.is_noted_as_hidden(id))
     }
 
-    /// Whether a span is hidden, if the calling thread remembers it.
-    #[inline]
-    fn is_known_as_hidden(&self, id: &Id) -> Option<bool> {
-        let key = self.layer.key(id);
-        spans::is_hidden(key, generation_of(key.span).get())
+    /// Whether the registry has a span as a hidden one.
+    #[cold]
+    #[inline(never)]
+    fn is_noted_as_hidden(&self, id: &Id) -> bool {
+        self.registry().is_some_and(|registry| hidden::is_hidden(registry, id))
     }
 
     /// Returns a span that is kept when it is closed, if it is such a one.
     #[inline]
     fn kept(&self, id: &Id) -> Option<&'static Kept> {
-        spans::kept(self.layer.key(id)).or_else(|| match self.is_known_as_hidden(id) {
+        let key = self.layer.key(id);
+        spans::kept(key).or_else(|| match spans::is_hidden(key) {
             Some(false) => None,
             _ => self.look_up_kept(id),
         })
+    }
+
+    /// Enters a hidden span that the calling thread does not remember as kept, or not at all.
+    #[cold]
+    #[inline(never)]
+    fn enter_hidden(&self, span: &Id, is_remembered: bool) {
+        let is_entered = !is_remembered
+            && self.look_up_kept(span).is_some()
+            && matches!(spans::enter_kept(self.layer.key(span)), Begun::Done);
+        if !is_entered {
+            self.layer.enter(span, &self.store());
+        }
     }
 
     #[cold]
@@ -264,7 +275,7 @@ impl<S: Subscriber> Attributed<S> {
         registry: &Registry,
     ) -> Id {
         let id = hidden::make(registry);
-        self.layer.make(attributes, &id, true, None, &self.store(registry));
+        self.layer.make(attributes, &id, true, None, &self.store());
         if let Some(callsite) = callsite
             && let Some(of) = self.learn(callsite, attributes, registry, &id)
             && let Some(span) = registry.span(&id)
@@ -311,9 +322,7 @@ impl<S: Subscriber> Attributed<S> {
     }
 
     fn has_hidden_parent(&self, event: &Event<'_>) -> bool {
-        event
-            .parent()
-            .is_some_and(|parent| self.registry().is_some_and(|spans| self.is_hidden(spans, parent)))
+        event.parent().is_some_and(|parent| self.has_registry && self.is_hidden(parent))
     }
 }
 
@@ -382,13 +391,13 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
         if !is_shown {
             return self.make_hidden(attributes, callsite, registry);
         }
-        let id = if attributes.parent().is_some_and(|parent| self.is_hidden(registry, parent)) {
+        let id = if attributes.parent().is_some_and(|parent| self.is_hidden(parent)) {
             self.subscriber.new_span(&Attributes::new_root(metadata, attributes.values()))
         } else {
             self.subscriber.new_span(attributes)
         };
         let of = callsite.and_then(Callsite::kept);
-        self.layer.make(attributes, &id, false, of.map(OfCallsite::service), &self.store(registry));
+        self.layer.make(attributes, &id, false, of.map(OfCallsite::service), &self.store());
         if let (Some(callsite), None) = (callsite, of) {
             self.learn(callsite, attributes, registry, &id);
         }
@@ -403,16 +412,17 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
             kept.change();
         }
         let _apart = Apart::enter();
-        let Some(registry) = self.registry() else { return self.subscriber.record(span, values) };
-        if !self.is_hidden(registry, span) {
+        if !(self.has_registry && self.is_hidden(span)) {
             self.subscriber.record(span, values);
         }
-        self.layer.record(span, values, &self.store(registry));
+        if self.has_registry {
+            self.layer.record(span, values, &self.store());
+        }
     }
 
     fn record_follows_from(&self, span: &Id, follows: &Id) {
         let _apart = Apart::enter();
-        let is_hidden = |id| self.registry().is_some_and(|spans| self.is_hidden(spans, id));
+        let is_hidden = |id| self.has_registry && self.is_hidden(id);
         if !is_hidden(span) && !is_hidden(follows) {
             self.subscriber.record_follows_from(span, follows);
         }
@@ -436,38 +446,31 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
 
     #[inline]
     fn enter(&self, span: &Id) {
-        if spans::enter_kept(self.layer.key(span)) {
-            return;
+        let Begun::NotYet { is_hidden } = spans::enter_kept(self.layer.key(span)) else { return };
+        if !self.has_registry {
+            return self.subscriber.enter(span);
         }
-        let Some(registry) = self.registry() else { return self.subscriber.enter(span) };
-        let is_hidden = self.is_known_as_hidden(span).unwrap_or_else(|| {
-            let is_hidden = hidden::is_hidden(registry, span);
-            if is_hidden {
-                self.look_up_kept(span);
-            }
-            is_hidden
-        });
-        if is_hidden && spans::enter_kept(self.layer.key(span)) {
-            return;
+        if is_hidden.unwrap_or_else(|| self.is_noted_as_hidden(span)) {
+            return self.enter_hidden(span, is_hidden.is_some());
         }
-        if !is_hidden {
-            let _apart = Apart::enter();
-            self.subscriber.enter(span);
-        }
-        self.layer.enter(span, &self.store(registry));
+        // The layer is told while the thread is apart, and leads it to where it goes then.
+        let _apart = Apart::enter();
+        self.subscriber.enter(span);
+        self.layer.enter(span, &self.store());
     }
 
     #[inline]
     fn exit(&self, span: &Id) {
-        if spans::exit_hidden(self.layer.key(span)) {
-            return;
+        let Begun::NotYet { is_hidden } = spans::exit_hidden(self.layer.key(span)) else { return };
+        if !self.has_registry {
+            return self.subscriber.exit(span);
         }
-        let Some(registry) = self.registry() else { return self.subscriber.exit(span) };
-        if !self.is_hidden(registry, span) {
-            let _apart = Apart::enter();
-            self.subscriber.exit(span);
+        if is_hidden.unwrap_or_else(|| self.is_noted_as_hidden(span)) {
+            return self.layer.exit(span, &self.store());
         }
-        self.layer.exit(span, &self.store(registry));
+        let _apart = Apart::enter();
+        self.subscriber.exit(span);
+        self.layer.exit(span, &self.store());
     }
 
     fn clone_span(&self, id: &Id) -> Id {
@@ -490,8 +493,7 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
         }
         let _apart = Apart::enter();
         let Some(registry) = self.registry() else { return self.subscriber.try_close(id) };
-        let subscriber: &dyn Subscriber =
-            if self.is_hidden(registry, &id) { registry } else { &self.subscriber };
+        let subscriber: &dyn Subscriber = if self.is_hidden(&id) { registry } else { &self.subscriber };
         hidden::try_close(registry, subscriber, id)
     }
 
@@ -501,7 +503,7 @@ impl<S: Subscriber> Subscriber for Attributed<S> {
             return current;
         }
         let hidden = || {
-            let store = self.store(self.registry()?);
+            let store = self.store();
             let innermost = Id::from_u64(spans::innermost(self.layer.id)?);
             let metadata = store.span(&innermost)?.extensions().get::<Attribution>()?.hidden?;
             Some(Current::new(innermost, metadata))

@@ -31,12 +31,18 @@ impl Attribution {
     pub(super) fn new(span: u64, inherited: Option<(Service, Token)>) -> Self {
         let token = Token::new(span);
         let (service, origin) = inherited.unzip();
-        Self { token, service, origin: origin.unwrap_or(token), layer: None, hidden: None, kept: None }
+        Self::of(token, service, origin.unwrap_or(token), None)
     }
 
     /// Makes the attribution of a new span for which its layer has chosen a service.
     pub(super) fn chosen(span: u64, service: Service, layer: LayerId) -> Self {
-        Self { service: Some(service), layer: Some(layer), ..Self::new(span, None) }
+        let token = Token::new(span);
+        Self::of(token, Some(service), token, Some(layer))
+    }
+
+    // All are made here: one that is made from another's fields drops the other, and so forgets itself.
+    fn of(token: Token, service: Option<Service>, origin: Token, layer: Option<LayerId>) -> Self {
+        Self { token, service, origin, layer, hidden: None, kept: None }
     }
 
     /// What threads may remember, or enter while the span is locked: until then it is held.
@@ -74,5 +80,26 @@ impl Drop for Attribution {
     fn drop(&mut self) {
         self.token.forget();
         spans::close(self.token);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::token::generation_of;
+
+    /// What a thread remembers of a new span is true until the span is closed.
+    #[test]
+    fn a_new_one_can_be_remembered() {
+        let span = 777;
+        let service = Service::register("new_one_can_be_remembered").unwrap();
+        let chosen = Attribution::chosen(span, service.clone(), LayerId::begin());
+        assert_eq!(generation_of(span).get(), chosen.token.generation());
+        drop(chosen);
+        let inherited = Attribution::new(span, Some((service, Token::NONE)));
+        assert_eq!(generation_of(span).get(), inherited.token.generation());
+        let generation = inherited.token.generation();
+        drop(inherited);
+        assert_ne!(generation_of(span).get(), generation);
     }
 }

@@ -66,15 +66,21 @@ where
 
 /// The registry below a subscriber that has hidden spans, which only the layer knows to be entered.
 pub(super) struct Store<'a> {
-    pub(super) registry: &'a Registry,
+    pub(super) subscriber: &'a dyn Subscriber,
     pub(super) layer: LayerId,
+}
+
+impl<'a> Store<'a> {
+    pub(super) fn registry(&self) -> Option<&'a Registry> {
+        self.subscriber.downcast_ref()
+    }
 }
 
 impl Caller for Store<'_> {
     type Spans = Registry;
 
     fn span(&self, id: &Id) -> Option<SpanRef<'_, Registry>> {
-        self.registry.span(id)
+        self.registry()?.span(id)
     }
 
     fn parent(&self, attributes: &Attributes<'_>) -> Option<Id> {
@@ -87,7 +93,7 @@ impl Caller for Store<'_> {
 
     // The registry does not know it, where one of the two is hidden.
     fn parent_of<'a>(&'a self, _: &SpanRef<'a, Registry>, parent: &Id) -> Option<SpanRef<'a, Registry>> {
-        self.registry.span(parent)
+        self.registry()?.span(parent)
     }
 
     fn current(&self) -> Current {

@@ -3,7 +3,7 @@
 
 use super::kept::Kept;
 use super::layer_id::{LayerId, epoch};
-use super::token::{Origin, Token, is_same};
+use super::token::{Origin, Token, generation_of, is_same, spread};
 use crate::ledger::anomalies;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
 use crate::ledger::thread;
@@ -117,7 +117,7 @@ pub(super) struct Spans {
     /// A span, and the service that its layer is to give it; the sender holds it.
     pub(super) letter: Cell<Option<(u64, &'static Record)>>,
     /// While the thread is apart: where it goes back to.
-    pub(super) apart_from: Cell<Option<&'static Record>>,
+    pub(super) apart_from: Cell<Option<thread::Entered>>,
     /// Set when the thread's end has begun.
     pub(super) is_closed: Cell<bool>,
 }
@@ -140,23 +140,30 @@ thread_local! {
 
 impl Spans {
     pub(super) fn memory(&self, span: u64) -> &Cell<Memory> {
-        &self.memories[span as usize % MEMORIES]
+        &self.memories[spread(span) % MEMORIES]
     }
 
     /// Returns what the thread remembers of that span, if it is kept.
     #[inline]
     pub(super) fn kept(&self, key: Key) -> Option<KeptMemory> {
-        let memory = self.kept[key.span as usize % MEMORIES].get()?;
+        let memory = self.kept[spread(key.span) % MEMORIES].get()?;
         let is_it = memory.layer == key.layer.number()
             && memory.token.span() == key.span
             && memory.span.is(memory.token);
         is_it.then_some(memory)
     }
 
+    /// Returns whether a span is hidden, if the thread remembers it.
+    #[inline]
+    pub(super) fn is_hidden(&self, key: Key) -> Option<bool> {
+        let memory = self.memory(key.span).get();
+        memory.is_of(key, generation_of(key.span).get()).then_some(memory.is_hidden)
+    }
+
     /// Remembers a span that is kept.
     #[inline]
     pub(super) fn remember_kept(&self, memory: KeptMemory) {
-        self.kept[memory.token.span() as usize % MEMORIES].set(Some(memory));
+        self.kept[spread(memory.token.span()) % MEMORIES].set(Some(memory));
     }
 
     /// Returns a number that few threads share.
@@ -284,7 +291,7 @@ impl Spans {
     /// Whether the thread is where the spans have taken it, and not in a scope that was entered by
     /// hand since: that would take it back to what it has been in.
     pub(super) fn decide(&self) -> bool {
-        let current = self.apart_from.get().unwrap_or_else(thread::current_record);
+        let current = self.apart_from.get().map_or_else(thread::current_record, |apart| apart.former());
         let innermost = self.entered.borrow().iter().rfind(|entry| entry.previous.is_some()).copied();
         innermost.and_then(|entry| entry.service).is_none_or(|(record, _)| ptr::eq(record, current))
     }
@@ -299,9 +306,11 @@ impl Spans {
     #[inline]
     pub(super) fn go_to(&self, record: &'static Record) -> &'static Record {
         match self.apart_from.get() {
-            Some(former) => {
+            Some(mut apart) => {
+                let former = apart.former();
                 thread::retain(record);
-                self.apart_from.set(Some(record));
+                apart.set_former(record);
+                self.apart_from.set(Some(apart));
                 former
             }
             None => thread::go_to(record),
@@ -311,8 +320,10 @@ impl Spans {
     #[inline]
     fn go_back_to(&self, former: &'static Record) {
         match self.apart_from.get() {
-            Some(left) => {
-                self.apart_from.set(Some(former));
+            Some(mut apart) => {
+                let left = apart.former();
+                apart.set_former(former);
+                self.apart_from.set(Some(apart));
                 thread::release(left);
             }
             None => thread::leave_remembered_for(former),

@@ -31,25 +31,32 @@ pub(super) fn enter(key: Key, token: Token, service: Origin, is_hidden: bool) {
     SPANS.with(|spans| _ = spans.enter(key, token, service, is_hidden));
 }
 
+/// What became of a span that a thread is to enter or leave.
+pub(super) enum Begun {
+    /// All is done.
+    Done,
+    /// Nothing yet. Whether the span is hidden, if the calling thread remembers it.
+    NotYet { is_hidden: Option<bool> },
+}
+
 /// Enters a hidden span that is kept, if the calling thread remembers it.
-#[inline]
-pub(super) fn enter_kept(key: Key) -> bool {
+pub(super) fn enter_kept(key: Key) -> Begun {
     SPANS.with(|spans| {
-        let Some(kept) = spans.kept(key).filter(|_| !spans.is_uncertain()) else { return false };
+        let Some(kept) = spans.kept(key).filter(|_| !spans.is_uncertain()) else {
+            return Begun::NotYet { is_hidden: spans.is_hidden(key) };
+        };
         // The layer that calls holds the service.
         spans.enter(key, kept.token, Some((kept.service, kept.token)), true);
-        true
+        Begun::Done
     })
 }
 
 /// Returns a hidden span that is kept, if the calling thread remembers it.
-#[inline]
 pub(super) fn kept(key: Key) -> Option<&'static Kept> {
     SPANS.with(|spans| spans.kept(key).map(|kept| kept.span))
 }
 
 /// Takes a hidden span that is kept and closed, for the calling thread to remember it.
-#[inline]
 pub(super) fn take_kept(of: &OfCallsite, layer: LayerId) -> Option<u64> {
     SPANS.with(|spans| {
         if spans.is_uncertain() {
@@ -63,7 +70,6 @@ pub(super) fn take_kept(of: &OfCallsite, layer: LayerId) -> Option<u64> {
 }
 
 /// Puts a hidden span back that is kept and closed. `false` if there are enough of them.
-#[inline]
 pub(super) fn put_kept(of: &OfCallsite, kept: &'static Kept) -> bool {
     SPANS.with(|spans| of.put(spans.thread(), kept)) || of.put_another(kept)
 }
@@ -75,20 +81,22 @@ pub(super) fn remember_kept(layer: LayerId, token: Token, span: &'static Kept, o
 }
 
 /// Leaves the span that the calling thread has entered last, if it is that one, and hidden.
-#[inline]
-pub(super) fn exit_hidden(key: Key) -> bool {
+pub(super) fn exit_hidden(key: Key) -> Begun {
     SPANS.with(|spans| {
-        if spans.epoch.get() != epoch() {
-            return false;
+        if spans.epoch.get() == epoch() {
+            let last = spans.entered.borrow_mut().pop_if(|last| last.is_hidden && last.key == key);
+            if let Some(last) = last {
+                spans.leave(last);
+                return Begun::Done;
+            }
         }
-        let last = spans.entered.borrow_mut().pop_if(|last| last.is_hidden && last.key == key);
-        last.map(|last| spans.leave(last)).is_some()
+        let is_kept = spans.kept(key).is_some();
+        Begun::NotYet { is_hidden: if is_kept { Some(true) } else { spans.is_hidden(key) } }
     })
 }
 
 /// Enters a span if the calling thread remembers its service for that generation, which the span's
 /// place has.
-#[inline]
 pub(super) fn enter_remembered(key: Key, place: &Generation, generation: u64) -> bool {
     SPANS.with(|spans| {
         let memory = spans.memory(key.span).get();
@@ -118,12 +126,9 @@ pub(super) fn remembered(key: Key, place: &Generation) -> Option<Option<(Service
     place.is_still(generation).then_some(Some((service, origin)))
 }
 
-/// Returns whether a span is hidden, if the calling thread remembers it for that generation, which the
-/// span's place has.
-#[inline]
-pub(super) fn is_hidden(key: Key, generation: u64) -> Option<bool> {
-    let memory = SPANS.with(|spans| spans.memory(key.span).get());
-    memory.is_of(key, generation).then_some(memory.is_hidden)
+/// Returns whether a span is hidden, if the calling thread remembers it.
+pub(super) fn is_hidden(key: Key) -> Option<bool> {
+    SPANS.with(|spans| spans.is_hidden(key))
 }
 
 /// Notes for the calling thread what a span is, for that generation of its place.
@@ -136,7 +141,6 @@ pub(super) fn remember(key: Key, generation: u64, token: Token, service: Origin,
 /// Leaves a span; the calling thread may never have entered it, as far as
 /// is known here. `false` if the layer and the span's number cannot decide that, since layers
 /// have been exchanged.
-#[inline]
 pub(super) fn exit(key: Key) -> bool {
     SPANS.with(|spans| {
         if spans.epoch.get() != epoch() {
@@ -196,13 +200,11 @@ pub(super) fn close(token: Token) {
 }
 
 /// Takes the calling thread out of a hidden span that is closed, to be kept.
-#[inline]
 pub(super) fn close_kept(key: Key) {
     SPANS.with(|spans| while spans.remove_where(|entry| entry.key == key) {});
 }
 
 /// Leaves all spans if no layer is left that would be called when they are left.
-#[inline]
 pub(super) fn leave_if_nobody_tells() {
     SPANS.with(|spans| {
         if spans.entered.borrow().is_empty() || is_any_layer() || !spans.decide() {
@@ -295,12 +297,11 @@ pub(super) struct Apart {
 }
 
 impl Apart {
-    #[inline]
     pub(super) fn enter() -> Self {
         let is_outermost = SPANS.with(|spans| {
             let is_outermost = spans.apart_from.get().is_none();
             if is_outermost {
-                spans.apart_from.set(Some(thread::go_to(&UNATTRIBUTED)));
+                spans.apart_from.set(Some(thread::enter(&UNATTRIBUTED)));
             }
             is_outermost
         });
@@ -309,10 +310,9 @@ impl Apart {
 }
 
 impl Drop for Apart {
-    #[inline]
     fn drop(&mut self) {
         if self.is_outermost {
-            SPANS.with(|spans| spans.apart_from.take().into_iter().for_each(thread::leave_for));
+            SPANS.with(|spans| spans.apart_from.take().into_iter().for_each(thread::leave));
         }
     }
 }

@@ -157,6 +157,26 @@ pub struct Entered {
     own: *const Cell,
 }
 
+#[cfg(feature = "tracing-layer")]
+impl Entered {
+    /// Returns the service that the calling thread goes back to from this scope.
+    #[inline]
+    pub(crate) fn former(&self) -> &'static Record {
+        // SAFETY: as in `leave_slow`.
+        unsafe { Record::of_cell(self.previous) }
+    }
+
+    /// Changes the service that the calling thread goes back to: what counts it in there, the scope has
+    /// from now on, and the caller what counted it in the former one.
+    #[inline]
+    pub(crate) fn set_former(&mut self, record: &'static Record) {
+        self.previous = with(|thread| {
+            let is_unnamed = ptr::eq(record, &UNATTRIBUTED) && thread.has_yet_to_look();
+            if is_unnamed { record.as_cell() } else { thread.place_of(record).0 }
+        });
+    }
+}
+
 /// Puts the calling thread into a service, which somebody holds.
 #[inline]
 pub fn enter(record: &'static Record) -> Entered {
@@ -231,6 +251,7 @@ pub fn leave_for(former: &'static Record) {
         thread.stay_no_more();
         let left = thread.cell.get();
         thread.find(former);
+        thread.look_soon();
         thread.leave_cell(left);
     });
 }
@@ -249,6 +270,7 @@ pub(crate) fn leave_remembered_for(former: &'static Record) {
         }
         thread.stay_no_more();
         thread.find(former);
+        thread.look_soon();
         // Right in an own cell, too.
         left.leave_shared();
     });
@@ -525,12 +547,20 @@ impl Thread {
     /// cell yet gets it on the slow path of its next allocation.
     #[inline]
     fn find(&self, record: &'static Record) -> Account {
-        let account = self.own_or_shared(record);
-        self.cell.set(match account {
-            Account::Own(cell) if cell.mark() != Mark::LONG => cell,
-            _ => record.as_cell(),
-        });
+        let (cell, account) = self.place_of(record);
+        self.cell.set(cell);
         account
+    }
+
+    /// Returns what the current cell is where the thread is in that service.
+    #[inline]
+    fn place_of(&self, record: &'static Record) -> (*const Cell, Account) {
+        let account = self.own_or_shared(record);
+        let cell = match &account {
+            Account::Own(cell) if cell.mark() != Mark::LONG => ptr::from_ref(*cell),
+            _ => record.as_cell(),
+        };
+        (cell, account)
     }
 
     /// Returns the thread's own cell of that service if it has one, else the shared one.

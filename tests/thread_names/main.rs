@@ -31,6 +31,8 @@ cases! {
     threads_without_a_name,
     threads_that_run_already,
     threads_that_begin_in_a_scope,
+    threads_that_go_on_in_a_span,
+    threads_that_go_on_in_a_layers_span,
     threads_that_are_renamed,
     threads_that_were_handed_a_service,
     names_that_the_program_has_registered,
@@ -256,6 +258,57 @@ fn threads_that_begin_in_a_scope() {
         .join()
         .unwrap();
     }
+}
+
+/// As a runtime's threads that were there before, and whose subscriber allocates for nobody.
+fn threads_that_go_on_in_a_span() {
+    #[cfg(feature = "tracing-layer")]
+    {
+        dogtag::attributed(tracing_subscriber::fmt().with_writer(std::io::sink).finish()).init();
+        go_on_in_spans();
+    }
+}
+
+fn threads_that_go_on_in_a_layers_span() {
+    #[cfg(feature = "tracing-layer")]
+    {
+        use tracing_subscriber::prelude::*;
+
+        tracing_subscriber::registry().with(dogtag::ServiceLayer::by_crate()).init();
+        go_on_in_spans();
+    }
+}
+
+#[cfg(feature = "tracing-layer")]
+fn go_on_in_spans() {
+    const THREADS: usize = 4;
+    let (is_ready, is_called) = (Arc::new(Barrier::new(THREADS + 1)), Arc::new(Barrier::new(THREADS + 1)));
+    let threads: Vec<_> = (0..THREADS)
+        .map(|number| {
+            let (is_ready, is_called) = (Arc::clone(&is_ready), Arc::clone(&is_called));
+            named(&format!("goes-on-{number}"), move || {
+                drop(black_box(vec![0_u8; 10]));
+                is_ready.wait();
+                is_called.wait();
+                for _ in 0..2 {
+                    let span = tracing::info_span!(target: "parser", "parse");
+                    span.in_scope(|| {
+                        tracing::info!(length = 10, "an event");
+                        allocates_for("parser");
+                    });
+                    // Not dropped, so that nothing allocates for the subscriber at the end.
+                    std::mem::forget(span);
+                }
+                drop(black_box(vec![0_u8; 10]));
+                assert_ne!(Service::current(), Service::unattributed());
+                allocates_for("goes-on-*");
+            })
+        })
+        .collect();
+    is_ready.wait();
+    services_by_name();
+    is_called.wait();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 fn threads_that_are_renamed() {
