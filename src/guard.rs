@@ -23,4 +23,7 @@
 //! # }
 //! ```
 
+mod figures;
+
 pub use crate::service::cancel::{CancelReason, Cancelled, OrCancelled, check, fallible};
+pub use figures::{Figures, figures};

@@ -201,6 +201,14 @@ pub enum CancelReason {
         /// The budget, in bytes.
         bytes: u64,
     },
+    /// The process was at its ceiling, and this service was chosen.
+    #[non_exhaustive]
+    Ceiling {
+        /// The bytes that counted against the ceiling.
+        used: u64,
+        /// The ceiling, in bytes.
+        ceiling: u64,
+    },
 }
 
 impl Cancelled {
@@ -230,12 +238,15 @@ impl fmt::Display for CancelReason {
         match self {
             Self::Program(reason) => f.write_str(reason),
             Self::Budget { bytes } => write!(f, "it got past its budget of {}", Bytes(*bytes)),
+            Self::Ceiling { used, ceiling } => {
+                write!(f, "{} of memory were used, and {} are the ceiling", Bytes(*used), Bytes(*ceiling))
+            }
         }
     }
 }
 
 /// Cancels a service, which the caller holds, and its descendants. `false` if it was before.
-pub(super) fn cancel(record: &'static Record, reason: CancelReason) -> bool {
+pub(crate) fn cancel(record: &'static Record, reason: CancelReason) -> bool {
     if ptr::eq(record, &slots::UNATTRIBUTED) {
         return false;
     }
