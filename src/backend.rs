@@ -170,7 +170,7 @@ impl JemallocStats {
 
 /// Makes jemalloc return freed pages to the operating system at once; by itself it does so within
 /// ten seconds or so.
-#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+#[cfg(all(any(feature = "guard", feature = "memory-check"), not(dogtag_loom)))]
 pub(crate) fn give_back() {
     #[cfg(feature = "jemalloc")]
     // SAFETY: takes nothing and says nothing. The number stands for all arenas.
@@ -182,6 +182,16 @@ pub(crate) fn give_back() {
             std::ptr::null_mut(),
             0,
         )
+    };
+}
+
+/// Makes glibc's allocator return freed pages to the operating system.
+#[cfg(all(feature = "guard", not(dogtag_loom)))]
+pub(crate) fn trim() {
+    #[cfg(all(not(feature = "jemalloc"), target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes a number, and the allocator's own locks.
+    unsafe {
+        libc::malloc_trim(0)
     };
 }
 

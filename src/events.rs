@@ -8,6 +8,12 @@
 //! Events carry plain data. What limits do is announced by a function that `service` registers
 //! ([`announce_limits_by`]).
 
+#[cfg(feature = "guard")]
+mod guard;
+
+#[cfg(feature = "guard")]
+pub(crate) use guard::GuardEvent;
+
 use crate::contained::{contain, drop_contained};
 #[cfg(feature = "tracing-layer")]
 use crate::format::beginning;
@@ -81,6 +87,12 @@ pub(crate) fn cancelled(service: &'static Record, bytes: u64, reason: &str) {
             reason: try_copy(reason)?,
         })
     });
+}
+
+/// Announces a step of the guard's.
+#[cfg(feature = "guard")]
+pub(crate) fn guard(event: GuardEvent) {
+    tell_later(event.level(), || Some(Event::Guard(event)));
 }
 
 /// Announces that a span names a service that there cannot be, once a second at most: others
@@ -180,6 +192,8 @@ enum Event {
         bytes: u64,
         reason: String,
     },
+    #[cfg(feature = "guard")]
+    Guard(GuardEvent),
     #[cfg(feature = "tracing-layer")]
     NotRegistered {
         name: String,
@@ -213,6 +227,8 @@ impl Event {
             Self::Cancelled { name, handle, bytes, reason } => {
                 tracing::warn!(target: "dogtag", service = name, handle, bytes, reason, "a service was cancelled");
             }
+            #[cfg(feature = "guard")]
+            Self::Guard(event) => event.emit(),
             #[cfg(feature = "tracing-layer")]
             Self::NotRegistered { name, error } => {
                 tracing::error!(
@@ -386,19 +402,31 @@ pub(crate) fn subscriber() -> Subscriber {
 }
 
 /// The calling thread's tracing subscriber, which may go away meanwhile.
-#[cfg(feature = "report")]
+#[cfg(any(feature = "guard", feature = "report"))]
 pub(crate) fn weak_subscriber() -> WeakSubscriber {
     WeakSubscriber(get_default(Dispatch::downgrade))
 }
 
 /// A tracing subscriber that may go away.
-#[cfg(feature = "report")]
+#[cfg(any(feature = "guard", feature = "report"))]
 pub(crate) struct WeakSubscriber(WeakDispatch);
 
-#[cfg(feature = "report")]
+#[cfg(any(feature = "guard", feature = "report"))]
 impl WeakSubscriber {
     pub(crate) fn upgrade(&self) -> Option<Subscriber> {
         self.0.upgrade().map(Subscriber)
+    }
+
+    /// Lets it receive what `emit` emits, which is done in any case.
+    #[cfg(feature = "guard")]
+    pub(crate) fn receives(&self, emit: impl FnOnce()) {
+        match self.upgrade() {
+            Some(subscriber) => {
+                subscriber.receives(emit);
+                drop_contained(subscriber);
+            }
+            None => emit(),
+        }
     }
 }
 

@@ -6,6 +6,10 @@
 //! go of what they hold, and code that does not wait asks now and then. Nothing unwinds out of the
 //! allocator, and nobody is ended who happens to allocate when another one is heavy.
 //!
+//! A [`Guard`] does that for the whole process: below its [`Ceiling`] it does nothing; on the way up it has
+//! free pages given back, asks caches to shrink, and cancels the heaviest of the services that
+//! [may be cancelled](crate::Service::set_cancellable).
+//!
 //! ```
 //! # #[global_allocator]
 //! # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
@@ -23,7 +27,25 @@
 //! # }
 //! ```
 
+mod builder;
+mod ceiling;
+mod cgroup;
+mod error;
+mod escalation;
 mod figures;
+#[cfg(test)]
+mod fixture;
+mod kept_file;
+mod policy;
+mod pressure;
+mod running;
+mod speed;
+mod watch;
 
 pub use crate::service::cancel::{CancelReason, Cancelled, OrCancelled, check, fallible};
+pub use builder::{Guard, GuardBuilder};
+pub use ceiling::Ceiling;
+pub use error::GuardError;
 pub use figures::{Figures, figures};
+pub use policy::{Candidate, Policy};
+pub use pressure::{OnPressure, Pressure, on_pressure};

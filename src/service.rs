@@ -4,12 +4,14 @@
 //! allocate (the registry is a dashmap). Entering a service does neither.
 //!
 //! From the ground up: `error`, `scope`, `spare_slots`, `fork`, `registry` (names and handles),
-//! `retirement`, `thread_names`, `handle` ([`Service`]), `family`, `future`, `wrap`, `cancel`, `limits`, `plan`, `register`,
+//! `retirement`, `thread_names`, `handle` ([`Service`]), `family`, `future`, `wrap`, `cancel`, `cancellable`, `limits`, `plan`, `register`,
 //! `builder`.
 
 mod builder;
 #[cfg(feature = "guard")]
 pub(crate) mod cancel;
+#[cfg(feature = "guard")]
+pub(crate) mod cancellable;
 mod error;
 mod family;
 mod fork;

@@ -1,6 +1,7 @@
 //! What the guard has seen and done, as plain numbers.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use super::running;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Holds what the process's guards have done so far, and what the last look has found: [`figures`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub struct Figures {
 pub fn figures() -> Figures {
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     Figures {
-        running: RUNNING.load(Ordering::Relaxed),
+        running: running::is_so(),
         ceiling: get(&COUNTERS.ceiling),
         used: get(&COUNTERS.used),
         own: get(&COUNTERS.own),
@@ -106,5 +107,12 @@ pub(super) static COUNTERS: Counters = Counters {
     helpless: AtomicU64::new(0),
 };
 
-/// Whether there is a guard; its thread may be about to begin, or to end.
-pub(super) static RUNNING: AtomicBool = AtomicBool::new(false);
+/// Adds to a counter.
+pub(super) fn count(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Ordering::Relaxed);
+}
+
+/// Sets what the last look has found.
+pub(super) fn set(gauge: &AtomicU64, value: u64) {
+    gauge.store(value, Ordering::Relaxed);
+}

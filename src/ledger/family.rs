@@ -36,6 +36,8 @@ pub(crate) struct LimitGroup {
     past_denied: AtomicU64,
     /// Whether the service is cancelled, itself or with one above it. Set under the lock.
     cancelled: AtomicBool,
+    /// With what priority the service may be cancelled for others' sake: 32 bits, or [`NO_PRIORITY`].
+    priority: AtomicU64,
     pub(super) pending: PendingNode,
 }
 
@@ -82,6 +84,7 @@ impl Family {
             past_blocks: AtomicU64::new(0),
             past_denied: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
+            priority: AtomicU64::new(NO_PRIORITY),
             pending: PendingNode::new(),
         }));
         let first = ptr::null_mut();
@@ -108,15 +111,31 @@ impl Family {
         !self.limit_group_or_new().cancelled.swap(true, Ordering::AcqRel)
     }
 
+    /// With what priority the service may be cancelled for others' sake; `None` if it may not.
+    #[cfg(feature = "guard")]
+    pub(crate) fn priority(&self) -> Option<i32> {
+        let bits = self.limit_group()?.priority.load(Ordering::Relaxed);
+        (bits != NO_PRIORITY).then_some(bits as u32 as i32)
+    }
+
+    /// Sets that.
+    #[cfg(feature = "guard")]
+    pub(crate) fn set_priority(&self, priority: Option<i32>) {
+        let bits = priority.map_or(NO_PRIORITY, |priority| u64::from(priority as u32));
+        self.limit_group_or_new().priority.store(bits, Ordering::Relaxed);
+    }
+
     /// For a new service in a slot that is claimed.
     pub(crate) fn begin(&self) {
         self.parent.store(None);
         self.limited.store(0, Ordering::Relaxed);
         if let Some(limit_group) = self.limit_group() {
-            let LimitGroup { budget, past_bytes, past_blocks, past_denied, cancelled, .. } = limit_group;
+            let LimitGroup { budget, past_bytes, past_blocks, past_denied, cancelled, priority, .. } =
+                limit_group;
             budget.set(budget::NONE, budget::NONE);
             budget.set_cancel_at(budget::NONE);
             cancelled.store(false, Ordering::Relaxed);
+            priority.store(NO_PRIORITY, Ordering::Relaxed);
             for past in [past_bytes, past_blocks, past_denied] {
                 past.store(0, Ordering::Relaxed);
             }
@@ -144,6 +163,9 @@ impl LimitGroup {
         self.past_denied.fetch_add(ended.denied, Ordering::Relaxed);
     }
 }
+
+/// The service may not be cancelled for others' sake.
+const NO_PRIORITY: u64 = u64::MAX;
 
 /// One service: its slot, and the generation that distinguishes it from the slot's others.
 #[derive(Clone, Copy)]

@@ -20,6 +20,8 @@ pub(crate) mod interval;
 pub(crate) mod lifecycle;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod named;
+#[cfg(feature = "guard")]
+pub(crate) mod nudge;
 pub(crate) mod pending_events;
 #[cfg(any(feature = "tracing-layer", all(test, dogtag_loom)))]
 pub(crate) mod recall;

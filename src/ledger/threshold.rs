@@ -25,6 +25,8 @@
 use crate::ledger::account::Account;
 use crate::ledger::budget::{Budget, GRANT, Grants, LARGEST};
 use crate::ledger::cell::{Cell, Live};
+#[cfg(feature = "guard")]
+use crate::ledger::nudge;
 use crate::ledger::pending_events::{self, EventFlags};
 use crate::ledger::shard::SHARDS;
 use crate::ledger::slots::{self, Moment, Record};
@@ -149,6 +151,8 @@ impl Admitted {
             self.announced |= bit(step, is_announced);
         }
         self.has_asked = true;
+        #[cfg(feature = "guard")]
+        nudge::note(self.size.saturating_add(grant));
         match self.account {
             Account::Own(cell) => cell.raise_threshold(self.size, grant),
             // Many count there, so under a limit every allocation asks.

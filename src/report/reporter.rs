@@ -12,7 +12,6 @@ use crate::service::Scope;
 use crate::sync::{AtomicBool, AtomicPtr, Ordering};
 use crate::sys::{self, Parker, fork, stderr};
 use std::ffi::c_int;
-use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -204,16 +203,7 @@ fn begin() -> bool {
 /// `false` if there is none to be had.
 pub(super) fn spawn_without_signals(work: impl FnOnce() + Send + 'static) -> bool {
     let _scope = Scope::enter(&UNATTRIBUTED);
-    let (mut all, mut former) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: the sets are places for results, read once they are filled.
-    unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), former.as_mut_ptr());
-    }
-    let is_begun = sys::spawn(work);
-    // SAFETY: the former set was filled above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, former.as_ptr(), ptr::null_mut()) };
-    is_begun
+    sys::spawn_without_signals(work)
 }
 
 fn wait_and_report() {

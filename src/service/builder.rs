@@ -110,6 +110,14 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
         self
     }
 
+    /// Lets a [`Guard`](crate::guard::Guard) cancel the service, with that priority; see
+    /// [`Service::set_cancellable`].
+    #[cfg(feature = "guard")]
+    pub fn cancellable(mut self, priority: i32) -> Self {
+        self.plan.priority = Some(priority);
+        self
+    }
+
     /// Sets the callback for each time that the service and its descendants get past their
     /// [soft limit](Service::set_soft_limit). [`Service::set_on_soft_limit`] says how it is called.
     ///
@@ -140,7 +148,7 @@ impl<N: AsRef<str>> ServiceBuilder<N> {
     /// from what it has is an error, and what is not asked for may be anything. To change limits, there
     /// are [`set_hard_limit`](Service::set_hard_limit) and [`set_soft_limit`](Service::set_soft_limit). A
     /// callback cannot be compared, and takes the former one's place, as with
-    /// [`set_on_soft_limit`](Service::set_on_soft_limit): so code that registers a service, drops it and
+    /// [`set_on_soft_limit`](Service::set_on_soft_limit), and so does a priority: so code that registers a service, drops it and
     /// registers it again may do so while somebody else still has it.
     ///
     /// # Errors

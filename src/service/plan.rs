@@ -9,4 +9,7 @@ pub(super) struct Plan {
     pub(super) handle: Option<u32>,
     pub(super) parent: Option<Service>,
     pub(super) limits: Limits,
+    /// With what priority a guard may cancel it.
+    #[cfg(feature = "guard")]
+    pub(super) priority: Option<i32>,
 }

@@ -1,5 +1,7 @@
 //! Registering: the living service of a name, or a new one.
 
+#[cfg(feature = "guard")]
+use super::cancellable;
 use super::error::{RegisterError, check_name};
 use super::handle::Service;
 use super::plan::Plan;
@@ -65,6 +67,7 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
         }
     }
     plan.limits.set(record);
+    set_priority(record, plan);
     if record.family().is_cancelled() {
         // With its parent: nobody is to find it by its name.
         events::registered(record);
@@ -126,7 +129,18 @@ fn as_planned(living: Service, plan: &Plan) -> Result<Service, RegisterError> {
         return Err(RegisterError::OtherParent { name: name(), parent });
     }
     plan.limits.match_living(&living)?;
+    set_priority(living.record, plan);
     Ok(living)
+}
+
+/// Lets a guard cancel the service, if that is asked for.
+fn set_priority(record: &'static Record, plan: &Plan) {
+    #[cfg(feature = "guard")]
+    if plan.priority.is_some() {
+        cancellable::set(record, plan.priority);
+    }
+    #[cfg(not(feature = "guard"))]
+    let _ = (record, plan);
 }
 
 #[cfg(test)]

@@ -41,6 +41,21 @@ pub fn spawn<W: FnOnce() + Send + 'static>(work: W) -> bool {
     true
 }
 
+/// Variant of [`spawn`] whose thread takes no signal that the program's threads wait for.
+#[cfg(any(feature = "guard", feature = "report"))]
+pub(crate) fn spawn_without_signals<W: FnOnce() + Send + 'static>(work: W) -> bool {
+    let (mut all, mut former) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    // SAFETY: the sets are places for results, read once they are filled.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), former.as_mut_ptr());
+    }
+    let is_begun = spawn(work);
+    // SAFETY: the former set was filled above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, former.as_ptr(), ptr::null_mut()) };
+    is_begun
+}
+
 /// As `Box::new`, which would abort where there is no memory.
 pub fn try_box<T>(value: T) -> Option<Box<T>> {
     let layout = Layout::new::<T>();

@@ -4,7 +4,7 @@
 // Not from `sync`: the kernel looks at the word, too.
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-#[cfg(feature = "report")]
+#[cfg(any(feature = "guard", feature = "report"))]
 use std::time::Instant;
 
 /// For one thread that waits. Rung while nobody waits, it wakes the next who would.
@@ -38,7 +38,7 @@ impl Parker {
     }
 
     /// Waits until it has been rung since this was called last, or until that time.
-    #[cfg(feature = "report")]
+    #[cfg(any(feature = "guard", feature = "report"))]
     pub(crate) fn park_until(&self, until: Option<Instant>) {
         let Some(until) = until else { return self.park() };
         while self.rung.swap(0, Ordering::SeqCst) == 0 {
@@ -97,7 +97,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     /// Nobody rings: the time comes.
-    #[cfg(feature = "report")]
+    #[cfg(any(feature = "guard", feature = "report"))]
     #[test]
     fn a_time_ends_the_waiting() {
         let parker = Parker::new();
