@@ -1,0 +1,74 @@
+//! Queries at work: some that keep to what they need, and one that grows.
+
+use dogtag::guard::Cancelled;
+use dogtag::{InServiceExt, Service};
+use std::future::Future;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+pub const MIB: usize = 1 << 20;
+
+/// A query, which a guard may cancel.
+pub fn query(name: &str) -> Service {
+    Service::builder(name).cancellable(0).register().unwrap()
+}
+
+/// What a query's task returns.
+pub type Outcome<T> = Result<T, Cancelled>;
+
+/// Has a future run as a task of that query.
+pub fn spawn<T: Send + 'static>(
+    query: &Service,
+    work: impl Future<Output = T> + Send + 'static,
+) -> tokio::task::JoinHandle<Outcome<T>> {
+    tokio::spawn(work.in_service(query).or_cancelled())
+}
+
+/// Memory that is in memory.
+pub fn block(bytes: usize) -> Vec<u8> {
+    black_box(vec![1_u8; bytes])
+}
+
+/// A query that sorts what it holds, so many times: some milliseconds of work each, between which others may
+/// run. Returns how many rows it has sorted.
+pub async fn sorts(rows: usize, times: usize) -> usize {
+    let mut sorted = 0;
+    let mut seed = rows as u64;
+    for _ in 0..times {
+        let mut table: Vec<u64> = (0..rows)
+            .map(|_| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                seed
+            })
+            .collect();
+        for part in table.chunks_mut(20_000) {
+            part.sort_unstable();
+            tokio::task::yield_now().await;
+        }
+        sorted += black_box(table).len();
+    }
+    sorted
+}
+
+/// A query that grows by that many bytes a second, block by block. `is_enough` is asked before each, with what
+/// it holds; then it holds that, and waits.
+pub async fn grows(block_bytes: usize, a_second: u64, mut is_enough: impl FnMut(usize) -> bool) {
+    let began = Instant::now();
+    let mut blocks = Vec::new();
+    while !is_enough(blocks.len() * block_bytes) {
+        blocks.push(block(block_bytes));
+        // Others may run; and it is not faster than that.
+        let due = Duration::from_secs_f64((blocks.len() * block_bytes) as f64 / a_second as f64);
+        loop {
+            tokio::task::yield_now().await;
+            let early = due.saturating_sub(began.elapsed());
+            if early.is_zero() {
+                break;
+            }
+            if early >= Duration::from_millis(2) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+    std::future::pending::<()>().await;
+}

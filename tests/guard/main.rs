@@ -1,0 +1,358 @@
+//! The guard of a process, under loads that need one. Each test has a process of its own, which gets near its
+//! ceiling; nobody compares times.
+
+#[macro_use]
+#[path = "../child/mod.rs"]
+mod child;
+mod load;
+
+use child::watch::{self, eventually};
+use dogtag::guard::{
+    CancelReason, Ceiling, Figures, Guard, GuardBuilder, GuardError, Policy, figures, on_pressure,
+};
+use dogtag::{Dogtag, Service};
+use load::{MIB, block, grows, query, sorts, spawn};
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
+}
+
+/// What this process has in memory.
+fn resident() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    // SAFETY: asks for a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
+    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * page
+}
+
+/// A ceiling so much above what there is now.
+fn above(mib: usize) -> GuardBuilder {
+    Guard::builder().ceiling(Ceiling::bytes(resident() + (mib * MIB) as u64))
+}
+
+/// Waits until the guard has done something.
+fn until(what: &str, is_so: impl Fn(Figures) -> bool) -> Figures {
+    eventually(|| Some(figures()).filter(|now| is_so(*now)).ok_or_else(|| format!("{what}: {:?}", figures())))
+}
+
+fn is_ceiling(reason: &CancelReason) -> bool {
+    matches!(reason, CancelReason::Ceiling { used, ceiling, .. } if used >= ceiling)
+}
+
+#[test]
+fn the_runaway_is_cancelled_and_nobody_else() {
+    alone!();
+    let runtime = runtime();
+    let guard = above(256).start().unwrap();
+    let ceiling = until("a look", |now| now.ceiling > 0).ceiling;
+    for run in 0..3 {
+        let before = guard.figures();
+        let others: Vec<_> = (0..7).map(|i| query(&format!("other {run} {i}"))).collect();
+        let runaway = query(&format!("runaway {run}"));
+        runtime.block_on(async {
+            let tasks: Vec<_> = others.iter().map(|query| spawn(query, sorts(100_000, 30))).collect();
+            // Somebody else's fault must not end the test machine.
+            let grows = grows(MIB, 1 << 30, move |_| resident() > ceiling + 64 * MIB as u64);
+            let cancelled = spawn(&runaway, grows).await.unwrap().unwrap_err();
+            assert_eq!((&*cancelled.service, cancelled.handle), (runaway.name(), runaway.handle()));
+            assert!(is_ceiling(&cancelled.reason), "{cancelled}");
+            assert!(cancelled.usage.bytes() > 10 * MIB as u64, "{cancelled}");
+            for task in tasks {
+                assert_eq!(task.await.unwrap(), Ok(3_000_000));
+            }
+        });
+        let after = until("all was given back", |now| now.used < now.ceiling);
+        assert_eq!(after.cancelled - before.cancelled, 1, "{after:?}");
+        assert!(after.purges > before.purges && after.polls > before.polls);
+        assert!(after.given_back_bytes - before.given_back_bytes > 10 * MIB as u64);
+        assert_eq!((after.unresponsive, after.pressure_calls, after.failed_polls), (0, 0, 0));
+        assert!(others.iter().all(|query| !query.is_cancelled()));
+        assert!(runaway.usage().bytes() < MIB as u64);
+    }
+}
+
+/// A cache is asked before anybody is cancelled; and one that panics keeps nobody from being asked.
+#[test]
+fn caches_shrink_before_anybody_is_cancelled() {
+    alone!();
+    let cache: Arc<Mutex<Vec<u8>>> = Arc::new(Mutex::new(block(180 * MIB)));
+    let asked = Arc::new(AtomicUsize::new(0));
+    // (A panic's message has names, which take more memory than there is.)
+    let _panics = on_pressure(|_| std::panic::resume_unwind(Box::new("on purpose")));
+    let unregistered = on_pressure(|_| unreachable!("it is not registered any more"));
+    let guard = Guard::builder()
+        .ceiling(Ceiling::bytes(resident() + 100 * MIB as u64))
+        .on_pressure({
+            let (cache, asked) = (Arc::clone(&cache), Arc::clone(&asked));
+            move |pressure| {
+                assert!(pressure.wanted <= pressure.used && pressure.used * 16 >= pressure.ceiling * 12);
+                drop(std::mem::take(&mut *cache.lock().unwrap()));
+                asked.fetch_add(1, SeqCst);
+            }
+        })
+        .start()
+        .unwrap();
+    drop(unregistered);
+    let query = query("grows beside a cache");
+    let ceiling = until("a look", |now| now.ceiling > 0).ceiling;
+    let mut rows = Vec::new();
+    query.run(|| {
+        // Where it grows fast, they are asked earlier.
+        while asked.load(SeqCst) == 0 && resident() < ceiling - ceiling / 16 + MIB as u64 {
+            rows.push(block(MIB));
+        }
+    });
+    eventually(|| if asked.load(SeqCst) > 0 { Ok(()) } else { Err("not asked") });
+    until("it has helped", |now| now.used < now.ceiling - now.ceiling / 16);
+    query.run(|| (0..50).for_each(|_| rows.push(block(MIB))));
+    let polls = figures().polls;
+    let after = until("another look", |now| now.polls > polls);
+    assert_eq!((after.cancelled, after.helpless), (0, 0), "{after:?}");
+    assert!(after.pressure_calls >= 1 && after.purges >= 1);
+    assert!(!query.is_cancelled());
+    // The guard's own callback ends with it.
+    let kept = Arc::strong_count(&asked);
+    drop(guard);
+    eventually(|| if Arc::strong_count(&asked) < kept { Ok(()) } else { Err("the callback is kept") });
+}
+
+#[test]
+fn one_that_does_not_react_is_told_once_and_the_next_one_is_cancelled() {
+    alone!();
+    let runtime = runtime();
+    let (deaf, other, small) = (query("deaf"), query("lets go"), query("holds little"));
+    let _kept = deaf.run(|| block(150 * MIB));
+    let _little = small.run(|| block(1000));
+    let unmarked = Service::register("unmarked").unwrap();
+    let _most = unmarked.run(|| block(200 * MIB));
+    let _guard = above(64).grace(Duration::from_millis(50)).start().unwrap();
+    let ceiling = until("a look", |now| now.ceiling > 0).ceiling;
+    runtime.block_on(async {
+        let task = spawn(&other, grows(MIB, 1 << 30, move |_| resident() > ceiling + 10 * MIB as u64));
+        let cancelled = task.await.unwrap().unwrap_err();
+        assert!(is_ceiling(&cancelled.reason), "{cancelled}");
+    });
+    let after = until("all was given back", |now| now.used < now.ceiling);
+    assert_eq!((after.cancelled, after.unresponsive), (2, 1), "{after:?}");
+    assert!(deaf.is_cancelled() && !small.is_cancelled() && !unmarked.is_cancelled());
+}
+
+#[test]
+fn who_is_not_marked_is_never_cancelled() {
+    alone!();
+    let heavy = Service::register("not marked").unwrap();
+    let no_more = query("was marked");
+    no_more.set_cancellable(None);
+    let small = query("holds little");
+    let _little = small.run(|| block(1000));
+    let _guard = above(32).start().unwrap();
+    until("a look", |now| now.ceiling > 0);
+    let blocks = [heavy.run(|| block(50 * MIB)), no_more.run(|| block(30 * MIB))];
+    let after = until("it is helpless", |now| now.helpless > 0);
+    assert!(after.used >= after.ceiling && after.highest_over > 0 && after.own == after.used);
+    assert_eq!(after.cancelled, 0);
+    drop(blocks);
+    assert!([heavy, no_more, small].iter().all(|service| !service.is_cancelled()));
+}
+
+/// Two services, of which the policy has one cancelled.
+fn one_of_two(policy: Policy, expected: &str) {
+    let runtime = runtime();
+    let _guard = above(64).policy(policy).start().unwrap();
+    until("a look", |now| now.ceiling > 0);
+    let begin = |name: &str, priority, mib: usize| {
+        let service = Service::builder(name).cancellable(priority).register().unwrap();
+        let held = async move {
+            let _held = block(mib * MIB);
+            std::future::pending::<()>().await;
+        };
+        let _runtime = runtime.enter();
+        let task = spawn(&service, held);
+        eventually(|| if service.usage().bytes() > MIB as u64 { Ok(()) } else { Err("not begun") });
+        (service, task)
+    };
+    let (mut chosen, mut spared) = (begin("important", 7, 40), begin("unimportant", -7, 30));
+    if expected != chosen.0.name() {
+        std::mem::swap(&mut chosen, &mut spared);
+    }
+    let cancelled = runtime.block_on(chosen.1).unwrap().unwrap_err();
+    assert_eq!(cancelled.service, expected);
+    let after = until("all was given back", |now| now.used < now.ceiling);
+    assert_eq!(after.cancelled, 1);
+    assert!(!spared.0.is_cancelled());
+}
+
+#[test]
+fn the_lowest_priority_is_first() {
+    alone!();
+    one_of_two(Policy::lowest_priority(), "unimportant");
+}
+
+#[test]
+fn a_closure_says_who_is_first() {
+    alone!();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let policy = {
+        let seen = Arc::clone(&seen);
+        Policy::choose(move |all| {
+            let names = || all.iter().map(|one| one.service.name().to_owned());
+            *seen.lock().unwrap() = names().collect();
+            names().position(|name| name == "important")
+        })
+    };
+    one_of_two(policy, "important");
+    assert_eq!(*seen.lock().unwrap(), ["important", "unimportant"]);
+}
+
+#[test]
+fn wrong_settings_are_told_and_the_program_runs_on() {
+    alone!();
+    let start = |ceiling| Guard::builder().ceiling(ceiling).start();
+    for fraction in [0.0, -1.0, 1.5, f64::NAN] {
+        assert!(matches!(start(Ceiling::physical(fraction)), Err(GuardError::Fraction { .. })));
+    }
+    let error = start(Ceiling::bytes(MIB as u64)).unwrap_err();
+    assert!(matches!(error, GuardError::TooLow { ceiling: 0x10_0000, used, .. } if used > 0x10_0000));
+    assert!(error.to_string().starts_with("the ceiling of 1.0 MiB is below the "), "{error}");
+    // Whatever this machine has.
+    match start(Ceiling::cgroup(1.0)) {
+        Ok(guard) => assert!(guard.figures().ceiling < 1 << 60),
+        Err(error) => {
+            assert!(!matches!(error, GuardError::Fraction { .. } | GuardError::Running), "{error}");
+            assert!(error.to_string().contains("Ceiling::"), "{error}");
+        }
+    }
+    assert!(!figures().running);
+    let guard = start(Ceiling::physical(1.0)).unwrap();
+    assert!(guard.figures().running);
+    assert!(matches!(start(Ceiling::physical(1.0)), Err(GuardError::Running)));
+    assert!(figures().running);
+    drop(guard);
+    assert!(!figures().running);
+    drop(start(Ceiling::physical(1.0)).unwrap());
+}
+
+/// How many threads this process has.
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+#[test]
+fn its_thread_is_nobodys_and_ends_with_it() {
+    alone!();
+    let service = Service::register("begins a guard").unwrap();
+    let before = threads();
+    for _ in 0..20 {
+        let guard = service.run(|| above(1000).start().unwrap());
+        until("a look", |now| now.ceiling > 0);
+        assert_eq!(threads(), before + 1);
+        drop(guard);
+        eventually(|| if threads() == before { Ok(()) } else { Err("its thread is there") });
+    }
+    let usage = service.usage();
+    assert_eq!((usage.bytes(), usage.blocks()), (0, 0), "{usage:?}");
+    // A closure of the program's may end it, on its own thread.
+    let kept: Arc<Mutex<Option<Guard>>> = Arc::default();
+    let guard = {
+        let kept = Arc::clone(&kept);
+        let ends = Policy::choose(move |_| {
+            drop(kept.lock().unwrap().take());
+            None
+        });
+        above(32).policy(ends).start().unwrap()
+    };
+    *kept.lock().unwrap() = Some(guard);
+    let _much = query("passes the ceiling").run(|| block(50 * MIB));
+    eventually(|| if figures().running { Err("it runs") } else { Ok(()) });
+}
+
+#[test]
+fn a_forked_child_has_no_guard_and_may_begin_one() {
+    alone!();
+    let guard = above(1000).start().unwrap();
+    until("a look", |now| now.ceiling > 0);
+    for _ in 0..20 {
+        // SAFETY: the child asks dogtag, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // Of its parent's there is no thread to wait for.
+            let had_none = !figures().running;
+            let own = above(1000).start();
+            let begins = own.is_ok() && figures().running;
+            drop(own);
+            let is_well = had_none && begins && !figures().running;
+            // SAFETY: reads what is this child's own copy, which is dropped here alone.
+            drop(unsafe { std::ptr::read(&guard) });
+            // SAFETY: ends the process, without what others may have locked.
+            unsafe { libc::_exit(i32::from(!is_well)) };
+        }
+        let status = watch::ended(child);
+        assert!(status.success(), "{status}");
+    }
+    assert!(figures().running);
+    drop(guard);
+}
+
+/// What happens is told, in the order in which it is done.
+#[test]
+fn each_step_is_an_event() {
+    alone!();
+    #[derive(Clone, Default)]
+    struct Text(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Text {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(text);
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let text = Text::default();
+    let writer = {
+        let text = text.clone();
+        move || text.clone()
+    };
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+        .with_writer(writer)
+        .finish();
+    let dispatch = tracing::Dispatch::new(subscriber);
+    let _panics = on_pressure(|_| std::panic::resume_unwind(Box::new("on purpose")));
+    let deaf = query("deaf");
+    let guard = tracing::dispatcher::with_default(&dispatch, || {
+        above(64).grace(Duration::from_millis(20)).start().unwrap()
+    });
+    until("a look", |now| now.ceiling > 0);
+    let _much = deaf.run(|| block(100 * MIB));
+    until("nobody is left", |now| now.helpless > 0);
+    let steps = [
+        "the allocator gave free pages back",
+        "memory is short: those who registered are asked to let go of something",
+        "a service was cancelled service=\"deaf\"",
+        "a cancelled service does not let go of its memory service=\"deaf\"",
+        "the ceiling is passed, and no service may be cancelled that holds enough",
+    ];
+    eventually(|| {
+        let told = String::from_utf8(text.0.lock().unwrap().clone()).unwrap();
+        let mut rest = told.as_str();
+        for step in steps {
+            rest = rest.split_once(step).ok_or_else(|| format!("{step}, in\n{told}"))?.1;
+        }
+        let panics = told.matches("a callback of the guard panicked").count();
+        if panics == 1 { Ok(()) } else { Err(format!("{panics} panics, in\n{told}")) }
+    });
+    drop(guard);
+}
