@@ -59,11 +59,14 @@
 //! | level | event |
 //! | --- | --- |
 //! | trace | a service is registered, or retired |
+//! | debug, info | the guard has free pages given back, and asks for what others can do without |
 //! | warn | a soft limit is crossed, a hard limit denies an allocation, a service is cancelled |
+//! | warn | a cancelled service does not let go of its memory; the ceiling is passed, and nobody may be cancelled |
 //! | warn | a rule of `ServiceLayer` names too many services; `attributed()` cannot have some of the spans |
 //! | warn | the system gave no memory for the owner of a large block, or for a thread's counters; a span could not be noted |
 //! | warn | threads have more names than there are services for ([`thread::services_by_name`]) |
 //! | error | the owner of a block was overwritten; a span names a service that cannot exist; memory-check found a violation |
+//! | error | a callback of the guard panicked; it cannot read what is used |
 //!
 //! No event is emitted inside an allocation. A thread of dogtag's own emits them. Trouble that an
 //! allocation found is reported at the next end of a scope or the next snapshot, at most once a second.
@@ -172,7 +175,7 @@
 //! | `jemalloc-stats` | yes | jemalloc's own figures in snapshots; keeping them costs jemalloc itself a few percent in the tightest loops |
 //! | `disable-initial-exec-tls` | no | a library with dogtag can be opened while a program runs, such as a Python extension module: [Plug-ins](guide#plug-ins) |
 //! | `memory-check` | no | the module `check`: every block is surrounded by guards, and looked at when it is freed; for debug builds and CI |
-//! | `guard` | no | the module `guard`: cancelling services, and budgets at which they are cancelled |
+//! | `guard` | no | the module `guard`: cancelling services, budgets at which they are cancelled, and a ceiling for the process |
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `stream` | no | [`InService`] is a `Stream` (of the crate `futures-core`) of what is one |
 //! | `profile` | no | the module `profile`: a live heap profile by service and call stack |

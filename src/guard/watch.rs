@@ -8,7 +8,7 @@ use super::pressure::{self, Pressure};
 use super::running;
 use super::speed::{LONGEST, SHORTEST, Speed};
 use crate::backend;
-use crate::contained::contain;
+use crate::contained::{contain, drop_contained};
 use crate::events::{self, GuardEvent, WeakSubscriber};
 use crate::ledger::nudge;
 use crate::ledger::slots::UNATTRIBUTED;
@@ -107,7 +107,8 @@ impl Watch {
                     std::thread::sleep(rest);
                 }
             }
-            drop(self);
+            // A closure of the program's is dropped with it.
+            drop_contained(self);
         }
         running::end();
         shared.done.unpark();
