@@ -71,8 +71,9 @@ pub(super) struct Escalation<S> {
     has_freed: bool,
     /// When those who registered were asked, since the line was passed.
     asked_at: Option<Duration>,
-    /// When nobody could be cancelled, since the ceiling was passed.
-    helpless_at: Option<Duration>,
+    /// Whether nobody could be cancelled, since the ceiling was passed; and when it is tried again.
+    is_helpless: bool,
+    retry: Pace,
     given_back: u64,
 }
 
@@ -103,8 +104,6 @@ const SETTLE: Duration = Duration::from_millis(20);
 const SETTLE_RATE: u64 = 4 << 30;
 /// How long one is given that goes on letting go, in graces.
 const MOST_GRACES: u32 = 8;
-/// How long to wait where nobody can be cancelled.
-const HELPLESS: Duration = Duration::from_millis(100);
 
 impl<S: Clone> Escalation<S> {
     pub(super) fn new(grace: Duration) -> Self {
@@ -116,7 +115,8 @@ impl<S: Clone> Escalation<S> {
             purged_at: None,
             has_freed: false,
             asked_at: None,
-            helpless_at: None,
+            is_helpless: false,
+            retry: Pace::new(Duration::from_millis(100), Duration::from_secs(1)),
             given_back: 0,
         }
     }
@@ -138,7 +138,7 @@ impl<S: Clone> Escalation<S> {
             return Step::Tell(who);
         }
         if used < ceiling {
-            self.helpless_at = None;
+            self.is_helpless = false;
             // What is free by now was seen.
             self.pending.iter_mut().for_each(|one| one.unsettled = 0);
         }
@@ -170,7 +170,7 @@ impl<S: Clone> Escalation<S> {
         if used.saturating_sub(self.expected(now)) < ceiling {
             return Step::Rest;
         }
-        if self.helpless_at.is_some_and(|at| now.saturating_sub(at) < HELPLESS) {
+        if self.is_helpless && !self.retry.is_due(now) {
             return Step::Rest;
         }
         if is_fresh { Step::Cancel } else { Step::Purge }
@@ -185,7 +185,7 @@ impl<S: Clone> Escalation<S> {
 
     /// Somebody was cancelled, who holds so much.
     pub(super) fn cancelled(&mut self, now: Duration, who: S, bytes: u64) {
-        self.helpless_at = None;
+        self.is_helpless = false;
         self.pending.push(Pending {
             who,
             had: bytes,
@@ -201,7 +201,11 @@ impl<S: Clone> Escalation<S> {
 
     /// Nobody can be cancelled. `true` if that is new.
     pub(super) fn helpless(&mut self, now: Duration) -> bool {
-        self.helpless_at.replace(now).is_none()
+        if !self.is_helpless {
+            self.retry.begin_anew();
+        }
+        self.retry.done(now, Duration::ZERO);
+        !std::mem::replace(&mut self.is_helpless, true)
     }
 
     /// What is still to come of those who were cancelled.
@@ -238,7 +242,7 @@ impl<S: Clone> Escalation<S> {
                 return now < one.settles_at && one.unsettled > 0;
             }
             let is_over = now.saturating_sub(one.moved_at) >= *grace
-                || now.saturating_sub(one.cancelled_at) >= MOST_GRACES * *grace;
+                || now.saturating_sub(one.cancelled_at) >= grace.saturating_mul(MOST_GRACES);
             if is_over && one.holds > one.had / 2 {
                 if late.is_some() {
                     // At the next look.
@@ -257,14 +261,15 @@ impl<S: Clone> Escalation<S> {
 struct Pace {
     first: Duration,
     most: Duration,
-    /// How long after the last time it is due.
+    /// How long after the last time it is due, and after the next one.
     gap: Duration,
+    next: Duration,
     last: Option<Duration>,
 }
 
 impl Pace {
     fn new(first: Duration, most: Duration) -> Self {
-        Self { first, most, gap: first, last: None }
+        Self { first, most, gap: first, next: first, last: None }
     }
 
     fn is_due(&self, now: Duration) -> bool {
@@ -273,14 +278,13 @@ impl Pace {
 
     /// A step that takes long is not repeated soon.
     fn done(&mut self, now: Duration, took: Duration) {
-        if self.last.replace(now).is_some() {
-            self.gap = (self.gap * 2).min(self.most);
-        }
-        self.gap = self.gap.max(took * 20);
+        self.last = Some(now);
+        self.gap = self.next.max(took * 20);
+        self.next = (self.next * 2).min(self.most);
     }
 
     fn begin_anew(&mut self) {
-        self.gap = self.first;
+        (self.gap, self.next) = (self.first, self.first);
     }
 }
 

@@ -143,9 +143,14 @@ fn where_nobody_can_be_cancelled_it_is_tried_again() {
     steps.purged(ms(100), ms(0));
     assert_eq!(steps.next(look(100, CEILING), Callbacks::None, nobody), Step::Cancel);
     assert!(!steps.helpless(ms(100)), "that is known");
+    assert_eq!(steps.next(look(270, CEILING), Callbacks::None, nobody), Step::Rest);
     // Until it was better in between.
-    assert_eq!(steps.next(look(120, CEILING - 1), Callbacks::None, nobody), Step::Rest);
-    assert!(steps.helpless(ms(130)));
+    assert_eq!(steps.next(look(280, CEILING - 1), Callbacks::None, nobody), Step::Rest);
+    assert_eq!(steps.next(look(281, CEILING), Callbacks::None, nobody), Step::Purge);
+    steps.purged(ms(281), ms(0));
+    assert_eq!(steps.next(look(281, CEILING), Callbacks::None, nobody), Step::Cancel);
+    assert!(steps.helpless(ms(281)));
+    assert_eq!(steps.next(look(380, CEILING), Callbacks::None, nobody), Step::Rest);
 }
 
 /// A service of the model.
