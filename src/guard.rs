@@ -42,7 +42,8 @@ mod running;
 mod speed;
 mod watch;
 
-pub use crate::service::cancel::{CancelReason, Cancelled, OrCancelled, check, fallible};
+pub use crate::service::cancel::{CancelReason, Cancelled, check, fallible};
+pub use crate::service::or_cancelled::{OrCancelled, UntilCancelled};
 pub use builder::{Guard, GuardBuilder};
 pub use ceiling::Ceiling;
 pub use error::GuardError;

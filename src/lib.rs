@@ -254,5 +254,5 @@ pub use {
     balance::{Balance, BalanceLine, balance},
     measure::measure,
     service::{InService, InServiceExt, RegisterError, Scope, Service, ServiceBuilder},
-    snapshot::{Lost, Quarantine, Row, Snapshot, snapshot, totals},
+    snapshot::{Cancellation, Cancellations, Lost, Quarantine, Row, Snapshot, snapshot, totals},
 };

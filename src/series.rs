@@ -9,6 +9,7 @@ use crate::usage::Usage;
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 
 /// A figure of each service, or of the process.
 #[derive(Debug)]
@@ -46,6 +47,10 @@ pub enum Unit {
     Allocations,
     /// Services.
     Services,
+    /// What happens, or is done.
+    Events,
+    /// Seconds: the samples are in nanoseconds, and to be shown as [`Sample::seconds`].
+    Seconds,
 }
 
 /// What tells the samples of a metric apart.
@@ -55,6 +60,8 @@ pub enum Label {
     Service,
     /// A line of the balance.
     Part,
+    /// Who cancelled services.
+    By,
 }
 
 #[derive(Debug)]
@@ -68,18 +75,33 @@ enum Source {
     Process(fn(&Snapshot) -> u64),
     Resident,
     Balance,
+    /// Of the process, where there is such a thing.
+    Optional(fn(&Snapshot) -> Option<u64>),
+    CancelledBy,
 }
 
 use Kind::{Counter, Gauge, Sum};
-use Unit::{Allocations, Blocks, Bytes, Services};
+use Unit::{Allocations, Blocks, Bytes, Events, Seconds, Services};
 
 const fn metric(name: &'static str, kind: Kind, unit: Unit, source: Source, help: &'static str) -> Metric {
     Metric { name, help, kind, unit, source }
 }
 
+/// A figure of the guard's, once there has been one.
+macro_rules! of_guard {
+    ($field:ident) => {
+        |snapshot| {
+            #[cfg(feature = "guard")]
+            return snapshot.guard.map(|guard| guard.$field);
+            #[cfg(not(feature = "guard"))]
+            (|_: &Snapshot| None)(snapshot)
+        }
+    };
+}
+
 /// All that exporters show, in the order of the table in the guide.
 #[rustfmt::skip]
-pub static METRICS: [Metric; 22] = [
+pub static METRICS: [Metric; 38] = [
     metric("live", Sum, Bytes, Source::Live(|usage| usage.bytes()), "Bytes that were requested and not freed, of each service"),
     metric("live_blocks", Sum, Blocks, Source::Live(|usage| usage.blocks()), "Blocks that were allocated and not freed, of each service"),
     metric("allocated", Counter, Bytes, Source::Service(|usage| usage.allocated_bytes), "Bytes that were allocated so far, of each service"),
@@ -102,7 +124,27 @@ pub static METRICS: [Metric; 22] = [
     metric("lost_blocks", Counter, Blocks, Source::Process(|snapshot| snapshot.lost.blocks), "Blocks that were freed with an overwritten owner, so that nobody was refunded"),
     metric("resident", Sum, Bytes, Source::Resident, "Physical memory of the process (RSS)"),
     metric("balance", Sum, Bytes, Source::Balance, "Where the physical memory of the process is; the parts add up to what is resident"),
+    metric("cancelled_services", Counter, Services, Source::CancelledBy, "Services that were cancelled: by the program, by their budgets, by the guard"),
+    metric("refused_allocations", Counter, Allocations, Source::Optional(|snapshot| Some(snapshot.cancellations?.refused)), "Allocations of cancelled services that failed, since their callers can do without"),
+    metric("unreleased_services", Sum, Services, Source::Optional(|snapshot| Some(snapshot.cancellations?.holding)), "Cancelled services that hold something still"),
+    metric("unreleased", Sum, Bytes, Source::Optional(|snapshot| Some(snapshot.cancellations?.holding_bytes)), "Bytes that cancelled services and those below them hold still"),
+    metric("last_release", Gauge, Seconds, Source::Optional(|snapshot| nanos(snapshot.cancellations?.last_release)), "How long the last cancelled service that let go of everything took for it"),
+    metric("longest_release", Gauge, Seconds, Source::Optional(|snapshot| nanos(snapshot.cancellations?.longest_release)), "How long the slowest cancelled service that let go of everything took for it"),
+    metric("guard_ceiling", Gauge, Bytes, Source::Optional(of_guard!(ceiling)), "The bytes that the process may use before the guard cancels a service"),
+    metric("guard_used", Gauge, Bytes, Source::Optional(of_guard!(used)), "The bytes that counted against the ceiling when the guard looked last"),
+    metric("guard_highest_over", Gauge, Bytes, Source::Optional(of_guard!(highest_over)), "The most bytes by which the ceiling was ever seen passed"),
+    metric("guard_polls", Counter, Events, Source::Optional(of_guard!(polls)), "Looks of the guard at what is used"),
+    metric("guard_failed_polls", Counter, Events, Source::Optional(of_guard!(failed_polls)), "Looks of the guard that failed, since a file could not be read"),
+    metric("guard_purges", Counter, Events, Source::Optional(of_guard!(purges)), "Times that the guard made the allocator give its free pages back"),
+    metric("guard_purged", Counter, Bytes, Source::Optional(of_guard!(purged_bytes)), "Bytes that were given back by that"),
+    metric("guard_pressure_calls", Counter, Events, Source::Optional(of_guard!(pressure_calls)), "Times that the guard asked caches to let go of what they can do without"),
+    metric("guard_unresponsive_services", Counter, Services, Source::Optional(of_guard!(unresponsive)), "Services that the guard cancelled and that did not let go in time"),
+    metric("guard_helpless", Counter, Events, Source::Optional(of_guard!(helpless)), "Times that the ceiling was passed and no service could be cancelled"),
 ];
+
+fn nanos(time: Option<Duration>) -> Option<u64> {
+    time.map(|time| time.as_nanos().try_into().unwrap_or(u64::MAX))
+}
 
 impl Metric {
     /// The name in Prometheus without what a library for OpenMetrics appends by itself:
@@ -116,7 +158,11 @@ impl Metric {
     /// The whole name in Prometheus: `dogtag_service_live_bytes`.
     #[must_use]
     pub fn full_name(&self) -> String {
-        let unit = if self.unit == Bytes { "_bytes" } else { "" };
+        let unit = match self.unit {
+            Bytes => "_bytes",
+            Seconds => "_seconds",
+            _ => "",
+        };
         let total = if self.kind == Counter { "_total" } else { "" };
         format!("{}{unit}{total}", self.base_name())
     }
@@ -134,7 +180,8 @@ impl Metric {
         match self.source {
             Source::Live(_) | Source::Service(_) | Source::Limit(_) => Some(Label::Service),
             Source::Balance => Some(Label::Part),
-            Source::Totals(_) | Source::Process(_) | Source::Resident => None,
+            Source::CancelledBy => Some(Label::By),
+            Source::Totals(_) | Source::Process(_) | Source::Resident | Source::Optional(_) => None,
         }
     }
 }
@@ -166,6 +213,14 @@ pub struct Sample<'a> {
     pub value: i64,
 }
 
+impl Sample<'_> {
+    /// The value of a metric in [seconds](Unit::Seconds).
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.value as f64 / 1e9
+    }
+}
+
 impl Reading {
     /// Reads the figures. The services that hold the most, so many, have series of their own; the others
     /// are summed as `(other)`. What this allocates is unattributed.
@@ -192,7 +247,7 @@ impl Reading {
 
     /// The names of all services that live, whether they have a series or not.
     pub fn living(&self) -> impl Iterator<Item = &str> {
-        self.snapshot.rows.iter().filter(|row| !row.is_retired).map(|row| &*row.name)
+        self.snapshot.rows.iter().filter(|row| is_living(row)).map(|row| &*row.name)
     }
 
     /// The values of one metric. No two have the same label.
@@ -202,8 +257,13 @@ impl Reading {
             Source::Totals(value) => Some(value(&self.snapshot.totals)),
             Source::Process(value) => Some(value(&self.snapshot)),
             Source::Resident => resident,
+            Source::Optional(value) => value(&self.snapshot),
             _ => None,
         };
+        let by = self.snapshot.cancellations.filter(|_| matches!(metric.source, Source::CancelledBy));
+        let by = by.into_iter().flat_map(|counts| {
+            [("program", counts.by_program), ("budget", counts.by_budget), ("guard", counts.by_guard)]
+        });
         let is_balance = matches!(metric.source, Source::Balance) && resident.is_some();
         let lines = if is_balance { &*self.lines } else { &[] };
         let services = self.services.iter().filter_map(|series| {
@@ -218,8 +278,14 @@ impl Reading {
         });
         services
             .chain(single.map(|value| Sample { label: "", value: signed(value) }))
+            .chain(by.map(|(label, value)| Sample { label, value: signed(value) }))
             .chain(lines.iter().map(|line| Sample { label: line.part, value: line.bytes }))
     }
+}
+
+/// Whether it has its name for itself.
+fn is_living(row: &Row) -> bool {
+    !row.is_retired && !row.is_cancelled
 }
 
 fn signed(value: u64) -> i64 {
@@ -248,10 +314,15 @@ fn choose(rows: &[Row], most_services: usize, mut admits: impl FnMut(&str) -> bo
     let mut own = 0;
     for (place, row) in rows.iter().enumerate() {
         if own < most_services {
-            let label = if row.is_retired { format!("{} (retired)", row.name) } else { row.name.clone() };
+            // Another one may have the name by now.
+            let label = match row {
+                Row { is_cancelled: true, name, .. } => format!("{name} (cancelled)"),
+                Row { is_retired: true, name, .. } => format!("{name} (retired)"),
+                Row { name, .. } => name.clone(),
+            };
             if admits(&label) {
                 own += 1;
-                add(label, row.usage, (!row.is_retired).then_some(place));
+                add(label, row.usage, is_living(row).then_some(place));
                 continue;
             }
         }
@@ -335,6 +406,31 @@ mod tests {
             let is_there = cells().any(|cell| cell.contains(&format!("`{name}`")) || cell.contains(&short));
             assert!(is_there, "{name}");
         }
+    }
+
+    /// The next one of its name has its counters for itself.
+    #[cfg(feature = "guard")]
+    #[test]
+    fn cancelled_services_are_apart_from_those_that_have_their_names() {
+        let sample = |reading: &Reading, name: &str, label: &str| {
+            let metric = METRICS.iter().find(|metric| metric.full_name() == name).unwrap();
+            reading.samples(metric).find(|sample| sample.label == label).map(|sample| sample.value)
+        };
+        let old = Service::register("of a series").unwrap();
+        old.cancel("again");
+        let new = Service::register("of a series").unwrap();
+        let reading = Reading::take(usize::MAX);
+        for (label, counter) in [("of a series", Some(0)), ("of a series (cancelled)", None)] {
+            assert_eq!(sample(&reading, "dogtag_service_live_bytes", label), Some(0));
+            assert_eq!(sample(&reading, "dogtag_service_allocated_bytes_total", label), counter);
+        }
+        assert_eq!(reading.living().filter(|name| *name == "of a series").count(), 1);
+        assert!(sample(&reading, "dogtag_cancelled_services_total", "program") >= Some(1));
+        assert_eq!(sample(&reading, "dogtag_cancelled_services_total", "guard"), Some(0));
+        assert!(sample(&reading, "dogtag_longest_release_seconds", "").is_some());
+        assert_eq!(sample(&reading, "dogtag_guard_ceiling_bytes", ""), None, "there is no guard");
+        assert_eq!(Sample { label: "", value: 1_500_000 }.seconds(), 0.0015);
+        drop((old, new));
     }
 
     #[test]

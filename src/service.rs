@@ -4,7 +4,8 @@
 //! allocate (the registry is a dashmap). Entering a service does neither.
 //!
 //! From the ground up: `error`, `scope`, `spare_slots`, `fork`, `registry` (names and handles),
-//! `retirement`, `thread_names`, `handle` ([`Service`]), `family`, `future`, `wrap`, `cancel`, `cancellable`, `limits`, `plan`, `register`,
+//! `retirement`, `thread_names`, `handle` ([`Service`]), `family`, `future`, `wrap`,
+//! `cancellations`, `waiters`, `cancel`, `or_cancelled`, `cancellable`, `limits`, `plan`, `register`,
 //! `builder`.
 
 mod builder;
@@ -12,12 +13,16 @@ mod builder;
 pub(crate) mod cancel;
 #[cfg(feature = "guard")]
 pub(crate) mod cancellable;
+#[cfg(feature = "guard")]
+pub(crate) mod cancellations;
 mod error;
 mod family;
 mod fork;
 mod future;
 mod handle;
 mod limits;
+#[cfg(feature = "guard")]
+pub(crate) mod or_cancelled;
 mod plan;
 mod register;
 mod registry;
@@ -27,6 +32,8 @@ mod spare_slots;
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests;
 mod thread_names;
+#[cfg(feature = "guard")]
+mod waiters;
 mod wrap;
 
 pub use builder::ServiceBuilder;

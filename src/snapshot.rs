@@ -1,14 +1,19 @@
 //! All services at one moment, as data.
 
+mod cancelled;
 mod display;
 mod regions;
 #[cfg(test)]
 mod tests;
 
+pub use cancelled::{Cancellation, Cancellations};
+
 use crate::arenas::{self, Region};
 use crate::backend::JemallocStats;
 use crate::balance::{Balance, balance};
 use crate::events;
+#[cfg(feature = "guard")]
+use crate::guard;
 use crate::ledger::{self, anomalies};
 use crate::service;
 use crate::usage::Usage;
@@ -64,6 +69,7 @@ pub fn snapshot() -> Snapshot {
     events::deliver();
     service::publish();
     service::end_retired();
+    let cancellations = cancelled::cancellations();
     let mut found = Vec::new();
     let totals = ledger::usages(|record, usage| {
         let (hard_limit, soft_limit) = service::limits(record);
@@ -71,6 +77,8 @@ pub fn snapshot() -> Snapshot {
             name: record.name().to_owned(),
             handle: record.handle(),
             is_retired: record.lifecycle().is_retired(),
+            is_cancelled: record.family().is_cancelled(),
+            cancellation: None,
             usage,
             parent: None,
             usage_with_children: usage.and(record.family().past()),
@@ -79,6 +87,11 @@ pub fn snapshot() -> Snapshot {
         };
         found.push((row, record.identity(), record.family().parent_identity()));
     });
+    for (row, identity, _) in &mut found {
+        if row.is_cancelled {
+            row.cancellation = cancelled::cancellation(*identity);
+        }
+    }
     let rows = arrange(found);
     let rows_in_sum = rows.iter().map(|row| row.usage).fold(Usage::default(), Usage::and);
     let (lost_blocks, lost_bytes) = anomalies::LOST.so_far();
@@ -88,6 +101,9 @@ pub fn snapshot() -> Snapshot {
         totals,
         lost: Lost { bytes: lost_bytes, blocks: lost_blocks },
         quarantine: quarantine(),
+        cancellations,
+        #[cfg(feature = "guard")]
+        guard: Some(guard::figures()).filter(|figures| figures.ceiling > 0),
         jemalloc: JemallocStats::read(),
         regions: arenas::all().map(|arena| arena.region).collect(),
         balance: None,
@@ -146,6 +162,11 @@ pub struct Snapshot {
     /// Freed blocks in memory-check's quarantine (feature `memory-check`). They
     /// are in no row.
     pub quarantine: Option<Quarantine>,
+    /// Counts of cancelled services, with those that have ended (feature `guard`).
+    pub cancellations: Option<Cancellations>,
+    /// What the guard has seen and done, if one was ever started.
+    #[cfg(feature = "guard")]
+    pub guard: Option<guard::Figures>,
     /// jemalloc's own figures, if jemalloc is a backend (feature `jemalloc-stats`).
     pub jemalloc: Option<JemallocStats>,
     /// Mapped regions (crate `dogtag-mapped`), the youngest first.
@@ -186,6 +207,10 @@ pub struct Row {
     /// Whether its last clone was dropped: it lives on until its blocks are freed and its scopes
     /// have ended.
     pub is_retired: bool,
+    /// Whether it is cancelled, itself or with a service above it (feature `guard`).
+    pub is_cancelled: bool,
+    /// Why it was cancelled, and what has become of it, if it was itself.
+    pub cancellation: Option<Cancellation>,
     /// What the service has allocated and freed.
     pub usage: Usage,
     /// The index of its parent's row in [`Snapshot::rows`], in the order in which they were taken.

@@ -113,6 +113,7 @@ impl Admitted {
         if self.record.family().is_cancelled() {
             if is_fallible() && !stays {
                 self.record.deny();
+                REFUSED.fetch_add(1, Ordering::Relaxed);
                 return None;
             }
             // The next one is asked about, too.
@@ -314,6 +315,15 @@ pub(crate) fn is_limited(record: &'static Record) -> bool {
 shared! {
     /// How often a limit was changed.
     static CHANGES: AtomicU64 = AtomicU64::new(0);
+
+    /// How many allocations of cancelled services have failed since they may.
+    static REFUSED: AtomicU64 = AtomicU64::new(0);
+}
+
+/// How many allocations of cancelled services have failed since their callers can do without.
+#[cfg(feature = "guard")]
+pub(crate) fn refused() -> u64 {
+    REFUSED.load(Ordering::Relaxed)
 }
 
 /// The services whose limits count for this one, and how many steps above it they are: of those

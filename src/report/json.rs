@@ -5,9 +5,12 @@
 use crate::arenas::{Region, RegionStats};
 use crate::backend::JemallocStats;
 use crate::balance::{Balance, BalanceLine};
-use crate::snapshot::{Lost, Quarantine, Row};
+#[cfg(feature = "guard")]
+use crate::guard::Figures;
+use crate::snapshot::{Cancellation, Cancellations, Lost, Quarantine, Row};
 use crate::usage::Usage;
 use std::fmt::Write;
+use std::time::Duration;
 
 /// Can be written as a JSON value.
 pub(super) trait Json {
@@ -61,6 +64,15 @@ impl Json for f64 {
         } else {
             text.push_str("null");
         }
+    }
+}
+
+impl Json for Duration {
+    fn append_to(&self, text: &mut String) {
+        Object::append(text, |object| {
+            object.field("secs", &self.as_secs());
+            object.field("nanos", &self.subsec_nanos());
+        });
     }
 }
 
@@ -138,10 +150,24 @@ macro_rules! objects {
 #[cfg(feature = "profile")]
 pub(super) use objects;
 
+#[cfg(feature = "guard")]
+objects! {
+    Figures {
+        running, ceiling, used, own, highest_over, polls, failed_polls, purges, purged_bytes, pressure_calls,
+        cancelled, given_back_bytes, unresponsive, helpless,
+    };
+}
+
 objects! {
     Usage { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks, denied, peak_bytes }
         plus "live_bytes": Usage::bytes, "live_blocks": Usage::blocks;
-    Row { name, handle, is_retired, usage, parent, usage_with_children, hard_limit, soft_limit };
+    Row {
+        name, handle, is_retired, is_cancelled, cancellation, usage, parent, usage_with_children, hard_limit, soft_limit,
+    };
+    Cancellation { by, reason, bytes, ago, released_after };
+    Cancellations {
+        by_program, by_budget, by_guard, refused, released, holding, holding_bytes, last_release, longest_release,
+    };
     Lost { bytes, blocks };
     Quarantine { bytes, blocks };
     JemallocStats { allocated, active, resident, mapped, retained, metadata };

@@ -146,13 +146,27 @@ impl Report {
             object.field("occasion", self.occasion.name());
             object.field("program", &program());
             object.field("pid", &std::process::id());
-            let Snapshot { rows, ended, totals, lost, quarantine, jemalloc, regions, balance } =
-                &self.snapshot;
+            let Snapshot {
+                rows,
+                ended,
+                totals,
+                lost,
+                quarantine,
+                cancellations,
+                #[cfg(feature = "guard")]
+                guard,
+                jemalloc,
+                regions,
+                balance,
+            } = &self.snapshot;
             object.field("rows", rows);
             object.field("ended", ended);
             object.field("totals", totals);
             object.field("lost", lost);
             object.field("quarantine", quarantine);
+            object.field("cancellations", cancellations);
+            #[cfg(feature = "guard")]
+            object.field("guard", guard);
             object.field("jemalloc", jemalloc);
             object.field("regions", regions);
             object.field("balance", balance);
@@ -240,7 +254,7 @@ mod tests {
     use super::*;
     use crate::arenas::{Region, RegionStats};
     use crate::balance::Balance;
-    use crate::snapshot::{Lost, Quarantine, Row};
+    use crate::snapshot::{Cancellation, Cancellations, Lost, Quarantine, Row};
     use crate::usage::Usage;
     use serde_json::Value;
     use std::time::Duration;
@@ -249,12 +263,25 @@ mod tests {
         let usage = Usage { allocated_bytes: u64::MAX, freed_bytes: 7, peak_bytes: 9, ..Usage::NONE };
         let row = |name: &str| Row { name: name.to_owned(), handle: 3, usage, ..Row::default() };
         let family = Row { parent: Some(0), hard_limit: Some(1), soft_limit: Some(0), ..row("\"b\"\n") };
+        let cancellation = Cancellation {
+            by: "budget".to_owned(),
+            reason: "too \"much\"".to_owned(),
+            bytes: 5,
+            ago: Duration::new(7, 8),
+            released_after: Some(Duration::from_micros(9)),
+        };
+        let cancelled = Row { is_cancelled: true, cancellation: Some(cancellation), ..row("c") };
         let snapshot = Snapshot {
-            rows: vec![Row { is_retired: true, ..row("a") }, family],
+            rows: vec![Row { is_retired: true, ..row("a") }, family, cancelled],
             ended: usage,
             totals: usage,
             lost: Lost { bytes: 1, blocks: 2 },
             quarantine: Some(Quarantine { bytes: 3, blocks: 4 }),
+            cancellations: Some(Cancellations {
+                by_budget: 1,
+                longest_release: Some(Duration::from_secs(3)),
+                ..Cancellations::default()
+            }),
             regions: vec![Region {
                 name: "region".to_owned(),
                 stats: RegionStats { size: 5, ..RegionStats::default() },
@@ -266,6 +293,8 @@ mod tests {
                 resident: Some(20 << 20),
                 ..Balance::default()
             }),
+            #[cfg(feature = "guard")]
+            guard: Some(crate::guard::figures()),
             ..Snapshot::default()
         };
         let time = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);

@@ -146,6 +146,36 @@ impl Snapshot {
                 Bytes(quarantine.bytes),
             )?;
         }
+        let cancelled = || self.rows.iter().filter_map(|row| Some((row, row.cancellation.as_ref()?)));
+        if let Some(counts) = self.cancellations.filter(|counts| counts.services() > 0 || counts.refused > 0)
+        {
+            /// Others are in the data.
+            const MOST: usize = 10;
+
+            writeln!(f, "\n{counts}")?;
+            for (row, cancellation) in cancelled().take(MOST) {
+                writeln!(f, "  {}: {cancellation}", printable(&row.name))?;
+            }
+            match cancelled().count().saturating_sub(MOST) {
+                0 => {}
+                more => writeln!(f, "  ({more} more)")?,
+            }
+        }
+        #[cfg(feature = "guard")]
+        if let Some(guard) = &self.guard {
+            writeln!(
+                f,
+                "\nguard: ceiling {}, used {}, at most {} above it; {} purges, {} caches asked, {} services \
+                 cancelled, {} of them did not let go in time",
+                Bytes(guard.ceiling),
+                Bytes(guard.used),
+                Bytes(guard.highest_over),
+                Grouped(guard.purges),
+                Grouped(guard.pressure_calls),
+                Grouped(guard.cancelled),
+                Grouped(guard.unresponsive),
+            )?;
+        }
         if let Some(jemalloc) = &self.jemalloc {
             writeln!(
                 f,
@@ -167,6 +197,10 @@ impl Snapshot {
 impl Row {
     fn title(&self) -> String {
         let name = printable(&self.name);
-        if self.is_retired { name + " (retired)" } else { name }
+        match self {
+            Self { is_cancelled: true, .. } => name + " (cancelled)",
+            Self { is_retired: true, .. } => name + " (retired)",
+            _ => name,
+        }
     }
 }

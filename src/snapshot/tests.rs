@@ -1,4 +1,5 @@
 use super::*;
+use std::time::Duration;
 
 fn row(name: &str, live: u64, freed: u64) -> Row {
     let usage = Usage {
@@ -156,4 +157,42 @@ fn lost_blocks_are_told() {
     let lost = Lost { bytes: 2048, blocks: 2 };
     let table = Snapshot { lost, ..sample() }.to_string();
     assert!(table.contains("2 blocks (2.0 KiB) were freed whose owner had been overwritten"), "{table}");
+}
+
+#[test]
+fn cancelled_services_are_told_the_first_of_them_by_name() {
+    let cancelled = |number: u64| Row {
+        is_retired: true,
+        is_cancelled: true,
+        cancellation: Some(Cancellation {
+            by: "budget".to_owned(),
+            reason: "too\nmuch".to_owned(),
+            bytes: 2048,
+            ago: Duration::from_millis(1500),
+            released_after: (number > 0).then_some(Duration::from_micros(250)),
+        }),
+        ..row(&format!("query {number}"), 1024, 0)
+    };
+    let cancellations = Cancellations {
+        by_budget: 13,
+        by_guard: 1000,
+        released: 1012,
+        holding: 1,
+        holding_bytes: 1024,
+        longest_release: Some(Duration::from_millis(7)),
+        ..Cancellations::default()
+    };
+    let mut snapshot =
+        Snapshot { rows: (0..13).map(cancelled).collect(), cancellations: Some(cancellations), ..sample() };
+    let text = snapshot.to_string();
+    assert!(text.contains("\nquery 0 (cancelled) "), "{text}");
+    let expected = "
+cancelled: 0 by the program, 13 by their budgets, 1,000 by the guard; 1,012 let go of all (the slowest within 7.0ms), 1 hold 1.0 KiB still
+  query 0: cancelled 1.5s ago, when it held 2.0 KiB: too\\nmuch; it holds something still
+  query 1: cancelled 1.5s ago, when it held 2.0 KiB: too\\nmuch; it let go of all within 250.0µs
+";
+    assert!(text.contains(expected), "{text}");
+    assert!(text.ends_with("  query 9: cancelled 1.5s ago, when it held 2.0 KiB: too\\nmuch; it let go of all within 250.0µs\n  (3 more)\n"), "{text}");
+    snapshot.cancellations = Some(Cancellations::default());
+    assert!(!snapshot.to_string().contains("cancelled:"), "{snapshot}");
 }

@@ -54,7 +54,7 @@ fn snapshot_survives_json() {
 #[cfg(feature = "serde")]
 #[test]
 fn json_of_other_versions_is_read() {
-    use dogtag::{Balance, JemallocStats, Lost, Quarantine, Row, Snapshot};
+    use dogtag::{Balance, Cancellation, Cancellations, JemallocStats, Lost, Quarantine, Row, Snapshot};
     use serde::{Serialize, de::DeserializeOwned};
     use serde_json::{Map, Value, from_value, json, to_value};
 
@@ -82,6 +82,15 @@ fn json_of_other_versions_is_read() {
     let block = service.run(|| vec![0_u8; 77]);
     let mut snapshot = dogtag::snapshot().with_balance();
     (snapshot.lost.bytes, snapshot.lost.blocks) = (3, 1);
+    let mut cancellation = Cancellation::default();
+    (cancellation.by, cancellation.bytes) = ("budget".to_owned(), 9);
+    cancellation.released_after = Some(std::time::Duration::from_micros(3));
+    let mut cancellations = Cancellations::default();
+    (cancellations.by_budget, cancellations.longest_release) = (1, cancellation.released_after);
+    snapshot.cancellations = Some(cancellations);
+    (snapshot.rows[0].is_cancelled, snapshot.rows[0].cancellation) = (true, Some(cancellation.clone()));
+    without_and_with(&cancellation);
+    without_and_with(&cancellations);
     without_and_with(&snapshot);
     without_and_with::<Row>(&snapshot.rows[0]);
     without_and_with::<Usage>(&service.usage());

@@ -11,6 +11,8 @@ mod common;
 mod allocator;
 mod balance;
 #[cfg(feature = "guard")]
+mod cancelled_figures;
+#[cfg(feature = "guard")]
 mod cancelling;
 #[cfg(feature = "memory-check")]
 mod check;

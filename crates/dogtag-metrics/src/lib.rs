@@ -52,7 +52,8 @@ use std::{io, thread};
 /// Sets gauges and counters of the program's recorder to the figures of all services and of the process.
 ///
 /// The 100 services that hold the most have series of their own, or [as many as you choose](Self::most_services). The
-/// others are summed as `(other)`. The blocks of services that were dropped are summed as `name (retired)`.
+/// others are summed as `(other)`. The blocks of services that were dropped are summed as `name (retired)`,
+/// and of those that were cancelled as `name (cancelled)`.
 ///
 /// What the exporter and the recorder allocate in an update is unattributed.
 #[derive(Debug)]
@@ -166,7 +167,11 @@ impl ServiceExporter {
                     // Less than before is another service of that name.
                     counter.increment(value.checked_sub(last).unwrap_or(value));
                 } else {
-                    recorder.register_gauge(&key, &METADATA).set(sample.value as f64);
+                    let value = match metric.unit {
+                        Counted::Seconds => sample.seconds(),
+                        _ => sample.value as f64,
+                    };
+                    recorder.register_gauge(&key, &METADATA).set(value);
                     gauges.insert(place);
                 }
             }
@@ -181,7 +186,11 @@ impl ServiceExporter {
 
     fn describe(&self, recorder: &dyn Recorder, metric: &Metric) {
         let name = metric.full_name().into();
-        let unit = Some(if metric.unit == Counted::Bytes { Unit::Bytes } else { Unit::Count });
+        let unit = Some(match metric.unit {
+            Counted::Bytes => Unit::Bytes,
+            Counted::Seconds => Unit::Seconds,
+            _ => Unit::Count,
+        });
         match metric.kind {
             Kind::Counter => recorder.describe_counter(name, unit, metric.help.into()),
             Kind::Sum | Kind::Gauge => recorder.describe_gauge(name, unit, metric.help.into()),
@@ -192,6 +201,7 @@ impl ServiceExporter {
         let name = match metric.label() {
             Some(Tells::Service) => self.label.clone().into_owned(),
             Some(Tells::Part) => "part".to_owned(),
+            Some(Tells::By) => "by".to_owned(),
             None => return Key::from_name(metric.full_name()),
         };
         Key::from_parts(metric.full_name(), vec![Label::new(name, label.to_owned())])

@@ -45,7 +45,7 @@
 
 #![deny(missing_docs)]
 
-use dogtag::__private::series::{Kind, Label, METRICS, Metric, Reading, Unit};
+use dogtag::__private::series::{Kind, Label, METRICS, Metric, Reading, Sample, Unit};
 use dogtag::__private::{call, discard, service::unattributed};
 use opentelemetry::metrics::Meter;
 use opentelemetry::{Key, KeyValue};
@@ -118,13 +118,24 @@ impl ServiceExporter {
                         })
                         .build();
                 }
+                Kind::Sum | Kind::Gauge if metric.unit == Unit::Seconds => {
+                    meter
+                        .f64_observable_gauge(name)
+                        .with_unit(unit)
+                        .with_description(metric.help)
+                        .with_callback(move |to| {
+                            readings
+                                .values(number, |sample, attributes| to.observe(sample.seconds(), attributes))
+                        })
+                        .build();
+                }
                 Kind::Sum => {
                     meter
                         .i64_observable_up_down_counter(name)
                         .with_unit(unit)
                         .with_description(metric.help)
                         .with_callback(move |to| {
-                            readings.values(number, |value, attributes| to.observe(value, attributes))
+                            readings.values(number, |sample, attributes| to.observe(sample.value, attributes))
                         })
                         .build();
                 }
@@ -134,7 +145,7 @@ impl ServiceExporter {
                         .with_unit(unit)
                         .with_description(metric.help)
                         .with_callback(move |to| {
-                            readings.values(number, |value, attributes| to.observe(value, attributes))
+                            readings.values(number, |sample, attributes| to.observe(sample.value, attributes))
                         })
                         .build();
                 }
@@ -155,6 +166,8 @@ fn unit(unit: Unit) -> &'static str {
         Unit::Blocks => "{block}",
         Unit::Allocations => "{allocation}",
         Unit::Services => "{service}",
+        Unit::Events => "{event}",
+        Unit::Seconds => "s",
     }
 }
 
@@ -200,12 +213,12 @@ impl Readings {
         reading
     }
 
-    fn values(&self, metric: usize, mut observe: impl FnMut(i64, &[KeyValue])) {
+    fn values(&self, metric: usize, mut observe: impl FnMut(Sample<'_>, &[KeyValue])) {
         contained(|| {
             let reading =
                 self.reading(metric, &mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
             for sample in reading.samples(&METRICS[metric]) {
-                observe(sample.value, self.attributes(&METRICS[metric], sample.label).as_slice());
+                observe(sample, self.attributes(&METRICS[metric], sample.label).as_slice());
             }
         });
     }
@@ -247,6 +260,7 @@ impl Readings {
         let name = match metric.label()? {
             Label::Service => Key::from(self.exporter.attribute.clone().into_owned()),
             Label::Part => Key::from_static_str("part"),
+            Label::By => Key::from_static_str("by"),
         };
         Some(KeyValue::new(name, label.to_owned()))
     }

@@ -33,7 +33,7 @@
 
 pub use dogtag::__private::series::LabelError;
 
-use dogtag::__private::series::{Kind, Label, METRICS, Reading, Unit as Counted, check_label};
+use dogtag::__private::series::{Kind, Label, METRICS, Reading, Sample, Unit as Counted, check_label};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -64,15 +64,21 @@ use std::fmt;
 /// ([`Lost`](dogtag::Lost)), and `dogtag_resident_bytes`, which is the sum of `dogtag_balance_bytes`
 /// with a label `part` (the lines of [`Balance`](dogtag::Balance)).
 ///
+/// With the feature `guard` of dogtag there are six more: `dogtag_cancelled_services_total` with a label `by`
+/// (`program`, `budget`, `guard`), `dogtag_refused_allocations_total`, and of
+/// [those that let go](dogtag::Cancellations) `dogtag_unreleased_services`, `dogtag_unreleased_bytes`,
+/// `dogtag_last_release_seconds` and `dogtag_longest_release_seconds`.
+///
 /// # Which services
 ///
 /// The 100 services that hold the most have series of their own, or
 /// [as many as you choose](Self::most_services). The others are summed as `(other)`. The blocks of
-/// services that were dropped are summed as `name (retired)`. These two have gauges only, since a
-/// counter that services join and leave would go down.
+/// services that were dropped are summed as `name (retired)`, and of those that were cancelled as
+/// `name (cancelled)`. These three have gauges only, since a counter that services join and leave would go
+/// down.
 ///
-/// A value of the label has 265 bytes at most ([`Service::MAX_NAME_LEN`](dogtag::Service::MAX_NAME_LEN) and
-/// `" (retired)"`). Prometheus drops a scrape with one over its `label_value_length_limit`, so keep that above.
+/// A value of the label has 267 bytes at most ([`Service::MAX_NAME_LEN`](dogtag::Service::MAX_NAME_LEN) and
+/// `" (cancelled)"`). Prometheus drops a scrape with one over its `label_value_length_limit`, so keep that above.
 ///
 /// # The label's name
 ///
@@ -150,28 +156,38 @@ impl Collector for ServiceCollector {
                 Kind::Counter => MetricType::Counter,
                 Kind::Sum | Kind::Gauge => MetricType::Gauge,
             };
-            let unit = (metric.unit == Counted::Bytes).then_some(&Unit::Bytes);
+            let unit = match metric.unit {
+                Counted::Bytes => Some(&Unit::Bytes),
+                Counted::Seconds => Some(&Unit::Seconds),
+                _ => None,
+            };
             let label = metric.label().map(|label| match label {
                 Label::Service => &*self.label,
                 Label::Part => "part",
+                Label::By => "by",
             });
             let name = metric.base_name();
             let mut family = encoder.encode_descriptor(&name, metric.help, unit, kind)?;
             let Some(label) = label else {
-                write(family, kind, samples.next().map_or(0, |sample| sample.value))?;
+                if let Some(sample) = samples.next() {
+                    write(family, metric.unit, kind, sample)?;
+                }
                 continue;
             };
             for sample in samples {
-                write(family.encode_family(&[(label, sample.label)])?, kind, sample.value)?;
+                write(family.encode_family(&[(label, sample.label)])?, metric.unit, kind, sample)?;
             }
         }
         Ok(())
     }
 }
 
-fn write(mut metric: MetricEncoder<'_>, kind: MetricType, value: i64) -> fmt::Result {
-    match kind {
-        MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value.unsigned_abs(), None),
-        _ => metric.encode_gauge(&value),
+fn write(mut metric: MetricEncoder<'_>, unit: Counted, kind: MetricType, sample: Sample<'_>) -> fmt::Result {
+    match (kind, unit) {
+        (MetricType::Counter, _) => {
+            metric.encode_counter::<NoLabelSet, _, u64>(&sample.value.unsigned_abs(), None)
+        }
+        (_, Counted::Seconds) => metric.encode_gauge(&sample.seconds()),
+        _ => metric.encode_gauge(&sample.value),
     }
 }

@@ -32,10 +32,10 @@
 
 pub use dogtag::__private::series::LabelError;
 
-use dogtag::__private::series::{Kind, Label, METRICS, Metric, Reading, check_label};
+use dogtag::__private::series::{Kind, Label, METRICS, Metric, Reading, Unit, check_label};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
@@ -43,7 +43,8 @@ use std::collections::HashMap;
 /// [`Registry`](prometheus::Registry).
 ///
 /// The 100 services that hold the most have series of their own, or [as many as you choose](Self::most_services). The
-/// others are summed as `(other)`. The blocks of services that were dropped are summed as `name (retired)`.
+/// others are summed as `(other)`. The blocks of services that were dropped are summed as `name (retired)`,
+/// and of those that were cancelled as `name (cancelled)`.
 #[derive(Debug)]
 pub struct ServiceCollector {
     most_services: usize,
@@ -112,6 +113,14 @@ impl ServiceCollector {
                 }
                 Ok(counters.collect())
             }
+            Kind::Sum | Kind::Gauge if metric.unit == Unit::Seconds => {
+                let gauges = GaugeVec::new(options, label.as_slice())?;
+                for sample in reading.samples(metric) {
+                    let labels = has_label.then_some(sample.label);
+                    gauges.get_metric_with_label_values(labels.as_slice())?.set(sample.seconds());
+                }
+                Ok(gauges.collect())
+            }
             Kind::Sum | Kind::Gauge => {
                 let gauges = IntGaugeVec::new(options, label.as_slice())?;
                 for sample in reading.samples(metric) {
@@ -128,6 +137,7 @@ fn labels<'a>(metric: &Metric, service: &'a str) -> Option<&'a str> {
     metric.label().map(|label| match label {
         Label::Service => service,
         Label::Part => "part",
+        Label::By => "by",
     })
 }
 
