@@ -168,7 +168,7 @@ pub fn fallible<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// Says that a service is cancelled, and why.
+/// Says that a service is cancelled, and why. Its texts are unattributed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cancelled {
@@ -185,8 +185,10 @@ pub struct Cancelled {
 
 impl Cancelled {
     fn of(service: &Service) -> Self {
-        // Without what is allocated here.
+        // Without what is allocated here, which is nobody's: the caller may be the very service, whose
+        // error would keep it from letting go.
         let usage = service.usage_with_children();
+        let _scope = Scope::enter(&slots::UNATTRIBUTED);
         Self {
             service: service.name().to_owned(),
             handle: service.handle(),

@@ -55,6 +55,14 @@
 //! [`AttributedBody`], and a task that a handler spawns in
 //! [`in_service`](dogtag::InServiceExt::in_service).
 //!
+//! # Requests that take too much
+//!
+//! With the feature `guard`, `CancelLayer` ends the request whose service is cancelled, and no other one: by the
+//! program, by a budget ([`ServiceBuilder::cancel_at`](dogtag::ServiceBuilder)), or by the guard at the process's
+//! ceiling. It ends with an error, or with a response 503; a body that is on its way, with an error of the body.
+//!
+//! # What does not
+//!
 //! What the HTTP library itself allocates for a connection (its buffers, the headers) is not the request's: it is there before
 //! the request is, and stays for the next one. `poll_ready` is asked before there is a request, and changes no
 //! service.
@@ -62,12 +70,16 @@
 #![deny(missing_docs, missing_debug_implementations)]
 
 mod body;
+#[cfg(feature = "guard")]
+mod cancel;
 mod choose;
 mod future;
 mod layer;
 mod names;
 
 pub use body::AttributedBody;
+#[cfg(feature = "guard")]
+pub use cancel::{Cancel, CancelBody, CancelFuture, CancelLayer, End, Fail, Unavailable};
 #[cfg(feature = "axum")]
 pub use choose::Route;
 pub use choose::{Choose, ChooseName, Named, PathSegment};
