@@ -11,6 +11,8 @@ mod common;
 mod allocator;
 mod balance;
 #[cfg(feature = "guard")]
+mod cancel_races;
+#[cfg(feature = "guard")]
 mod cancelled_figures;
 #[cfg(feature = "guard")]
 mod cancelling;
