@@ -6,6 +6,7 @@ use crate::balance::{Balance, BalanceLine, balance};
 use crate::service::Service;
 use crate::snapshot::{Row, Snapshot, snapshot};
 use crate::usage::Usage;
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
@@ -101,7 +102,7 @@ macro_rules! of_guard {
 
 /// All that exporters show, in the order of the table in the guide.
 #[rustfmt::skip]
-pub static METRICS: [Metric; 38] = [
+pub static METRICS: [Metric; 39] = [
     metric("live", Sum, Bytes, Source::Live(|usage| usage.bytes()), "Bytes that were requested and not freed, of each service"),
     metric("live_blocks", Sum, Blocks, Source::Live(|usage| usage.blocks()), "Blocks that were allocated and not freed, of each service"),
     metric("allocated", Counter, Bytes, Source::Service(|usage| usage.allocated_bytes), "Bytes that were allocated so far, of each service"),
@@ -112,6 +113,7 @@ pub static METRICS: [Metric; 38] = [
     metric("denied_allocations", Counter, Allocations, Source::Service(|usage| usage.denied), "Allocations that a hard limit has denied, of each service"),
     metric("hard_limit", Gauge, Bytes, Source::Limit(|row| row.hard_limit), "The most bytes that a service and those below it may hold"),
     metric("soft_limit", Gauge, Bytes, Source::Limit(|row| row.soft_limit), "The bytes past which an event tells what a service and those below it hold"),
+    metric("live_with_children", Gauge, Bytes, Source::Limit(|row| row.hard_limit.or(row.soft_limit).map(|_| row.usage_with_children.bytes())), "Bytes that a service with limits and those below it hold, which is what its limits bound"),
     metric("live", Sum, Bytes, Source::Totals(|usage| usage.bytes()), "Bytes that were requested and not freed, of the process"),
     metric("live_blocks", Sum, Blocks, Source::Totals(|usage| usage.blocks()), "Blocks that were allocated and not freed, of the process"),
     metric("allocated", Counter, Bytes, Source::Totals(|usage| usage.allocated_bytes), "Bytes that were allocated so far, of the process"),
@@ -292,7 +294,7 @@ fn signed(value: u64) -> i64 {
     value.try_into().unwrap_or(i64::MAX)
 }
 
-/// Chooses the services that have series of their own, and sums the others. No two series have the
+/// Chooses the services that have series of their own, those that hold the most, and sums the others. No two series have the
 /// same label.
 fn choose(rows: &[Row], most_services: usize, mut admits: impl FnMut(&str) -> bool) -> Vec<Series> {
     const OTHERS: &str = "(other)";
@@ -311,8 +313,16 @@ fn choose(rows: &[Row], most_services: usize, mut admits: impl FnMut(&str) -> bo
             chosen.push(Series { label, usage, living });
         }
     };
+    // Whoever bounds a family holds what those below it do: of a tenant nothing else tells.
+    let held = |row: &Row| {
+        let is_limited = row.hard_limit.or(row.soft_limit).is_some();
+        if is_limited { row.usage_with_children.bytes() } else { row.usage.bytes() }
+    };
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|place| Reverse(held(&rows[*place])));
     let mut own = 0;
-    for (place, row) in rows.iter().enumerate() {
+    for place in order {
+        let row = &rows[place];
         if own < most_services {
             // Another one may have the name by now.
             let label = match row {

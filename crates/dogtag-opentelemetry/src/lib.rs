@@ -25,7 +25,7 @@
 //! | `dogtag.service.allocated`, `.freed`, and of the process | counter | `By` |
 //! | `dogtag.service.allocated_blocks`, `.freed_blocks`, and of the process; `dogtag.lost_blocks` | counter | `{block}` |
 //! | `dogtag.service.denied_allocations`, `dogtag.denied_allocations` | counter | `{allocation}` |
-//! | `dogtag.service.peak`, `.hard_limit`, `.soft_limit`, `dogtag.peak` | gauge | `By` |
+//! | `dogtag.service.peak`, `.hard_limit`, `.soft_limit`, `.live_with_children`, `dogtag.peak` | gauge | `By` |
 //! | `dogtag.services` | up-down counter | `{service}` |
 //!
 //! The attribute `service` has the service's name, and `part` of `dogtag.balance` the line's.

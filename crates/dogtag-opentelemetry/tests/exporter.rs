@@ -108,7 +108,7 @@ fn all_instruments_are_taken_and_ended_services_leave() {
     let metrics: std::collections::BTreeSet<&String> = points.keys().map(|(metric, _)| metric).collect();
     let of_system = if cfg!(target_os = "linux") { 2 } else { 0 };
     let of_cancelled = if dogtag::snapshot().cancellations.is_some() { 4 } else { 0 };
-    assert_eq!(metrics.len(), 20 + of_system + of_cancelled, "{metrics:#?}");
+    assert_eq!(metrics.len(), 21 + of_system + of_cancelled, "{metrics:#?}");
     // One moment for all.
     let services: i64 = points
         .iter()

@@ -57,6 +57,7 @@ use std::fmt;
 /// | `dogtag_service_allocated_bytes_total`, `_allocated_blocks_total`, `_freed_bytes_total`, `_freed_blocks_total` | counter | what it has allocated, and freed, so far |
 /// | `dogtag_service_peak_bytes` | gauge | the most that it has held |
 /// | `dogtag_service_hard_limit_bytes`, `_soft_limit_bytes` | gauge | its limits, where it has them |
+/// | `dogtag_service_live_with_children_bytes` | gauge | what its limits bound, where it has them: its live bytes and those of the services below it |
 /// | `dogtag_service_denied_allocations_total` | counter | its allocations that a limit has denied |
 ///
 /// Without a label, of the process: `dogtag_live_bytes` and so on for each of the metrics above but the

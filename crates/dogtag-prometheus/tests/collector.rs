@@ -67,6 +67,9 @@ fn figures_are_those_of_the_moment() {
     }
     assert_eq!(samples[&of("hard_limit_bytes", "tenant")], 1 << 30);
     assert_eq!(samples[&of("soft_limit_bytes", "tenant")], 1 << 29);
+    // What limits bound is shown of those who have one.
+    assert_eq!(samples[&of("live_with_children_bytes", "tenant")], 1000);
+    assert_eq!(samples.get(&of("live_with_children_bytes", "query")), None);
     assert_eq!(samples.get(&of("hard_limit_bytes", "query")), None);
     drop(kept);
     assert_eq!(scrape(ServiceCollector::new())[&of("live_bytes", "query")], 0);
@@ -123,6 +126,22 @@ fn the_number_of_series_is_bounded() {
     // Nobody has a place, and nobody is missing.
     let samples = scrape(ServiceCollector::new().most_services(0));
     assert!(samples[&of("live_bytes", "(other)")] >= 500 * 100_000);
+    drop(blocks);
+}
+
+/// A tenant's memory is that of its queries: it may hold nothing itself.
+#[test]
+fn who_bounds_a_family_is_as_large_as_the_family() {
+    let _alone = ALONE.lock();
+    let tenant = Service::builder("bounded").hard_limit(1 << 30).register().unwrap();
+    let services: Vec<Service> =
+        (0..50).map(|i| Service::builder(format!("below {i}")).parent(&tenant).register().unwrap()).collect();
+    let blocks: Vec<Vec<u8>> = services.iter().map(|service| service.run(|| vec![0; 1 << 20])).collect();
+    let samples = scrape(ServiceCollector::new().most_services(10));
+    assert_eq!(samples.get(&of("live_bytes", "bounded")), Some(&0), "{samples:#?}");
+    assert_eq!(samples[&of("hard_limit_bytes", "bounded")], 1 << 30);
+    assert_eq!(samples[&of("live_with_children_bytes", "bounded")], 50 << 20);
+    assert!(samples[&of("live_bytes", "(other)")] >= 41 << 20);
     drop(blocks);
 }
 
