@@ -16,7 +16,9 @@ pub use crate::{
 
 /// For exporters: what they show.
 pub mod series {
-    pub use crate::series::{Kind, Label, LabelError, METRICS, Metric, Reading, Sample, Unit, check_label};
+    pub use crate::series::{
+        Kind, Label, LabelError, METRICS, Metric, Names, Reading, Sample, Unit, check_label,
+    };
 }
 
 /// Reports that a region is dropped whose first address is `start` and in which blocks are live,

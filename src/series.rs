@@ -2,6 +2,10 @@
 //!
 //! An exporter takes a [`Reading`], and for each of the [`METRICS`] its [samples](Reading::samples).
 
+mod names;
+
+pub use names::Names;
+
 use crate::balance::{Balance, BalanceLine, balance};
 use crate::service::Service;
 use crate::snapshot::{Row, Snapshot, snapshot};
@@ -10,7 +14,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A figure of each service, or of the process.
 #[derive(Debug)]
@@ -235,16 +239,27 @@ impl Reading {
     /// their own.
     #[must_use]
     pub fn take_admitted(most_services: usize, admits: impl FnMut(&str) -> bool) -> Self {
+        Self::take_chosen(|rows| choose(rows, most_services, admits))
+    }
+
+    /// Reads the figures. The services that hold the most, so many, have series of their own, as far as there are
+    /// at most so many names of late.
+    #[must_use]
+    pub fn take_named(most_services: usize, most_names: usize, names: &Names) -> Self {
+        // Not locked while the snapshot tells callbacks what happened, which may be exporters themselves.
+        Self::take_chosen(|rows| {
+            let (mut shown, now) = (names.lock(), Instant::now());
+            shown.forget(now);
+            choose(rows, most_services, |name| shown.admit(name, most_names, now))
+        })
+    }
+
+    fn take_chosen(choose: impl FnOnce(&[Row]) -> Vec<Series>) -> Self {
         let unattributed = Service::unattributed();
         let _scope = unattributed.enter();
         let snapshot = snapshot();
         let balance = balance();
-        Self {
-            services: choose(&snapshot.rows, most_services, admits),
-            lines: balance.lines(),
-            balance,
-            snapshot,
-        }
+        Self { services: choose(&snapshot.rows), lines: balance.lines(), balance, snapshot }
     }
 
     /// The names of all services that live, whether they have a series or not.

@@ -45,7 +45,7 @@
 
 #![deny(missing_docs)]
 
-use dogtag::__private::series::{Kind, Label, METRICS, Metric, Reading, Sample, Unit};
+use dogtag::__private::series::{Kind, Label, METRICS, Metric, Names, Reading, Sample, Unit};
 use dogtag::__private::{call, discard, service::unattributed};
 use opentelemetry::metrics::Meter;
 use opentelemetry::{Key, KeyValue};
@@ -59,6 +59,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Clone, Debug)]
 pub struct ServiceExporter {
     most_services: usize,
+    most_names: Option<usize>,
+    names: Names,
     attribute: Cow<'static, str>,
 }
 
@@ -70,7 +72,7 @@ impl ServiceExporter {
     /// Makes an exporter that has series of their own for the 100 services that hold the most.
     #[must_use]
     pub fn new() -> Self {
-        Self { most_services: 100, attribute: "service".into() }
+        Self { most_services: 100, most_names: None, names: Names::default(), attribute: "service".into() }
     }
 
     /// Sets how many services have series of their own: those that hold the most, and no more than
@@ -78,6 +80,16 @@ impl ServiceExporter {
     #[must_use]
     pub fn most_services(mut self, number: usize) -> Self {
         self.most_services = number.min(Self::MOST_SERVICES);
+        self
+    }
+
+    /// Sets how many names of services have series of their own within an hour: ten for each of the
+    /// [services at a time](Self::most_services) by default. Services with other names are part of `(other)`
+    /// meanwhile. So services that come and go, each with a name of its own, do not fill up whoever stores the
+    /// series.
+    #[must_use]
+    pub fn most_names(mut self, number: usize) -> Self {
+        self.most_names = Some(number);
         self
     }
 
@@ -92,6 +104,11 @@ impl ServiceExporter {
     pub fn attribute(mut self, name: impl Into<Cow<'static, str>>) -> Self {
         self.attribute = name.into();
         self
+    }
+
+    fn reading(&self) -> Reading {
+        let most_names = self.most_names.unwrap_or(self.most_services.saturating_mul(10));
+        Reading::take_named(self.most_services, most_names, &self.names)
     }
 
     /// Makes the instruments. They are observed as long as the meter's provider lives: call this once
@@ -206,7 +223,7 @@ impl Readings {
         {
             return Arc::clone(reading);
         }
-        let reading = Arc::new(Reading::take(self.exporter.most_services));
+        let reading = Arc::new(self.exporter.reading());
         state.reading = Some(Arc::clone(&reading));
         state.observed = HashSet::from([metric]);
         state.number += 1;

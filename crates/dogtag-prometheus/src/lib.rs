@@ -33,7 +33,7 @@
 
 pub use dogtag::__private::series::LabelError;
 
-use dogtag::__private::series::{Kind, Label, METRICS, Reading, Sample, Unit as Counted, check_label};
+use dogtag::__private::series::{Kind, Label, METRICS, Names, Reading, Sample, Unit as Counted, check_label};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -73,7 +73,8 @@ use std::fmt;
 /// # Which services
 ///
 /// The 100 services that hold the most have series of their own, or
-/// [as many as you choose](Self::most_services). The others are summed as `(other)`. The blocks of
+/// [as many as you choose](Self::most_services), and within an hour
+/// [ten times as many names](Self::most_names). The others are summed as `(other)`. The blocks of
 /// services that were dropped are summed as `name (retired)`, and of those that were cancelled as
 /// `name (cancelled)`. These three have gauges only, since a counter that services join and leave would go
 /// down.
@@ -99,6 +100,8 @@ use std::fmt;
 #[derive(Clone, Debug)]
 pub struct ServiceCollector {
     most_services: usize,
+    most_names: Option<usize>,
+    names: Names,
     label: Cow<'static, str>,
 }
 
@@ -106,7 +109,7 @@ impl ServiceCollector {
     /// Makes a collector that has series of their own for the 100 services that hold the most.
     #[must_use]
     pub fn new() -> Self {
-        Self { most_services: 100, label: "service".into() }
+        Self { most_services: 100, most_names: None, names: Names::default(), label: "service".into() }
     }
 
     /// Sets how many services have series of their own: those that hold the most. Use 0 to have all
@@ -114,6 +117,16 @@ impl ServiceCollector {
     #[must_use]
     pub fn most_services(mut self, number: usize) -> Self {
         self.most_services = number;
+        self
+    }
+
+    /// Sets how many names of services have series of their own within an hour: ten for each of the
+    /// [services at a time](Self::most_services) by default. Services with other names are part of `(other)`
+    /// meanwhile. So services that come and go, each with a name of its own, do not fill up whoever stores the
+    /// series.
+    #[must_use]
+    pub fn most_names(mut self, number: usize) -> Self {
+        self.most_names = Some(number);
         self
     }
 
@@ -147,7 +160,11 @@ impl Default for ServiceCollector {
 
 impl Collector for ServiceCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let reading = Reading::take(self.most_services);
+        let reading = Reading::take_named(
+            self.most_services,
+            self.most_names.unwrap_or(self.most_services.saturating_mul(10)),
+            &self.names,
+        );
         for metric in &METRICS {
             let mut samples = reading.samples(metric).peekable();
             if samples.peek().is_none() {

@@ -145,6 +145,41 @@ fn who_bounds_a_family_is_as_large_as_the_family() {
     drop(blocks);
 }
 
+/// A million services, each with a name of its own and each of the largest for a while, and one that stays.
+#[test]
+fn the_number_of_names_is_bounded() {
+    let _alone = ALONE.lock();
+    let steady = Service::register("steady").unwrap();
+    let kept = steady.run(|| vec![0_u8; 10 << 20]);
+    let collector = ServiceCollector::new().most_services(20);
+    let mut names = BTreeSet::new();
+    // With memory-check it takes longer to register one.
+    let each = if dogtag::snapshot().quarantine.is_some() { 1_000 } else { 10_000 };
+    for round in 0..100 {
+        let services: Vec<Service> =
+            (0..each).map(|i| Service::register(format!("request {}", round * each + i)).unwrap()).collect();
+        let blocks: Vec<Vec<u8>> =
+            services[..30].iter().map(|service| service.run(|| vec![0; 100_000])).collect();
+        let samples = scrape(collector.clone());
+        let live: BTreeMap<&str, i64> = samples
+            .iter()
+            .filter_map(|(series, value)| {
+                Some((
+                    series.strip_prefix("dogtag_service_live_bytes{service=\"")?.split_once('"')?.0,
+                    *value,
+                ))
+            })
+            .collect();
+        assert!(live.len() <= 21, "{live:#?}");
+        assert_eq!(live.values().sum::<i64>(), samples["dogtag_live_bytes"]);
+        assert_eq!(live["steady"], 10 << 20);
+        names.extend(live.into_keys().map(str::to_owned));
+        drop((blocks, services));
+    }
+    assert!(names.len() <= 201, "{} names", names.len());
+    drop(kept);
+}
+
 #[test]
 fn names_are_anything() {
     let _alone = ALONE.lock();

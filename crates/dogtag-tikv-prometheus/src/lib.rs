@@ -32,7 +32,7 @@
 
 pub use dogtag::__private::series::LabelError;
 
-use dogtag::__private::series::{Kind, Label, METRICS, Metric, Reading, Unit, check_label};
+use dogtag::__private::series::{Kind, Label, METRICS, Metric, Names, Reading, Unit, check_label};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts};
@@ -48,6 +48,8 @@ use std::collections::HashMap;
 #[derive(Debug)]
 pub struct ServiceCollector {
     most_services: usize,
+    most_names: Option<usize>,
+    names: Names,
     label: Cow<'static, str>,
     descriptions: Vec<Desc>,
 }
@@ -56,17 +58,17 @@ impl ServiceCollector {
     /// Makes a collector that has series of their own for the 100 services that hold the most.
     #[must_use]
     pub fn new() -> Self {
-        Self::with(100, "service".into())
+        Self::with("service".into())
     }
 
-    fn with(most_services: usize, label: Cow<'static, str>) -> Self {
+    fn with(label: Cow<'static, str>) -> Self {
         let description = |metric: &Metric| {
             let labels = labels(metric, &label).map(str::to_owned);
             Desc::new(metric.full_name(), metric.help.into(), Vec::from_iter(labels), HashMap::new())
         };
         // Names and labels are such as the library takes, so none is left out.
         let descriptions = METRICS.iter().filter_map(|metric| description(metric).ok()).collect();
-        Self { most_services, label, descriptions }
+        Self { most_services: 100, most_names: None, names: Names::default(), label, descriptions }
     }
 
     /// Sets how many services have series of their own: those that hold the most. Use 0 to have all
@@ -74,6 +76,16 @@ impl ServiceCollector {
     #[must_use]
     pub fn most_services(mut self, number: usize) -> Self {
         self.most_services = number;
+        self
+    }
+
+    /// Sets how many names of services have series of their own within an hour: ten for each of the
+    /// [services at a time](Self::most_services) by default. Services with other names are part of `(other)`
+    /// meanwhile. So services that come and go, each with a name of its own, do not fill up whoever stores the
+    /// series.
+    #[must_use]
+    pub fn most_names(mut self, number: usize) -> Self {
+        self.most_names = Some(number);
         self
     }
 
@@ -93,7 +105,8 @@ impl ServiceCollector {
     pub fn label(self, name: impl Into<Cow<'static, str>>) -> Result<Self, LabelError> {
         let name = name.into();
         check_label(&name)?;
-        Ok(Self::with(self.most_services, name))
+        let Self { most_services, most_names, names, .. } = self;
+        Ok(Self { most_services, most_names, names, ..Self::with(name) })
     }
 
     /// One metric, as the library has it. It is made anew each time, so that nothing is left of services
@@ -153,7 +166,11 @@ impl Collector for ServiceCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let reading = Reading::take(self.most_services);
+        let reading = Reading::take_named(
+            self.most_services,
+            self.most_names.unwrap_or(self.most_services.saturating_mul(10)),
+            &self.names,
+        );
         let families = METRICS.iter().filter_map(|metric| self.family(metric, &reading).ok());
         families.flatten().filter(|family| !family.get_metric().is_empty()).collect()
     }
