@@ -215,7 +215,7 @@ async fn customers() -> HashMap<u32, String> {
     let mut customers = HashMap::new();
     for customer in 0..CUSTOMERS {
         customers.insert(customer, format!("customer number {customer}"));
-        if customer as usize % BATCH == 0 {
+        if (customer as usize).is_multiple_of(BATCH) {
             yield_now().await;
         }
     }
@@ -244,7 +244,7 @@ async fn join_and_sort(seed: u64) -> Answer {
     while let Some(Reverse((row, run))) = heads.pop() {
         answer.add(row.amount, row.customer);
         heads.extend(runs[run].next().map(|row| Reverse((row, run))));
-        if answer.rows as usize % BATCH == 0 {
+        if (answer.rows as usize).is_multiple_of(BATCH) {
             yield_now().await;
         }
     }
