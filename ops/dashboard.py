@@ -132,7 +132,7 @@ def dashboard(rows):
 def variable(name, query):
     everything = {"selected": True, "text": ["All"], "value": ["$__all"]}
     return {"type": "query", "name": name, "datasource": SOURCE, "hide": 0, "regex": "", "sort": 1,
-            "query": {"query": query, "refId": f"{name}-values"}, "refresh": 2, "multi": True, "includeAll": True,
+            "query": {"qryType": 1, "query": query, "refId": f"{name}-values"}, "refresh": 2, "multi": True, "includeAll": True,
             "allValue": ".*", "current": everything, "options": [], "skipUrlSync": False}
 
 
