@@ -60,20 +60,21 @@ fn again(task: &str) -> Option<Vec<f64>> {
 
 fn run(task: &str) {
     let (name, argument) = task.split_once(' ').unwrap_or((task, ""));
+    let number = || argument.parse().unwrap();
     let numbers = match name {
-        "load" => load(Some(guard()), true),
-        "alone" => load(Some(guard()), false),
+        "load" => load(Some(guard()), true, number()),
+        "alone" => load(Some(guard()), false, number()),
         "unguarded" => {
             limit_addresses();
-            load(None, true)
+            load(None, true, number())
         }
         "limited" => {
             limit_addresses();
-            load(Some(guard()), true)
+            load(Some(guard()), true, number())
         }
         "budget" => budget(argument == "busy"),
-        "cost" => cost(argument.parse().unwrap()),
-        "drift" => drift(argument.parse().unwrap()),
+        "cost" => cost(number()),
+        "drift" => drift(number()),
         _ => unreachable!("{task}"),
     };
     let numbers: Vec<String> = numbers.iter().map(f64::to_string).collect();
@@ -123,10 +124,8 @@ impl Resident {
 
 /// Eight queries: whether the runaway was cancelled, how many others were; by how many MiB the ceiling was
 /// passed; milliseconds from passing it to the error, and until less is used; the rows that the others sorted in
-/// a second, in the second in which the runaway grows, and over all.
-fn load(guard: Option<Guard>, has_runaway: bool) -> Vec<f64> {
-    const TIMES: usize = 240;
-
+/// a second, while the runaway grows, and over all. Each of the others sorts `times` tables.
+fn load(guard: Option<Guard>, has_runaway: bool, times: usize) -> Vec<f64> {
     let runtime = runtime();
     let others: Vec<_> = (0..OTHERS).map(|i| query(&format!("query {i}"))).collect();
     let runaway = query("runaway");
@@ -134,7 +133,7 @@ fn load(guard: Option<Guard>, has_runaway: bool) -> Vec<f64> {
     let resident = Resident::new();
     runtime.block_on(async {
         let began = Instant::now();
-        let tasks: Vec<_> = others.iter().map(|query| spawn(query, sorts(250_000, TIMES))).collect();
+        let tasks: Vec<_> = others.iter().map(|query| spawn(query, sorts(250_000, times))).collect();
         let (mut is_cancelled, mut to_error, mut to_less) = (0.0, f64::NAN, f64::NAN);
         let during;
         if has_runaway {
@@ -186,9 +185,9 @@ fn the_load(runs: usize) -> bool {
     println!("eight queries, one of which grows by 1 GiB/s; ceiling 1 GiB; {runs} runs");
     let (mut load, mut alone) = (Vec::new(), Vec::new());
     for _ in 0..runs {
-        load.push(again("load"));
+        load.push(again("load 240"));
         // Interleaved, so that both have the same machine.
-        alone.extend(again("alone"));
+        alone.extend(again("alone 240"));
     }
     let ended = load.iter().filter(|run| run.is_none()).count();
     let load: Vec<Vec<f64>> = load.into_iter().flatten().collect();
@@ -279,9 +278,9 @@ fn the_end_without(runs: usize) -> bool {
     let mut is_well = true;
     for _ in 0..runs {
         println!("  without a guard:");
-        let without = again("unguarded");
+        let without = again("unguarded 60");
         println!("  with one:");
-        let with = again("limited");
+        let with = again("limited 60");
         is_well &= without.is_none() && with.as_ref().is_some_and(|run| run[0] == 1.0 && run[1] == 0.0);
         if is_well {
             println!("    the runaway is cancelled, the others finish");
