@@ -129,7 +129,15 @@ fn run(against: Against) -> Result<ExitCode, Box<dyn Error>> {
         let over = figures.highest_over as f64 / MIB as f64;
         println!("The process was {over:.1} MiB above its ceiling at most.");
     }
-    let is_only_one = cancelled.len() == 1 && cancelled[0].0 == ENDLESS;
+    let counts = dogtag::snapshot().cancellations.unwrap_or_default();
+    println!("{counts}.");
+    let by = match against {
+        Against::Nothing => (0, 0),
+        Against::Budgets => (1, 0),
+        Against::Ceiling => (0, 1),
+    };
+    let is_only_one =
+        (counts.by_budget, counts.by_guard) == by && cancelled.len() == 1 && cancelled[0].0 == ENDLESS;
     let has_let_go = cancelled.iter().all(|(_, end)| end.cancellation.released_after.is_some());
     Ok(if wrong == 0 && is_only_one && has_let_go { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -378,6 +378,32 @@ mod model {
         });
     }
 
+    /// A service is cancelled while a thread raises its threshold: from then on each allocation asks, and
+    /// those that may fail do.
+    #[test]
+    fn who_was_let_in_while_its_service_was_cancelled_asks_again() {
+        model(|| {
+            let record = slots::fresh().unwrap_or_else(|_| panic!("there are slots"));
+            record.begin("cancelled".into(), 0);
+            let other = thread::spawn(move || {
+                let cell = SHARDS.acquire().unwrap().claim(record.slot()).unwrap();
+                if let Some(admitted) = ask(Account::Own(cell), record, 16, None) {
+                    admitted.charge(16);
+                }
+                cell
+            });
+            let families = Tree::lock();
+            families.cancel(record, |_| {});
+            lower_all(&families, record);
+            drop(families);
+            let cell = other.join().unwrap();
+            for _ in 0..2 {
+                assert!(cell.needs_grant(1), "it would not notice");
+                assert!(ask(Account::Own(cell), record, 1, None).is_none(), "it may do without");
+            }
+        });
+    }
+
     /// Thresholds are lowered while a thread sets the next byte to be sampled, before the end of its
     /// grant.
     #[test]

@@ -294,6 +294,33 @@ mod model {
         one_leaves(false);
     }
 
+    /// A child is adopted while its parent is cancelled by two threads: it is cancelled in either order, and
+    /// each of both services once.
+    #[test]
+    fn a_child_that_comes_meanwhile_is_cancelled_and_each_service_once() {
+        use crate::sync::AtomicUsize;
+        use loom::sync::Arc;
+
+        whole_model(|| {
+            let [root, child] = ["root", "child"].map(begin);
+            let firsts = Arc::new(AtomicUsize::new(0));
+            let others = [(); 2].map(|()| {
+                let firsts = Arc::clone(&firsts);
+                thread::spawn(move || {
+                    Tree::lock().cancel(root, |member| {
+                        if ptr::eq(member, root) {
+                            firsts.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                })
+            });
+            adopt(root, child);
+            others.into_iter().for_each(|other| other.join().unwrap());
+            assert!(root.family().is_cancelled() && child.family().is_cancelled());
+            assert_eq!(firsts.load(Ordering::Relaxed), 1);
+        });
+    }
+
     /// A child and its own child end, and another family gets the child's slot.
     #[test]
     fn nobody_goes_up_into_another_family() {

@@ -1,7 +1,8 @@
 //! Metrics of cancelled services, as Prometheus' own library writes them. One test: the counts are the
 //! process's.
 
-use dogtag::{Dogtag, Service, guard::fallible};
+use dogtag::guard::{Ceiling, Guard, fallible};
+use dogtag::{Dogtag, Service};
 use dogtag_prometheus::ServiceCollector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
@@ -64,4 +65,18 @@ fn cancelled_services_are_counted_and_told_apart() {
     );
     assert!(!text.contains("(cancelled)"), "{text}");
     drop(next);
+
+    // What the guard has seen stays when it has ended.
+    let guard = Guard::builder().ceiling(Ceiling::physical(1.0)).start().unwrap();
+    for text in [scrape(), {
+        drop(guard);
+        scrape()
+    }] {
+        let ceiling = text.lines().find_map(|line| line.strip_prefix("dogtag_guard_ceiling_bytes ")).unwrap();
+        assert!(ceiling.parse::<i64>().unwrap() > 1 << 20, "{text}");
+        for metric in ["polls", "failed_polls", "purges", "purged_bytes", "pressure_calls", "helpless"] {
+            assert!(text.contains(&format!("\ndogtag_guard_{metric}_total ")), "{metric}: {text}");
+        }
+        assert!(text.contains("\ndogtag_guard_unresponsive_services_total 0\n"), "{text}");
+    }
 }
