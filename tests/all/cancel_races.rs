@@ -384,6 +384,15 @@ fn a_future_ends_while_its_service_is_cancelled() {
 fn children_of_forks_beside_cancelling_threads_cancel_for_themselves() {
     const CHILDREN: usize = 30;
 
+    /// So that the threads end, too, if this one panics.
+    struct Ends<'a>(&'a AtomicBool);
+
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, SeqCst);
+        }
+    }
+
     alone!();
     let ends = AtomicBool::new(false);
     let (query, counter) = (register("forked beside others"), Arc::new(Counter::default()));
@@ -392,10 +401,10 @@ fn children_of_forks_beside_cancelling_threads_cancel_for_themselves() {
     let mut context = Context::from_waker(&waker);
     assert!(future.as_mut().poll(&mut context).is_pending());
     // Who forks while a thread of std's begins or ends has a child that hangs, without dogtag too.
-    let (begun, forked) = (Barrier::new(3), Barrier::new(3));
+    let begun = Barrier::new(3);
     std::thread::scope(|threads| {
         for thread in 0..2 {
-            let (ends, begun, forked) = (&ends, &begun, &forked);
+            let (ends, begun) = (&ends, &begun);
             threads.spawn(move || {
                 begun.wait();
                 while !ends.load(SeqCst) {
@@ -407,9 +416,9 @@ fn children_of_forks_beside_cancelling_threads_cancel_for_themselves() {
                     service.cancel("the next one");
                     assert!(waits.as_mut().poll(&mut context).is_ready());
                 }
-                forked.wait();
             });
         }
+        let _ends = Ends(&ends);
         begun.wait();
         for _ in 0..CHILDREN {
             // SAFETY: the child asks dogtag, and ends.
@@ -427,8 +436,6 @@ fn children_of_forks_beside_cancelling_threads_cancel_for_themselves() {
             let status = watch::ended(child);
             assert!(status.success(), "{status}");
         }
-        ends.store(true, SeqCst);
-        forked.wait();
     });
     assert_eq!((query.check(), counter.0.load(SeqCst)), (Ok(()), 0));
 }
