@@ -297,5 +297,5 @@ pub mod report {
 pub mod sys {
     pub use crate::format::FoldedName;
     pub use crate::sys::stderr::print;
-    pub use crate::sys::try_box;
+    pub use crate::sys::{spawn, try_box};
 }

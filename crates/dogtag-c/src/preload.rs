@@ -3,6 +3,7 @@
 
 #[cfg(feature = "profile")]
 mod profile;
+mod violations;
 
 use crate::{current_owner, names};
 use dogtag::__private::memory_check;
@@ -33,6 +34,7 @@ extern "C" fn begin() {
         }
     }
     profile::begin();
+    violations::begin();
     if memory_check::IS_ON {
         // SAFETY: the function has this signature; a library whose handler is registered here stays
         // loaded until the handler has run. It is called before the reports, which came first.

@@ -1,0 +1,192 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Says who holds the memory of a program: any program, live, at its end, or as a page.
+#[derive(Debug, Parser)]
+#[command(
+    name = "dogtag",
+    version,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  dogtag run -- python3 script.py      run a program; then: who held its memory
+  dogtag top                           what runs, and who holds its memory now
+  dogtag check -- ./program            find overruns, double frees and alike
+  dogtag report dogtag.python3.json --html report.html"
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Run(Run),
+    Check(Check),
+    Report(Report),
+    Diff(Diff),
+}
+
+/// Runs a program, and says at its end who held its memory.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The program's output and status are as without dogtag. Its children are counted as well: each writes
+a report of its own to the same file. While it runs, `dogtag top` shows it.
+
+Examples:
+  dogtag run -- python3 -c 'x = list(range(10**6))'
+  dogtag run --every 1s -o web.json -- nginx -g 'daemon off;'
+  dogtag run --profile -- redis-server")]
+pub struct Run {
+    /// Check each block too: overruns, double frees, writes to freed memory.
+    #[arg(long)]
+    pub check: bool,
+    /// Take a heap profile; a sample each so many bytes (K, M, G).
+    #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, default_missing_value = "512K",
+          value_parser = bytes)]
+    pub profile: Option<String>,
+    /// Whose memory it is: each thread's by name, or all the program's.
+    #[arg(long, value_enum, default_value_t = By::Thread)]
+    pub by: By,
+    /// Report each time that so much has passed (ms, s, m, h), for charts.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub every: Option<String>,
+    /// Where reports go; with %p in it, a file for each process
+    /// [default: dogtag.PROGRAM.json].
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    pub program: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    Thread,
+    Main,
+}
+
+/// Runs a program with each block checked; status 1 if it did anything forbidden.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Overruns, underruns, double frees, frees of what was never allocated, and writes to freed memory are
+reported with call stacks, and the program goes on. Its children are checked as well.
+
+Status: 1 if there were violations, else the program's; 2 if nothing of it can be checked.
+
+Examples:
+  dogtag check -- ./program --its-option
+  dogtag check --json violations.json -- ctest")]
+pub struct Check {
+    /// Write what was found to a file as JSON; - is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Freed bytes that are kept back, to find writes to them (K, M, G).
+    #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = bytes)]
+    pub quarantine: String,
+    /// End at the first violation, by SIGABRT.
+    #[arg(long)]
+    pub abort: bool,
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    pub program: Vec<OsString>,
+}
+
+/// Shows reports that were written: as tables, as JSON, or as a page.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dogtag report dogtag.python3.json
+  dogtag report dogtag.redis-server.json dogtag.redis-server.heap.17.pb.gz --html report.html
+  dogtag report --json web.json | jq .processes[0].reports[-1].totals")]
+pub struct Report {
+    /// Reports as lines of JSON, and heap profiles (pprof) for the page.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The process that is shown in full.
+    #[arg(long)]
+    pub pid: Option<u32>,
+    /// Rows of a table.
+    #[arg(long, value_name = "NUMBER", default_value_t = 30)]
+    pub rows: usize,
+    /// Print all as one JSON document.
+    #[arg(long, conflicts_with = "html")]
+    pub json: bool,
+    /// Write a page that needs nothing else; - is standard output.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+/// Compares two runs, or two moments.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Of each file the last report counts, of the process that the file's last line is about.
+
+Examples:
+  dogtag diff before.json after.json
+  dogtag diff --json before.json after.json | jq '.services[0]'")]
+pub struct Diff {
+    /// Reports as lines of JSON: before.
+    #[arg(value_name = "BEFORE")]
+    pub before: PathBuf,
+    /// Reports as lines of JSON: after.
+    #[arg(value_name = "AFTER")]
+    pub after: PathBuf,
+    /// Rows of the table.
+    #[arg(long, value_name = "NUMBER", default_value_t = 30)]
+    pub rows: usize,
+    /// Print the differences as one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Takes a number of bytes as the library's settings have it.
+fn bytes(text: &str) -> Result<String, String> {
+    let digits = text.strip_suffix(['k', 'K', 'm', 'M', 'g', 'G']).unwrap_or(text);
+    match digits.parse::<u32>() {
+        Ok(_) if !digits.starts_with('+') => Ok(text.to_owned()),
+        _ => Err("a number, perhaps with K, M or G behind it, as in 512K".to_owned()),
+    }
+}
+
+/// Takes a time as the library's settings have it.
+fn time(text: &str) -> Result<String, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_lowercase());
+    let is_unit = matches!(&text[digits.len()..], "" | "ms" | "s" | "m" | "h");
+    match digits.parse::<u32>() {
+        Ok(number) if number > 0 && is_unit && !digits.starts_with('+') => Ok(text.to_owned()),
+        _ => Err("a number with ms, s, m or h behind it, as in 500ms".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_stands_behind_the_program_is_its_own() {
+        let parsed = Arguments::parse_from(["dogtag", "run", "--profile", "ls", "--check", "-o", "x"]);
+        let Command::Run(run) = parsed.command else { panic!("{parsed:?}") };
+        assert_eq!(run.program, ["ls", "--check", "-o", "x"]);
+        assert_eq!((run.check, run.output, run.profile.as_deref()), (false, None, Some("512K")));
+    }
+
+    #[test]
+    fn settings_are_the_librarys() {
+        for (text, is_good) in [("512K", true), ("1", true), ("", false), ("1.5M", false), ("+1", false)] {
+            assert_eq!(bytes(text).is_ok(), is_good, "{text}");
+        }
+        for (text, is_good) in [("1s", true), ("50ms", true), ("0s", false), ("1d", false), ("s", false)] {
+            assert_eq!(time(text).is_ok(), is_good, "{text}");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `dogtag`: runs any program and says who holds its memory.
+
+mod arguments;
+mod check;
+mod child;
+mod diff;
+mod failure;
+mod launch;
+mod library;
+mod program;
+mod report;
+mod reports;
+mod run;
+mod size;
+mod violations;
+
+use arguments::{Arguments, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match &arguments.command {
+        Command::Run(run) => run::run(run),
+        Command::Check(check) => check::run(check),
+        Command::Report(report) => report::run(report),
+        Command::Diff(diff) => diff::run(diff),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("dogtag: {failure}");
+            ExitCode::from(failure.status)
+        }
+    }
+}

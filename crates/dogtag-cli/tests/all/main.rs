@@ -1,0 +1,6 @@
+//! The program `dogtag`, run as people run it.
+
+mod check;
+mod place;
+mod report;
+mod run;
