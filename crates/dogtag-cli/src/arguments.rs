@@ -109,9 +109,9 @@ pub struct Report {
     /// The process that is shown in full.
     #[arg(long)]
     pub pid: Option<u32>,
-    /// Rows of a table.
-    #[arg(long, value_name = "NUMBER", default_value_t = 30)]
-    pub rows: usize,
+    /// Services that are shown [default: 30, of a page 500].
+    #[arg(long, value_name = "NUMBER")]
+    pub rows: Option<usize>,
     /// Print all as one JSON document.
     #[arg(long, conflicts_with = "html")]
     pub json: bool,

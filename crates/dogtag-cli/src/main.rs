@@ -7,11 +7,14 @@ mod diff;
 mod failure;
 mod launch;
 mod library;
+mod page;
+mod pprof;
 mod program;
 mod report;
 mod reports;
 mod run;
 mod size;
+mod tree;
 mod violations;
 
 use arguments::{Arguments, Command};

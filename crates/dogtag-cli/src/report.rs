@@ -2,6 +2,8 @@
 
 use crate::arguments::Report as Arguments;
 use crate::failure::{Context, Failure};
+use crate::page::page;
+use crate::pprof::Profile;
 use crate::reports::{Process, Reports, is_profile};
 use crate::size::bytes;
 use serde::Serialize;
@@ -9,6 +11,11 @@ use serde_json::value::RawValue;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
+use std::path::Path;
+
+/// Services in a table, and on a page, unless the number is given.
+const TABLE_ROWS: usize = 30;
+const PAGE_ROWS: usize = 500;
 
 /// Processes in the list.
 const PROCESSES: usize = 30;
@@ -19,17 +26,25 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     for file in &arguments.files {
         let content = fs::read(file).context(file.display())?;
         if is_profile(&content) {
-            profiles.push((file, content));
+            profiles.push((file.display().to_string(), Profile::read(file.display(), &content)?));
         } else {
             reports.add(file, &content)?;
         }
     }
     reports.sort();
     if let (Some((file, _)), None) = (profiles.first(), &arguments.html) {
-        let file = file.display();
         return Err(Failure::new(format!(
             "{file} is a heap profile: --html draws it, go tool pprof lists it"
         )));
+    }
+    if let Some(path) = &arguments.html {
+        let chosen = reports.chosen(arguments.pid)?;
+        let page = page(chosen, &reports.processes, &profiles, arguments.rows.unwrap_or(PAGE_ROWS));
+        return if path == Path::new("-") {
+            print(&page)
+        } else {
+            fs::write(path, page).context(path.display())
+        };
     }
     let text = if arguments.json { json(&reports)? } else { tables(&reports, arguments)? };
     print(&text)
@@ -43,7 +58,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 
 fn tables(reports: &Reports, arguments: &Arguments) -> Result<String, Failure> {
     let chosen = reports.chosen(arguments.pid)?;
-    let mut text = chosen.last().table(arguments.rows);
+    let mut text = chosen.last().table(arguments.rows.unwrap_or(TABLE_ROWS));
     if reports.processes.len() > 1 {
         text.push('\n');
         text.push_str(&list(&reports.processes));

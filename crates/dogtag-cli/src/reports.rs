@@ -228,9 +228,14 @@ impl Reports {
     }
 
     /// Brings reports of many files into the order of time.
+    ///
+    /// What comes after the one of the exit is left out: it is of what dogtag itself does then.
     pub fn sort(&mut self) {
         for process in &mut self.processes {
             process.reports.sort_by_key(|report| report.time);
+            if let Some(end) = process.reports.iter().position(Report::is_last) {
+                process.reports.truncate(end + 1);
+            }
         }
     }
 
@@ -263,8 +268,9 @@ mod tests {
     use super::*;
 
     fn line(pid: u32, time: u64) -> String {
+        let occasion = if time == 5 { "exit" } else { "interval" };
         format!(
-            r#"{{"time":{time},"occasion":"exit","program":"/bin/a","pid":{pid},"rows":[],"totals":{{"peak_bytes":{time}}}}}"#
+            r#"{{"time":{time},"occasion":"{occasion}","program":"/bin/a","pid":{pid},"rows":[],"totals":{{"peak_bytes":{time}}}}}"#
         )
     }
 
@@ -277,7 +283,7 @@ mod tests {
 
     #[test]
     fn processes_have_their_reports_in_the_order_of_time() {
-        let text = [line(1, 5), line(2, 6), line(1, 4)].join("\n");
+        let text = [line(1, 5), line(2, 6), line(1, 4), line(1, 7)].join("\n");
         let reports = read(&text).unwrap();
         let pids: Vec<u32> = reports.processes.iter().map(|process| process.pid).collect();
         assert_eq!(pids, [2, 1]);

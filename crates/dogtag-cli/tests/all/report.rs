@@ -1,6 +1,6 @@
 //! `dogtag report` and `dogtag diff`.
 
-use crate::place::Place;
+use crate::place::{Place, word};
 use serde_json::Value;
 use std::fs;
 
@@ -72,4 +72,26 @@ fn differences_are_shown_by_service() {
     let document: Value = serde_json::from_str(&done.out).unwrap();
     assert_eq!(document["services"][0]["after"]["live_bytes"], 4096);
     assert_eq!(document["resident_before"], 1 << 20);
+}
+
+#[test]
+fn a_page_is_written_from_a_run() {
+    let place = Place::new();
+    let source = "#include <stdlib.h>\n#include <unistd.h>\n\
+                  int main(void) { void *kept = malloc(8 << 20); usleep(200000); return kept == 0; }";
+    let program = place.compile("keeps", source, &[]);
+    place
+        .run(["run", "--profile=64K", "--every", "10ms", "-o", "x.json", "--", word(&program)])
+        .has_status(0);
+    let profile = place.files().into_iter().find(|name| name.ends_with(".pb.gz")).unwrap();
+    place.run(["report", "x.json", &profile, "--html", "x.html"]).has_status(0);
+    let page = place.read("x.html");
+    for part in ["<h1>", "Live bytes over time", ">keeps<", "<title>main: 8.0 MiB", "RSS", "</html>"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    // A profile alone is for other tools, and one that is cut off for none.
+    place.run(["report", "x.json", &profile]).has_status(2).says(&["--html draws it"]);
+    let whole = fs::read(place.path(&profile)).unwrap();
+    fs::write(place.path("cut.pb.gz"), &whole[..whole.len() - 9]).unwrap();
+    place.run(["report", "x.json", "cut.pb.gz", "--html", "x.html"]).has_status(2).says(&["is cut off"]);
 }
