@@ -34,6 +34,7 @@ pub struct ReportBuilder {
     at_exit: bool,
     signals: Vec<c_int>,
     interval: Option<Duration>,
+    has_socket: bool,
     destination: Destination,
     format: Format,
     parts: Parts,
@@ -45,6 +46,7 @@ impl ReportBuilder {
             at_exit: false,
             signals: Vec::new(),
             interval: None,
+            has_socket: false,
             destination: Destination::Stderr(None),
             format: Format::Text,
             parts: Parts::ALL,
@@ -74,6 +76,26 @@ impl ReportBuilder {
     /// Has a report written each time that so much time has passed.
     pub fn every(self, interval: Duration) -> Self {
         Self { interval: Some(interval), ..self }
+    }
+
+    /// Lets tools of the same user, or root's, look at the process while it runs: `dogtag top` and
+    /// `dogtag profile` (crate `dogtag-cli`). Linux only.
+    ///
+    /// A thread of dogtag's own waits at a Unix socket with an abstract name, and does nothing until
+    /// somebody asks. The system says who that is; others' connections are closed. Forked children have a
+    /// socket of their own. A process has one, whatever its reports are.
+    ///
+    /// ```
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// # fn main() -> Result<(), dogtag::report::ReportError> {
+    /// # #[cfg(target_os = "linux")]
+    /// dogtag::report::builder().on_socket().start()?;        // dogtag top 1234
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_socket(self) -> Self {
+        Self { has_socket: true, ..self }
     }
 
     /// Sends reports to standard error, as it is now: that is the default. It is kept open under a
@@ -149,6 +171,7 @@ impl ReportBuilder {
     ///
     /// Returns [`ReportError`] if there is no occasion, if the interval, the signal, the file or
     /// the thread cannot be had, or if the same reports were asked for before. Nothing is reported then.
+    /// A [socket](Self::on_socket) that cannot be had is an error, too, and leaves the reports.
     ///
     /// ```
     /// use dogtag::report::{self, ReportError};
@@ -173,7 +196,7 @@ impl ReportBuilder {
             return Ok(());
         }
         let _scope = Scope::enter(&UNATTRIBUTED);
-        let Self { at_exit, signals, interval, destination, format, parts } = self;
+        let Self { at_exit, signals, interval, has_socket, destination, format, parts } = self;
         if let Some(interval) = interval
             && (interval.is_zero() || Instant::now().checked_add(interval).is_none())
         {
@@ -181,6 +204,16 @@ impl ReportBuilder {
         }
         if let Some(&signal) = signals.iter().find(|signal| !signals::is_allowed(**signal)) {
             return Err(ReportError::Signal { signal });
+        }
+        let open = || match has_socket {
+            #[cfg(target_os = "linux")]
+            true => super::socket::start(),
+            #[cfg(not(target_os = "linux"))]
+            true => Err(ReportError::Socket(std::io::ErrorKind::Unsupported.into())),
+            false => Ok(()),
+        };
+        if !at_exit && signals.is_empty() && interval.is_none() {
+            return open();
         }
         let place = destination.place(format);
         let runs_foreign_code = matches!(place, Place::Subscriber(_) | Place::Nameless);
@@ -192,21 +225,23 @@ impl ReportBuilder {
             place,
             runs_foreign_code,
             work: Box::new(move |occasion| destination.write(&Report::take(occasion, parts), format)),
-        })
+        })?;
+        open()
     }
 
     fn has_occasion(&self) -> bool {
-        self.at_exit || !self.signals.is_empty() || self.interval.is_some()
+        self.at_exit || !self.signals.is_empty() || self.interval.is_some() || self.has_socket
     }
 }
 
 impl fmt::Debug for ReportBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { at_exit, signals, interval, destination, format, parts } = self;
+        let Self { at_exit, signals, interval, has_socket, destination, format, parts } = self;
         f.debug_struct("ReportBuilder")
             .field("at_exit", at_exit)
             .field("signals", signals)
             .field("interval", interval)
+            .field("has_socket", has_socket)
             .field("place", &destination.place(*format))
             .field("parts", parts)
             .finish()

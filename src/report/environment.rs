@@ -51,6 +51,7 @@ pub fn init() {
 /// | `every=60s` (`ms`, `s`, `m`, `h`) | one each time that so much time has passed |
 /// | `file=PATH` | to the end of that file instead of standard error; `%p` in it is the process's number |
 /// | `json` | as lines of JSON |
+/// | `socket` | [`dogtag top` and others](super::ReportBuilder::on_socket) of the same user may look at the process |
 ///
 /// `DOGTAG_SERVICE=thread` calls [`services_by_name`], and `DOGTAG_PROFILE` starts a heap profiler if none
 /// runs, as `Profiler::from_env` does (feature `profile`).

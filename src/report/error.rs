@@ -69,6 +69,8 @@ pub enum ReportError {
     },
     /// The address cannot be had.
     Address(io::Error),
+    /// The socket for tools of the same user cannot be had.
+    Socket(io::Error),
 }
 
 impl fmt::Display for ReportError {
@@ -120,6 +122,9 @@ impl fmt::Display for ReportError {
                 "{address} can be reached by other machines, which may not see this program's memory; \
                  127.0.0.1:0 cannot, and serve_to_anyone allows it"
             ),
+            Self::Socket(error) => {
+                write!(f, "there is no socket for dogtag top, since the system refuses it: {error}")
+            }
             Self::Address(error) => write!(f, "the page cannot be served at this address: {error}"),
         }
     }
@@ -129,12 +134,13 @@ impl fmt::Display for ReportError {
 pub const KNOWN_SERVICES: &str = "thread";
 
 /// The settings in `DOGTAG_REPORT`, for messages.
-pub const KNOWN_SETTINGS: &str = "exit, the name of a signal such as SIGUSR2, every=60s, file=PATH, json";
+pub const KNOWN_SETTINGS: &str =
+    "exit, the name of a signal such as SIGUSR2, every=60s, file=PATH, json, socket";
 
 impl std::error::Error for ReportError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::File { error, .. } | Self::Address(error) => Some(error),
+            Self::File { error, .. } | Self::Address(error) | Self::Socket(error) => Some(error),
             #[cfg(feature = "profile")]
             Self::Profile(error) => Some(error),
             _ => None,

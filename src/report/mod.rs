@@ -14,6 +14,7 @@
 //! profile, if the profiler runs. [`on_signal`] and [`every`] write the same while it runs;
 //! [`builder`] has choices: a file, `tracing`, a closure, JSON. [`init`] leaves all that to whoever starts
 //! the program, by the environment variable `DOGTAG_REPORT`, and [`serve`] shows a page in the browser.
+//! With a [socket](ReportBuilder::on_socket) `dogtag top` shows the same in a terminal.
 //!
 //! Reports at signals and at intervals are written by a thread of dogtag's own; a signal handler only
 //! wakes it. What reports allocate is charged to the service `unattributed`.
@@ -32,6 +33,8 @@ pub(crate) mod reporter;
 mod serve;
 pub(crate) mod settings;
 mod signals;
+#[cfg(target_os = "linux")]
+mod socket;
 mod taken;
 
 pub use builder::ReportBuilder;

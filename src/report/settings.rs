@@ -47,6 +47,7 @@ fn taken(builder: ReportBuilder, setting: &[u8]) -> Result<ReportBuilder, Report
         b"" => builder,
         b"exit" => builder.at_exit(),
         b"json" => builder.json(),
+        b"socket" => builder.on_socket(),
         [b'f', b'i', b'l', b'e', b'=', path @ ..] if !path.is_empty() => {
             builder.to_file(OsStr::from_bytes(path))
         }
@@ -103,6 +104,7 @@ mod tests {
             (" SIGHUP , exit,SIGUSR2", builder().on_signal(libc::SIGHUP).at_exit().on_signal(libc::SIGUSR2)),
             ("exit,file=/a/%p b=c", builder().at_exit().to_file("/a/%p b=c")),
             ("every=60s,json", builder().every(Duration::from_secs(60)).json()),
+            ("socket,exit", builder().at_exit().on_socket()),
             ("every=60", builder().every(Duration::from_secs(60))),
             ("every=5m", builder().every(Duration::from_secs(300))),
             ("every=2h", builder().every(Duration::from_secs(7200))),

@@ -201,7 +201,7 @@ pub(super) fn milliseconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis().try_into().unwrap_or(u64::MAX)
 }
 
-fn program() -> String {
+pub(super) fn program() -> String {
     std::env::args_os().next().unwrap_or_default().to_string_lossy().into_owned()
 }
 

@@ -79,6 +79,7 @@
 //! | --- | --- |
 //! | `DOGTAG_REPORT` | `exit`, the name of a signal such as `SIGUSR2`, `every=60s`, or several of them, separated by commas: the table and the balance, on standard error at the end of each process, whenever it gets the signal, or each time that so much time has passed |
 //! | | `file=PATH` among them: to the end of that file; `%p` in it is the process's number |
+//! | | `socket` among them: `dogtag top` of the same user may look at the process, [`ReportBuilder::on_socket`](https://docs.rs/dogtag/latest/dogtag/report/struct.ReportBuilder.html#method.on_socket) |
 //! | | `json` among them: as lines of JSON, [`Report::to_json`](https://docs.rs/dogtag/latest/dogtag/report/struct.Report.html#method.to_json) |
 //! | `DOGTAG_PROFILE` | with the feature `profile`: heap profiles for pprof, at the end of each process and whenever it gets `SIGUSR2`. `1`, or [settings](https://docs.rs/dogtag/latest/dogtag/profile/struct.Profiler.html#method.from_env): `interval=64K,depth=100` |
 //! | | `file=PATH` among them: the file, instead of `heap.%p.%n.pb.gz` in the directory where the process began; `%p` in it is the process's number, and `%n` counts the files that the process has written. Without it each one takes the place of the one before |
@@ -132,7 +133,7 @@
 //! A thread that first allocates as a service looks the service up and perhaps registers it; a process
 //! without any memory left for that ends there.
 //!
-//! With a signal or a time in `DOGTAG_REPORT`, or with `DOGTAG_PROFILE`, a process and each child that it forks have one more thread,
+//! With a signal, a time or `socket` in `DOGTAG_REPORT`, or with `DOGTAG_PROFILE`, a process and each child that it forks have one more thread,
 //! which waits for them: calls that only processes of one thread may make (`unshare` of user
 //! namespaces, say) fail. A program that handles the signal itself gets it instead. Standard error is kept open for the report under a number from 500 on, so a
 //! reader of its pipe sees the end only when the process ends.

@@ -26,6 +26,8 @@ pub struct Arguments {
 pub enum Command {
     Run(Run),
     Check(Check),
+    Top(Top),
+    Profile(Profile),
     Report(Report),
     Diff(Diff),
 }
@@ -58,6 +60,9 @@ pub struct Run {
     /// [default: dogtag.PROGRAM.json].
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Begin no thread in the program for dogtag top and dogtag profile.
+    #[arg(long)]
+    pub no_top: bool,
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
     pub program: Vec<OsString>,
@@ -93,6 +98,49 @@ pub struct Check {
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
     pub program: Vec<OsString>,
+}
+
+/// Shows who holds the memory of a process, as it changes.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Of programs that dogtag run has started, and of programs with dogtag inside that are started with
+DOGTAG_REPORT=socket. Without PID: the only one that there is, or a list. Inside, ? lists the keys.
+
+Examples:
+  dogtag top 1234
+  dogtag top --once 1234 > figures.txt")]
+pub struct Top {
+    /// The process.
+    pub pid: Option<u32>,
+    /// Milliseconds between two readings.
+    #[arg(short, long, value_name = "MILLISECONDS", default_value_t = 1000,
+          value_parser = clap::value_parser!(u64).range(50..=3_600_000))]
+    pub delay: u64,
+    /// Print a table once, with the balance.
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// Takes a heap profile of a process: which code holds its memory.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  dogtag profile 1234                        of a program that dogtag run --profile has started
+  dogtag profile 1234 --for 30s              of any other: what is allocated meanwhile
+  dogtag profile 1234 -o heap.folded         for flamegraph.pl, inferno and alike
+  go tool pprof -top heap.1234.pb.gz")]
+pub struct Profile {
+    /// The process; without it, the only one that there is.
+    pub pid: Option<u32>,
+    /// The file: pprof, or folded stacks if it ends in .folded [default: heap.PID.pb.gz].
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Take samples for so long (ms, s, m, h) if the process takes none.
+    #[arg(long = "for", value_name = "TIME", value_parser = time)]
+    pub sample_for: Option<String>,
+    /// A sample each so many bytes (K, M, G), with --for.
+    #[arg(long, value_name = "BYTES", default_value = "512K", value_parser = bytes)]
+    pub interval: String,
 }
 
 /// Shows reports that were written: as tables, as JSON, or as a page.

@@ -5,15 +5,20 @@ mod check;
 mod child;
 mod diff;
 mod failure;
+mod figures;
 mod launch;
 mod library;
 mod page;
 mod pprof;
+mod process;
+mod profile;
 mod program;
 mod report;
 mod reports;
 mod run;
 mod size;
+mod stop;
+mod top;
 mod tree;
 mod violations;
 
@@ -26,6 +31,8 @@ fn main() -> ExitCode {
     let done = match &arguments.command {
         Command::Run(run) => run::run(run),
         Command::Check(check) => check::run(check),
+        Command::Top(top) => top::run(top),
+        Command::Profile(profile) => profile::run(profile),
         Command::Report(report) => report::run(report),
         Command::Diff(diff) => diff::run(diff),
     };

@@ -160,7 +160,7 @@ impl Process {
     }
 
     pub fn name(&self) -> String {
-        name(&self.program)
+        base_name(&self.program)
     }
 
     /// The most bytes that were live at once, as far as reports say.
@@ -258,7 +258,8 @@ pub fn title(row: &Row) -> String {
     if row.is_retired { name + " (retired)" } else { name }
 }
 
-fn name(program: &str) -> String {
+/// A program's name without its folder.
+pub fn base_name(program: &str) -> String {
     let name = Path::new(program).file_name().unwrap_or(program.as_ref());
     printable(&name.to_string_lossy(), 40)
 }

@@ -30,7 +30,7 @@ pub fn run(run: &Run) -> Result<(), Failure> {
     let library = if run.check { Library::Checked } else { Library::Plain };
     let mut launch = Launch::new(&program, &run.program, library)?;
     let output = Output::new(run)?;
-    let mut settings = OsString::from("exit,json,");
+    let mut settings = OsString::from(if run.no_top { "exit,json," } else { "exit,json,socket," });
     if let Some(time) = &run.every {
         settings.push(format!("every={time},"));
     }

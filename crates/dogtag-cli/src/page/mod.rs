@@ -41,10 +41,10 @@ pub fn page(chosen: &Process, all: &[Process], profiles: &[(String, Profile)], m
     let chart = Chart::of(&chosen.reports);
     let _ = match &chart {
         Some(chart) => write!(text, "<section>\n<h2>Live bytes over time</h2>\n{chart}</section>\n"),
-        None => write!(
+        None => writeln!(
             text,
             "<p class=\"soft note\">There is one report of this process: with <code>dogtag run --every 1s</code> \
-             there are more, and a chart.</p>\n"
+             there are more, and a chart.</p>"
         ),
     };
     let _ = write!(text, "<section>\n<h2>Services</h2>\n{}</section>\n", Services { report, most });

@@ -31,7 +31,7 @@ fn tables_show_one_process_and_list_the_others() {
 #[test]
 fn json_has_all_of_each_report() {
     let place = Place::new();
-    let text = line(1, 1, 4096) + &line(1, 2, 5000);
+    let text = line(1, 1, 4096).replace("exit", "interval") + &line(1, 2, 5000);
     fs::write(place.path("a.json"), &text).unwrap();
     let done = place.run(["report", "--json", "a.json"]);
     let document: Value = serde_json::from_str(&done.out).unwrap();

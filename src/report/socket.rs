@@ -1,0 +1,233 @@
+//! A socket by which the same user's tools look at the process while it runs: `dogtag top`, `dogtag
+//! profile`.
+//!
+//! It has an abstract name, `dogtag-PID-` and a number that nobody knows before, so that nothing is left
+//! of it when the process ends, however it ends. Tools find it in `/proc/net/unix`. One thread of dogtag's
+//! own waits at it, and does nothing until somebody asks; answers are complete before they are sent, so
+//! nothing waits for a slow reader.
+
+mod answer;
+mod descriptor;
+
+use super::error::ReportError;
+use super::reporter;
+use crate::contained::contain;
+use crate::ledger::slots::UNATTRIBUTED;
+use crate::service::Scope;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sys::{self, fork};
+use answer::answer_to;
+use descriptor::Descriptor;
+use std::io::{self, ErrorKind};
+use std::os::fd::IntoRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Whether the process has a socket, and so its children.
+static IS_ON: AtomicBool = AtomicBool::new(false);
+
+/// Opens the socket, if there is none.
+pub(super) fn start() -> Result<(), ReportError> {
+    static FORKS_ARE_HEEDED: AtomicBool = AtomicBool::new(false);
+
+    if IS_ON.swap(true, Ordering::SeqCst) {
+        return Err(ReportError::Twice);
+    }
+    if !FORKS_ARE_HEEDED.swap(true, Ordering::Relaxed) {
+        // In a child other locks are released before the thread begins.
+        fork::prepare();
+        sys::at_fork_in_child(begin_in_child);
+    }
+    let begun = begin();
+    IS_ON.store(begun.is_ok(), Ordering::SeqCst);
+    begun
+}
+
+fn begin() -> Result<(), ReportError> {
+    let listener = listen().map_err(ReportError::Socket)?;
+    let is_begun = reporter::spawn_without_signals(move || {
+        let _scope = Scope::enter(&UNATTRIBUTED);
+        let mut server = Server { listener, connections: Vec::new() };
+        while server.turn() {}
+    });
+    if is_begun { Ok(()) } else { Err(ReportError::NoMemory) }
+}
+
+/// Descriptors of this process that a forked child has copies of, one more than are accepted at once.
+static OPEN: [Open; 2 + MOST_CONNECTIONS] =
+    [const { Open { number: AtomicU32::new(0), inode: AtomicU64::new(0) } }; 2 + MOST_CONNECTIONS];
+
+struct Open {
+    /// Its number, or 0, which is standard input's.
+    number: AtomicU32,
+    /// What tells that it is still the socket's.
+    inode: AtomicU64,
+}
+
+extern "C" fn begin_in_child() {
+    for place in &OPEN {
+        let number = place.number.swap(0, Ordering::SeqCst).cast_signed();
+        if number != 0 && descriptor::is_of(number, place.inode.load(Ordering::SeqCst)) {
+            // SAFETY: the descriptor is the socket's, whose thread is not in this process.
+            unsafe { libc::close(number) };
+        }
+    }
+    if IS_ON.load(Ordering::SeqCst) {
+        // A child that may not have one, of a sandbox or without memory, goes without.
+        IS_ON.store(begin().is_ok(), Ordering::SeqCst);
+    }
+}
+
+/// Notes a descriptor, for forks. Only the socket's one thread does, after the one that has begun it.
+fn note(number: u32, inode: u64) {
+    if let Some(place) = OPEN.iter().find(|place| place.number.load(Ordering::SeqCst) == 0) {
+        place.inode.store(inode, Ordering::SeqCst);
+        place.number.store(number, Ordering::SeqCst);
+    }
+}
+
+fn forget(number: u32) {
+    if let Some(place) = OPEN.iter().find(|place| place.number.load(Ordering::SeqCst) == number) {
+        place.number.store(0, Ordering::SeqCst);
+    }
+}
+
+fn listen() -> io::Result<Descriptor> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    // Whoever has taken a name takes none of the next.
+    let number = now ^ (u64::from(NUMBER.fetch_add(1, Ordering::Relaxed)) << 56);
+    let name = format!("dogtag-{}-{number:016x}", std::process::id());
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
+    listener.set_nonblocking(true)?;
+    Descriptor::keep(listener.into_raw_fd())
+}
+
+/// How many connections there may be; one more takes the place of the oldest.
+const MOST_CONNECTIONS: usize = 16;
+
+/// Bytes of a request.
+const MOST_BYTES: usize = 256;
+
+/// For an answer to be taken.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the thread works with.
+struct Server {
+    listener: Descriptor,
+    /// The oldest first.
+    connections: Vec<Connection>,
+}
+
+struct Connection {
+    descriptor: Descriptor,
+    request: Vec<u8>,
+    /// What is to be sent, and how much of it has been.
+    answer: Vec<u8>,
+    sent: usize,
+    until: Option<Instant>,
+}
+
+impl Server {
+    /// Waits until there is something to be done, and does it; `false` if there is no socket any more, nor
+    /// one to be had.
+    fn turn(&mut self) -> bool {
+        self.wait();
+        if self.listener.get().is_none() {
+            // The program has closed all descriptors, as daemons do when they begin.
+            match listen() {
+                Ok(listener) => self.listener = listener,
+                Err(_) => return false,
+            }
+        }
+        self.accept();
+        self.connections.retain_mut(|connection| {
+            contain(|| connection.go_on()).unwrap_or(false)
+                && connection.until.is_none_or(|until| Instant::now() < until)
+        });
+        true
+    }
+
+    fn wait(&self) {
+        let wanted =
+            |descriptor: &Descriptor, events| libc::pollfd { fd: descriptor.number(), events, revents: 0 };
+        let mut descriptors = vec![wanted(&self.listener, libc::POLLIN)];
+        descriptors.extend(self.connections.iter().map(|connection| {
+            let events = if connection.answer.is_empty() { libc::POLLIN } else { libc::POLLOUT };
+            wanted(&connection.descriptor, events)
+        }));
+        let until = self.connections.iter().filter_map(|connection| connection.until).min();
+        let milliseconds = until.map_or(-1, |until| {
+            let left = until.saturating_duration_since(Instant::now());
+            i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1)
+        });
+        // SAFETY: the list is there, and has that length.
+        unsafe { libc::poll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, milliseconds) };
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..MOST_CONNECTIONS {
+            let descriptor = match self.listener.accept() {
+                Ok(descriptor) => descriptor,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    // No descriptors are left, or alike; the connection still waits.
+                    std::thread::sleep(Duration::from_millis(100));
+                    return;
+                }
+            };
+            if !descriptor.is_of_the_same_user() {
+                continue;
+            }
+            if self.connections.len() == MOST_CONNECTIONS {
+                self.connections.remove(0);
+            }
+            self.connections.push(Connection {
+                descriptor,
+                request: Vec::new(),
+                answer: Vec::new(),
+                sent: 0,
+                until: None,
+            });
+        }
+    }
+}
+
+impl Connection {
+    /// Sends what is left to be sent, or reads what has come and answers it; `false` at the end.
+    fn go_on(&mut self) -> bool {
+        loop {
+            if self.answer.is_empty() {
+                let Some(end) = self.request.iter().position(|byte| *byte == b'\n') else {
+                    match self.read() {
+                        Ok(0) => return false,
+                        Ok(_) if self.request.len() > MOST_BYTES => return false,
+                        Ok(_) => continue,
+                        Err(error) => return error.kind() == ErrorKind::WouldBlock,
+                    }
+                };
+                let request: Vec<u8> = self.request.drain(..=end).collect();
+                answer_to(&request[..end], &mut self.answer);
+                self.until = Some(Instant::now() + PATIENCE);
+            }
+            match self.descriptor.send(&self.answer[self.sent..]) {
+                Ok(sent) => self.sent += sent,
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            }
+            if self.sent == self.answer.len() {
+                // Its place is kept: the next answer is as long, mostly.
+                self.answer.clear();
+                (self.sent, self.until) = (0, None);
+            }
+        }
+    }
+
+    fn read(&mut self) -> io::Result<usize> {
+        let mut piece = [0; MOST_BYTES];
+        let length = self.descriptor.receive(&mut piece)?;
+        self.request.extend_from_slice(&piece[..length]);
+        Ok(length)
+    }
+}
