@@ -119,6 +119,9 @@ pub struct Top {
     /// Print a table once, with the balance.
     #[arg(long)]
     pub once: bool,
+    /// Print all services' figures once, as a line of JSON.
+    #[arg(long, conflicts_with = "once")]
+    pub json: bool,
 }
 
 /// Takes a heap profile of a process: which code holds its memory.

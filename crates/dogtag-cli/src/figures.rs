@@ -1,13 +1,15 @@
 //! The figures of all services at one moment, as a process sends them.
 
 use dogtag::Usage;
+use serde::Serialize;
 
 /// What a process sends.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Figures {
     /// Milliseconds since 1970.
     pub time: u64,
     /// Nanoseconds of processor time that the process's answers have taken so far.
+    #[serde(rename = "answers_nanoseconds")]
     pub cost: u64,
     pub totals: Usage,
     pub lost_bytes: u64,
@@ -19,7 +21,7 @@ pub struct Figures {
 pub type Id = (u32, u64);
 
 /// One service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Service {
     pub id: Id,
     pub parent: Option<Id>,

@@ -129,6 +129,11 @@ impl Process {
         self.ask("stop", PATIENCE).map(drop)
     }
 
+    /// Whether it has not ended.
+    pub fn is_there(&self) -> bool {
+        Path::new(&format!("/proc/{}", self.pid)).exists() && state(self.pid) != Some('Z')
+    }
+
     fn what(&self, word: &str) -> String {
         format!("what process {} answers to {word}", self.pid)
     }
@@ -144,9 +149,7 @@ impl Process {
                 Some('T' | 't') => format!("process {} is stopped", self.pid),
                 _ => format!("process {} does not answer", self.pid),
             }),
-            _ if !Path::new(&format!("/proc/{}", self.pid)).exists() || state(self.pid) == Some('Z') => {
-                Failure::new(format!("process {} has ended", self.pid))
-            }
+            _ if !self.is_there() => Failure::new(format!("process {} has ended", self.pid)),
             ErrorKind::InvalidData => {
                 Failure::new(format!("process {} does not speak {VERSION}: {error}", self.pid))
             }

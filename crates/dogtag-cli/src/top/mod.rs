@@ -37,16 +37,20 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         if found.is_empty() {
             return Err(Failure::new(NONE));
         }
-        if found.len() > 1 || !has_terminal && !arguments.once {
+        if found.len() > 1 || !has_terminal && !arguments.once && !arguments.json {
             return print(&list(&mut found));
         }
     }
     let mut process = Process::chosen(arguments.pid)?;
+    if arguments.json {
+        let figures = process.figures()?;
+        return print(&(serde_json::to_string(&figures).context("JSON")? + "\n"));
+    }
     if arguments.once {
         return print(&process.report()?.table(ROWS));
     }
     if !has_terminal {
-        return Err(Failure::new("there is no terminal: --once prints a table"));
+        return Err(Failure::new("there is no terminal: --once prints a table, and --json all figures"));
     }
     let program = process.hello()?.program;
     let state = State::new(&program, process.pid);
@@ -119,7 +123,7 @@ fn ask(mut process: Process, interval: Duration, sender: &SyncSender<News>) {
             // Of the time since the last one, which had a balance in it, too.
             let cost = Duration::from_nanos(figures.cost.saturating_sub(last_cost));
             last_cost = figures.cost;
-            let pause = (cost * SHARE_OF_BALANCE).clamp(Duration::from_secs(2), Duration::from_secs(60));
+            let pause = (cost * SHARE_OF_BALANCE).clamp(Duration::from_secs(5), Duration::from_secs(60));
             next_balance = begun + pause;
             news.push(process.balance().map(News::Balance));
         }
@@ -145,6 +149,7 @@ fn reconnected(process: &mut Process, failure: Failure) -> News {
             *process = new;
             News::Trouble(failure.message)
         }
+        Err(_) if !process.is_there() => News::Ended(format!("process {} has ended", process.pid)),
         Err(failure) => News::Ended(failure.message),
     }
 }

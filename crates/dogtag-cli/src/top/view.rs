@@ -245,11 +245,11 @@ fn footer(state: &State) -> Line<'static> {
     .into()
 }
 
-const HELP: &str = "\
- q  Esc        quit
+const HELP: &str = " q  Esc        quit
  ↑ ↓  j k      move; PgUp PgDn Home End as well
  ← →  < >      sort by the next column
- M G P A B N   sort by memory, growth, peak, allocated, blocks, name
+ M G P A B N   sort by memory, growth, peak, all that was
+               allocated, blocks, name
  R             reverse the order
  t             families as a tree, with their sums
  /             show names that have a text in them
@@ -263,7 +263,7 @@ const HELP: &str = "\
 
 fn help(frame: &mut Frame<'_>) {
     let area = frame.area();
-    let (width, height) = (62.min(area.width), 17.min(area.height));
+    let (width, height) = (62.min(area.width), 18.min(area.height));
     let place = Rect::new((area.width - width) / 2, (area.height - height) / 2, width, height);
     frame.render_widget(Clear, place);
     frame.render_widget(Paragraph::new(HELP).block(Block::bordered().title(" dogtag top ")), place);

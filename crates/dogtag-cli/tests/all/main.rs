@@ -4,3 +4,4 @@ mod check;
 mod place;
 mod report;
 mod run;
+mod top;

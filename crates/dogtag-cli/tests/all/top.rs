@@ -1,0 +1,244 @@
+//! `dogtag top` and `dogtag profile`, of programs that run.
+
+use crate::place::{Done, Place, word};
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+/// Registers services by the library's own functions, which a program finds if it is preloaded, and has
+/// each of some threads allocate in all of them. Then it does as lines on standard input say.
+const SERVICES: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+struct scope { void *words[2]; };
+static int services, threads;
+static void **all;
+static unsigned long held[20000];
+static void *(*make)(const char *);
+static struct scope (*enter)(void *);
+static void (*leave)(struct scope);
+static pthread_barrier_t barrier;
+static void *work(void *argument) {
+    (void)argument;
+    for (int i = 0; i < services; i++) {
+        struct scope scope = enter(all[i]);
+        void *block = malloc(i + 1);
+        if (!block) abort();
+        // Of C's blocks all that can be used is counted.
+        __atomic_fetch_add(&held[i], malloc_usable_size(block), __ATOMIC_RELAXED);
+        leave(scope);
+    }
+    pthread_barrier_wait(&barrier);
+    pause();
+    return 0;
+}
+int main(int count, char **words) {
+    if (count < 3) return 9;
+    services = atoi(words[1]), threads = atoi(words[2]);
+    make = dlsym(RTLD_DEFAULT, "dogtag_service_register");
+    enter = dlsym(RTLD_DEFAULT, "dogtag_enter");
+    leave = dlsym(RTLD_DEFAULT, "dogtag_leave");
+    if (!make || !enter || !leave) return 8;
+    all = calloc(services, sizeof *all);
+    for (int i = 0; i < services; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "service-%d", i);
+        all[i] = make(name);
+    }
+    pthread_barrier_init(&barrier, 0, threads + 1);
+    for (int i = 0; i < threads; i++) {
+        pthread_t thread;
+        if (pthread_create(&thread, 0, work, 0)) return 7;
+    }
+    pthread_barrier_wait(&barrier);
+    char line[64];
+    printf("%d\n", getpid()), fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        if (!strcmp(line, "close\n")) {
+            for (int i = 3; i < 1024; i++) close(i);
+            printf("closed\n");
+        } else if (!strcmp(line, "sums\n")) {
+            for (int i = 0; i < services; i++) printf("%lu ", held[i]);
+            printf("\n");
+        } else if (!strcmp(line, "fork\n")) {
+            int pid = fork();
+            if (pid == 0) { pause(); _exit(0); }
+            printf("%d\n", pid);
+        } else if (!strcmp(line, "hold\n")) {
+            for (int i = 0; i < 64; i++) if (!malloc(100000)) abort();
+            printf("held\n");
+        }
+        fflush(stdout);
+    }
+    return 0;
+}"#;
+
+/// The program under `dogtag run`, which ends with this.
+struct Running {
+    dogtag: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+    pid: u32,
+}
+
+impl Running {
+    fn start(place: &Place, services: u32, threads: u32, options: &[&str]) -> Self {
+        let program = place.compile("services", SERVICES, &["-lpthread", "-ldl"]);
+        let numbers = [services.to_string(), threads.to_string()];
+        let mut words = vec!["run"];
+        words.extend(options);
+        words.extend(["--", word(&program), &numbers[0], &numbers[1]]);
+        let mut command = place.command(words);
+        let mut dogtag =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (dogtag.stdin.take(), BufReader::new(dogtag.stdout.take().unwrap()));
+        let mut running = Self { dogtag, input, output, pid: 0 };
+        running.pid = running.line().parse().unwrap();
+        running
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn ask(&mut self, word: &str) -> String {
+        use std::io::Write;
+
+        self.input.as_mut().unwrap().write_all(format!("{word}\n").as_bytes()).unwrap();
+        self.line()
+    }
+
+    fn signal(pid: u32, signal: i32) {
+        // SAFETY: signals a process that this test has started, and that has not been waited for.
+        unsafe { libc::kill(pid.cast_signed(), signal) };
+    }
+
+    fn end(mut self) -> Done {
+        drop(self.input.take());
+        Done::of(self.dogtag.wait_with_output().unwrap())
+    }
+}
+
+fn figures(place: &Place, pid: u32) -> Value {
+    let done = place.run(["top", "--json", &pid.to_string()]);
+    done.has_status(0);
+    serde_json::from_str(&done.out).unwrap()
+}
+
+/// Whether a process answers, which it may do a little later.
+fn is_seen(place: &Place, pid: u32) -> bool {
+    (0..1000).any(|_| place.run(["top", "--json", &pid.to_string()]).status == Some(0))
+}
+
+fn live(service: &Value) -> u64 {
+    let figure = |name: &str| service["usage"][name].as_u64().unwrap();
+    figure("allocated_bytes") - figure("freed_bytes")
+}
+
+#[test]
+fn figures_are_right_to_the_byte() {
+    let place = Place::new();
+    let mut running = Running::start(&place, 300, 8, &[]);
+    let held: Vec<u64> = running.ask("sums").split(' ').map(|sum| sum.parse().unwrap()).collect();
+    let figures = figures(&place, running.pid);
+    let services = figures["services"].as_array().unwrap();
+    let mut found = 0;
+    for service in services {
+        let Some(number) = service["name"].as_str().unwrap().strip_prefix("service-") else { continue };
+        assert_eq!(live(service), held[number.parse::<usize>().unwrap()], "{service}");
+        found += 1;
+    }
+    assert_eq!(found, 300);
+    let sum: u64 = services.iter().map(live).sum();
+    let totals = &figures["totals"];
+    assert_eq!(sum, totals["allocated_bytes"].as_u64().unwrap() - totals["freed_bytes"].as_u64().unwrap());
+    let done = place.run(["top", "--once", &running.pid.to_string()]);
+    assert!(done.out.contains("\nservice-2") && done.out.contains("\nRSS "), "{done:#?}");
+    place.run(["top", &running.pid.to_string()]).has_status(2).says(&["there is no terminal"]);
+    let list = place.run(["top"]).out;
+    assert!(list.contains(&format!("{:>9}  services ", running.pid)), "{list}");
+    let pid = running.pid;
+    running.end().has_status(0);
+    place.run(["top", "--once", &pid.to_string()]).has_status(2).says(&["there is no process"]);
+}
+
+#[test]
+fn children_have_a_socket_of_their_own_and_closed_ones_come_back() {
+    let place = Place::new();
+    let mut running = Running::start(&place, 3, 1, &[]);
+    let child: u32 = running.ask("fork").parse().unwrap();
+    // Its parent knows its number before it has begun.
+    assert!(is_seen(&place, child));
+    let services = |pid| figures(&place, pid)["services"].as_array().unwrap().len();
+    assert_eq!(services(child), services(running.pid));
+    Running::signal(child, libc::SIGKILL);
+    assert_eq!(running.ask("close"), "closed");
+    // The first question tells the thread that its socket is gone.
+    assert!(is_seen(&place, running.pid));
+    running.end().has_status(0);
+}
+
+#[test]
+fn a_process_that_is_stopped_is_told() {
+    let place = Place::new();
+    let running = Running::start(&place, 1, 1, &[]);
+    Running::signal(running.pid, libc::SIGSTOP);
+    place.run(["top", "--once", &running.pid.to_string()]).has_status(2).says(&["is stopped"]);
+    Running::signal(running.pid, libc::SIGCONT);
+    place.run(["top", "--once", &running.pid.to_string()]).has_status(0);
+    running.end().has_status(0);
+}
+
+#[test]
+fn processes_that_cannot_be_seen_are_refused() {
+    let place = Place::new();
+    let running = Running::start(&place, 1, 1, &["--no-top"]);
+    for command in ["top", "profile"] {
+        let pid = running.pid.to_string();
+        place.run([command, &pid]).has_status(2).says(&["does not let dogtag look"]);
+        place.run([command, "4000000000"]).has_status(2).says(&["there is no process 4000000000"]);
+        place.run([command, "x"]).has_status(2).says(&["invalid value 'x'"]);
+    }
+    running.end().has_status(0);
+}
+
+#[test]
+fn profiles_are_taken_of_processes_that_run() {
+    let place = Place::new();
+    let mut running = Running::start(&place, 1, 1, &["--profile=4K"]);
+    assert_eq!(running.ask("hold"), "held");
+    let pid = running.pid.to_string();
+    place.run(["profile", &pid, "-o", "x.folded"]).has_status(0).says(&["x.folded"]);
+    assert!(place.read("x.folded").contains(";main "), "{}", place.read("x.folded"));
+    place.run(["profile", &pid]).has_status(0);
+    assert!(fs::read(place.path(&format!("heap.{pid}.pb.gz"))).unwrap().starts_with(&[0x1f, 0x8b]));
+    running.end().has_status(0);
+
+    let mut running = Running::start(&place, 1, 1, &[]);
+    let pid = running.pid.to_string();
+    place.run(["profile", &pid]).has_status(2).says(&["takes no samples"]);
+    let dogtag = place
+        .command(["profile", &pid, "--for", "1m", "--interval", "4K", "-o", "y.folded"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Until it takes samples, which the next one sees.
+    while place.run(["profile", &pid, "-o", "z.folded"]).status != Some(0) {}
+    assert_eq!(running.ask("hold"), "held");
+    Running::signal(dogtag.id(), libc::SIGINT);
+    Done::of(dogtag.wait_with_output().unwrap()).has_status(0);
+    assert!(place.read("y.folded").contains(";main "), "{}", place.read("y.folded"));
+    place.run(["profile", &pid]).has_status(2).says(&["takes no samples"]);
+    running.end().has_status(0);
+}
