@@ -39,6 +39,7 @@ tests! {
     a_profile_is_part_of_a_report,
     a_page_is_served_by_one_call,
     silent_connections_are_closed,
+    a_socket_answers_its_own_user,
 }
 
 /// Runs the tests whose names have an argument in them; or a task, as a test wants it.
@@ -373,6 +374,14 @@ fn a_profile_is_part_of_a_report() {
 fn a_page_is_served_by_one_call() {
     let (out, err) = ended(task("serve", ""), OWN);
     assert_eq!((out.as_str(), err.as_str()), ("as expected\n", ""));
+}
+
+fn a_socket_answers_its_own_user() {
+    #[cfg(target_os = "linux")]
+    {
+        let (out, err) = ended(task("socket", ""), OWN);
+        assert_eq!((out.as_str(), err.as_str()), ("as expected\n", ""));
+    }
 }
 
 fn silent_connections_are_closed() {

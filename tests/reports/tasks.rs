@@ -1,6 +1,8 @@
 //! What the program does.
 
 mod server;
+#[cfg(target_os = "linux")]
+mod socket;
 
 use crate::watch::{self, ended};
 use crate::{Folder, OWN};
@@ -50,6 +52,8 @@ pub fn run(task: &str) -> ExitCode {
         "profile" => profile(&argument),
         "serve" => server::serve(),
         "silent" => server::silent(),
+        #[cfg(target_os = "linux")]
+        "socket" => socket::socket(),
         _ => panic!("no task {task}"),
     }
     std::mem::forget(kept);
