@@ -35,7 +35,7 @@ pub fn stays_mapped(start: usize) -> bool {
 /// Call stacks as they are taken inside allocations, for tests and benches.
 #[cfg(feature = "profile")]
 pub mod unwind {
-    use crate::profile::unwind;
+    use crate::unwind;
 
     /// Prepares taking call stacks, and finds the libraries that are loaded now.
     pub fn prepare() {
@@ -137,10 +137,16 @@ pub mod service {
 /// Blocks whose owner is found without their size.
 #[cfg(not(feature = "memory-check"))]
 pub mod blocks {
-    pub use crate::ledger::charge::{Freed, charged};
+    pub use crate::ledger::charge::{Freed, Source, charged};
     pub use crate::ledger::samples::owner as owner_of;
     pub use crate::ledger::thread::charge_ownerless;
     pub use crate::owner::{LARGE, Named, Slot, unsized_free};
+    /// Blocks that the sampled guard has, if there is one.
+    pub mod guarded {
+        pub use crate::sampled_guard::blocks::{
+            Found, Place, Returned, Taken, reserve_unsized, size_of_block, take,
+        };
+    }
 }
 
 /// Blocks that memory-check surrounds with guards.

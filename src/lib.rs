@@ -179,6 +179,7 @@
 //! | `serde` | no | `Serialize` and `Deserialize` for [`Snapshot`] and what is in it |
 //! | `stream` | no | [`InService`] is a `Stream` (of the crate `futures-core`) of what is one |
 //! | `profile` | no | the module `profile`: a live heap profile by service and call stack |
+//! | `sampled-guard` | no | the module `sampled_guard`: one allocation in some thousands stands alone between pages without access, in production |
 //! | `report` | no | the module `report`: tables at the exit, at a signal or every so often, and a page in the browser |
 //! | `tracing-layer` | no | `ServiceLayer`, a layer for subscribers of `tracing-subscriber` |
 //! | `allocator-api2` | no | `Allocator` for `&Dogtag`: collections on an instance of their own |
@@ -228,6 +229,17 @@ pub mod profile;
 mod registered;
 #[cfg(all(feature = "report", not(dogtag_loom)))]
 pub mod report;
+#[cfg(all(feature = "sampled-guard", not(dogtag_loom)))]
+#[cfg_attr(
+    feature = "memory-check",
+    allow(dead_code, unused_imports, reason = "memory-check looks at every block")
+)]
+pub mod sampled_guard;
+#[cfg(not(any(feature = "sampled-guard", feature = "memory-check", dogtag_loom)))]
+mod sampled_guard {
+    #[path = "off.rs"]
+    pub(crate) mod blocks;
+}
 #[cfg(not(dogtag_loom))]
 mod series;
 #[cfg(not(dogtag_loom))]
@@ -238,6 +250,8 @@ mod sync;
 mod sys;
 #[cfg(not(dogtag_loom))]
 pub mod thread;
+#[cfg(all(any(feature = "profile", feature = "sampled-guard"), not(dogtag_loom)))]
+mod unwind;
 mod usage;
 
 #[cfg(feature = "jemalloc")]

@@ -66,7 +66,7 @@ impl Placement {
 
     /// Whether blocks of that size have no cookie.
     #[inline(always)]
-    const fn is_beside(self, size: usize) -> bool {
+    pub(crate) const fn is_beside(self, size: usize) -> bool {
         self.is_table || self.is_large(size)
     }
 

@@ -11,10 +11,10 @@ compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Lin
 mod detached_thread;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod fork;
-#[cfg(all(feature = "profile", target_os = "linux", not(dogtag_loom)))]
+#[cfg(all(any(feature = "profile", feature = "sampled-guard"), target_os = "linux", not(dogtag_loom)))]
 pub(crate) mod loader;
 mod parker;
-#[cfg(all(any(feature = "memory-check", feature = "profile"), not(dogtag_loom)))]
+#[cfg(all(any(feature = "memory-check", feature = "profile", feature = "sampled-guard"), not(dogtag_loom)))]
 pub(crate) mod resolve;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod smaps;
@@ -274,6 +274,16 @@ pub(crate) fn own_thread_name() -> Option<[u8; 16]> {
     let is_known = false;
     name[15] = 0;
     is_known.then_some(name)
+}
+
+/// The calling thread's number as the kernel has it; 0 where the system does not tell.
+#[cfg(all(feature = "sampled-guard", not(dogtag_loom)))]
+pub(crate) fn own_thread_number() -> u32 {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    // SAFETY: only returns a number.
+    return unsafe { libc::gettid() }.cast_unsigned();
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    0
 }
 
 /// Whether the calling thread is the one that runs `main`; also where the system does not tell.

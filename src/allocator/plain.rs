@@ -46,11 +46,12 @@
 //! there, and rustc 1.95 crashes.
 
 use super::Dogtag;
-use crate::ledger::charge::{self, Freed};
+use crate::ledger::charge::{self, Freed, Source};
 use crate::ledger::samples;
-use crate::ledger::slots::{Record, UNATTRIBUTED};
+use crate::ledger::slots::Record;
 use crate::ledger::thread;
-use crate::owner::{Named, OwnerPlace, Placement, SampleId};
+use crate::owner::{Named, OwnerPlace, Placement};
+use crate::sampled_guard::blocks::{self, Found, Returned, Taken};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::ptr::{self, NonNull};
@@ -333,20 +334,31 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
             };
         }
         // SAFETY: the outer layout is no smaller than the block's, which is not empty.
-        unsafe { charged(Self::PLACEMENT, layout, None, |outer| self.counted().alloc(outer)) }
+        unsafe { charged(Self::PLACEMENT, layout, None, |block| block, |outer| self.counted().alloc(outer)) }
     }
 
     #[cold]
     #[inline]
     unsafe fn alloc_zeroed_slow(&self, layout: Layout) -> *mut u8 {
+        let zeroed = |block: *mut u8| {
+            // SAFETY: a place for the block, which nobody else has.
+            unsafe { block.write_bytes(0, layout.size()) };
+            block
+        };
         // SAFETY: the outer layout is no smaller than the block's, which is not empty.
-        unsafe { charged(Self::PLACEMENT, layout, None, |outer| self.counted().alloc_zeroed(outer)) }
+        unsafe { charged(Self::PLACEMENT, layout, None, zeroed, |outer| self.counted().alloc_zeroed(outer)) }
     }
 
     /// The allocator comes last, so that the others stay where they are.
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_slow(block: *mut u8, layout: Layout, allocator: &Self) {
+        if let Some(returned) = blocks::take(block, Some(layout), Found::Dealloc) {
+            if let Returned::Block(taken) = returned {
+                taken.free();
+            }
+            return;
+        }
         // The long slots' shorter way.
         // SAFETY: the block is live and came from here.
         let named = unsafe { Self::PLACEMENT.read(block, layout.size()) };
@@ -360,7 +372,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         }
         // SAFETY: the block is live and came from here.
         let owner = unsafe { Owner::of(Self::PLACEMENT, block, layout) };
-        owner.freed(layout.size()).refund();
+        owner.freed.refund();
         if let Some(outer) = owner.outer {
             // SAFETY: the layout that the block was requested with.
             unsafe { allocator.counted().dealloc(block, outer) };
@@ -386,13 +398,54 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// As for [`GlobalAlloc::realloc`], whatever the alignments.
     #[cold]
     pub(super) unsafe fn relayout(&self, block: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
+        let guarded = match blocks::take(block, Some(layout), Found::Realloc) {
+            Some(Returned::Block(taken)) => Some(taken),
+            Some(Returned::Nothing) => return ptr::null_mut(),
+            None => None,
+        };
         // SAFETY: the block is live and came from here.
-        let owner = unsafe { Owner::of(Self::PLACEMENT, block, layout) };
+        let moved = unsafe { self.moved(block, guarded, layout, new_layout) };
+        if let Some(taken) = guarded
+            && moved.is_null()
+        {
+            taken.restore();
+        }
+        moved
+    }
+
+    /// # Safety
+    ///
+    /// As for [`relayout`](Self::relayout). The block is the sampled guard's, if `guarded` is some.
+    unsafe fn moved(
+        &self,
+        block: *mut u8,
+        guarded: Option<Taken>,
+        layout: Layout,
+        new_layout: Layout,
+    ) -> *mut u8 {
+        let owner = match guarded {
+            Some(taken) => Owner { freed: taken.freed(), outer: None },
+            // SAFETY: the block is live and came from here.
+            None => unsafe { Owner::of(Self::PLACEMENT, block, layout) },
+        };
+        // What is in the block, for a new one; and the old one is freed, but for its owner's figures.
+        let copied = |new: *mut u8| {
+            // SAFETY: both are valid for the smaller of their sizes; the layout is the one that the block was
+            // requested with, if that is known; otherwise it is left where it is.
+            unsafe {
+                ptr::copy_nonoverlapping(block, new, layout.size().min(new_layout.size()));
+                match (guarded, owner.outer) {
+                    (Some(taken), _) => taken.retire(),
+                    (None, Some(outer)) => self.counted().dealloc(block, outer),
+                    (None, None) => {}
+                }
+            }
+            new
+        };
         let was_asked = Cell::new(false);
         let place = |new_outer: Layout| {
             was_asked.set(true);
-            // SAFETY: the layout that the block was requested with, if that is known; otherwise
-            // the block is left where it is. Both are valid for the smaller of their sizes.
+            // SAFETY: the layout that the block was requested with.
             unsafe {
                 match owner.outer {
                     Some(outer) if outer.align() == new_outer.align() => {
@@ -400,30 +453,24 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
                         // What is the same to the backend may stay.
                         if moved.is_null() && outer == new_outer { block } else { moved }
                     }
-                    outer => {
+                    _ => {
                         let new = self.counted().alloc(new_outer);
-                        if !new.is_null() {
-                            ptr::copy_nonoverlapping(block, new, layout.size().min(new_layout.size()));
-                            if let Some(outer) = outer {
-                                self.counted().dealloc(block, outer);
-                            }
-                        }
-                        new
+                        if new.is_null() { new } else { copied(new) }
                     }
                 }
             }
         };
         let is_growth = new_layout.size() > layout.size();
         let resized = || {
-            let replaced = Some((owner.freed(layout.size()), !is_growth));
+            let replaced = Some((owner.freed, !is_growth));
             // SAFETY: what `place` returns has the size that it is called with.
-            unsafe { charged(Self::PLACEMENT, new_layout, replaced, place) }
+            unsafe { charged(Self::PLACEMENT, new_layout, replaced, copied, place) }
         };
         let moved = resized();
         if !moved.is_null() || is_growth {
             return moved;
         }
-        let record = owner.record.unwrap_or(&UNATTRIBUTED);
+        let record = owner.freed.owner;
         let outer_of = |record: &Record| Self::PLACEMENT.layout(new_layout, record.slot().into());
         if was_asked.get() && outer_of(thread::current_record()) == outer_of(record) {
             // It was not denied, and the backend has nothing else to say.
@@ -448,21 +495,24 @@ unsafe fn charged(
     placement: Placement,
     layout: Layout,
     replaced: Option<(Freed, bool)>,
+    alone: impl FnOnce(*mut u8) -> *mut u8,
     allocate: impl FnOnce(Layout) -> *mut u8,
 ) -> *mut u8 {
-    let allocate = |named| placement.layout(layout, named).map_or(ptr::null_mut(), allocate);
+    let allocate = |source| match source {
+        Source::Heap(named) => placement.layout(layout, named).map_or(ptr::null_mut(), allocate),
+        Source::Alone(block) => alone(block),
+    };
+    let reserve = || blocks::reserve_for(placement, layout);
     // SAFETY: the block has the layout that `named` needs.
     let note_owner = |block, named| unsafe { placement.write(block, layout.size(), named) };
-    charge::charged(thread::current_account(), |_| layout.size(), replaced, allocate, note_owner)
+    charge::charged(thread::current_account(), |_| layout.size(), reserve, replaced, allocate, note_owner)
 }
 
 /// What a block's cookie says.
 #[derive(Clone, Copy)]
 struct Owner {
-    /// The service; `None` if the cookie cannot be believed.
-    record: Option<&'static Record>,
-    /// Its sample, if it is a sampled block.
-    sample: Option<SampleId>,
+    /// What is refunded for the block.
+    freed: Freed,
     /// The layout that the block was requested with; `None` if that cannot be
     /// known, and the block must be left where it is.
     outer: Option<Layout>,
@@ -475,16 +525,12 @@ impl Owner {
     unsafe fn of(placement: Placement, block: *mut u8, layout: Layout) -> Self {
         // SAFETY: the block is live, and has that layout.
         let named = unsafe { placement.read(block, layout.size()) };
-        let (record, sample) = samples::owner(named, block);
-        let outer = match record.and(named) {
+        let owner = samples::owner(named, block);
+        let outer = match owner.0.and(named) {
             Some(named) => placement.layout(layout, named),
             None => placement.layout_without_cookie(layout),
         };
-        Self { record, sample, outer }
-    }
-
-    fn freed(&self, size: usize) -> Freed {
-        Freed::new((self.record, self.sample), size)
+        Self { freed: Freed::new(owner, layout.size()), outer }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::ledger::thread;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use crate::sys::{self, resolve::resolve};
+use crate::sys::{self, resolve};
 use std::fmt;
 use std::ptr;
 
@@ -36,47 +36,8 @@ impl Backtrace {
 
 impl fmt::Display for Backtrace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = 0;
-        let mut is_over = false;
-        for address in self.each_address() {
-            if is_over {
-                break;
-            }
-            // The return address may be the next function's first.
-            let call = ptr::without_provenance_mut(address.wrapping_sub(1));
-            let mut result = Ok(());
-            let mut known = false;
-            resolve(call, |symbol| {
-                let Some(name) = symbol.name() else { return };
-                known = true;
-                let name = format!("{name:#}");
-                is_over |= name.contains("__rust_begin_short_backtrace");
-                if is_over || result.is_err() || (shown == 0 && is_ours(&name)) {
-                    return;
-                }
-                shown += 1;
-                result = write!(f, "    {shown:>2}: {name}").and_then(|()| {
-                    match (symbol.filename(), symbol.lineno()) {
-                        (Some(file), Some(line)) => writeln!(f, "\n            at {}:{line}", file.display()),
-                        _ => writeln!(f),
-                    }
-                });
-            });
-            result?;
-            if !known {
-                shown += 1;
-                writeln!(f, "    {shown:>2}: {address:#x}")?;
-            }
-        }
-        Ok(())
+        resolve::write_stack(f, self.each_address())
     }
-}
-
-/// Frames between the program's code and the place where the stack was taken.
-fn is_ours(name: &str) -> bool {
-    ["dogtag::", "<dogtag::", "backtrace::", "__rust_", "__rustc", "alloc::alloc::", "<alloc::alloc::Global"]
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
 }
 
 /// Takes the calling thread's call stack and gives its number: 0 where there is

@@ -118,7 +118,7 @@ impl Cell {
     pub(super) fn lower_threshold(&self) {
         self.grant_end.store(LOWERED, Ordering::Relaxed);
         // For `set_point`.
-        #[cfg(any(feature = "profile", dogtag_loom))]
+        #[cfg(any(feature = "profile", feature = "sampled-guard", dogtag_loom))]
         fence(Ordering::SeqCst);
         self.threshold.store(LOWERED, Ordering::Release);
     }

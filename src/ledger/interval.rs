@@ -1,4 +1,5 @@
-//! The mean distance of sampled bytes, and how it is changed while threads sample.
+//! The mean distance of bytes that are sampled for the profile, the share of allocations that the sampled guard
+//! takes, and how both are changed while threads sample.
 
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, shared};
 use std::sync::PoisonError;
@@ -10,7 +11,10 @@ shared! {
     /// By which they are to sample.
     static WANTED: AtomicU64 = AtomicU64::new(0);
 
-    /// How often it was changed.
+    /// The sampled guard takes one allocation in so many; 0 for none.
+    static RATE: AtomicU64 = AtomicU64::new(0);
+
+    /// How often one of them was changed.
     static CHANGES: AtomicU64 = AtomicU64::new(1);
 
     static CHANGING: Mutex<()> = Mutex::new(());
@@ -20,6 +24,35 @@ shared! {
 #[inline]
 pub(crate) fn interval() -> u64 {
     INTERVAL.load(Ordering::Relaxed)
+}
+
+/// By what threads sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rates {
+    /// The mean distance of bytes that are sampled for the profile; 0 for none.
+    pub(super) interval: u64,
+    /// The sampled guard takes one allocation in so many; 0 for none.
+    pub(super) rate: u64,
+}
+
+impl Rates {
+    /// Whether nothing is sampled.
+    #[inline]
+    pub(crate) fn are_zero(self) -> bool {
+        self.interval | self.rate == 0
+    }
+}
+
+/// By what threads sample now.
+#[inline]
+pub(crate) fn rates() -> Rates {
+    Rates { interval: interval(), rate: rate() }
+}
+
+/// The sampled guard takes one allocation in so many; 0 for none.
+#[inline]
+pub(crate) fn rate() -> u64 {
+    RATE.load(Ordering::Relaxed)
 }
 
 /// How often the interval was changed. What [`interval`] returns later is no older.
@@ -52,6 +85,18 @@ impl Changing {
         for step in [0, interval] {
             if step != self::interval() {
                 INTERVAL.store(step, Ordering::Relaxed);
+                CHANGES.fetch_add(1, Ordering::Release);
+                lower();
+            }
+        }
+    }
+
+    /// Has the sampled guard take one allocation in `rate` from now on; none by 0.
+    #[cfg(feature = "sampled-guard")]
+    pub(crate) fn set_rate(&mut self, rate: u64, lower: impl Fn()) {
+        for step in [0, rate] {
+            if step != self::rate() {
+                RATE.store(step, Ordering::Relaxed);
                 CHANGES.fetch_add(1, Ordering::Release);
                 lower();
             }

@@ -15,7 +15,10 @@ pub(crate) mod cell;
 pub(crate) mod charge;
 mod event_flags;
 pub(crate) mod family;
-#[cfg_attr(not(feature = "profile"), allow(dead_code, reason = "the profiler is what samples"))]
+#[cfg_attr(
+    not(all(feature = "profile", feature = "sampled-guard")),
+    allow(dead_code, reason = "the profiler and the sampled guard are what samples")
+)]
 pub(crate) mod interval;
 pub(crate) mod lifecycle;
 #[cfg(not(dogtag_loom))]
@@ -25,10 +28,16 @@ pub(crate) mod nudge;
 pub(crate) mod pending_events;
 #[cfg(any(feature = "tracing-layer", all(test, dogtag_loom)))]
 pub(crate) mod recall;
-#[cfg_attr(not(feature = "profile"), allow(dead_code, reason = "the profiler is what samples"))]
+#[cfg_attr(
+    not(all(feature = "profile", feature = "sampled-guard")),
+    allow(dead_code, reason = "the profiler and the sampled guard are what samples")
+)]
 pub(crate) mod samples;
 #[cfg(not(dogtag_loom))]
-#[cfg_attr(not(feature = "profile"), allow(dead_code, reason = "the profiler is what samples"))]
+#[cfg_attr(
+    not(all(feature = "profile", feature = "sampled-guard")),
+    allow(dead_code, reason = "the profiler and the sampled guard are what samples")
+)]
 pub(crate) mod sampling;
 pub(crate) mod shard;
 pub(crate) mod slots;

@@ -31,7 +31,7 @@ pub(crate) struct Sample {
 pub(crate) const MOST: u32 = if cfg!(dogtag_loom) { 2 } else { MOST_INDEX };
 const CHUNK: usize = if cfg!(dogtag_loom) { 1 } else { 1 << 12 };
 const CHUNKS: usize = MOST as usize / CHUNK;
-const _: () = assert!(MOST <= SampleId::COUNT);
+const _: () = assert!(MOST <= SampleId::GUARDED.index() as u32);
 
 #[repr(C, align(64))]
 #[cfg_attr(dogtag_loom, derive(Default))]

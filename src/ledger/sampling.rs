@@ -8,10 +8,14 @@
 //! A cell's threshold is at its next point, if that comes before the end of the grant
 //! ([`Cell::pending_point`]). Where every allocation takes the slow path anyway, in cells of long slots
 //! and in those that threads share, the thread counts down to its next point.
+//!
+//! The sampled guard takes one allocation in so many, whatever their sizes. It has such points, too, and takes an
+//! allocation that has one with the probability that makes up for its size. Points of both are
+//! chosen together: of two Poisson processes in one, each point is one's or the other's by chance.
 
 use crate::ledger::account::Account;
 use crate::ledger::cell::{Cell, Pending};
-use crate::ledger::interval::{changes, interval};
+use crate::ledger::interval::{Rates, changes, rates};
 use crate::ledger::samples::{self, Sample};
 use crate::ledger::slots::Record;
 use crate::ledger::thread::Word;
@@ -58,6 +62,7 @@ pub(crate) struct Decision {
     /// What it was decided with, if anything is sampled.
     looked: Option<Looked>,
     sampled: Option<Sampled>,
+    is_guarded: bool,
 }
 
 struct Looked {
@@ -66,7 +71,7 @@ struct Looked {
     size: u64,
     /// Whether the point is among them.
     is_reached: bool,
-    interval: u64,
+    rates: Rates,
     changes: u64,
 }
 
@@ -88,39 +93,49 @@ impl Decision {
     /// of C's may be charged with a few bytes more or less; what it stands for is decided here.
     #[inline]
     pub(crate) fn of(account: Account, record: &'static Record, size: usize) -> Self {
-        let mut decision = Self { account, looked: None, sampled: None };
-        let interval = interval();
-        if interval != 0 {
-            decision.decide(record, size as u64, interval);
+        let mut decision = Self { account, looked: None, sampled: None, is_guarded: false };
+        let rates = rates();
+        if !rates.are_zero() {
+            decision.decide(record, size as u64, rates);
         }
         decision
     }
 
     #[cold]
-    fn decide(&mut self, record: &'static Record, size: u64, interval: u64) {
+    fn decide(&mut self, record: &'static Record, size: u64, rates: Rates) {
         let changes = changes();
-        let (point, is_reached) = match own_short(self.account) {
+        let (point, beyond) = match own_short(self.account) {
             Some(cell) => {
                 let point = match cell.pending_point() {
                     Pending::At(point) => point,
-                    Pending::After(start) => start.saturating_add(distance(interval)),
+                    Pending::After(start) => start.saturating_add(rates.distance()),
                 };
-                (Point::At(point), cell.allocated().saturating_add(size) >= point)
+                (Point::At(point), cell.allocated().saturating_add(size).checked_sub(point))
             }
             None => {
                 let is_of_now = Word::SamplingChanges.get() == changes;
-                let left = if is_of_now { Word::NextSample.get() } else { distance(interval) };
-                (Point::In(left), size >= left)
+                let left = if is_of_now { Word::NextSample.get() } else { rates.distance() };
+                (Point::In(left), size.checked_sub(left))
             }
         };
-        self.looked = Some(Looked { point, size, is_reached, interval, changes });
-        if is_reached && !ptr::eq(record, UNSAMPLED.load(Ordering::Relaxed)) {
+        let is_reached = beyond.is_some();
+        self.looked = Some(Looked { point, size, is_reached, rates, changes });
+        let Some(beyond) = beyond else { return };
+        let (is_profiled, is_guarded) = rates.kinds(size, beyond);
+        self.is_guarded = is_guarded;
+        if is_profiled && !ptr::eq(record, UNSAMPLED.load(Ordering::Relaxed)) {
             self.sampled = samples::reserve().map(|id| Sampled { id, record, stack: take_stack() });
         }
     }
 
-    /// The block's sample, if it is sampled.
-    #[cfg(feature = "memory-check")]
+    /// Whether the sampled guard is to take the block.
+    #[cfg(not(feature = "memory-check"))]
+    #[inline]
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.is_guarded
+    }
+
+    /// The block's sample, if it is sampled for the profile.
     #[inline]
     pub(crate) fn sample(&self) -> Option<SampleId> {
         self.sampled.as_ref().map(|sampled| sampled.id)
@@ -151,11 +166,15 @@ impl Decision {
 
     #[cold]
     fn go_on(&mut self, looked: &Looked, block: *mut u8, charged: usize) {
-        let interval = interval();
-        let next = |is_over: bool, rest: u64| match interval {
-            0 => u64::MAX,
-            _ if is_over || interval != looked.interval => distance(interval),
-            _ => rest,
+        let rates = rates();
+        let next = |is_over: bool, rest: u64| {
+            if rates.are_zero() {
+                u64::MAX
+            } else if is_over || rates != looked.rates {
+                rates.distance()
+            } else {
+                rest
+            }
         };
         match (&looked.point, own_short(self.account)) {
             (Point::At(point), Some(cell)) => {
@@ -171,7 +190,7 @@ impl Decision {
         }
         if let Some(Sampled { id, record, stack }) = self.sampled.take() {
             let (slot, generation) = (record.slot(), record.generation());
-            let (size, interval) = (looked.size, looked.interval);
+            let (size, interval) = (looked.size, looked.rates.interval);
             let more = (charged as u64).wrapping_sub(size) as i64;
             let more = i32::try_from(more).unwrap_or(0);
             let sample = Sample { slot, generation, size, more, interval, stack };
@@ -212,15 +231,82 @@ fn own_short(account: Account) -> Option<&'static Cell> {
     }
 }
 
+impl Rates {
+    /// The bytes of which each allocation of them has a point of the sampled guard's often enough: smaller ones
+    /// are taken less often, in proportion.
+    const GRANULE: f64 = 8.0;
+
+    /// How many points of the profile's there are in a byte: infinitely many where every allocation is sampled.
+    fn profile_density(self) -> f64 {
+        match self.interval {
+            0 => 0.0,
+            1 => f64::INFINITY,
+            interval => 1.0 / interval as f64,
+        }
+    }
+
+    /// How many points of the sampled guard's there are in a byte.
+    fn guard_density(self) -> f64 {
+        match self.rate {
+            0 => 0.0,
+            1 => f64::INFINITY,
+            rate => -(-1.0 / rate as f64).ln_1p() / Self::GRANULE,
+        }
+    }
+
+    /// The distance to the next point, 1 at least.
+    fn distance(self) -> u64 {
+        if self.rate == 0 {
+            return distance(self.interval);
+        }
+        let density = self.profile_density() + self.guard_density();
+        if density.is_infinite() { 1 } else { exponential(1.0 / density) }
+    }
+
+    /// What an allocation of `size` bytes is taken for that has a point, and `beyond` bytes after it: for the profile,
+    /// and by the sampled guard.
+    fn kinds(self, size: u64, beyond: u64) -> (bool, bool) {
+        if self.rate == 0 {
+            return (true, false);
+        }
+        let (profile, guard) = (self.profile_density(), self.guard_density());
+        let (is_profiled, has_guards_point) = if (profile + guard).is_infinite() {
+            // Every allocation has a point.
+            let has = |density: f64| density.is_infinite() || has_point(density, size);
+            (has(profile), has(guard))
+        } else {
+            let first_is_profiles = uniform() * (profile + guard) < profile;
+            (first_is_profiles || has_point(profile, beyond), !first_is_profiles || has_point(guard, beyond))
+        };
+        // Larger allocations have points more often than they are to be taken.
+        let is_taken = || self.rate == 1 || uniform() * has_one(guard, size) < 1.0 / self.rate as f64;
+        (is_profiled, has_guards_point && is_taken())
+    }
+}
+
+/// The probability that so many bytes have a point.
+fn has_one(density: f64, bytes: u64) -> f64 {
+    -(-density * bytes as f64).exp_m1()
+}
+
+/// Whether so many bytes have a point.
+fn has_point(density: f64, bytes: u64) -> bool {
+    uniform() < has_one(density, bytes)
+}
+
 /// The distance to the next sampled byte, 1 at least: exponential, with that mean.
 fn distance(interval: u64) -> u64 {
-    if interval == 1 {
-        return 1;
-    }
-    // Of the open interval from 0 to 1, since the logarithm of 0 is none.
-    let uniform = ((random() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+    if interval == 1 { 1 } else { exponential(interval as f64) }
+}
+
+fn exponential(mean: f64) -> u64 {
     // From f64 to u64 it stays within u64.
-    ((-uniform.ln() * interval as f64).ceil() as u64).max(1)
+    ((-uniform().ln() * mean).ceil() as u64).max(1)
+}
+
+/// A random number of the open interval from 0 to 1, since the logarithm of 0 is none.
+fn uniform() -> f64 {
+    ((random() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
 }
 
 /// A random number of the calling thread's: SplitMix64.
@@ -267,5 +353,43 @@ mod tests {
         let largest = largest.fold(0.0, f64::max) * (N as f64).sqrt();
         assert!(largest < 2.7, "{largest}");
         assert!(distance(1) == 1 && distance(2) >= 1 && distance(u64::MAX) >= 1);
+    }
+
+    /// Goes through allocations of random sizes as a cell does, and counts which of them are taken.
+    #[test]
+    fn the_profile_and_the_guard_take_their_shares_together() {
+        const N: u64 = 400_000;
+        let sizes = [8_u64, 24, 64, 500, 4000];
+        for rates in [
+            Rates { interval: 0, rate: 50 },
+            Rates { interval: 2000, rate: 50 },
+            Rates { interval: 1, rate: 50 },
+            Rates { interval: 2000, rate: 1 },
+        ] {
+            let mut taken = [[0_u64; 2]; 5];
+            let mut left = rates.distance();
+            for turn in 0..N {
+                let kind = (turn % 5) as usize;
+                let Some(beyond) = sizes[kind].checked_sub(left) else {
+                    left -= sizes[kind];
+                    continue;
+                };
+                let (is_profiled, is_guarded) = rates.kinds(sizes[kind], beyond);
+                taken[kind][0] += u64::from(is_profiled);
+                taken[kind][1] += u64::from(is_guarded);
+                left = rates.distance();
+            }
+            for (&size, taken) in sizes.iter().zip(taken) {
+                let expected = [has_one(rates.profile_density(), size), 1.0 / rates.rate as f64];
+                for (taken, expected) in taken.into_iter().zip(expected) {
+                    let n = (N / 5) as f64;
+                    let error = (n * expected * (1.0 - expected)).sqrt();
+                    // Six standard errors, and what rounding distances up to bytes costs.
+                    let tolerance = 6.0 * error + 0.04 * n * expected;
+                    let off = taken as f64 - n * expected;
+                    assert!(off.abs() <= tolerance, "{rates:?}, {size}: {taken} of {}", n * expected);
+                }
+            }
+        }
     }
 }

@@ -108,7 +108,7 @@ pub fn current_account() -> (Account, &'static Record) {
 pub(crate) fn current_long(size: usize) -> Option<(&'static Cell, Slot)> {
     with(|thread| {
         let (record, cell) = thread.long.get()?;
-        let is_current = ptr::eq(thread.cell.get(), record.as_cell()) && interval::interval() == 0;
+        let is_current = ptr::eq(thread.cell.get(), record.as_cell()) && interval::rates().are_zero();
         (is_current && cell.mark() == Mark::LONG && !cell.needs_grant(size)).then(|| (cell, record.slot()))
     })
 }

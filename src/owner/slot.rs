@@ -59,6 +59,10 @@ impl SampleId {
     /// The number of samples that a long cookie can distinguish.
     pub(crate) const COUNT: u32 = 1 << 24;
 
+    /// Of a block that the sampled guard has, which knows what it is: no sample's.
+    #[cfg_attr(not(feature = "sampled-guard"), allow(dead_code, reason = "nothing is guarded"))]
+    pub(crate) const GUARDED: Self = Self(Self::COUNT - 1);
+
     /// The sample in that place; `None` past the end.
     pub(crate) const fn new(index: u32) -> Option<Self> {
         if index < Self::COUNT { Some(Self(index)) } else { None }
@@ -147,7 +151,7 @@ impl Mark {
         Self(FROM_COOKIE | u16::from_ne_bytes(bytes) as u32)
     }
 
-    pub(super) const fn to_cookie(self) -> [u8; size_of::<u16>()] {
+    pub(crate) const fn to_cookie(self) -> [u8; size_of::<u16>()] {
         (self.0 as u16).to_ne_bytes()
     }
 

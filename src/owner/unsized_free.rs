@@ -167,6 +167,14 @@ pub fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {
     page_map::set(block, USABLE | (kib as u32) << KIB | owner)
 }
 
+/// Notes of a block that it is the sampled guard's, so that a free of it leaves the hot path, whatever is behind
+/// it. `false` as for [`write`].
+#[must_use]
+pub(crate) fn write_guarded(block: *mut u8) -> bool {
+    let kib = (LARGE >> 10) as u32;
+    page_map::set(block, USABLE | kib << KIB | (Mark::LONG.bits() ^ page_map::UNATTRIBUTED))
+}
+
 /// Reads the mark of a block, as `Placement::read_mark`.
 ///
 /// # Safety

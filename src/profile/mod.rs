@@ -26,9 +26,9 @@ mod symbols;
 mod table;
 #[cfg(test)]
 mod tests;
-pub(crate) mod unwind;
 mod views;
 
+use crate::unwind;
 pub use collect::Kind;
 pub use error::ProfileError;
 pub use frame::Frame;

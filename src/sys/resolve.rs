@@ -7,6 +7,8 @@
 use super::fork::{ForkHook, ForkOrder, at_load, register_fork_hook};
 use crate::sync::{AtomicBool, AtomicUsize, Ordering};
 use std::ffi::c_void;
+#[cfg(any(feature = "memory-check", feature = "sampled-guard"))]
+use std::{fmt, ptr};
 
 /// Threads that are looking something up.
 static ASKING: AtomicUsize = AtomicUsize::new(0);
@@ -18,6 +20,61 @@ static IS_STUCK: AtomicBool = AtomicBool::new(false);
 /// where nothing is known of it.
 pub(crate) fn resolve(address: *mut c_void, each: impl FnMut(&backtrace::Symbol)) {
     ask(|| backtrace::resolve(address, each));
+}
+
+/// Writes a call stack, from its return addresses: the functions' names, their files and lines, from where the
+/// program or the thread begins. Takes locks, allocates, and is slow.
+#[cfg(any(feature = "memory-check", feature = "sampled-guard"))]
+pub(crate) fn write_stack(f: &mut fmt::Formatter<'_>, addresses: impl Iterator<Item = usize>) -> fmt::Result {
+    let mut shown = 0;
+    let mut is_over = false;
+    for address in addresses {
+        if is_over {
+            break;
+        }
+        // The return address may be the next function's first.
+        let call = ptr::without_provenance_mut(address.wrapping_sub(1));
+        let mut result = Ok(());
+        let mut known = false;
+        resolve(call, |symbol| {
+            let Some(name) = symbol.name() else { return };
+            known = true;
+            let name = format!("{name:#}");
+            is_over |= name.contains("__rust_begin_short_backtrace");
+            if is_over || result.is_err() || (shown == 0 && is_ours(&name)) {
+                return;
+            }
+            shown += 1;
+            result = write!(f, "    {shown:>2}: {name}").and_then(|()| {
+                match (symbol.filename(), symbol.lineno()) {
+                    (Some(file), Some(line)) => writeln!(f, "\n            at {}:{line}", file.display()),
+                    _ => writeln!(f),
+                }
+            });
+        });
+        result?;
+        if !known {
+            shown += 1;
+            writeln!(f, "    {shown:>2}: {address:#x}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Frames between the program's code and the place where the stack was taken.
+#[cfg(any(feature = "memory-check", feature = "sampled-guard"))]
+fn is_ours(name: &str) -> bool {
+    const OURS: [&str; 8] = [
+        "dogtag::",
+        "<dogtag::",
+        "backtrace::",
+        "__rust_",
+        "__rustc",
+        "alloc::alloc::",
+        "<alloc::alloc::Global",
+        "core::ops::function::FnOnce",
+    ];
+    OURS.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Forgets the debug information that was read.

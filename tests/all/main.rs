@@ -31,6 +31,8 @@ mod lifecycle;
 mod limits;
 mod panics;
 mod real_programs;
+#[cfg(all(feature = "sampled-guard", not(feature = "memory-check"), target_os = "linux"))]
+mod sampled_guard;
 mod services;
 mod shrinking;
 mod thread_life;

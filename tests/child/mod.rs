@@ -24,6 +24,21 @@ const _: () = {
     }
 };
 
+/// Has the sampled guard run from the beginning, where `DOGTAG_SAMPLED_GUARD` says so.
+#[cfg(all(feature = "sampled-guard", target_os = "linux"))]
+const _: () = {
+    #[used]
+    #[unsafe(link_section = ".init_array")]
+    static START: extern "C" fn() = start;
+
+    extern "C" fn start() {
+        if let Err(error) = dogtag::sampled_guard::SampledGuard::from_env() {
+            eprintln!("{error}");
+            std::process::exit(2);
+        }
+    }
+};
+
 use std::alloc::Layout;
 use std::any::type_name;
 use std::os::unix::process::CommandExt;

@@ -7,9 +7,11 @@
 use super::ALIGN;
 use crate::current_owner;
 use dogtag::__private::blocks::unsized_free::{self, Beside};
-use dogtag::__private::blocks::{Freed, LARGE, Named, Slot, charge_ownerless, charged, owner_of};
+use dogtag::__private::blocks::guarded::{self, Found, Returned};
+use dogtag::__private::blocks::{Freed, LARGE, Named, Slot, Source, charge_ownerless, charged, owner_of};
 use dogtag::__private::thread;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::alloc::Layout;
 use std::ffi::c_int;
 use std::ptr;
 use tikv_jemalloc_sys as jemalloc;
@@ -47,7 +49,8 @@ pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
     current_owner::refresh();
     let flags = flags_of(alignment.max(ALIGN));
     // SAFETY: the request is a size class of these flags, so it is neither 0 nor too large.
-    placed(size, flags, None, |request| unsafe { jemalloc::mallocx(request, flags) }.cast())
+    let place = |request| unsafe { jemalloc::mallocx(request, flags) }.cast();
+    placed(size, flags, None, |block| block, place)
 }
 
 /// Frees a block.
@@ -159,6 +162,9 @@ pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
 ///
 /// As for [`free`].
 pub(crate) unsafe fn size(block: *mut u8) -> usize {
+    if let Some(size) = guarded::size_of_block(block) {
+        return size;
+    }
     // SAFETY: the caller passes a live block, whose cookie stands at the end of its usable bytes.
     unsafe {
         let usable = usable_of(block);
@@ -193,7 +199,14 @@ fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
 #[inline(never)]
 fn allocate_slow<const ZEROED: bool>(size: usize) -> *mut u8 {
     learn_sizes();
-    placed(size, 0, None, from_jemalloc::<ZEROED>)
+    let alone = |block: *mut u8| {
+        if ZEROED {
+            // SAFETY: a place for a block of so many bytes, which nobody else has.
+            unsafe { block.write_bytes(0, size) };
+        }
+        block
+    };
+    placed(size, 0, None, alone, from_jemalloc::<ZEROED>)
 }
 
 /// Frees a block of 4 KiB or more.
@@ -226,6 +239,12 @@ unsafe fn free_large(block: *mut u8) {
 #[cold]
 #[inline(never)]
 unsafe fn free_slow(block: *mut u8, usable: usize) {
+    if let Some(returned) = guarded::take(block, None, Found::Dealloc) {
+        if let Returned::Block(taken) = returned {
+            taken.free();
+        }
+        return;
+    }
     // SAFETY: the caller passes a live block with its usable bytes, and uses it no more.
     unsafe {
         freed(block, usable).refund();
@@ -241,34 +260,71 @@ unsafe fn free_slow(block: *mut u8, usable: usize) {
 #[cold]
 #[inline(never)]
 unsafe fn resize_slow(block: *mut u8, usable: usize, size: usize) -> *mut u8 {
-    // SAFETY: the caller passes a live block with its usable bytes.
-    let old = unsafe { freed(block, usable) };
+    let taken = match guarded::take(block, None, Found::Realloc) {
+        Some(Returned::Block(taken)) => Some(taken),
+        Some(Returned::Nothing) => return ptr::null_mut(),
+        None => None,
+    };
+    let old = match taken {
+        Some(taken) => taken.freed(),
+        // SAFETY: the caller passes a live block with its usable bytes.
+        None => unsafe { freed(block, usable) },
+    };
     let is_growth = size > old.size;
-    let resized = || {
+    // What is in the block, for a new one; and the old one is freed, but for its owner's figures.
+    let copied = |new: *mut u8| {
+        // SAFETY: both are valid for the smaller of their sizes, and the old one is not used any more.
+        unsafe {
+            ptr::copy_nonoverlapping(block, new, old.size.min(size));
+            match taken {
+                Some(taken) => taken.retire(),
+                None => jemalloc::sdallocx(block.cast(), usable, 0),
+            }
+        }
+        new
+    };
+    let place = |request: usize| {
         // SAFETY: the block is live until one of the two calls moves it, after which there is no other;
         // the request is a size class, so it is not 0.
-        placed(size, 0, Some((old, !is_growth)), |request| unsafe {
-            if request == usable { block } else { jemalloc::realloc(block.cast(), request).cast() }
-        })
+        unsafe {
+            if taken.is_some() {
+                let new: *mut u8 = jemalloc::malloc(request).cast();
+                if new.is_null() { new } else { copied(new) }
+            } else if request == usable {
+                block
+            } else {
+                jemalloc::realloc(block.cast(), request).cast()
+            }
+        }
     };
-    let moved = resized();
-    if !moved.is_null() || is_growth {
-        return moved;
+    let resized = || placed(size, 0, Some((old, !is_growth)), copied, place);
+    let mut moved = resized();
+    if moved.is_null() && !is_growth {
+        // In a scope of its owner the block keeps that owner.
+        let current = thread::go_to(old.owner);
+        moved = resized();
+        thread::leave_for(current);
+        if moved.is_null() {
+            moved = block;
+        }
     }
-    // In a scope of its owner the block keeps that owner.
-    let current = thread::go_to(old.owner);
-    let moved = resized();
-    thread::leave_for(current);
-    if moved.is_null() { block } else { moved }
+    if let Some(taken) = taken
+        && (moved.is_null() || moved == block)
+    {
+        taken.restore();
+    }
+    moved
 }
 
 /// Charges the current service, if its limits allow for it, with a block that `place` has jemalloc
-/// allocate. The block may replace another one, which is refunded, and which stays its owner's if
+/// allocate, or that the sampled guard has a place for, which `alone` is called with and returns. The
+/// block may replace another one, which is refunded, and which stays its owner's if
 /// this fails.
 fn placed(
     size: usize,
     flags: c_int,
     replaced: Option<(Freed, bool)>,
+    alone: impl FnOnce(*mut u8) -> *mut u8,
     place: impl FnOnce(usize) -> *mut u8,
 ) -> *mut u8 {
     current_owner::refresh_name();
@@ -284,13 +340,18 @@ fn placed(
         0 => 0,
         usable => unsized_free::size(usable, named),
     };
-    let place = |named| match usable(named) {
-        0 => ptr::null_mut(),
-        usable => place(usable),
+    let place = |source| match source {
+        Source::Alone(block) => alone(block),
+        Source::Heap(named) => match usable(named) {
+            0 => ptr::null_mut(),
+            usable => place(usable),
+        },
     };
+    let alignment = if flags == 0 { ALIGN } else { 1 << flags };
+    let reserve = || guarded::reserve_unsized(Layout::from_size_align(size, alignment).ok()?);
     // SAFETY: the block is as large as its size class.
     let note_owner = |block, named| unsafe { unsized_free::write(block, usable(named), named) };
-    charged((account, record), charge, replaced, place, note_owner)
+    charged((account, record), charge, reserve, replaced, place, note_owner)
 }
 
 /// Returns how many bytes a block is charged with, and to whom.

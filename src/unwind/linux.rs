@@ -35,6 +35,18 @@ pub(super) fn capture(frames: &mut [usize]) -> usize {
     modules::with(|list| walk(list, registers, frames))
 }
 
+/// # Safety
+///
+/// `context` must be what a signal handler was given that has not returned.
+#[cfg(feature = "sampled-guard")]
+pub(super) unsafe fn capture_interrupted(context: *const std::ffi::c_void, frames: &mut [usize]) -> usize {
+    // SAFETY: the caller's context, which is one of these on Linux.
+    let registers = unsafe { Registers::of_context(&*context.cast::<libc::ucontext_t>()) };
+    let Some((first, callers)) = frames.split_first_mut() else { return 0 };
+    *first = registers.ip.saturating_add(1);
+    1 + modules::with(|list| walk(list, registers, callers))
+}
+
 fn walk(list: &List, mut registers: Registers, frames: &mut [usize]) -> usize {
     let mut memory = Memory::of_stack(registers.sp());
     let mut count = 0;

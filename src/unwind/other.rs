@@ -8,6 +8,14 @@ pub(super) fn prepare() {
 
 pub(super) fn refresh_if_needed() {}
 
+/// # Safety
+///
+/// None.
+#[cfg(feature = "sampled-guard")]
+pub(super) unsafe fn capture_interrupted(_: *const std::ffi::c_void, _: &mut [usize]) -> usize {
+    0
+}
+
 #[inline(never)]
 pub(super) fn capture(frames: &mut [usize]) -> usize {
     let mut count = 0;

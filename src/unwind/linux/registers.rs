@@ -43,6 +43,36 @@ impl Registers {
         self.by_number[FP] = fp;
     }
 
+    /// The registers of a thread that a signal has interrupted.
+    #[cfg(all(feature = "sampled-guard", target_arch = "x86_64"))]
+    pub(super) fn of_context(context: &libc::ucontext_t) -> Self {
+        use libc::{
+            REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RAX, REG_RBP, REG_RBX,
+            REG_RCX, REG_RDI, REG_RDX, REG_RIP, REG_RSI, REG_RSP,
+        };
+        const ORDER: [i32; COUNT - 1] = [
+            REG_RAX, REG_RDX, REG_RCX, REG_RBX, REG_RSI, REG_RDI, REG_RBP, REG_RSP, REG_R8, REG_R9, REG_R10,
+            REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
+        ];
+        let get = |register: i32| context.uc_mcontext.gregs[register as usize] as usize;
+        let mut by_number = [0; COUNT];
+        for (place, register) in by_number.iter_mut().zip(ORDER) {
+            *place = get(register);
+        }
+        Self { ip: get(REG_RIP), by_number }
+    }
+
+    /// The registers of a thread that a signal has interrupted.
+    #[cfg(all(feature = "sampled-guard", target_arch = "aarch64"))]
+    pub(super) fn of_context(context: &libc::ucontext_t) -> Self {
+        let mut by_number = [0; COUNT];
+        for (place, value) in by_number.iter_mut().zip(context.uc_mcontext.regs) {
+            *place = value as usize;
+        }
+        by_number[SP] = context.uc_mcontext.sp as usize;
+        Self { ip: context.uc_mcontext.pc as usize, by_number }
+    }
+
     /// The registers of the function that this is inlined into, at some place in it.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]

@@ -46,6 +46,18 @@ pub(crate) fn refresh_if_needed() {
     system::refresh_if_needed();
 }
 
+/// Takes the call stack of a thread that a signal has interrupted into `frames`, beginning with the interrupted
+/// instruction, as [`capture`] takes the caller's. None on other systems.
+///
+/// # Safety
+///
+/// `context` must be what a signal handler was given that has not returned.
+#[cfg(feature = "sampled-guard")]
+pub(crate) unsafe fn capture_interrupted(context: *const std::ffi::c_void, frames: &mut [usize]) -> usize {
+    // SAFETY: the caller's context.
+    unsafe { system::capture_interrupted(context, frames) }
+}
+
 /// Takes the calling thread's call stack into `frames` and returns how many frames there are: return
 /// addresses, innermost first, beginning with the caller's own place in its caller.
 ///

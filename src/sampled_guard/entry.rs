@@ -1,0 +1,105 @@
+//! What is known of a slot: the block in it, and who allocated and freed that.
+//!
+//! All atomics: the signal handler reads them, whatever it has interrupted.
+
+use super::who::Who;
+use crate::ledger::slots::{self, Record};
+use crate::owner::{SampleId, Slot};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// One slot of the pool. Zeros are one that was never used.
+pub(super) struct Entry {
+    /// The [`State`], and above it when it was freed.
+    state: AtomicU64,
+    /// Where the block begins.
+    pub(super) block: AtomicUsize,
+    pub(super) size: AtomicUsize,
+    pub(super) align: AtomicUsize,
+    /// Whether the allocator reads 2 bytes behind the block when it is freed.
+    pub(super) has_mark: AtomicBool,
+    /// Whether the page behind can be read.
+    pub(super) is_behind_readable: AtomicBool,
+    /// Whether a violation has opened one of the pages, for the process to go on.
+    pub(super) is_opened: AtomicBool,
+    /// The owner's slot.
+    owner: AtomicU32,
+    /// One more than the block's sample in the profile; 0 for none.
+    sample: AtomicU32,
+    pub(super) allocated: Who,
+    pub(super) freed: Who,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Its pages have no access. Holds when that came about; 0 if it was never used.
+    Free(u64),
+    /// One thread is changing it.
+    Busy,
+    /// It has a live block.
+    Live,
+    /// It is not used again.
+    Retired,
+}
+
+const BUSY: u64 = 1;
+const LIVE: u64 = 2;
+const RETIRED: u64 = 3;
+const KIND: u64 = 3;
+
+impl State {
+    fn bits(self) -> u64 {
+        match self {
+            Self::Free(when) => when << 2,
+            Self::Busy => BUSY,
+            Self::Live => LIVE,
+            Self::Retired => RETIRED,
+        }
+    }
+
+    fn of(bits: u64) -> Self {
+        match bits & KIND {
+            BUSY => Self::Busy,
+            LIVE => Self::Live,
+            RETIRED => Self::Retired,
+            _ => Self::Free(bits >> 2),
+        }
+    }
+}
+
+impl Entry {
+    pub(super) fn state(&self) -> State {
+        State::of(self.state.load(Ordering::Acquire))
+    }
+
+    /// Makes it the calling thread's, if it is in that state.
+    pub(super) fn seize(&self, from: State) -> bool {
+        let (from, to) = (from.bits(), State::Busy.bits());
+        self.state.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Gives up what was [seized](Self::seize).
+    pub(super) fn settle(&self, state: State) {
+        self.state.store(state.bits(), Ordering::Release);
+    }
+
+    pub(super) fn set_owner(&self, owner: &Record, sample: Option<SampleId>) {
+        self.owner.store(owner.index(), Ordering::Relaxed);
+        self.sample.store(sample.map_or(0, |sample| sample.index() as u32 + 1), Ordering::Relaxed);
+    }
+
+    /// The owner of its live block, and the block's sample.
+    pub(super) fn owner(&self) -> (Option<&'static Record>, Option<SampleId>) {
+        let slot = Slot::new(self.owner.load(Ordering::Relaxed));
+        let sample = self.sample.load(Ordering::Relaxed).checked_sub(1).and_then(SampleId::new);
+        (slot.and_then(slots::record), sample)
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        self.block.load(Ordering::Relaxed) != 0
+    }
+
+    /// How far an address is from the block's beginning.
+    pub(super) fn offset_of(&self, address: usize) -> isize {
+        address.wrapping_sub(self.block.load(Ordering::Relaxed)) as isize
+    }
+}

@@ -1,0 +1,397 @@
+//! The pool: pages in which blocks stand alone, between pages without access.
+//!
+//! ```text
+//! one mapping │ entries │ before │ page │ behind │ before │ page │ behind │ ...
+//!                       └───── slot 0 ─────┘       └───── slot 1 ─────┘
+//! ```
+//!
+//! A block stands at the end of its page, in every third slot at its beginning. All else in the page has a
+//! pattern, which is looked at when the block is freed.
+//!
+//! An allocator with cookies reads 2 bytes behind each block that is freed, and goes the slow way for these if
+//! they are the mark that no service has. They stand in the page behind, which can be read then, and not be
+//! written, if the block fills its page up to the end; by turns the block ends so much earlier that they
+//! fit in its own page, and the page behind has no access at all.
+
+use super::entry::{Entry, State};
+use super::who::Who;
+use crate::ledger::charge::{Alone, Freed};
+use crate::ledger::slots::Record;
+use crate::ledger::thread;
+use crate::owner::{Mark, SampleId};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::alloc::Layout;
+use std::ptr;
+
+/// What is in a slot's page beside its block.
+pub(super) const PATTERN: u8 = 0xF7;
+/// Pages of a slot.
+const STRIDE: usize = 3;
+/// Bytes of a mark.
+const MARK: usize = 2;
+/// The most slots of a pool.
+pub(super) const MOST_SLOTS: usize = 4096;
+
+/// The first slot's first page; 0 before there is a pool. The others are there before it is.
+static BASE: AtomicUsize = AtomicUsize::new(0);
+static PAGE: AtomicUsize = AtomicUsize::new(0);
+static SLOTS: AtomicUsize = AtomicUsize::new(0);
+static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
+/// How many of them are used for new blocks.
+static IN_USE: AtomicUsize = AtomicUsize::new(0);
+
+/// How many blocks were freed.
+static FREES: AtomicU64 = AtomicU64::new(0);
+
+pub(super) static GUARDED: AtomicU64 = AtomicU64::new(0);
+pub(super) static BYTES: AtomicU64 = AtomicU64::new(0);
+pub(super) static EVER: AtomicU64 = AtomicU64::new(0);
+pub(super) static REFUSED: AtomicU64 = AtomicU64::new(0);
+
+/// How many slots there are.
+pub(super) fn slots() -> usize {
+    if BASE.load(Ordering::Acquire) == 0 { 0 } else { SLOTS.load(Ordering::Relaxed) }
+}
+
+/// How many slots are used for new blocks.
+pub(super) fn slots_in_use() -> usize {
+    IN_USE.load(Ordering::Relaxed)
+}
+
+/// Has so many slots be used, of those that there are.
+pub(super) fn use_slots(slots: usize) {
+    IN_USE.store(slots.min(self::slots()), Ordering::Relaxed);
+}
+
+/// The addresses of all slots.
+pub(super) fn addresses() -> std::ops::Range<usize> {
+    let base = BASE.load(Ordering::Acquire);
+    base..base + slots() * STRIDE * PAGE.load(Ordering::Relaxed)
+}
+
+/// Maps the pool, once. `false` if the system refuses. Callers take turns.
+pub(super) fn map(slots: usize) -> bool {
+    if self::slots() != 0 {
+        return true;
+    }
+    // SAFETY: only returns a number.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(4096);
+    let entries = (slots * size_of::<Entry>()).next_multiple_of(page);
+    let length = entries + slots * STRIDE * page;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh mapping touches no memory that exists.
+    let mapped = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_NONE, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return false;
+    }
+    // SAFETY: the first part of the mapping, which nobody has seen.
+    if unsafe { libc::mprotect(mapped, entries, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+        // SAFETY: as above.
+        unsafe { libc::munmap(mapped, length) };
+        return false;
+    }
+    #[cfg(target_os = "linux")]
+    // The mark of dogtag's own tables, see `sys::map`.
+    // SAFETY: mapped just now. Should the system refuse, nothing depends on it.
+    unsafe {
+        libc::madvise(mapped, entries, libc::MADV_RANDOM)
+    };
+    PAGE.store(page, Ordering::Relaxed);
+    SLOTS.store(slots, Ordering::Relaxed);
+    ENTRIES.store(mapped.cast(), Ordering::Relaxed);
+    BASE.store(mapped.expose_provenance() + entries, Ordering::Release);
+    true
+}
+
+/// A part of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Before,
+    Page,
+    Behind,
+}
+
+/// One of the pool's slots.
+#[derive(Clone, Copy)]
+pub(super) struct PoolSlot {
+    index: usize,
+    pub(super) entry: &'static Entry,
+}
+
+impl PoolSlot {
+    fn new(index: usize) -> Self {
+        debug_assert!(index < SLOTS.load(Ordering::Relaxed));
+        // SAFETY: there are as many entries, all atomics, and they are never unmapped.
+        Self { index, entry: unsafe { &*ENTRIES.load(Ordering::Relaxed).add(index) } }
+    }
+
+    /// The slot that an address is in, and in which part.
+    #[inline]
+    pub(super) fn of(address: usize) -> Option<(Self, Part)> {
+        let base = BASE.load(Ordering::Acquire);
+        if base == 0 || address < base {
+            return None;
+        }
+        let page = (address - base) / PAGE.load(Ordering::Relaxed);
+        if page >= SLOTS.load(Ordering::Relaxed) * STRIDE {
+            return None;
+        }
+        let part = [Part::Before, Part::Page, Part::Behind][page % STRIDE];
+        Some((Self::new(page / STRIDE), part))
+    }
+
+    fn part(self, part: Part) -> *mut u8 {
+        let page = self.index * STRIDE + part as usize;
+        ptr::with_exposed_provenance_mut(BASE.load(Ordering::Relaxed) + page * PAGE.load(Ordering::Relaxed))
+    }
+
+    fn protect(self, part: Part, access: i32) -> bool {
+        // SAFETY: a page of the pool's. Whoever may use it is who the caller says.
+        unsafe { libc::mprotect(self.part(part).cast(), PAGE.load(Ordering::Relaxed), access) == 0 }
+    }
+
+    /// Lets the program write to a part, for good: the slot is not used again.
+    pub(super) fn open(self, part: Part) {
+        self.entry.is_opened.store(true, Ordering::Relaxed);
+        let state = self.entry.state();
+        if matches!(state, State::Free(_)) && self.entry.seize(state) {
+            self.entry.settle(State::Retired);
+        }
+        self.protect(part, libc::PROT_READ | libc::PROT_WRITE);
+    }
+
+    /// Where in its page a block stands; `None` if it does not fit with its mark.
+    fn offset(self, layout: Layout, need: Need) -> Option<usize> {
+        let (page, size) = (PAGE.load(Ordering::Relaxed), layout.size());
+        let align = layout.align().max(need.align);
+        let down = |end: usize| Some(end.checked_sub(size)? & !(align - 1));
+        match (self.index % 3, need.mark) {
+            (2, false) => Some(0),
+            (2, true) => (size + MARK <= page).then_some(0),
+            (_, false) => down(page),
+            (1, true) => down(page - MARK),
+            (_, true) => {
+                let offset = down(page)?;
+                // A mark of which the page behind had the second half would not be the one that it has.
+                if offset + size == page - 1 { offset.checked_sub(align) } else { Some(offset) }
+            }
+        }
+    }
+
+    /// Opens the page for a block, and fills it. `None` if the system refuses.
+    fn prepare(self, layout: Layout, need: Need) -> Option<*mut u8> {
+        let (page, has_mark) = (PAGE.load(Ordering::Relaxed), need.mark);
+        let offset = self.offset(layout, need)?;
+        let end = offset + layout.size();
+        if !self.protect_behind(has_mark && end == page) {
+            return None;
+        }
+        if !self.protect(Part::Page, libc::PROT_READ | libc::PROT_WRITE) {
+            return None;
+        }
+        let start = self.part(Part::Page);
+        // SAFETY: the page can be written, and is this thread's alone; the block and a mark that is not in the
+        // page behind are within it.
+        unsafe {
+            start.write_bytes(PATTERN, page);
+            if has_mark && end < page {
+                start.add(end).cast::<[u8; MARK]>().write_unaligned(Mark::LONG.to_cookie());
+            }
+        }
+        let entry = self.entry;
+        // SAFETY: within the page.
+        let block = unsafe { start.add(offset) };
+        entry.block.store(block.addr(), Ordering::Relaxed);
+        entry.size.store(layout.size(), Ordering::Relaxed);
+        entry.align.store(layout.align(), Ordering::Relaxed);
+        entry.has_mark.store(has_mark, Ordering::Relaxed);
+        Some(block)
+    }
+
+    /// Lets the page behind be read, with a mark at its beginning, or not.
+    fn protect_behind(self, is_readable: bool) -> bool {
+        if self.entry.is_behind_readable.load(Ordering::Relaxed) == is_readable {
+            return true;
+        }
+        if is_readable {
+            if !self.protect(Part::Behind, libc::PROT_READ | libc::PROT_WRITE) {
+                return false;
+            }
+            // SAFETY: the page can be written, and is this thread's alone.
+            unsafe { self.part(Part::Behind).cast::<[u8; MARK]>().write(Mark::LONG.to_cookie()) };
+        }
+        let access = if is_readable { libc::PROT_READ } else { libc::PROT_NONE };
+        let is_done = self.protect(Part::Behind, access);
+        if is_done {
+            self.entry.is_behind_readable.store(is_readable, Ordering::Relaxed);
+        }
+        is_done
+    }
+
+    /// The first byte around the block that is not what it should be, nearest to the block.
+    pub(super) fn first_wrong(self) -> Option<isize> {
+        let entry = self.entry;
+        let page = PAGE.load(Ordering::Relaxed);
+        let (block, size) = (entry.block.load(Ordering::Relaxed), entry.size.load(Ordering::Relaxed));
+        // SAFETY: the page is this thread's: the block is being freed. Others may write there, wrongly.
+        let byte = |at: usize| unsafe { self.part(Part::Page).add(at).read_volatile() };
+        let start = block - self.part(Part::Page).addr();
+        let end = start + size;
+        let marked = if entry.has_mark.load(Ordering::Relaxed) && end < page { MARK } else { 0 };
+        let mark = Mark::LONG.to_cookie();
+        let is_wrong = |&at: &usize| {
+            let meant = if (end..end + marked).contains(&at) { mark[at - end] } else { PATTERN };
+            byte(at) != meant
+        };
+        let past = (end..page).find(is_wrong);
+        let before = (0..start).rev().find(is_wrong);
+        past.or(before).map(|at| at as isize - start as isize)
+    }
+}
+
+/// What an allocator needs of a place for a block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Need {
+    /// Whether it looks at a mark behind the block when that is freed.
+    pub(super) mark: bool,
+    /// The least alignment, whatever the block's.
+    pub(super) align: usize,
+}
+
+/// A slot that was reserved for a new block.
+#[derive(Debug)]
+pub struct Place(usize);
+
+/// Reserves a place for a block, which the sampled guard takes; `None` if it fits none, or none is free.
+///
+/// Without a mark, `note` has to note that the block is not the heap's.
+#[cold]
+#[inline(never)]
+pub(super) fn reserve(layout: Layout, need: Need, note: impl FnOnce(*mut u8) -> bool) -> Option<Place> {
+    let page = PAGE.load(Ordering::Relaxed);
+    if layout.size() == 0 || layout.size() > page || layout.align() > page {
+        return None;
+    }
+    let Some(slot) = oldest() else {
+        REFUSED.fetch_add(1, Ordering::Relaxed);
+        return None;
+    };
+    let place = Place(slot.index);
+    match slot.prepare(layout, need) {
+        Some(block) if need.mark || note(block) => {
+            slot.entry.allocated.set(thread::current_record());
+            slot.entry.allocated.set_stack();
+            Some(place)
+        }
+        _ => None,
+    }
+}
+
+/// Seizes the free slot that has been free for longest.
+fn oldest() -> Option<PoolSlot> {
+    /// Other threads may be as fast.
+    const TRIES: usize = 4;
+
+    for _ in 0..TRIES {
+        let slots = (0..IN_USE.load(Ordering::Acquire)).map(PoolSlot::new);
+        let free = slots.filter_map(|slot| match slot.entry.state() {
+            State::Free(when) => Some((when, slot)),
+            _ => None,
+        });
+        let (when, slot) = free.min_by_key(|(when, _)| *when)?;
+        if slot.entry.seize(State::Free(when)) {
+            return Some(slot);
+        }
+    }
+    None
+}
+
+impl Alone for Place {
+    fn size(&self) -> usize {
+        PoolSlot::new(self.0).entry.size.load(Ordering::Relaxed)
+    }
+
+    fn block(&self) -> *mut u8 {
+        let slot = PoolSlot::new(self.0);
+        let block = slot.entry.block.load(Ordering::Relaxed);
+        slot.part(Part::Page).with_addr(block)
+    }
+
+    fn hand_out(self, owner: &'static Record, sample: Option<SampleId>) {
+        let entry = PoolSlot::new(self.0).entry;
+        entry.set_owner(owner, sample);
+        GUARDED.fetch_add(1, Ordering::Relaxed);
+        BYTES.fetch_add(self.size() as u64, Ordering::Relaxed);
+        EVER.fetch_add(1, Ordering::Relaxed);
+        entry.settle(State::Live);
+        std::mem::forget(self);
+    }
+}
+
+/// Nobody has seen it: the next one gets it.
+impl Drop for Place {
+    fn drop(&mut self) {
+        let slot = PoolSlot::new(self.0);
+        slot.protect(Part::Page, libc::PROT_NONE);
+        slot.entry.block.store(0, Ordering::Relaxed);
+        slot.entry.settle(State::Free(0));
+    }
+}
+
+/// A block of the pool's that is being given back: this thread's alone.
+#[derive(Clone, Copy)]
+pub struct Taken(pub(super) PoolSlot);
+
+impl Taken {
+    /// The bytes that it was requested with.
+    pub fn size(self) -> usize {
+        self.0.entry.size.load(Ordering::Relaxed)
+    }
+
+    /// What is refunded for it.
+    pub fn freed(self) -> Freed {
+        Freed::new(self.0.entry.owner(), self.size())
+    }
+
+    /// Refunds it, and takes the access to its page away.
+    pub fn free(self) {
+        self.freed().refund();
+        self.retire();
+    }
+
+    /// Takes the access to its page away.
+    pub fn retire(self) {
+        let slot = self.0;
+        slot.entry.freed.set(thread::current_record());
+        slot.entry.freed.set_stack();
+        GUARDED.fetch_sub(1, Ordering::Relaxed);
+        BYTES.fetch_sub(self.size() as u64, Ordering::Relaxed);
+        let is_opened = slot.entry.is_opened.load(Ordering::Relaxed);
+        if is_opened {
+            slot.entry.settle(State::Retired);
+        } else {
+            slot.protect(Part::Page, libc::PROT_NONE);
+            slot.entry.settle(State::Free(FREES.fetch_add(1, Ordering::Relaxed) + 1));
+        }
+    }
+
+    /// Leaves it as it was.
+    pub fn restore(self) {
+        self.0.entry.settle(State::Live);
+    }
+}
+
+/// Whether a pointer is to the beginning of a live block in the pool.
+pub(super) fn is_live(block: *const u8) -> bool {
+    PoolSlot::of(block.addr())
+        .is_some_and(|(slot, _)| slot.entry.state() == State::Live && slot.entry.offset_of(block.addr()) == 0)
+}
+
+impl std::fmt::Debug for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Taken").field(&self.0.index).finish()
+    }
+}
+
+/// Who found the violation that is being reported.
+pub(super) static MET: Who = Who::new();

@@ -1,0 +1,258 @@
+//! Starting, changing and stopping the sampled guard.
+
+use super::error::SampledGuardError;
+use super::{fault, pool, region, report};
+use crate::ledger::interval;
+use crate::ledger::threshold::lower_every_threshold;
+use crate::sync::{AtomicBool, Ordering};
+use crate::sys::fork;
+use crate::unwind;
+
+/// The sampled guard of this process: it takes one allocation in some thousands.
+///
+/// [`builder`](Self::builder) starts it. It goes on until [`stop`](Self::stop), whether this value is kept or not.
+/// There is one in a process.
+///
+/// ```
+/// # #[cfg(not(feature = "memory-check"))]
+/// # fn main() -> Result<(), dogtag::sampled_guard::SampledGuardError> {
+/// use dogtag::sampled_guard::SampledGuard;
+///
+/// # #[global_allocator]
+/// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+/// let guard = SampledGuard::builder().rate(1000).start()?;
+/// assert_eq!(guard.rate(), 1000);
+/// # Ok(())
+/// # }
+/// # #[cfg(feature = "memory-check")]
+/// # fn main() {}
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampledGuard(());
+
+/// The settings of a sampled guard that is about to start: [`SampledGuard::builder`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "nothing is guarded before `start`"]
+pub struct SampledGuardBuilder {
+    rate: u64,
+    slots: usize,
+    reaction: Reaction,
+}
+
+/// Selects what is done when a violation was reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reaction {
+    /// The process aborts.
+    #[default]
+    Abort,
+    /// The process goes on. The access is let through, to memory that is never used again; a second free
+    /// does nothing.
+    Continue,
+}
+
+/// Whether the process goes on over a violation.
+static GOES_ON: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn goes_on() -> bool {
+    GOES_ON.load(Ordering::Relaxed)
+}
+
+impl SampledGuard {
+    /// The share of allocations that are guarded where none is set: one in 5,000.
+    pub const DEFAULT_RATE: u64 = 5000;
+    /// The number of blocks that can be guarded at once where none is set.
+    pub const DEFAULT_SLOTS: usize = 256;
+    /// The most blocks that can be guarded at once.
+    pub const MOST_SLOTS: usize = pool::MOST_SLOTS;
+
+    /// Returns the settings of a sampled guard, all defaults, to be changed and started.
+    pub const fn builder() -> SampledGuardBuilder {
+        SampledGuardBuilder {
+            rate: Self::DEFAULT_RATE,
+            slots: Self::DEFAULT_SLOTS,
+            reaction: Reaction::Abort,
+        }
+    }
+
+    /// Starts a sampled guard if the environment variable `DOGTAG_SAMPLED_GUARD` says so: `1` for the defaults,
+    /// or settings separated by commas, `rate=5000,slots=256,reaction=continue`. Returns `None` if it is not set,
+    /// empty or `0`. Only programs that call this read the variable, and those that `dogtag-c` is
+    /// preloaded into.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`SampledGuardError`] if a setting is not understood, and starts nothing; and as
+    /// [`start`](SampledGuardBuilder::start) does.
+    ///
+    /// ```
+    /// use dogtag::sampled_guard::SampledGuard;
+    ///
+    /// if let Err(error) = SampledGuard::from_env() {
+    ///     eprintln!("no sampled guard: {error}");
+    /// }
+    /// ```
+    pub fn from_env() -> Result<Option<Self>, SampledGuardError> {
+        std::env::var_os("DOGTAG_SAMPLED_GUARD")
+            .map_or(Ok(None), |settings| Self::from_settings(&settings.to_string_lossy()))
+    }
+
+    /// Starts a sampled guard if settings, in the form of [`DOGTAG_SAMPLED_GUARD`](Self::from_env), say so: for
+    /// programs that have them from elsewhere, such as the command line. Returns `None` if they are
+    /// empty or `0`.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_env`](Self::from_env).
+    ///
+    /// ```
+    /// use dogtag::sampled_guard::SampledGuard;
+    ///
+    /// assert!(SampledGuard::from_settings("rate=often").is_err());
+    /// assert_eq!(SampledGuard::from_settings("0"), Ok(None));
+    /// ```
+    pub fn from_settings(settings: &str) -> Result<Option<Self>, SampledGuardError> {
+        SampledGuardBuilder::parse(settings)?.map(SampledGuardBuilder::start).transpose()
+    }
+
+    /// Returns the sampled guard if it is running.
+    #[must_use]
+    pub fn running() -> Option<Self> {
+        (interval::rate() != 0).then_some(Self(()))
+    }
+
+    /// Returns the share of allocations that are guarded, as one in so many; 0 if it has been stopped.
+    #[must_use]
+    pub fn rate(self) -> u64 {
+        interval::rate()
+    }
+
+    /// Returns how many blocks can be guarded at once.
+    #[must_use]
+    pub fn slots(self) -> usize {
+        pool::slots_in_use()
+    }
+
+    /// Stops it: no further block is guarded. Those that are stay guarded, until they are freed and after.
+    pub fn stop(self) {
+        interval::change().set_rate(0, lower_every_threshold);
+    }
+}
+
+impl SampledGuardBuilder {
+    /// Sets the share of allocations that are guarded: one in `allocations`, whatever their sizes. 1 takes every
+    /// allocation that there is a slot for. Of blocks of less than 8 bytes proportionally fewer are guarded.
+    pub const fn rate(mut self, allocations: u64) -> Self {
+        self.rate = allocations;
+        self
+    }
+
+    /// Sets how many blocks can be guarded at once, live ones and freed ones whose pages have no access. Each
+    /// takes a page of memory (4 KiB), and less than a KiB beside.
+    pub const fn slots(mut self, blocks: usize) -> Self {
+        self.slots = blocks;
+        self
+    }
+
+    /// Sets what is done when a violation was reported.
+    pub const fn reaction(mut self, reaction: Reaction) -> Self {
+        self.reaction = reaction;
+        self
+    }
+
+    /// Starts the sampled guard.
+    ///
+    /// The first start maps the pool, sets handlers of `SIGSEGV` and `SIGBUS`, and begins a thread, which writes
+    /// reports. Handlers that were set before are called for all that is not in the pool. So start the guard
+    /// after a crash reporter.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`SampledGuardError`] if there cannot be such settings, if the guard is running, if the system
+    /// refuses the pool, and with the feature `memory-check`, which looks at every block.
+    pub fn start(self) -> Result<SampledGuard, SampledGuardError> {
+        if self.rate == 0 {
+            return Err(SampledGuardError::NoRate);
+        }
+        if self.slots == 0 || self.slots > SampledGuard::MOST_SLOTS {
+            return Err(SampledGuardError::Slots { slots: self.slots, most: SampledGuard::MOST_SLOTS });
+        }
+        if cfg!(feature = "memory-check") {
+            return Err(SampledGuardError::MemoryCheck);
+        }
+        fork::prepare();
+        unwind::prepare();
+        let mut changing = interval::change();
+        if interval::rate() != 0 {
+            return Err(SampledGuardError::Running);
+        }
+        let is_first = pool::slots() == 0;
+        if !pool::map(self.slots) {
+            return Err(SampledGuardError::NoMemory { slots: self.slots });
+        }
+        if self.slots > pool::slots() {
+            return Err(SampledGuardError::Slots { slots: self.slots, most: pool::slots() });
+        }
+        if is_first {
+            region::register();
+            fault::install();
+        }
+        report::start_thread();
+        pool::use_slots(self.slots);
+        GOES_ON.store(self.reaction == Reaction::Continue, Ordering::Relaxed);
+        changing.set_rate(self.rate, lower_every_threshold);
+        Ok(SampledGuard(()))
+    }
+
+    /// Reads settings; `None` if they ask for no guard.
+    fn parse(text: &str) -> Result<Option<Self>, SampledGuardError> {
+        let mut builder = SampledGuard::builder();
+        let mut is_on = false;
+        for setting in text.split(',').map(str::trim).filter(|setting| !setting.is_empty()) {
+            let unknown = || SampledGuardError::Setting { setting: setting.to_owned() };
+            let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
+            match (name.trim(), value.trim()) {
+                ("0", "") if text.trim() == "0" => return Ok(None),
+                ("1", "") => {}
+                ("rate", value) => builder.rate = value.parse().map_err(|_| unknown())?,
+                ("slots", value) => builder.slots = value.parse().map_err(|_| unknown())?,
+                ("reaction", "abort") => builder.reaction = Reaction::Abort,
+                ("reaction", "continue") => builder.reaction = Reaction::Continue,
+                _ => return Err(unknown()),
+            }
+            is_on = true;
+        }
+        Ok(is_on.then_some(builder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read_or_refused() {
+        let parse = SampledGuardBuilder::parse;
+        for off in ["", " ", "0", ","] {
+            assert_eq!(parse(off), Ok(None), "{off:?}");
+        }
+        assert_eq!(parse("1"), Ok(Some(SampledGuard::builder())));
+        let all = SampledGuard::builder().rate(7).slots(9).reaction(Reaction::Continue);
+        assert_eq!(parse(" rate=7, slots = 9 ,reaction=continue,"), Ok(Some(all)));
+        for bad in ["2", "on", "rate", "rate=", "rate=-1", "slots=x", "reaction=leak", "0,rate=3", "1=1"] {
+            assert!(matches!(parse(bad), Err(SampledGuardError::Setting { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let builder = SampledGuard::builder;
+        assert_eq!(builder().rate(0).start(), Err(SampledGuardError::NoRate));
+        let most = SampledGuard::MOST_SLOTS;
+        for slots in [0, most + 1] {
+            assert_eq!(builder().slots(slots).start(), Err(SampledGuardError::Slots { slots, most }));
+        }
+        #[cfg(feature = "memory-check")]
+        assert_eq!(builder().start(), Err(SampledGuardError::MemoryCheck));
+    }
+}
