@@ -230,10 +230,6 @@ mod registered;
 #[cfg(all(feature = "report", not(dogtag_loom)))]
 pub mod report;
 #[cfg(all(feature = "sampled-guard", not(dogtag_loom)))]
-#[cfg_attr(
-    feature = "memory-check",
-    allow(dead_code, unused_imports, reason = "memory-check looks at every block")
-)]
 pub mod sampled_guard;
 #[cfg(not(any(feature = "sampled-guard", feature = "memory-check", dogtag_loom)))]
 mod sampled_guard {
@@ -250,7 +246,10 @@ mod sync;
 mod sys;
 #[cfg(not(dogtag_loom))]
 pub mod thread;
-#[cfg(all(any(feature = "profile", feature = "sampled-guard"), not(dogtag_loom)))]
+#[cfg(all(
+    any(feature = "profile", all(feature = "sampled-guard", not(feature = "memory-check"))),
+    not(dogtag_loom)
+))]
 mod unwind;
 mod usage;
 

@@ -11,7 +11,11 @@ compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Lin
 mod detached_thread;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod fork;
-#[cfg(all(any(feature = "profile", feature = "sampled-guard"), target_os = "linux", not(dogtag_loom)))]
+#[cfg(all(
+    any(feature = "profile", all(feature = "sampled-guard", not(feature = "memory-check"))),
+    target_os = "linux",
+    not(dogtag_loom)
+))]
 pub(crate) mod loader;
 mod parker;
 #[cfg(all(any(feature = "memory-check", feature = "profile", feature = "sampled-guard"), not(dogtag_loom)))]
@@ -277,7 +281,7 @@ pub(crate) fn own_thread_name() -> Option<[u8; 16]> {
 }
 
 /// The calling thread's number as the kernel has it; 0 where the system does not tell.
-#[cfg(all(feature = "sampled-guard", not(dogtag_loom)))]
+#[cfg(all(feature = "sampled-guard", not(any(feature = "memory-check", dogtag_loom))))]
 pub(crate) fn own_thread_number() -> u32 {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     // SAFETY: only returns a number.

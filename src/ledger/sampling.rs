@@ -62,6 +62,7 @@ pub(crate) struct Decision {
     /// What it was decided with, if anything is sampled.
     looked: Option<Looked>,
     sampled: Option<Sampled>,
+    #[cfg_attr(feature = "memory-check", allow(dead_code, reason = "memory-check looks at every block"))]
     is_guarded: bool,
 }
 

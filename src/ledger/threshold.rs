@@ -9,7 +9,7 @@
 //! | a thread's first allocation in a service | it is at that service's shared cell |
 //! | a thread that ends, or got no memory for a shard | it is at shared cells, which take atomic additions |
 //! | a service with a long slot | its cells' thresholds stay 0: the hot path writes short cookies only |
-//! | a byte that is sampled (`sampling`) | the threshold is there, if that is before the end of the grant |
+//! | a byte that is sampled (`sampling`), for the profile or by the sampled guard | the threshold is there, if that is before the end of the grant |
 //! | a peak | the threshold is no more than 256 KiB ahead |
 //! | a hard or soft limit | the threshold is at the end of the thread's grant, 64 KiB ahead at most |
 //! | a cancelled service | its cells' thresholds are not raised any more |

@@ -169,6 +169,7 @@ pub fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {
 
 /// Notes of a block that it is the sampled guard's, so that a free of it leaves the hot path, whatever is behind
 /// it. `false` as for [`write`].
+#[cfg(feature = "sampled-guard")]
 #[must_use]
 pub(crate) fn write_guarded(block: *mut u8) -> bool {
     let kib = (LARGE >> 10) as u32;

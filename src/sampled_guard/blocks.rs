@@ -58,7 +58,7 @@ fn take_from(slot: PoolSlot, part: Part, block: *mut u8, claimed: Option<Layout>
         tell(Kind::InvalidFree, offset);
         return Returned::Nothing;
     }
-    if !entry.seize(State::Live) {
+    if !slot.state.seize(State::Live) {
         if entry.is_opened.load(Ordering::Relaxed) {
             // It was told when the free looked for the mark.
             return Returned::Nothing;

@@ -9,8 +9,6 @@ use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// One slot of the pool. Zeros are one that was never used.
 pub(super) struct Entry {
-    /// The [`State`], and above it when it was freed.
-    state: AtomicU64,
     /// Where the block begins.
     pub(super) block: AtomicUsize,
     pub(super) size: AtomicUsize,
@@ -66,22 +64,27 @@ impl State {
     }
 }
 
-impl Entry {
-    pub(super) fn state(&self) -> State {
-        State::of(self.state.load(Ordering::Acquire))
+/// The state of a slot. Those of all slots stand together, to be looked through.
+pub(super) struct StateCell(AtomicU64);
+
+impl StateCell {
+    pub(super) fn get(&self) -> State {
+        State::of(self.0.load(Ordering::Acquire))
     }
 
-    /// Makes it the calling thread's, if it is in that state.
+    /// Makes the slot the calling thread's, if it is in that state.
     pub(super) fn seize(&self, from: State) -> bool {
         let (from, to) = (from.bits(), State::Busy.bits());
-        self.state.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        self.0.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// Gives up what was [seized](Self::seize).
     pub(super) fn settle(&self, state: State) {
-        self.state.store(state.bits(), Ordering::Release);
+        self.0.store(state.bits(), Ordering::Release);
     }
+}
 
+impl Entry {
     pub(super) fn set_owner(&self, owner: &Record, sample: Option<SampleId>) {
         self.owner.store(owner.index(), Ordering::Relaxed);
         self.sample.store(sample.map_or(0, |sample| sample.index() as u32 + 1), Ordering::Relaxed);

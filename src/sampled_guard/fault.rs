@@ -59,7 +59,7 @@ fn is_ours(address: usize, context: *mut c_void) -> bool {
     let (entry, offset) = (slot.entry, slot.entry.offset_of(address));
     let size = entry.size.load(Ordering::Relaxed) as isize;
     let has_mark = entry.has_mark.load(Ordering::Relaxed);
-    let kind = match (entry.state(), part) {
+    let kind = match (slot.state.get(), part) {
         _ if !entry.is_used() => Kind::WildAccess,
         // It has got access meanwhile; so try again.
         (State::Live, Part::Page) => return true,

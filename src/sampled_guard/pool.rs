@@ -1,8 +1,8 @@
 //! The pool: pages in which blocks stand alone, between pages without access.
 //!
 //! ```text
-//! one mapping │ entries │ before │ page │ behind │ before │ page │ behind │ ...
-//!                       └───── slot 0 ─────┘       └───── slot 1 ─────┘
+//! one mapping │ states, entries │ before │ page │ behind │ before │ page │ behind │ ...
+//!                               └───── slot 0 ─────┘       └───── slot 1 ─────┘
 //! ```
 //!
 //! A block stands at the end of its page, in every third slot at its beginning. All else in the page has a
@@ -13,7 +13,7 @@
 //! written, if the block fills its page up to the end; by turns the block ends so much earlier that they
 //! fit in its own page, and the page behind has no access at all.
 
-use super::entry::{Entry, State};
+use super::entry::{Entry, State, StateCell};
 use super::who::Who;
 use crate::ledger::charge::{Alone, Freed};
 use crate::ledger::slots::Record;
@@ -29,13 +29,12 @@ pub(super) const PATTERN: u8 = 0xF7;
 const STRIDE: usize = 3;
 /// Bytes of a mark.
 const MARK: usize = 2;
-/// The most slots of a pool.
-pub(super) const MOST_SLOTS: usize = 4096;
 
 /// The first slot's first page; 0 before there is a pool. The others are there before it is.
 static BASE: AtomicUsize = AtomicUsize::new(0);
 static PAGE: AtomicUsize = AtomicUsize::new(0);
 static SLOTS: AtomicUsize = AtomicUsize::new(0);
+static STATES: AtomicPtr<StateCell> = AtomicPtr::new(ptr::null_mut());
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
 /// How many of them are used for new blocks.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
@@ -76,7 +75,8 @@ pub(super) fn map(slots: usize) -> bool {
     }
     // SAFETY: only returns a number.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(4096);
-    let entries = (slots * size_of::<Entry>()).next_multiple_of(page);
+    let states = (slots * size_of::<StateCell>()).next_multiple_of(align_of::<Entry>());
+    let entries = (states + slots * size_of::<Entry>()).next_multiple_of(page);
     let length = entries + slots * STRIDE * page;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a fresh mapping touches no memory that exists.
@@ -98,7 +98,8 @@ pub(super) fn map(slots: usize) -> bool {
     };
     PAGE.store(page, Ordering::Relaxed);
     SLOTS.store(slots, Ordering::Relaxed);
-    ENTRIES.store(mapped.cast(), Ordering::Relaxed);
+    STATES.store(mapped.cast(), Ordering::Relaxed);
+    ENTRIES.store(mapped.wrapping_byte_add(states).cast(), Ordering::Relaxed);
     BASE.store(mapped.expose_provenance() + entries, Ordering::Release);
     true
 }
@@ -115,14 +116,21 @@ pub(super) enum Part {
 #[derive(Clone, Copy)]
 pub(super) struct PoolSlot {
     index: usize,
+    pub(super) state: &'static StateCell,
     pub(super) entry: &'static Entry,
 }
 
 impl PoolSlot {
     fn new(index: usize) -> Self {
         debug_assert!(index < SLOTS.load(Ordering::Relaxed));
-        // SAFETY: there are as many entries, all atomics, and they are never unmapped.
-        Self { index, entry: unsafe { &*ENTRIES.load(Ordering::Relaxed).add(index) } }
+        // SAFETY: there are as many states and entries, all atomics, and they are never unmapped.
+        unsafe {
+            Self {
+                index,
+                state: &*STATES.load(Ordering::Relaxed).add(index),
+                entry: &*ENTRIES.load(Ordering::Relaxed).add(index),
+            }
+        }
     }
 
     /// The slot that an address is in, and in which part.
@@ -153,9 +161,9 @@ impl PoolSlot {
     /// Lets the program write to a part, for good: the slot is not used again.
     pub(super) fn open(self, part: Part) {
         self.entry.is_opened.store(true, Ordering::Relaxed);
-        let state = self.entry.state();
-        if matches!(state, State::Free(_)) && self.entry.seize(state) {
-            self.entry.settle(State::Retired);
+        let state = self.state.get();
+        if matches!(state, State::Free(_)) && self.state.seize(state) {
+            self.state.settle(State::Retired);
         }
         self.protect(part, libc::PROT_READ | libc::PROT_WRITE);
     }
@@ -228,6 +236,30 @@ impl PoolSlot {
         is_done
     }
 
+    /// Whether a part of the page has the pattern and nothing else: word by word, since this is most of the page.
+    fn is_plain(self, from: usize, to: usize) -> bool {
+        const WORD: usize = size_of::<u64>();
+
+        let page = self.part(Part::Page);
+        let mut at = from;
+        while at < to {
+            // SAFETY: as in `first_wrong`; the page is aligned, and so is what is read of it.
+            let (is_right, read) = unsafe {
+                if at.is_multiple_of(WORD) && to - at >= WORD {
+                    let word = page.add(at).cast::<u64>().read_volatile();
+                    (word == u64::from_ne_bytes([PATTERN; WORD]), WORD)
+                } else {
+                    (page.add(at).read_volatile() == PATTERN, 1)
+                }
+            };
+            if !is_right {
+                return false;
+            }
+            at += read;
+        }
+        true
+    }
+
     /// The first byte around the block that is not what it should be, nearest to the block.
     pub(super) fn first_wrong(self) -> Option<isize> {
         let entry = self.entry;
@@ -239,6 +271,10 @@ impl PoolSlot {
         let end = start + size;
         let marked = if entry.has_mark.load(Ordering::Relaxed) && end < page { MARK } else { 0 };
         let mark = Mark::LONG.to_cookie();
+        let is_mark = (0..marked).all(|at| byte(end + at) == mark[at]);
+        if is_mark && self.is_plain(0, start) && self.is_plain(end + marked, page) {
+            return None;
+        }
         let is_wrong = |&at: &usize| {
             let meant = if (end..end + marked).contains(&at) { mark[at - end] } else { PATTERN };
             byte(at) != meant
@@ -292,14 +328,18 @@ fn oldest() -> Option<PoolSlot> {
     /// Other threads may be as fast.
     const TRIES: usize = 4;
 
+    let in_use = IN_USE.load(Ordering::Acquire);
+    if GUARDED.load(Ordering::Relaxed) >= in_use as u64 {
+        return None;
+    }
     for _ in 0..TRIES {
-        let slots = (0..IN_USE.load(Ordering::Acquire)).map(PoolSlot::new);
-        let free = slots.filter_map(|slot| match slot.entry.state() {
+        let slots = (0..in_use).map(PoolSlot::new);
+        let free = slots.filter_map(|slot| match slot.state.get() {
             State::Free(when) => Some((when, slot)),
             _ => None,
         });
         let (when, slot) = free.min_by_key(|(when, _)| *when)?;
-        if slot.entry.seize(State::Free(when)) {
+        if slot.state.seize(State::Free(when)) {
             return Some(slot);
         }
     }
@@ -318,12 +358,12 @@ impl Alone for Place {
     }
 
     fn hand_out(self, owner: &'static Record, sample: Option<SampleId>) {
-        let entry = PoolSlot::new(self.0).entry;
+        let PoolSlot { entry, state, .. } = PoolSlot::new(self.0);
         entry.set_owner(owner, sample);
         GUARDED.fetch_add(1, Ordering::Relaxed);
         BYTES.fetch_add(self.size() as u64, Ordering::Relaxed);
         EVER.fetch_add(1, Ordering::Relaxed);
-        entry.settle(State::Live);
+        state.settle(State::Live);
         std::mem::forget(self);
     }
 }
@@ -334,7 +374,7 @@ impl Drop for Place {
         let slot = PoolSlot::new(self.0);
         slot.protect(Part::Page, libc::PROT_NONE);
         slot.entry.block.store(0, Ordering::Relaxed);
-        slot.entry.settle(State::Free(0));
+        slot.state.settle(State::Free(0));
     }
 }
 
@@ -368,23 +408,23 @@ impl Taken {
         BYTES.fetch_sub(self.size() as u64, Ordering::Relaxed);
         let is_opened = slot.entry.is_opened.load(Ordering::Relaxed);
         if is_opened {
-            slot.entry.settle(State::Retired);
+            slot.state.settle(State::Retired);
         } else {
             slot.protect(Part::Page, libc::PROT_NONE);
-            slot.entry.settle(State::Free(FREES.fetch_add(1, Ordering::Relaxed) + 1));
+            slot.state.settle(State::Free(FREES.fetch_add(1, Ordering::Relaxed) + 1));
         }
     }
 
     /// Leaves it as it was.
     pub fn restore(self) {
-        self.0.entry.settle(State::Live);
+        self.0.state.settle(State::Live);
     }
 }
 
 /// Whether a pointer is to the beginning of a live block in the pool.
 pub(super) fn is_live(block: *const u8) -> bool {
     PoolSlot::of(block.addr())
-        .is_some_and(|(slot, _)| slot.entry.state() == State::Live && slot.entry.offset_of(block.addr()) == 0)
+        .is_some_and(|(slot, _)| slot.state.get() == State::Live && slot.entry.offset_of(block.addr()) == 0)
 }
 
 impl std::fmt::Debug for Taken {

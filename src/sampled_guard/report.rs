@@ -58,8 +58,8 @@ pub(super) fn tell(violation: Violation, context: *mut c_void) {
         wait();
     }
     // Nobody else gets the slot while it is told of.
-    let state = violation.slot.entry.state();
-    let is_held = matches!(state, State::Free(_)) && violation.slot.entry.seize(state);
+    let state = violation.slot.state.get();
+    let is_held = matches!(state, State::Free(_)) && violation.slot.state.seize(state);
     CAUGHT.fetch_add(1, Ordering::Relaxed);
     KIND.store(violation.kind as u32, Ordering::Relaxed);
     FOUND.store(violation.found as u32, Ordering::Relaxed);
@@ -93,7 +93,7 @@ pub(super) fn tell(violation: Violation, context: *mut c_void) {
         unsafe { libc::abort() };
     }
     if is_held {
-        violation.slot.entry.settle(state);
+        violation.slot.state.settle(state);
     }
     IS_TELLING.store(false, Ordering::Release);
 }

@@ -1,12 +1,12 @@
 //! Starting, changing and stopping the sampled guard.
 
 use super::error::SampledGuardError;
+#[cfg(not(feature = "memory-check"))]
 use super::{fault, pool, region, report};
 use crate::ledger::interval;
 use crate::ledger::threshold::lower_every_threshold;
+#[cfg(not(feature = "memory-check"))]
 use crate::sync::{AtomicBool, Ordering};
-use crate::sys::fork;
-use crate::unwind;
 
 /// The sampled guard of this process: it takes one allocation in some thousands.
 ///
@@ -52,8 +52,10 @@ pub enum Reaction {
 }
 
 /// Whether the process goes on over a violation.
+#[cfg(not(feature = "memory-check"))]
 static GOES_ON: AtomicBool = AtomicBool::new(false);
 
+#[cfg(not(feature = "memory-check"))]
 pub(super) fn goes_on() -> bool {
     GOES_ON.load(Ordering::Relaxed)
 }
@@ -64,7 +66,7 @@ impl SampledGuard {
     /// The number of blocks that can be guarded at once where none is set.
     pub const DEFAULT_SLOTS: usize = 256;
     /// The most blocks that can be guarded at once.
-    pub const MOST_SLOTS: usize = pool::MOST_SLOTS;
+    pub const MOST_SLOTS: usize = 4096;
 
     /// Returns the settings of a sampled guard, all defaults, to be changed and started.
     pub const fn builder() -> SampledGuardBuilder {
@@ -130,6 +132,9 @@ impl SampledGuard {
     /// Returns how many blocks can be guarded at once.
     #[must_use]
     pub fn slots(self) -> usize {
+        #[cfg(feature = "memory-check")]
+        return 0;
+        #[cfg(not(feature = "memory-check"))]
         pool::slots_in_use()
     }
 
@@ -177,11 +182,18 @@ impl SampledGuardBuilder {
         if self.slots == 0 || self.slots > SampledGuard::MOST_SLOTS {
             return Err(SampledGuardError::Slots { slots: self.slots, most: SampledGuard::MOST_SLOTS });
         }
-        if cfg!(feature = "memory-check") {
-            return Err(SampledGuardError::MemoryCheck);
-        }
-        fork::prepare();
-        unwind::prepare();
+        self.begin()
+    }
+
+    #[cfg(feature = "memory-check")]
+    fn begin(self) -> Result<SampledGuard, SampledGuardError> {
+        Err(SampledGuardError::MemoryCheck)
+    }
+
+    #[cfg(not(feature = "memory-check"))]
+    fn begin(self) -> Result<SampledGuard, SampledGuardError> {
+        crate::sys::fork::prepare();
+        crate::unwind::prepare();
         let mut changing = interval::change();
         if interval::rate() != 0 {
             return Err(SampledGuardError::Running);

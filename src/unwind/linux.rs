@@ -38,7 +38,7 @@ pub(super) fn capture(frames: &mut [usize]) -> usize {
 /// # Safety
 ///
 /// `context` must be what a signal handler was given that has not returned.
-#[cfg(feature = "sampled-guard")]
+#[cfg(all(feature = "sampled-guard", not(feature = "memory-check")))]
 pub(super) unsafe fn capture_interrupted(context: *const std::ffi::c_void, frames: &mut [usize]) -> usize {
     // SAFETY: the caller's context, which is one of these on Linux.
     let registers = unsafe { Registers::of_context(&*context.cast::<libc::ucontext_t>()) };

@@ -131,7 +131,7 @@ fn commit(task: &'static str, reaction: Reaction) -> bool {
             frees(block, LAYOUT, place);
         }
         let usage = victim.usage();
-        usage.bytes() % SIZE as u64 == 0
+        usage.bytes().is_multiple_of(SIZE as u64)
     });
     let task = thread.unwrap();
     task.join().unwrap()
@@ -230,10 +230,7 @@ fn each_violation_ends_the_process_with_its_report() {
             };
             assert!(is_by("allocated", "victim"), "{context}");
             assert!(part(&report, "allocated").contains("sampled_guard::allocates"), "{context}");
-            let met_by = if found == "dealloc" && crime_needs_free(crime)
-                || found != "dealloc"
-                || crime == "inner free"
-            {
+            let met_by = if found != "dealloc" || crime_needs_free(crime) || crime == "inner free" {
                 "culprit"
             } else {
                 // Found when the block was freed.
@@ -420,7 +417,7 @@ fn the_pool_is_bounded_and_freed_slots_wait_for_longest() {
 fn books_are_exact_with_every_block_guarded() {
     alone!();
     SampledGuard::builder().rate(1).slots(64).start().unwrap();
-    let services: Vec<Service> = (0..3).map(|i| Service::register(&format!("books {i}")).unwrap()).collect();
+    let services: Vec<Service> = (0..3).map(|i| Service::register(format!("books {i}")).unwrap()).collect();
     struct Block(*mut u8, Layout, u8, usize);
     // SAFETY: the test's, and freed once.
     unsafe impl Send for Block {}
@@ -467,14 +464,14 @@ fn books_are_exact_with_every_block_guarded() {
                             }
                             None => {
                                 let block = services[which].run(|| {
-                                    if fill % 2 == 0 {
+                                    if fill.is_multiple_of(2) {
                                         allocator.alloc_zeroed(layout)
                                     } else {
                                         allocator.alloc(layout)
                                     }
                                 });
-                                assert!(block.addr() % align == 0);
-                                assert!(fill % 2 != 0 || (0..size).all(|i| *block.add(i) == 0));
+                                assert!(block.addr().is_multiple_of(align));
+                                assert!(!fill.is_multiple_of(2) || (0..size).all(|i| *block.add(i) == 0));
                                 block.write_bytes(fill, size);
                                 common.lock().unwrap().push(Block(block, layout, fill, which));
                             }

@@ -83,6 +83,7 @@
 //! | | `json` among them: as lines of JSON, [`Report::to_json`](https://docs.rs/dogtag/latest/dogtag/report/struct.Report.html#method.to_json) |
 //! | `DOGTAG_PROFILE` | with the feature `profile`: heap profiles for pprof, at the end of each process and whenever it gets `SIGUSR2`. `1`, or [settings](https://docs.rs/dogtag/latest/dogtag/profile/struct.Profiler.html#method.from_env): `interval=64K,depth=100` |
 //! | | `file=PATH` among them: the file, instead of `heap.%p.%n.pb.gz` in the directory where the process began; `%p` in it is the process's number, and `%n` counts the files that the process has written. Without it each one takes the place of the one before |
+//! | `DOGTAG_SAMPLED_GUARD` | with the feature `sampled-guard`: one allocation in some thousands stands alone between pages without access, and violations there end the process with a report. `1`, or [settings](https://docs.rs/dogtag/latest/dogtag/sampled_guard/struct.SampledGuard.html#method.from_env): `rate=5000,slots=256` |
 //! | `DOGTAG_SERVICE` | `thread`: a thread that is in no scope allocates as a service with the thread's name; digits at its end are one `*`, so that the threads of a pool are one service (`worker-*`) |
 //! | `DOGTAG_CHECK` | with `memory-check`: its [settings](https://docs.rs/dogtag/latest/dogtag/check/index.html#settings). At its end a process checks all blocks that are live or in quarantine, unless it is a forked child that has freed less than some 64 blocks for each MiB of the heap |
 //!

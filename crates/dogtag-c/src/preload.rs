@@ -3,6 +3,8 @@
 
 #[cfg(feature = "profile")]
 mod profile;
+#[cfg(feature = "sampled-guard")]
+mod sampled_guard;
 mod violations;
 
 use crate::{current_owner, names};
@@ -34,6 +36,7 @@ extern "C" fn begin() {
         }
     }
     profile::begin();
+    sampled_guard::begin();
     violations::begin();
     if memory_check::IS_ON {
         // SAFETY: the function has this signature; a library whose handler is registered here stays
@@ -57,6 +60,21 @@ mod profile {
         if variable("DOGTAG_PROFILE").is_some_and(|text| !matches!(text.trim_ascii(), b"" | b"0")) {
             sys::print(format_args!(
                 "dogtag: DOGTAG_PROFILE is ignored: the library was built without the feature `profile`\n"
+            ));
+        }
+    }
+}
+
+#[cfg(not(feature = "sampled-guard"))]
+mod sampled_guard {
+    use super::{sys, variable};
+
+    /// Prints that nothing is guarded if `DOGTAG_SAMPLED_GUARD` asks for it.
+    pub(super) fn begin() {
+        if variable("DOGTAG_SAMPLED_GUARD").is_some_and(|text| !matches!(text.trim_ascii(), b"" | b"0")) {
+            sys::print(format_args!(
+                "dogtag: DOGTAG_SAMPLED_GUARD is ignored: the library was built without the feature \
+                 `sampled-guard`\n"
             ));
         }
     }

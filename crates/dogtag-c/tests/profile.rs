@@ -1,4 +1,5 @@
-//! Heap profiles of C programs, and of programs that know nothing of the library.
+//! Heap profiles of C programs, and of programs that know nothing of the library. The sampled guard, too, which is
+//! built with the same library.
 #![cfg(all(feature = "jemalloc-stats", not(feature = "memory-check")))]
 
 #[path = "../../../tests/pprof/mod.rs"]
@@ -12,8 +13,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const PROFILED: Kind =
-    Kind { name: "profiled", features: "interpose,skynet,profile", defines: &["-DINTERPOSED"], slowness: 2 };
+const PROFILED: Kind = Kind {
+    name: "profiled",
+    features: "interpose,skynet,profile,sampled-guard",
+    defines: &["-DINTERPOSED"],
+    slowness: 2,
+};
 
 const CHECKED: Kind = Kind {
     name: "profiled-checked",
@@ -195,4 +200,46 @@ impl Drop for Empty {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Each violation of a guarded block of C's ends the process, with a report that is right.
+#[test]
+fn the_sampled_guard_ends_c_programs_at_the_violation() {
+    let at_a = |access: &str, byte: i32| (format!(", in {access}\n"), format!("  wrong      byte {byte}"));
+    let cases = [
+        ("write after free", "use after free: something wrote to", at_a("a write", 5)),
+        ("read after free", "use after free: something read", at_a("a read", 6)),
+        ("overrun by 1", "overrun: something wrote past", at_a("dealloc", 100)),
+        // The block is aligned to 16.
+        ("overrun by 32", "overrun: something wrote past", at_a("a write", 112)),
+        ("read past", "overrun: something read past", at_a("a read", 112)),
+        ("underrun", "underrun: something wrote in front", at_a("a write", -1)),
+        ("double free", "double free: ", (", in dealloc\n".to_owned(), String::new())),
+        ("inner free", "invalid free: ", at_a("dealloc", 16)),
+        ("size after free", "use after free: ", (", in malloc_usable_size\n".to_owned(), String::new())),
+    ];
+    let run = |what: &str| {
+        let mut program = Command::new(compile("guarded", PROFILED, Link::Shared));
+        run({
+            program.arg(what).env("DOGTAG_SAMPLED_GUARD", "rate=1");
+            program
+        })
+    };
+    for (what, headline, (found, wrong)) in cases {
+        let ended = run(what);
+        let report = &ended.stderr;
+        assert!(report.contains(&format!("dogtag: {headline}")), "{what}: {report}");
+        assert!(report.contains(&found) && report.contains(&wrong), "{what}: {report}");
+        assert!(report.contains(", 100 bytes aligned to 16\n"), "{what}: {report}");
+        let [allocated, met] = ["  allocated at\n", "  met at\n"].map(|part| report.find(part));
+        let (allocated, met) = (allocated.unwrap(), met.unwrap());
+        assert!(report[allocated..met].contains(": make\n"), "{what}: {report}");
+        let culprit = if what == "overrun by 1" { ": main\n" } else { ": commit\n" };
+        assert!(report[met..].contains(culprit), "{what}: {report}");
+    }
+    assert_eq!(run("nothing").success(), "ok\n");
+    let mut echo = preloaded("/bin/echo", PLAIN);
+    echo.arg("ok").env("DOGTAG_SAMPLED_GUARD", "1");
+    let ended = programs::run(echo);
+    assert!(ended.stderr.contains("DOGTAG_SAMPLED_GUARD is ignored: "), "{}", ended.stderr);
 }
