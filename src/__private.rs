@@ -154,8 +154,10 @@ pub mod blocks {
 pub mod blocks {
     use crate::Dogtag;
     use crate::check::ViolationKind;
+    pub use crate::check::access::{Accessor, begin as check_accesses, check as check_access};
     pub use crate::check::block::Family;
     pub use crate::check::claim::Claim;
+    pub use crate::check::fill::set_function as set_fill;
     use std::alloc::{GlobalAlloc, Layout};
 
     /// The number by which C knows a kind of violation: that of `dogtag.h`. Here, since only this crate
@@ -172,6 +174,8 @@ pub mod blocks {
             ViolationKind::RegionInUse => 7,
             ViolationKind::AllocDeallocMismatch => 8,
             ViolationKind::BadUsableSize => 9,
+            ViolationKind::Overread => 10,
+            ViolationKind::ReadAfterFree => 11,
         }
     }
 

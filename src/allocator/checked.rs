@@ -17,11 +17,16 @@ use std::ptr::{self, NonNull};
 // when the block has left the quarantine. Nothing unwinds.
 unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        counted(self.fresh(layout, Family::Malloc, None), layout.size())
+        self.alloc_as(Family::Malloc, layout)
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        counted(self.zeroed(layout), layout.size())
+        // SAFETY: with its guards the layout is not empty.
+        let quick = self.quick(layout, Family::Malloc, |outer| unsafe { self.counted().alloc_zeroed(outer) });
+        match quick {
+            Some(block) => block.as_ptr(),
+            None => counted(self.zeroed(layout), layout.size()),
+        }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -38,8 +43,16 @@ unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
 
 impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// Allocates a block of one of C++'s families.
+    #[inline]
     pub(crate) fn alloc_as(&self, family: Family, layout: Layout) -> *mut u8 {
-        counted(self.fresh(layout, family, None), layout.size())
+        // SAFETY: with its guards the layout is not empty.
+        match self.quick(layout, family, |outer| unsafe { self.counted().alloc(outer) }) {
+            Some(block) => {
+                fill_fresh(block, layout.size());
+                block.as_ptr()
+            }
+            None => counted(self.fresh(layout, family, None), layout.size()),
+        }
     }
 
     /// Frees a block, and reports it if it is not what the program says.
@@ -166,22 +179,45 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
 /// Bytes of a fresh block that are filled.
 const MOST_FILLED: usize = 64 << 20;
 
+/// Fills a new block.
+#[inline]
+fn fill_fresh(block: NonNull<u8>, size: usize) {
+    if Settings::get().fill {
+        // A program may well reserve more than it will ever touch.
+        // SAFETY: the block is new, and as long as that.
+        unsafe { check::fill::fill(block.as_ptr(), FRESH, size.min(MOST_FILLED)) };
+    }
+}
+
 impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
+    /// Obtains a block for the current service, and charges it, where nothing has to be asked and
+    /// there is memory. `None`, and nothing has happened, otherwise: what was asked is large, and would
+    /// be copied from function to function.
+    #[inline(always)]
+    fn quick(
+        &self,
+        layout: Layout,
+        family: Family,
+        allocate: impl Fn(Layout) -> *mut u8,
+    ) -> Option<NonNull<u8>> {
+        if thread::current().needs_slow_path(layout.size()) {
+            return None;
+        }
+        let block = self.hand_out(layout, check::layout(layout)?, family, None, allocate)?;
+        thread::current().charge(layout.size());
+        Some(block)
+    }
+
     /// Obtains a filled block for the current service.
-    #[inline]
+    #[inline(never)]
     fn fresh(&self, layout: Layout, family: Family, replaced: Option<Replaced>) -> Option<Uncounted> {
         // SAFETY: the layout is not empty.
         let new = self.obtain(layout, family, replaced, |outer| unsafe { self.counted().alloc(outer) })?;
-        if Settings::get().fill {
-            // A program may well reserve more than it will ever touch.
-            let filled = layout.size().min(MOST_FILLED);
-            // SAFETY: the block is ours and as long as that.
-            unsafe { new.0.write_bytes(FRESH, filled) };
-        }
+        fill_fresh(new.0, layout.size());
         Some(new)
     }
 
-    #[inline]
+    #[inline(never)]
     fn zeroed(&self, layout: Layout) -> Option<Uncounted> {
         // SAFETY: the layout is not empty.
         self.obtain(layout, Family::Malloc, None, |outer| unsafe { self.counted().alloc_zeroed(outer) })

@@ -112,7 +112,8 @@ pub(crate) struct BlockHeader {
 }
 
 const HEADER: usize = size_of::<BlockHeader>();
-const HEAD: usize = HEADER + GUARD;
+/// What stands in front of a block.
+pub(crate) const HEAD: usize = HEADER + GUARD;
 /// What a block needs beside itself, unless its alignment is large.
 pub(crate) const AROUND: usize = HEAD + GUARD;
 const _: () = assert!(HEADER == 48 && HEAD == 64);
@@ -338,6 +339,19 @@ impl BlockHeader {
             .wrapping_add((self.traces & 0xffff_ffff).wrapping_mul(0x85EB_CA77_C2B2_AE63));
         pair(tag as u32 ^ mixed as u32, (sum ^ sum >> 32) as u32)
     }
+}
+
+/// The size of a live block that nobody keeps as it is: a hint, to be looked at again under a pin before
+/// anything is said of it.
+///
+/// # Safety
+///
+/// The block's header must be mapped.
+#[inline]
+pub(crate) unsafe fn size_hint(block: NonNull<u8>) -> usize {
+    // SAFETY: in front of the block there is a header's memory. Others may write to it: hence volatile.
+    let size = unsafe { (&raw const (*block.sub(HEAD).cast::<BlockHeader>().as_ptr()).size).read_volatile() };
+    (size & SIZES) as usize
 }
 
 /// By how much a block is smaller than it was once.

@@ -136,6 +136,31 @@ impl Entry {
         }
     }
 
+    /// Variant of [`pinned`](Self::pinned) that gives up if the block is pinned for longer than a moment: for
+    /// signal handlers, which may have interrupted the very thread that pins it.
+    #[cfg_attr(dogtag_loom, allow(dead_code))]
+    pub(crate) fn pinned_briefly<R>(&self, look: impl FnOnce(State) -> (State, R)) -> Option<R> {
+        const TRIES: usize = 100;
+
+        for _ in 0..TRIES {
+            let bits = self.0.load(Ordering::Relaxed);
+            let state = state(bits);
+            if matches!(state, State::None | State::Busy) {
+                return None;
+            }
+            let pinned = state as u8 | generation() << STATE_BITS;
+            if !is_pinned(bits)
+                && self.0.compare_exchange(bits, pinned, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            {
+                let (next, seen) = look(state);
+                self.set(next);
+                return Some(seen);
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
     /// Whether there is a block that begins at one of them.
     #[inline]
     pub(crate) fn is_any_set(entries: &[Self]) -> bool {

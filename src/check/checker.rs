@@ -3,10 +3,11 @@
 
 use super::access_context::stamp;
 use super::address_ranges::Spans;
-use super::block::{self, BlockHeader, FREED, Family, Tag};
+use super::block::{self, BlockHeader, FREED, Family, GUARD, Tag};
 use super::block_state::{self, Entry, State};
 use super::claim::Claim;
 use super::depot::{Open, magazines, places_of, take_kept};
+use super::fill::fill;
 use super::handler::react;
 use super::inspect::{
     SOME_HAVE_ENDED, about_any, inside_another, may_be_gone, pointer, violation, whole_and_live,
@@ -108,6 +109,7 @@ impl Checker {
             block::write_guards(block, layout.size());
         }
         self.spans.note(block.addr().get());
+        shadow::cover(block.addr().get(), block.addr().get() + layout.size() + GUARD);
         entry.set(State::Live);
         Some(block)
     }
@@ -287,7 +289,7 @@ impl Checker {
         // SAFETY: the block is the caller's alone.
         unsafe {
             if settings.fill {
-                block.write_bytes(FREED, header.layout().size());
+                fill(block.as_ptr(), FREED, header.layout().size());
             }
             header.set_freed(block, stamp(settings.backtrace));
         }

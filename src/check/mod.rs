@@ -15,6 +15,7 @@
 //! | [`RegionInUse`](ViolationKind::RegionInUse): a mapped region that is dropped before its blocks | certain |
 //! | [`AllocDeallocMismatch`](ViolationKind::AllocDeallocMismatch): C++'s `delete` of `new[]` or `malloc`, `free` of `new`, and all other such pairs | certain |
 //! | [`BadUsableSize`](ViolationKind::BadUsableSize): C's `malloc_usable_size` of a pointer to no live block | certain |
+//! | the same by C's functions that copy, fill, print, read and write memory, such as `memcpy`, over either end of a block or in a freed one; [`Overread`](ViolationKind::Overread), [`ReadAfterFree`](ViolationKind::ReadAfterFree) | certain, at the call, while the block is live or in quarantine; with dogtag-c's feature `interpose` |
 //!
 //! A violation is found when the block is freed or reallocated, a write after free when the block
 //! leaves the quarantine; [`verify`] finds both earlier. A write that leaves every byte as it was
@@ -57,6 +58,22 @@
 //! the block, so that stale pointers to the old one are found; only a block that does not grow stays
 //! in its place where there is no memory for a copy.
 //!
+//! # Copies
+//!
+//! With its feature `interpose` the crate dogtag-c replaces C's `memcpy`, `memmove`, `memset`, `strcpy`,
+//! `strncpy`, `strcat`, `strncat`, their variants that return the end, that compilers choose for
+//! `_FORTIFY_SOURCE` and that are for wide characters, `sprintf` and `snprintf` and theirs, and `read`,
+//! `pread`, `recv`, `recvfrom`, `fread`, `fgets`, `write`, `pwrite`, `send` and `fwrite`. What they read and
+//! write is looked up at the call, before anything is overwritten; what is printed or received is known
+//! when the function returns, and looked up then. A call takes some 10 ns longer, 20 ns for pointers into
+//! small blocks, 200 ns for pointers into the middle of a block of a MiB.
+//!
+//! In a Rust program `copy_nonoverlapping`, `copy_from_slice`, `clone` and `Vec`'s growth go through the
+//! same functions wherever the compiler makes a call of them. It does not where the length is a constant
+//! up to some 128 bytes, nor for loops; `alloc_zeroed` and `realloc` never do. C's compilers replace calls
+//! of small constant lengths by plain moves in the same way (`-fno-builtin` has them left). Copies within
+//! the C library itself are not seen.
+//!
 //! # Settings
 //!
 //! The first allocation reads the environment variable `DOGTAG_CHECK`:
@@ -72,6 +89,7 @@
 //! | `reaction` | `abort` | `leak` goes on after a report |
 //! | `alloc-dealloc-mismatch` | `all` | which blocks are reported that another family's function frees: `new` only those of `new` and `new[]`, for programs with two C++ libraries, one of them on top of `malloc`; `none` |
 //! | `new-delete-type-mismatch` | `1` | 0 does not report C++'s `delete` with another size or alignment |
+//! | `copies` | `1` | 0 does not look at what C's functions read and write |
 //!
 //! # Memory
 //!
@@ -100,6 +118,8 @@ mod magazine;
 mod quarantine;
 
 #[cfg(not(dogtag_loom))]
+pub(crate) mod access;
+#[cfg(not(dogtag_loom))]
 mod access_context;
 #[cfg(not(dogtag_loom))]
 mod address_ranges;
@@ -110,6 +130,8 @@ mod checker;
 pub(crate) mod claim;
 #[cfg(not(dogtag_loom))]
 mod depot;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod fill;
 #[cfg(not(dogtag_loom))]
 mod handler;
 #[cfg(not(dogtag_loom))]

@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) alloc_dealloc: Reported,
     /// Whether C++'s blocks are reported that are freed with another size or alignment.
     pub(crate) new_delete_type: bool,
+    /// Whether what C's functions read and write is looked at.
+    pub(crate) copies: bool,
 }
 
 /// Selects the blocks that are reported when another family's function frees them.
@@ -47,6 +49,7 @@ impl Settings {
         leak: false,
         alloc_dealloc: Reported::All,
         new_delete_type: true,
+        copies: true,
     };
 
     /// The settings in force before the environment can be read. There is no quarantine yet, since
@@ -92,6 +95,7 @@ impl Settings {
             b"reaction" => self.leak = reaction(value)?,
             b"alloc-dealloc-mismatch" => self.alloc_dealloc = reported(value)?,
             b"new-delete-type-mismatch" => self.new_delete_type = switch(value)?,
+            b"copies" => self.copies = switch(value)?,
             _ => return None,
         }
         Some(())
@@ -119,7 +123,7 @@ fn report_unknown(setting: &[u8]) {
         "dogtag: DOGTAG_CHECK: \"{}\" is no setting and is ignored; \
          there are quarantine=BYTES (0 for none; K, M, G), quarantine-blocks=NUMBER (up to {MOST_BLOCKS}), \
          fill=0|1, backtrace=0|1, reaction=abort|leak, alloc-dealloc-mismatch=none|new|all, \
-         new-delete-type-mismatch=0|1\n",
+         new-delete-type-mismatch=0|1, copies=0|1\n",
         setting.escape_ascii(),
     ));
 }
@@ -178,9 +182,10 @@ mod tests {
             leak: true,
             alloc_dealloc: Reported::New,
             new_delete_type: false,
+            copies: false,
         };
         let text = "quarantine=16M, quarantine-blocks = 1000,fill=0,backtrace=1,,reaction=leak,\
-                    alloc-dealloc-mismatch=new,new-delete-type-mismatch=0";
+                    alloc-dealloc-mismatch=new,new-delete-type-mismatch=0,copies=0";
         assert_eq!(parse(text), (all, vec![]));
         assert_eq!(parse("quarantine=0").0.quarantine, 0);
         assert_eq!(parse("quarantine=3k").0.quarantine, 3072);
@@ -219,7 +224,7 @@ mod tests {
     /// Settings, things that look like some, and others.
     fn setting() -> impl Strategy<Value = String> {
         let name = "quarantine|quarantine-blocks|fill|backtrace|reaction|alloc-dealloc-mismatch|\
-                    new-delete-type-mismatch|[a-z-]{0,9}";
+                    new-delete-type-mismatch|copies|[a-z-]{0,9}";
         let value = "[0-9]{0,4}[kKmMgG]?|[0-9]{5,22}|0|1|abort|leak|none|new|all|.{0,9}";
         (name, " ?", value).prop_map(|(name, space, value)| format!("{space}{name}{space}={space}{value}"))
     }

@@ -13,7 +13,7 @@ use super::block::ALIGN;
 use super::block_state::{self, Entry, EntryTable, State};
 use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, yield_now};
 use crate::sys;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::ptr;
 
 /// The entry for an address; `None` where no block can begin, or ever began
@@ -138,6 +138,82 @@ pub(crate) fn for_each_in(addresses: RangeInclusive<usize>, mut each: impl FnMut
     }
 }
 
+/// Notes how far a block reaches, so that [`covering`] finds it from every address in it.
+#[inline]
+pub(crate) fn cover(start: usize, end: usize) {
+    if start / STRETCH != end / STRETCH {
+        cover_pages(start / STRETCH + 1..=end.min(start.saturating_add(REACH)) / STRETCH);
+    }
+}
+
+#[cold]
+fn cover_pages(pages: RangeInclusive<usize>) {
+    for page in pages {
+        let (root, middle, leaf) = split(page * PAGE);
+        // SAFETY: all atomics, for which zeros are valid.
+        let middles = TABLE.get(root).and_then(|table| unsafe { sys::get_or_map(table) });
+        let Some(middles) = middles else { return };
+        let page = &middles.pages[page_of(middle, leaf)].0;
+        if page.load(Ordering::Relaxed) & COVERED == 0 {
+            page.fetch_or(COVERED, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The block that begins nearest below an address or at it, if it may reach the address. Where there
+/// is no block anywhere near, that takes three loads.
+#[inline]
+pub(crate) fn covering(address: usize) -> Option<(usize, &'static Entry)> {
+    let mut index = address / ALIGN;
+    if address >> ADDRESS_BITS != 0 {
+        return None;
+    }
+    let end = index.saturating_sub(REACH / ALIGN);
+    while index >= end {
+        let (root, middle, leaf) = split(index);
+        // SAFETY: tables are never unmapped.
+        let middles = unsafe { TABLE[root].load(Ordering::Acquire).as_ref() }?;
+        let page = middles.pages[page_of(middle, leaf)].0.load(Ordering::Relaxed);
+        if page & BLOCKS != 0
+            // SAFETY: tables are never unmapped.
+            && let Some(leaves) = unsafe { middles.leaves[middle].load(Ordering::Acquire).as_ref() }
+            && let Some(found) = leaves.last_set(leaf / PAGE * PAGE, leaf)
+        {
+            return Some(((index - leaf + found) * ALIGN, &leaves.0[found]));
+        }
+        if page & COVERED == 0 {
+            return None;
+        }
+        index = (index / PAGE * PAGE).checked_sub(1)?;
+    }
+    None
+}
+
+/// The first block that begins in a range of addresses.
+#[inline]
+pub(crate) fn first_in(addresses: Range<usize>) -> Option<(usize, &'static Entry)> {
+    let mut index = addresses.start.div_ceil(ALIGN);
+    let end = addresses.end.div_ceil(ALIGN).min(ROOTS * MIDDLES * LEAVES);
+    while index < end {
+        let (root, middle, leaf) = split(index);
+        // SAFETY: tables are never unmapped.
+        let Some(middles) = (unsafe { TABLE[root].load(Ordering::Acquire).as_ref() }) else {
+            index = (root + 1) * MIDDLES * LEAVES;
+            continue;
+        };
+        let next = (index / PAGE + 1) * PAGE;
+        if middles.pages[page_of(middle, leaf)].0.load(Ordering::Relaxed) & BLOCKS != 0
+            // SAFETY: tables are never unmapped.
+            && let Some(leaves) = unsafe { middles.leaves[middle].load(Ordering::Acquire).as_ref() }
+            && let Some(found) = leaves.first_set(leaf, leaf + (next.min(end) - index) - 1)
+        {
+            return Some(((index - leaf + found) * ALIGN, &leaves.0[found]));
+        }
+        index = next;
+    }
+    None
+}
+
 /// The nearest block that begins below an address, no further down than
 /// [`REACH`].
 pub(crate) fn below(address: usize) -> Option<(usize, &'static Entry)> {
@@ -154,7 +230,7 @@ pub(crate) fn below(address: usize) -> Option<(usize, &'static Entry)> {
     None
 }
 
-/// How far [`below`] looks: 256 MiB.
+/// How far [`below`] and [`covering`] look: 256 MiB.
 const REACH: usize = 256 << 20;
 
 /// Bits of an address that a process of this size of word can have.
@@ -166,6 +242,10 @@ const LEAVES: usize = 1 << 16;
 const MIDDLES: usize = 1 << 12;
 /// Entries that are given back together, which is a multiple of the system's page.
 const PAGE: usize = if cfg!(target_arch = "x86_64") { 4 << 10 } else { LEAVES };
+/// The addresses of those entries.
+const STRETCH: usize = PAGE * ALIGN;
+/// Entries that are read at once.
+const WORD: usize = size_of::<u64>();
 /// Pages in a leaf.
 const PAGES: usize = LEAVES / PAGE;
 const ROOTS: usize = 1 << (ADDRESS_BITS - 32);
@@ -178,13 +258,17 @@ struct Middle {
     pages: [Page; MIDDLES * PAGES],
 }
 
-/// The blocks in a page of a leaf, and two flags.
+/// The blocks in a page of a leaf, and three flags.
 struct Page(AtomicU32);
 
 /// It may have been written to.
 const USED: u32 = 1 << 31;
 /// It is being given back.
 const GOING: u32 = 1 << 30;
+/// Its first addresses may be in a block that begins before them. Stays set.
+const COVERED: u32 = 1 << 29;
+/// The blocks.
+const BLOCKS: u32 = COVERED - 1;
 
 impl Page {
     /// Counts a block in. From here on the page stays.
@@ -206,8 +290,10 @@ impl Page {
 
     /// Has blocks wait that come now; `false` if there are some already.
     fn close(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == USED
-            && self.0.compare_exchange(USED, GOING, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        let bits = self.0.load(Ordering::Relaxed);
+        let closed = bits ^ USED ^ GOING;
+        bits & !COVERED == USED
+            && self.0.compare_exchange(bits, closed, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     fn open(&self) {
@@ -216,6 +302,47 @@ impl Page {
 }
 
 impl Leaf {
+    /// The last entry of a block from the first one, which is a multiple of a word's, to the last.
+    #[inline]
+    fn last_set(&self, first: usize, last: usize) -> Option<usize> {
+        let mut word = last / WORD;
+        let mut bits = self.word(word) << (8 * (WORD - 1 - last % WORD));
+        let mut top = last;
+        while bits == 0 {
+            if word * WORD <= first {
+                return None;
+            }
+            word -= 1;
+            bits = self.word(word);
+            top = word * WORD + WORD - 1;
+        }
+        Some(top - bits.leading_zeros() as usize / 8)
+    }
+
+    /// The first entry of a block from the first one to the last.
+    #[inline]
+    fn first_set(&self, first: usize, last: usize) -> Option<usize> {
+        let mut word = first / WORD;
+        let mut bits = self.word(word) >> (8 * (first % WORD)) << (8 * (first % WORD));
+        while bits == 0 {
+            word += 1;
+            if word * WORD > last {
+                return None;
+            }
+            bits = self.word(word);
+        }
+        Some(word * WORD + bits.trailing_zeros() as usize / 8).filter(|found| *found <= last)
+    }
+
+    /// Some entries at once, the first one in the lowest byte.
+    #[inline]
+    fn word(&self, number: usize) -> u64 {
+        // SAFETY: a leaf is whole words of mapped pages. Others change entries meanwhile, hence volatile:
+        // each is as it was or as it is, which is all that is asked.
+        let word = unsafe { ptr::from_ref(self).cast::<u64>().add(number % (LEAVES / WORD)).read_volatile() };
+        u64::from_le(word)
+    }
+
     fn give_back(&self, pages: &[Page]) {
         let mut first = 0;
         while first < pages.len() {
@@ -303,6 +430,41 @@ mod tests {
         assert!(addresses.iter().all(|address| all.contains(address)));
         addresses.iter().for_each(|at| vacate(*at, entry(*at).expect("there")));
         assert!(found(START..=START + 5 * MIB).is_empty());
+    }
+
+    #[test]
+    fn a_block_is_found_from_all_of_its_addresses() {
+        const START: usize = (17 << 32) - MIB;
+
+        let _alone = GIVER.lock();
+        let blocks = [
+            (START + 64, 100),
+            (START + 256, 16),
+            (START + 4096, 300_000),
+            (START + STRETCH * 8 + 16, 3 * MIB),
+            (START + 5 * MIB + 48, 1),
+        ];
+        for (at, size) in blocks {
+            occupy(at).expect("memory").set(State::Live);
+            cover(at, at + size);
+        }
+        let found = |address| covering(address).map(|(at, _)| at);
+        for (at, size) in blocks {
+            for address in [at, at + 1, at + size / 2, at + size - 1] {
+                assert_eq!(found(address), Some(at));
+            }
+            assert_eq!(first_in(at - 40..at + 1).map(|(at, _)| at), Some(at));
+            assert_eq!(first_in(at + 1..at + size.min(30)).map(|(at, _)| at), None);
+        }
+        assert_eq!(found(START + 63), None);
+        assert_eq!(found(START + 4 * MIB), None);
+        assert_eq!(found(usize::MAX), None);
+        assert_eq!(first_in(START..START + MIB).map(|(at, _)| at), Some(START + 64));
+        assert_eq!(first_in(START + 4097..START + 6 * MIB).map(|(at, _)| at), Some(blocks[3].0));
+        assert_eq!(first_in(blocks[3].0 + 1..usize::MAX).map(|(at, _)| at), Some(blocks[4].0));
+        give_back();
+        blocks.iter().for_each(|(at, _)| vacate(*at, entry(*at).expect("there")));
+        assert_eq!(found(START + MIB), None);
     }
 
     /// Whether the page of memory that an entry is in is there.

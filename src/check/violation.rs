@@ -40,6 +40,7 @@ pub struct Violation {
     freed: Option<AccessContext>,
     met: AccessContext,
     first_wrong: Option<isize>,
+    accessed: Option<(isize, usize)>,
     evidence: Hexdump,
 }
 
@@ -111,6 +112,14 @@ impl Violation {
         self.first_wrong
     }
 
+    /// Returns which bytes a function of C's was told to read or write, such as `memcpy`: the position of
+    /// the first one, in bytes from the block's beginning, and their number. `None` if it was found
+    /// otherwise.
+    #[must_use]
+    pub const fn accessed(&self) -> Option<(isize, usize)> {
+        self.accessed
+    }
+
     /// Makes a violation without the call stack of the thread that found it: for that the unwinder
     /// takes the loader's lock, and a thread that has the lock may be waiting for the pinned block.
     pub(super) fn new(kind: ViolationKind, operation: Operation, address: usize) -> Self {
@@ -127,6 +136,7 @@ impl Violation {
             freed: None,
             met: AccessContext::now(false),
             first_wrong: None,
+            accessed: None,
             evidence: Hexdump::NONE,
         }
     }
@@ -134,6 +144,11 @@ impl Violation {
     /// Adds the call stack of the calling thread, which found the violation. Nothing may be pinned.
     pub(super) fn with_backtrace(mut self) -> Self {
         self.met = AccessContext::now(true);
+        self
+    }
+
+    pub(super) fn with_access(mut self, first: isize, length: usize) -> Self {
+        self.accessed = Some((first, length));
         self
     }
 
@@ -238,14 +253,26 @@ impl Violation {
                 "the size of a block is asked for by a pointer that was never handed out, or whose block \
                  was freed long ago"
             )?,
+            (ViolationKind::Overread, Some(size)) => {
+                writeln!(f, "something read outside of a block of {size}")?;
+            }
+            (ViolationKind::Overread, None) => writeln!(f, "something read outside of a block")?,
+            (ViolationKind::ReadAfterFree, Some(size)) => {
+                writeln!(f, "something read a block of {size} after it was freed")?;
+            }
+            (ViolationKind::ReadAfterFree, None) => writeln!(f, "something read a block after it was freed")?,
             (ViolationKind::RegionInUse, _) => {
                 writeln!(f, "a mapped region is dropped while blocks in it are live")?
             }
         }
         if self.block != Some(self.address) {
             write!(f, "  pointer    {:#x}", self.address)?;
-            if let Some(block) = self.block {
-                write!(f, ", {} into the block", Amount(self.address - block))?;
+            match self.block {
+                Some(block) if self.address >= block => {
+                    write!(f, ", {} into the block", Amount(self.address - block))?;
+                }
+                Some(block) => write!(f, ", {} in front of the block", Amount(block - self.address))?,
+                None => {}
             }
             writeln!(f)?;
         }
@@ -271,6 +298,9 @@ impl Violation {
             line(f, "freed", freed)?;
         }
         writeln!(f, "  met        by {}, in {}", self.met, self.operation)?;
+        if let Some((first, length)) = self.accessed {
+            writeln!(f, "  access     to {}, from byte {first} on", Amount(length))?;
+        }
         if let Some(offset) = self.first_wrong {
             writeln!(f, "  wrong      {}", Position { offset, layout: self.layout })?;
         }

@@ -26,6 +26,10 @@ pub enum ViolationKind {
     AllocDeallocMismatch,
     /// `malloc_usable_size` was called with a pointer to no live block of C's (crate `dogtag-c`).
     BadUsableSize,
+    /// Something was read past the end of a live block, or in front of one.
+    Overread,
+    /// Something was read from a block after it was freed.
+    ReadAfterFree,
 }
 
 impl fmt::Display for ViolationKind {
@@ -40,6 +44,8 @@ impl fmt::Display for ViolationKind {
             Self::RegionInUse => "region in use",
             Self::AllocDeallocMismatch => "alloc-dealloc mismatch",
             Self::BadUsableSize => "bad malloc_usable_size",
+            Self::Overread => "overread",
+            Self::ReadAfterFree => "read after free",
         })
     }
 }
@@ -60,6 +66,9 @@ pub enum Operation {
     Unmap,
     /// `malloc_usable_size` was called.
     UsableSize,
+    /// A function of C's was called that reads or writes memory, such as `memcpy`: this one (crate
+    /// `dogtag-c`, feature `interpose`).
+    Call(&'static str),
 }
 
 impl fmt::Display for Operation {
@@ -71,6 +80,7 @@ impl fmt::Display for Operation {
             Self::Verify => "verify",
             Self::Unmap => "unmapping a region",
             Self::UsableSize => "malloc_usable_size",
+            Self::Call(function) => function,
         })
     }
 }

@@ -210,7 +210,11 @@ typedef enum dogtag_violation_kind {
 	/* Of new by delete[] or free, of malloc by delete, and so on. */
 	DOGTAG_ALLOC_DEALLOC_MISMATCH = 8,
 	/* dogtag_usable_size or malloc_usable_size of what is no live block. */
-	DOGTAG_BAD_USABLE_SIZE = 9
+	DOGTAG_BAD_USABLE_SIZE = 9,
+	/* Reads past the end of a block or in front of one, by memcpy and other functions of C's. */
+	DOGTAG_OVERREAD = 10,
+	/* The same functions' reads of a freed block. */
+	DOGTAG_READ_AFTER_FREE = 11
 } dogtag_violation_kind;
 
 /* A violation. Later versions may have more fields at the end. */

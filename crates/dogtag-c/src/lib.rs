@@ -177,3 +177,12 @@ mod skynet;
 #[cfg(feature = "interpose")]
 mod thread_name;
 mod violations;
+
+dogtag::__memory_check! {
+    on {
+        // Only a shared glibc has a second copy of these functions.
+        #[cfg(all(feature = "interpose", target_env = "gnu", not(target_feature = "crt-static")))]
+        mod copies;
+    }
+    off {}
+}

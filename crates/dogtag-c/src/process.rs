@@ -272,18 +272,25 @@ mod glibc {
 }
 
 /// The next function of a name: the C library's, or that of another preloaded library before it.
-struct Next {
+pub(crate) struct Next {
     name: &'static CStr,
     found: AtomicPtr<c_void>,
 }
 
 impl Next {
-    const fn new(name: &'static CStr) -> Self {
+    pub(crate) const fn new(name: &'static CStr) -> Self {
         Self { name, found: AtomicPtr::new(ptr::null_mut()) }
     }
 
+    /// Returns its address if it was looked up before; null otherwise.
+    #[allow(dead_code, reason = "without memory-check nobody asks")]
+    #[inline(always)]
+    pub(crate) fn known(&self) -> *mut c_void {
+        self.found.load(Ordering::Relaxed)
+    }
+
     /// Returns its address; null if there is none.
-    fn get(&self) -> *mut c_void {
+    pub(crate) fn get(&self) -> *mut c_void {
         let known = self.found.load(Ordering::Relaxed);
         if !known.is_null() {
             return known;

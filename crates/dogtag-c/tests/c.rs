@@ -93,6 +93,67 @@ fn violations_are_caught() {
 }
 
 #[test]
+fn copies_do_what_they_always_do() {
+    for kind in KINDS {
+        run(Command::new(compile("copies", kind, Link::Static))).ok();
+        run(Command::new(compile("copies", kind, Link::Shared))).ok();
+    }
+}
+
+/// Each kind of violation at each size, in C and in C++, by programs that know nothing of the library:
+/// rightly named at the crime or at the next call.
+#[test]
+fn each_kind_is_ended_at_once() {
+    /// What is found at the exit, or by nobody.
+    const LATER: &[&str] = &[
+        "store 17 past the end",
+        "store 25 past the end",
+        "store 32 past the end",
+        "store 64 past the end",
+        "load past the end",
+        "store to freed",
+        "store to freed, first byte",
+        "store to freed, 50 frees later",
+        "load from freed",
+        "store to 0 bytes",
+        "load from 0 bytes",
+    ];
+    let preload = library(CHECKED).join("libdogtag_c.so");
+    for language in ["c", "c++"] {
+        let program = folder(CHECKED).join(format!("kinds-{language}"));
+        let mut cc = Command::new("cc");
+        cc.args(["-x", language, "-O1", "-fno-builtin", "-w", "-o"]).arg(&program).arg(source("kinds"));
+        cc.args(["-ldl", "-lstdc++"]);
+        run(cc).success();
+        let mut list = Command::new(&program);
+        list.arg("list");
+        for line in run(list).success().lines() {
+            let (name, word) = line.split_once('\t').expect("a name and what is reported");
+            for size in ["8", "4096", "262144"] {
+                let mut kind = Command::new(&program);
+                kind.args([name, size]).env("LD_PRELOAD", &preload);
+                let ended = run(kind);
+                let is_told = ended.stderr.starts_with(&format!("dogtag: {word}: "))
+                    && !ended.output.status.success()
+                    && !ended.stdout.contains('n');
+                let is_later = LATER.contains(&name);
+                assert!(is_told || is_later, "{name}, {size} bytes: {}\n{}", ended.stdout, ended.stderr);
+                assert!(!is_told || !is_later, "{name}, {size} bytes, is found at once by now");
+            }
+        }
+    }
+}
+
+#[test]
+fn copies_are_not_looked_at_if_that_is_set() {
+    let program = compile("violations", CHECKED, Link::Shared);
+    let mut copy = Command::new(program);
+    copy.arg("memcpy-from-over").env("DOGTAG_CHECK", "copies=0");
+    let ended = run(copy);
+    assert!(ended.stderr.contains("nobody has noticed"), "{}", ended.stderr);
+}
+
+#[test]
 fn what_is_told_of_operators_can_be_set() {
     let program = compile("violations", CHECKED, Link::Shared);
     let told = |name: &str, settings: &str| {

@@ -4,6 +4,7 @@
 
 use crate::child;
 use crate::child::dealloc;
+use dogtag::__private::blocks::{Accessor, check_access, check_accesses};
 use dogtag::{Service, check};
 use std::alloc::{Layout, alloc, realloc};
 use std::collections::BTreeMap;
@@ -110,6 +111,74 @@ crimes! {
         },
         says: |_| Says { wrong: Some(-1), marked: 16, ..says("underrun", "realloc") },
     }
+    copy_over_the_end {
+        commit: |block, layout| touch(block, layout.size() + 1, &WRITER),
+        says: |layout| Says { wrong: past_the_end(layout, 0), ..says("overrun", "memcpy") },
+    }
+    copy_from_the_last_byte_over_the_end {
+        commit: |block, layout| unsafe { touch(block.add(layout.size() - 1), 2 << 20, &WRITER) },
+        says: |layout| Says {
+            wrong: past_the_end(layout, 0),
+            inside: Some(layout.size() - 1).filter(|inside| *inside != 0),
+            ..says("overrun", "memcpy")
+        },
+    }
+    copy_past_the_end {
+        commit: |block, layout| unsafe { touch(block.add(layout.size() + 3), 4, &WRITER) },
+        says: |layout| Says {
+            wrong: past_the_end(layout, 3),
+            inside: Some(layout.size() + 3),
+            ..says("overrun", "memcpy")
+        },
+    }
+    copy_in_front {
+        commit: |block, _| unsafe { touch(block.sub(8), 4, &WRITER) },
+        says: |_| Says { wrong: Some(-5), inside: Some(8), ..says("underrun", "memcpy") },
+    }
+    copy_of_what_is_past_the_end {
+        commit: |block, layout| touch(block, layout.size() + 32, &READER),
+        says: |layout| Says { wrong: past_the_end(layout, 0), ..says("overread", "memcpy") },
+    }
+    copy_of_what_is_in_front {
+        commit: |block, layout| unsafe { touch(block.sub(16), layout.size(), &READER) },
+        says: |layout| Says {
+            wrong: Some(if layout.size() < 16 { layout.size() as isize - 17 } else { -1 }),
+            inside: Some(16),
+            ..says("overread", "memcpy")
+        },
+    }
+    copy_to_a_freed_block {
+        commit: |block, layout| unsafe {
+            dealloc(block, layout);
+            touch(block.add(layout.size() / 2), 1, &WRITER);
+        },
+        says: |layout| Says {
+            freed: Some(MAIN),
+            wrong: Some(layout.size() as isize / 2),
+            inside: Some(layout.size() / 2).filter(|inside| *inside != 0),
+            ..says("write after free", "memcpy")
+        },
+    }
+    copy_of_a_freed_block {
+        commit: |block, layout| unsafe {
+            dealloc(block, layout);
+            touch(block, layout.size(), &READER);
+        },
+        says: |_| Says { freed: Some(MAIN), wrong: Some(0), ..says("read after free", "memcpy") },
+    }
+    copies_within_a_block_before_a_double_free {
+        commit: |block, layout| unsafe {
+            for accessor in [&READER, &WRITER] {
+                touch(block, layout.size(), accessor);
+                touch(block.add(layout.size() / 2), layout.size().div_ceil(2), accessor);
+                touch(block.add(layout.size()), 0, accessor);
+                touch((&raw const accessor).cast_mut().cast(), 8, accessor);
+            }
+            dealloc(block, layout);
+            dealloc(block, layout);
+        },
+        says: |_| Says { freed: Some(MAIN), ..says("double free", "dealloc") },
+    }
     double_free_at_once {
         commit: |block, layout| unsafe {
             dealloc(block, layout);
@@ -215,6 +284,15 @@ crimes! {
             inside => Says { inside: Some(inside), ..says("invalid free", "dealloc") },
         },
     }
+}
+
+const READER: Accessor = Accessor { function: "memcpy", is_write: false };
+const WRITER: Accessor = Accessor { function: "memcpy", is_write: true };
+
+/// Has memory looked at as dogtag-c does before a copy.
+fn touch(address: *mut u8, length: usize, by: &'static Accessor) {
+    check_accesses();
+    check_access(address.addr(), length, by);
 }
 
 /// # Safety

@@ -258,6 +258,64 @@ static void usable_size_overrun(void)
 }
 
 #ifdef INTERPOSED
+static void *(*volatile copy)(void *, const void *, size_t) = memcpy;
+static char *(*volatile copy_text)(char *, const char *) = strcpy;
+static int (*volatile print_text)(char *, size_t, const char *, ...) = snprintf;
+static char elsewhere[64];
+
+static void memcpy_over(void)
+{
+	victim = allocate(13);
+	copy(victim, elsewhere, 14);
+	give_back(victim);
+}
+
+static void memcpy_from_over(void)
+{
+	victim = allocate(13);
+	copy(elsewhere, victim, 14);
+	give_back(victim);
+}
+
+static void memcpy_freed(void)
+{
+	victim = allocate(13);
+	give_back(victim);
+	copy(victim, elsewhere, 5);
+}
+
+static void memcpy_from_freed(void)
+{
+	victim = allocate(13);
+	give_back(victim);
+	copy(elsewhere, victim, 5);
+}
+
+static void strcpy_over(void)
+{
+	victim = allocate(13);
+	copy_text((char *)victim, "thirteen bytes");
+	give_back(victim);
+}
+
+static void snprintf_over(void)
+{
+	victim = allocate(13);
+	print_text((char *)victim, 20, "%s %d", "twelve and", 12);
+	give_back(victim);
+}
+
+static void read_over(void)
+{
+	int ends[2];
+
+	victim = allocate(13);
+	CHECK_EQUAL(pipe(ends), 0);
+	CHECK_EQUAL(write(ends[1], elsewhere, 14), 14);
+	CHECK_EQUAL(read(ends[0], victim, 20), 14);
+	give_back(victim);
+}
+
 static void (*volatile give_back_sized)(void *, size_t) = free_sized;
 static void (*volatile give_back_aligned)(void *, size_t, size_t) = free_aligned_sized;
 static void *(*volatile resize_array)(void *, size_t, size_t) = reallocarray;
@@ -509,6 +567,13 @@ static const struct test_case {
 	{ "usable-size-wild", BAD_SIZE, usable_size_wild, DOGTAG_BAD_USABLE_SIZE, 0 },
 	{ "usable-size-overrun", "overrun", usable_size_overrun, DOGTAG_OVERRUN, 13 },
 #ifdef INTERPOSED
+	{ "memcpy-over", "overrun", memcpy_over, DOGTAG_OVERRUN, 13 },
+	{ "memcpy-from-over", "overread", memcpy_from_over, DOGTAG_OVERREAD, 13 },
+	{ "memcpy-freed", "write after free", memcpy_freed, DOGTAG_WRITE_AFTER_FREE, 13 },
+	{ "memcpy-from-freed", "read after free", memcpy_from_freed, DOGTAG_READ_AFTER_FREE, 13 },
+	{ "strcpy-over", "overrun", strcpy_over, DOGTAG_OVERRUN, 13 },
+	{ "snprintf-over", "overrun", snprintf_over, DOGTAG_OVERRUN, 13 },
+	{ "read-over", "overrun", read_over, DOGTAG_OVERRUN, 13 },
 	{ "free-sized", "layout mismatch", wrong_size, DOGTAG_LAYOUT_MISMATCH, 13 },
 	{ "free-aligned", "layout mismatch", wrong_alignment, DOGTAG_LAYOUT_MISMATCH, 13 },
 	{ "free-sized-freed", "double free", free_sized_freed, DOGTAG_DOUBLE_FREE, 13 },
