@@ -88,6 +88,10 @@ fn look_ahead(access: Access) {
 }
 
 /// What a look at a block has found.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nothing is allocated here, which is where memory is allocated"
+)]
 enum Found {
     /// The access has nothing to do with it.
     Elsewhere,
