@@ -333,6 +333,12 @@ fn tasks() {
 
 /// The time of each program with a guard that has nothing to do, of the time without.
 fn cost(rounds: usize) -> Vec<f64> {
+    // As any server has one: the C library and the kernel have shorter ways for a process with one thread.
+    std::thread::spawn(|| {
+        loop {
+            std::thread::park();
+        }
+    });
     let timed = |program: fn()| {
         let began = Instant::now();
         (0..5).for_each(|_| program());
@@ -416,5 +422,5 @@ fn the_drift(queries: usize) -> bool {
         "  bytes, services, KiB of RSS that the second half leaves behind      {} / {} / {}",
         left[0], left[1], left[2]
     );
-    left[1] == 0.0
+    left[1] == 0.0 && left[0].abs() < 4096.0
 }
