@@ -5,6 +5,8 @@
 mod jemalloc;
 #[cfg(feature = "jemalloc-stats")]
 mod mallctl;
+#[cfg(all(feature = "jemalloc", not(feature = "memory-check"), not(dogtag_loom)))]
+pub(crate) mod slabs;
 
 #[cfg(feature = "jemalloc")]
 pub use jemalloc::Jemalloc;

@@ -143,6 +143,22 @@ impl Placement {
         self.is_table && table::write_short_at_once(ptr, mark)
     }
 
+    /// Reads of a block what mostly is its mark: with a table, it is if all of its page has one owner. Otherwise it is
+    /// one that no cell has, and [`FirstMark::mark_after`] reads on. `None` where the slow path has to look.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be a live block of `size` bytes.
+    #[inline(always)]
+    pub(crate) unsafe fn first_mark(self, ptr: *const u8, size: usize) -> Option<FirstMark> {
+        if self.is_table {
+            let sight = table::Sight::of(ptr)?;
+            return Some(FirstMark { mark: sight.mark_of_page(), sight: Some(sight) });
+        }
+        // SAFETY: the caller's block.
+        Some(FirstMark { mark: unsafe { self.read_mark(ptr, size) }, sight: None })
+    }
+
     /// Reads the mark of a block: the owner's, if its slot is a short one; none that a
     /// cell has, if it is a long one or the block is sampled.
     ///
@@ -185,6 +201,27 @@ impl Placement {
             return None;
         }
         self.layout(block, Slot::UNATTRIBUTED.into())
+    }
+}
+
+/// What was read of a block first.
+#[derive(Clone, Copy)]
+pub(crate) struct FirstMark {
+    mark: Mark,
+    sight: Option<table::Sight>,
+}
+
+impl FirstMark {
+    /// The mark of the block, or one that no cell has.
+    #[inline(always)]
+    pub(crate) fn mark(self) -> Mark {
+        self.mark
+    }
+
+    /// The mark of the block that was looked at, as [`Placement::read_mark`].
+    #[inline(always)]
+    pub(crate) fn mark_after(self, ptr: *const u8) -> Mark {
+        self.sight.map_or(self.mark, |sight| sight.mark(ptr))
     }
 }
 

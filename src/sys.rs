@@ -108,33 +108,12 @@ pub(crate) unsafe fn unmap<T>(_: &'static T) {}
 ///
 /// As for [`map_zeroed`], and nobody may put anything else there.
 pub(crate) unsafe fn get_or_map<T: Zeroed>(place: &AtomicPtr<T>) -> Option<&'static T> {
-    // SAFETY: zeros are a valid `T`, and the place is filled here alone.
-    unsafe { get_or(place, || map_zeroed::<T>()) }
-}
-
-/// Variant of [`get_or_map`] for what is [touched here and there](map_zeroed_sparse).
-///
-/// # Safety
-///
-/// As for [`get_or_map`].
-pub(crate) unsafe fn get_or_map_sparse<T: Zeroed>(place: &AtomicPtr<T>) -> Option<&'static T> {
-    // SAFETY: zeros are a valid `T`, and the place is filled here alone.
-    unsafe { get_or(place, || map_zeroed_sparse::<T>()) }
-}
-
-/// # Safety
-///
-/// As for [`get_or_map`]; what `map` returns must be mapped for this alone.
-#[inline(always)]
-unsafe fn get_or<T: Zeroed>(
-    place: &AtomicPtr<T>,
-    map: impl FnOnce() -> Option<&'static T>,
-) -> Option<&'static T> {
     // SAFETY: what is in its place is never unmapped.
     if let Some(known) = unsafe { place.load(Ordering::Acquire).as_ref() } {
         return Some(known);
     }
-    let fresh = map()?;
+    // SAFETY: zeros are a valid `T`.
+    let fresh = unsafe { map_zeroed::<T>() }?;
     let new = ptr::from_ref(fresh).cast_mut();
     match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Some(fresh),

@@ -46,6 +46,8 @@
 //! there, and rustc 1.95 crashes.
 
 use super::Dogtag;
+#[cfg(all(feature = "jemalloc", not(dogtag_loom)))]
+use crate::backend::slabs;
 use crate::ledger::charge::{self, Freed, Source};
 use crate::ledger::samples;
 use crate::ledger::slots::Record;
@@ -94,7 +96,7 @@ unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
         // requires it. An allocator without fields is anywhere.
         unsafe {
             if size_of::<Self>() == 0 {
-                dealloc::<B, P>(block, layout);
+                dealloc::<B, P>(block, layout.size(), layout.align());
             } else {
                 dealloc_of(self, block, layout);
             }
@@ -109,7 +111,7 @@ unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
         // requires it.
         let mark = unsafe { Self::PLACEMENT.read_mark(block, layout.size()) };
         let old = thread::cell(mark);
-        if old.mark() != mark || thread::current().needs_slow_path(new_size) {
+        if old.own_mark() != mark || thread::current().needs_slow_path(new_size) {
             // SAFETY: the block is live and was requested here with that layout, and the new size is not 0.
             return unsafe { self.realloc_slow(block, layout, new_size) };
         }
@@ -147,7 +149,8 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         // SAFETY: the layout is not empty. No threshold is above `UNCHECKED_SIZES`, so neither is
         // the size.
         let block = unsafe { self.counted().alloc(Self::PLACEMENT.short_layout(layout)) };
-        if block.is_null() {
+        // In the table null is nobody's, which `charge_current` finds anyway.
+        if !Self::PLACEMENT.is_table() && block.is_null() {
             return block;
         }
         // SAFETY: the block was allocated with `short_layout`.
@@ -162,16 +165,16 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// # Safety
     ///
     /// `block` must have been allocated with the layout that
-    /// [`Placement::short_layout`] says for `layout`.
+    /// [`Placement::short_layout`] says for `layout`. With a table it may be null.
     #[inline(always)]
     unsafe fn charge_current(block: *mut u8, layout: Layout) -> *mut u8 {
         let (cell, size) = (thread::current(), layout.size());
         debug_assert!(block.addr().is_multiple_of(layout.align()), "the backend's block is not aligned");
         debug_assert!(thread::is_own(cell), "another thread's cell is charged");
         if Self::PLACEMENT.is_table() {
-            if !Self::PLACEMENT.write_short_at_once(block, cell.mark()) {
+            if !Self::PLACEMENT.write_short_at_once(block, cell.own_mark()) {
                 // SAFETY: the block was allocated with `short_layout`.
-                return unsafe { Self::note_and_charge(block, layout) };
+                return unsafe { Self::note_and_charge(block, size) };
             }
             cell.charge(size);
             return block;
@@ -188,9 +191,12 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// As for [`charge_current`](Self::charge_current).
     #[cold]
     #[inline(never)]
-    unsafe fn note_and_charge(block: *mut u8, layout: Layout) -> *mut u8 {
+    unsafe fn note_and_charge(block: *mut u8, size: usize) -> *mut u8 {
+        if block.is_null() {
+            return block;
+        }
         // SAFETY: the block was allocated with `short_layout`.
-        unsafe { Self::write_and_charge(block, layout.size()) };
+        unsafe { Self::write_and_charge(block, size) };
         block
     }
 
@@ -201,7 +207,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     unsafe fn write_and_charge(block: *mut u8, size: usize) {
         let cell = thread::current();
         // SAFETY: `short_layout` has the bytes for a mark, where it stands behind the block.
-        if unsafe { Self::PLACEMENT.write_short(block, size, cell.mark()) } {
+        if unsafe { Self::PLACEMENT.write_short(block, size, cell.own_mark()) } {
             // SAFETY: the block is live from here on, and has a mark.
             debug_assert_eq!(unsafe { Self::PLACEMENT.read_mark(block, size) }, cell.mark());
             cell.charge(size);
@@ -226,26 +232,30 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     ///
     /// # Safety
     ///
-    /// As for [`GlobalAlloc::dealloc`].
+    /// As for [`GlobalAlloc::dealloc`], with the layout of that size and alignment.
     #[inline(never)]
-    unsafe fn dealloc_large(block: *mut u8, layout: Layout, allocator: &Self) {
+    unsafe fn dealloc_large(block: *mut u8, size: usize, align: usize, allocator: &Self) {
         // SAFETY: the block is live and was requested from the allocator with that layout.
-        unsafe { dealloc_fast(allocator, block, layout) };
+        unsafe { dealloc_fast(allocator, block, Layout::from_size_align_unchecked(size, align)) };
     }
 }
 
 /// Frees a block of an allocator without fields. The allocator is not passed on: an argument
-/// that nobody needs is in the way of the backend's, which have the same registers.
+/// that nobody needs is in the way of the backend's, which have the same registers. And the others stand
+/// where `sdallocx` has them, whose first ones are a block and its size.
 ///
 /// # Safety
 ///
-/// As for [`GlobalAlloc::dealloc`].
+/// As for [`GlobalAlloc::dealloc`], with the layout of that size and alignment.
 #[inline(never)]
-unsafe fn dealloc<B: GlobalAlloc, P: OwnerPlace>(block: *mut u8, layout: Layout) {
+unsafe fn dealloc<B: GlobalAlloc, P: OwnerPlace>(block: *mut u8, size: usize, align: usize) {
     debug_assert!(size_of::<Dogtag<B, P>>() == 0);
     // SAFETY: a value without bytes may be anywhere, and the caller has one. The block is live and
     // was requested from it with that layout.
-    unsafe { dealloc_any_size(NonNull::<Dogtag<B, P>>::dangling().as_ref(), block, layout) };
+    unsafe {
+        let layout = Layout::from_size_align_unchecked(size, align);
+        dealloc_any_size(NonNull::<Dogtag<B, P>>::dangling().as_ref(), block, layout);
+    }
 }
 
 /// Frees a block of an allocator with fields.
@@ -276,14 +286,15 @@ unsafe fn dealloc_any_size<B: GlobalAlloc, P: OwnerPlace>(
     unsafe {
         if Dogtag::<B, P>::PLACEMENT.is_large(layout.size()) {
             cold_path();
-            Dogtag::dealloc_large(block, layout, allocator);
+            Dogtag::dealloc_large(block, layout.size(), layout.align(), allocator);
         } else {
             dealloc_fast(allocator, block, layout);
         }
     }
 }
 
-/// Frees a block whose mark the calling thread has a cell for.
+/// Frees a block whose mark the calling thread has a cell for. Mostly that is the cell that it charges to, which is one
+/// load away.
 ///
 /// # Safety
 ///
@@ -295,12 +306,20 @@ unsafe fn dealloc_fast<B: GlobalAlloc, P: OwnerPlace>(
     layout: Layout,
 ) {
     // SAFETY: the block is live and was requested here with that layout.
-    let mark = unsafe { Dogtag::<B, P>::PLACEMENT.read_mark(block, layout.size()) };
-    let cell = thread::cell(mark);
-    if cell.mark() != mark {
+    let Some(found) = (unsafe { Dogtag::<B, P>::PLACEMENT.first_mark(block, layout.size()) }) else {
         // SAFETY: the block is live and was requested here with that layout.
         return unsafe { Dogtag::dealloc_slow(block, layout, allocator) };
+    };
+    let mut cell = thread::current();
+    if cell.own_mark() != found.mark() {
+        let mark = found.mark_after(block);
+        cell = thread::cell(mark);
+        if cell.own_mark() != mark {
+            // SAFETY: the block is live and was requested here with that layout.
+            return unsafe { Dogtag::dealloc_slow(block, layout, allocator) };
+        }
     }
+    debug_assert!(thread::is_own(cell), "another thread's cell is refunded");
     cell.refund(layout.size());
     // SAFETY: a mark that a cell has is a short slot's, so the block was requested with its
     // `short_layout`.
@@ -314,6 +333,12 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     #[cold]
     #[inline(never)]
     unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
+        #[cfg(all(feature = "jemalloc", not(dogtag_loom)))]
+        if Self::PLACEMENT.is_table()
+            && !ptr::eq(thread::current_record(), &crate::ledger::slots::UNATTRIBUTED)
+        {
+            slabs::begin::<B>();
+        }
         // The long slots' shorter way: their thresholds are never raised.
         if let Some((cell, slot)) = thread::current_long(layout.size())
             && let Some(outer) = Self::PLACEMENT.layout(layout, slot.into())

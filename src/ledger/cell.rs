@@ -26,7 +26,7 @@ pub struct Cell {
     /// An allocation that would take it to this needs a grant. Equal to the threshold, but where
     /// that is never raised, and where a byte before that is sampled.
     grant_end: AtomicU64,
-    /// What a block of this service is marked with; 0 while unclaimed.
+    /// What a block of this service is marked with, and [`SHARED`] in a shared cell; 0 while unclaimed.
     mark: AtomicU32,
     /// What was live here, in KiB, when the peak was looked at last, or the least
     /// since then.
@@ -38,6 +38,10 @@ pub struct Cell {
 }
 
 const _: () = assert!(cfg!(dogtag_loom) || size_of::<Cell>() == 64);
+
+/// Set in the mark of a shared cell, so that it is no block's. The hot path compares a block's mark with the
+/// current cell's, and counts there only if that is the thread's own.
+const SHARED: u32 = 1 << 17;
 
 /// The threshold that every allocation reaches.
 const LOWERED: u64 = 0;
@@ -63,7 +67,7 @@ impl Cell {
                 freed_blocks: AtomicU64::new(0),
                 threshold: AtomicU64::new(LOWERED),
                 grant_end: AtomicU64::new(LOWERED),
-                mark: AtomicU32::new(mark.bits()),
+                mark: AtomicU32::new(mark.bits() | SHARED),
                 looked_at: AtomicU32::new(0),
                 scopes: AtomicU64::new(0),
             }
@@ -74,6 +78,11 @@ impl Cell {
     /// thread has drawn a grant.
     pub(super) fn claim(&self, mark: Mark) {
         self.mark.store(mark.bits(), Ordering::Relaxed);
+    }
+
+    /// Variant of [`claim`](Self::claim) for a service's shared cell.
+    pub(super) fn claim_shared(&self, mark: Mark) {
+        self.mark.store(mark.bits() | SHARED, Ordering::Relaxed);
     }
 
     /// Makes the cell unclaimed again, by the thread that has ended its service. The counters
@@ -191,8 +200,15 @@ impl Cell {
             >= self.threshold.load(Ordering::Relaxed)
     }
 
+    /// The mark of the service, whether the cell is a thread's own or shared.
     #[inline(always)]
     pub fn mark(&self) -> Mark {
+        Mark::from_bits(self.mark.load(Ordering::Relaxed) & !SHARED)
+    }
+
+    /// The mark of the service if the cell is a thread's own; otherwise one that no block has.
+    #[inline(always)]
+    pub fn own_mark(&self) -> Mark {
         Mark::from_bits(self.mark.load(Ordering::Relaxed))
     }
 

@@ -295,7 +295,7 @@ impl Record {
 
     /// Makes everything but the name that of a new service.
     fn clear(&self, handle: u32) {
-        self.shared.claim(self.slot().mark());
+        self.shared.claim_shared(self.slot().mark());
         self.handle.store(handle, Ordering::Relaxed);
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.family.begin();

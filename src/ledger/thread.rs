@@ -181,9 +181,10 @@ impl Entered {
 #[inline]
 pub fn enter(record: &'static Record) -> Entered {
     let words = access::Words::of_thread();
-    let mark = record.shared().mark();
+    // The shared cell's, which differs from a thread's own in what is no part of the cookie.
+    let mark = record.shared().own_mark();
     let own = words.directory().cell(mark);
-    if own.mark() != mark {
+    if own.own_mark().to_cookie() != mark.to_cookie() {
         return enter_slow(record);
     }
     let previous = words.cell();

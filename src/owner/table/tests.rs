@@ -35,8 +35,9 @@ mod real {
     }
 
     fn is_mixed(address: usize) -> bool {
-        leaf(block(address))
-            .is_some_and(|leaf| leaf.entries.of(block(address)).load(Ordering::Relaxed) == MIXED)
+        leaf(block(address)).is_some_and(|leaf| {
+            super::super::is_mixed(leaf.entries.of(block(address)).load(Ordering::Relaxed))
+        })
     }
 
     #[test]
@@ -90,7 +91,10 @@ mod real {
         assert!(refuse(root(ownerless)).is_none() && refuse(root(ownerless)).is_none());
         assert!(leaf(ownerless).is_none());
         assert_eq!(owner(ownerless), Some(Slot::UNATTRIBUTED.into()));
-        // There is memory again.
+        // The system is not asked again at once.
+        assert!(!allocate(later, slot(9)) && leaf(later).is_none());
+        // A second has passed, and there is memory again.
+        ASKED_AGAIN.store(0, Ordering::Relaxed);
         assert!(allocate(later, slot(9)));
         assert_eq!(owner(later), Some(slot(9).into()));
         assert_eq!(owner(ownerless), Some(Slot::UNATTRIBUTED.into()));

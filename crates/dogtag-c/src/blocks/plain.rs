@@ -37,7 +37,7 @@ pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
             if ZEROED {
                 block.write_bytes(0, size_of_block);
             }
-            unsized_free::write_short(block, usable, cell.mark());
+            unsized_free::write_short(block, usable, cell.own_mark());
         }
         cell.charge(size_of_block);
     }
@@ -69,7 +69,7 @@ pub(crate) unsafe fn free(block: *mut u8) {
         }
         let mark = unsized_free::read_mark(block, usable);
         let cell = thread::cell(mark);
-        if cell.mark() != mark {
+        if cell.own_mark() != mark {
             return free_slow(block, usable);
         }
         cell.refund(unsized_free::short_size(usable));
@@ -133,7 +133,7 @@ pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
         let owner = thread::cell(mark);
         if new_usable == 0
             || unsized_free::is_large(usable)
-            || owner.mark() != mark
+            || owner.own_mark() != mark
             || thread::current().needs_slow_path(unsized_free::short_size(new_usable))
         {
             return resize_slow(block, usable, size);
@@ -150,7 +150,7 @@ pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
         }
         owner.refund(old_size);
         let cell = thread::current();
-        unsized_free::write_short(moved, new_usable, cell.mark());
+        unsized_free::write_short(moved, new_usable, cell.own_mark());
         cell.charge(new_size);
         moved
     }
@@ -185,7 +185,7 @@ fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
     let block = from_jemalloc::<ZEROED>(usable);
     if !block.is_null() {
         let cell = thread::current();
-        if unsized_free::write_large(block, usable, cell.mark()) {
+        if unsized_free::write_large(block, usable, cell.own_mark()) {
             cell.charge(usable);
         } else {
             charge_ownerless(usable);
@@ -222,7 +222,7 @@ unsafe fn free_large(block: *mut u8) {
         let usable = usable_of(block);
         let mark = unsized_free::read_mark(block, usable);
         let cell = thread::cell(mark);
-        if cell.mark() != mark {
+        if cell.own_mark() != mark {
             return free_slow(block, usable);
         }
         cell.refund(unsized_free::size(usable, SHORT));
