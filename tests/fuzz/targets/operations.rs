@@ -1,4 +1,4 @@
-//! Programs of allocations, scopes, services that come and go, and limits, on two instances:
+//! Programs of allocations, scopes, services that come and go, and limits, on three instances:
 //! after each step the ledger has what a plain model has, and blocks what was written to them.
 
 #![no_main]
@@ -8,8 +8,8 @@ mod common;
 #[path = "operations/program.rs"]
 mod program;
 
-use common::{Counting, ZeroSized, around, around_zero_sized, quarantined};
-use dogtag::{Dogtag, Service, Usage};
+use common::{Books, CHECKED, Counting, Unpadded, ZeroSized, around, around_zero_sized, quarantined};
+use dogtag::{Dogtag, OwnerTable, Service, Usage};
 use dogtag_fuzz::engine::account::{Account, NONE, expect, without_peak};
 use dogtag_fuzz::engine::addresses::Addresses;
 use dogtag_fuzz::engine::block::Block;
@@ -18,16 +18,17 @@ use dogtag_fuzz::engine::thread::{Operation as Step, Thread};
 use dogtag_fuzz::engine::{Mode, piece::Piece};
 use dogtag_fuzz::{Align, Size, layout, pick};
 use libfuzzer_sys::fuzz_target;
-use program::Operation;
+use program::{Operation, Place};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 
-/// With the owner of large blocks behind them, and with it beside the heap. Neither is the
+/// With the owner of large blocks behind them, and with it beside the heap; and with all owners in a table. None is the
 /// global allocator, so that only the programs are counted.
 static BEHIND: Dogtag<Counting> = Dogtag::with_backend(Counting::new());
 static BESIDE: Dogtag<ZeroSized> = Dogtag::with_backend(ZeroSized);
+static TABLE: Dogtag<Unpadded, OwnerTable> = Dogtag::with_backend_and_owner_table(Unpadded);
 
 static UNATTRIBUTED: LazyLock<Service> = LazyLock::new(Service::unattributed);
 
@@ -37,20 +38,25 @@ static ADDRESSES: Mutex<Addresses> = Mutex::new(Addresses::new());
 /// Memory of one of the instances, where no two blocks are in the same place.
 #[derive(Clone, Copy)]
 struct Instance {
-    is_beside: bool,
+    place: Place,
     /// Whether the backend has nothing left.
     refuses: bool,
 }
 
 impl Instance {
     fn allocator(self) -> &'static dyn GlobalAlloc {
-        if self.is_beside { &BESIDE } else { &BEHIND }
+        match self.place {
+            Place::Behind => &BEHIND,
+            Place::Beside => &BESIDE,
+            Place::Table => &TABLE,
+        }
     }
 
     fn run(self, work: impl FnOnce(&'static dyn GlobalAlloc) -> *mut u8) -> *mut u8 {
         let refuse = |refuses| {
             BEHIND.backend().refuses.store(refuses, Ordering::SeqCst);
             BESIDE.backend().refuses.store(refuses, Ordering::SeqCst);
+            TABLE.backend().refuses.store(refuses, Ordering::SeqCst);
         };
         refuse(self.refuses);
         let block = work(self.allocator());
@@ -123,17 +129,17 @@ impl Machine {
     }
 
     fn step(&mut self, operation: &Operation) {
-        let mut usual = |is_beside, step| self.thread.step(step, Instance { is_beside, refuses: false }, &[]);
+        let mut usual = |place, step| self.thread.step(step, Instance { place, refuses: false }, &[]);
         match *operation {
-            Operation::Allocate { is_beside, size, align, is_zeroed } => {
-                usual(is_beside, Step::Allocate { layout: filled(size, align), is_zeroed });
+            Operation::Allocate { place, size, align, is_zeroed } => {
+                usual(place, Step::Allocate { layout: filled(size, align), is_zeroed });
             }
             Operation::Resize { block, size } => {
-                usual(false, Step::Resize { block: block.into(), size: size.bytes().max(1) });
+                usual(Place::Behind, Step::Resize { block: block.into(), size: size.bytes().max(1) });
             }
-            Operation::Free { block } => usual(false, Step::Free { block: block.into() }),
+            Operation::Free { block } => usual(Place::Behind, Step::Free { block: block.into() }),
             Operation::FreeOnAnotherThread { block } => {
-                usual(false, Step::FreeElsewhere { block: block.into() });
+                usual(Place::Behind, Step::FreeElsewhere { block: block.into() });
             }
             Operation::Register { parent, handle, hard, soft } => self.register(parent, handle, hard, soft),
             Operation::Drop { service } => {
@@ -178,8 +184,8 @@ impl Machine {
                     self.members[number].1.reset_peak();
                 }
             }
-            Operation::Refuse { is_beside, size, align } => {
-                let (memory, layout) = (Instance { is_beside, refuses: true }, filled(size, align));
+            Operation::Refuse { place, size, align } => {
+                let (memory, layout) = (Instance { place, refuses: true }, filled(size, align));
                 assert!(!self.thread.allocate(memory, layout, false));
             }
             Operation::RefuseToResize { block, size } => {
@@ -192,7 +198,7 @@ impl Machine {
                     self.thread.blocks[place].memory.refuses = false;
                 }
             }
-            Operation::Impossible { is_beside, less, is_zeroed } => {
+            Operation::Impossible { place, less, is_zeroed } => {
                 // It may be a limit that denies it, or not.
                 if self.thread.current.chain().any(|account| account.hard.load(Ordering::SeqCst) != NONE) {
                     return;
@@ -200,7 +206,7 @@ impl Machine {
                 let Ok(layout) = Layout::from_size_align(isize::MAX as usize - usize::from(less), 1) else {
                     return;
                 };
-                let allocator = Instance { is_beside, refuses: false }.allocator();
+                let allocator = Instance { place, refuses: false }.allocator();
                 // SAFETY: the layout is not empty.
                 assert!(unsafe { allocator.allocate(layout, is_zeroed) }.is_null());
             }
@@ -304,13 +310,18 @@ impl Machine {
     fn check_backends(&self) {
         let (mut bytes, mut blocks) = quarantined();
         for Block { piece: Piece { layout, .. }, memory, .. } in &self.thread.blocks {
-            let around = if memory.is_beside { around_zero_sized(*layout) } else { around(*layout) };
+            let around = match memory.place {
+                Place::Behind => around(*layout),
+                Place::Beside => around_zero_sized(*layout),
+                Place::Table if CHECKED => around(*layout),
+                Place::Table => 0,
+            };
             bytes += layout.size() as u64 + around;
             blocks += 1;
         }
-        let (behind, beside) = (BEHIND.backend(), BESIDE.backend());
-        assert_eq!(behind.live_bytes() + beside.live_bytes(), bytes);
-        assert_eq!(behind.live_blocks() + beside.live_blocks(), blocks);
+        let backends: [&Books; 3] = [BEHIND.backend(), BESIDE.backend(), TABLE.backend()];
+        assert_eq!(backends.map(Books::live_bytes).iter().sum::<u64>(), bytes);
+        assert_eq!(backends.map(Books::live_blocks).iter().sum::<u64>(), blocks);
     }
 
     /// Ends everything, in whichever order it is found, and closes the books.

@@ -1,12 +1,33 @@
 //! What a program consists of.
 
-use arbitrary::Arbitrary;
+use arbitrary::{Arbitrary, Unstructured};
 use dogtag_fuzz::{Align, Size};
+
+/// Where the owner of a block stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Behind it, whatever its size.
+    Behind,
+    /// If it is large, beside the heap.
+    Beside,
+    /// In a table by the page.
+    Table,
+}
+
+impl<'a> Arbitrary<'a> for Place {
+    fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(match u8::arbitrary(input)? % 4 {
+            1 => Self::Beside,
+            3 => Self::Table,
+            _ => Self::Behind,
+        })
+    }
+}
 
 #[derive(Arbitrary, Debug)]
 pub enum Operation {
     Allocate {
-        is_beside: bool,
+        place: Place,
         size: Size,
         align: Align,
         is_zeroed: bool,
@@ -49,7 +70,7 @@ pub enum Operation {
     },
     /// The backends have nothing left for the next allocation.
     Refuse {
-        is_beside: bool,
+        place: Place,
         size: Size,
         align: Align,
     },
@@ -59,7 +80,7 @@ pub enum Operation {
     },
     /// No address space has so much.
     Impossible {
-        is_beside: bool,
+        place: Place,
         less: u16,
         is_zeroed: bool,
     },
