@@ -9,7 +9,7 @@
 //! the recorded `baseline.csv` is how many more dogtag's are than bare jemalloc's, so
 //! that another jemalloc changes little. 3 % more is an error, where that is more than
 //! one instruction, and where dogtag's own became more: bare jemalloc's `realloc` takes a few
-//! instructions less now and then. The last column is dogtag with the feature `profile` and the profiler on,
+//! instructions less now and then. Rows that begin with "table" are the program `owner_table`'s. The last column is dogtag with the feature `profile` and the profiler on,
 //! where nothing is sampled meanwhile: more than without is an error.
 //!
 //! `--record` writes the baseline, after a change that is worth its instructions
@@ -29,7 +29,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const OPERATIONS: [&str; 9] = [
+/// With cookies, and with an owner table what of it depends on where owners are.
+const OPERATIONS: [&str; 14] = [
     "pair-64",
     "pair-4096",
     "zeroed-64",
@@ -39,6 +40,11 @@ const OPERATIONS: [&str; 9] = [
     "scope-enter",
     "scope-by-turns",
     "future-poll",
+    "table pair-64",
+    "table pair-4096",
+    "table zeroed-64",
+    "table realloc-64-128",
+    "table freed-elsewhere-64",
 ];
 
 const TIMES: u64 = 150_000;
@@ -65,7 +71,7 @@ fn main() {
         }
         return println!("{message}");
     }
-    programs::build(&["--features", "dogtag", "--bin", "dogtag"]);
+    programs::build(&["--features", "dogtag", "--bin", "dogtag", "--bin", "owner_table"]);
     programs::build(&["--features", "profile", "--bin", "profiled"]);
     let folder = programs::build(&["--bin", "bare"]);
 
@@ -74,16 +80,22 @@ fn main() {
     let mut recorded = format!("{compiler}\noperation,bare,dogtag,added\n");
     let mut worse = Vec::new();
     println!(
-        "{:<20} {:>8} {:>8} {:>8} {:>9} {:>9}",
+        "{:<24} {:>8} {:>8} {:>8} {:>9} {:>9}",
         "instructions", "bare", "dogtag", "added", "recorded", "profiled"
     );
     for operation in OPERATIONS {
-        let [bare, dogtag, profiled] =
-            ["bare", "dogtag", "profiled"].map(|program| each(&folder.join(program), operation));
+        let (own, done) = match operation.strip_prefix("table ") {
+            Some(done) => ("owner_table", done),
+            None => ("dogtag", operation),
+        };
+        let each = |program: &str| each(&folder.join(program), done);
+        let (bare, dogtag) = (each("bare"), each(own));
+        let profiled = (own == "dogtag").then(|| each("profiled"));
         let added = dogtag - bare;
         let before = baseline.added(operation);
         let shown = before.map_or("none".into(), |before| format!("{before:.1}"));
-        println!("{operation:<20} {bare:>8.1} {dogtag:>8.1} {added:>8.1} {shown:>9} {profiled:>9.1}");
+        let with_profiler = profiled.map_or(String::new(), |profiled| format!("{profiled:.1}"));
+        println!("{operation:<24} {bare:>8.1} {dogtag:>8.1} {added:>8.1} {shown:>9} {with_profiler:>9}");
         let _ = writeln!(recorded, "{operation},{bare:.1},{dogtag:.1},{added:.1}");
         let own = baseline.own(operation);
         let is_more = |now: f64, before: Option<f64>| {
@@ -94,7 +106,10 @@ fn main() {
             worse.push(format!("{operation} adds {added:.1} instructions, recorded are {shown}"));
         }
         // Threads that wait for each other make the last one vary.
-        if profiled > dogtag + NOISE.max(dogtag * TOLERANCE) && operation != "freed-elsewhere-64" {
+        if let Some(profiled) = profiled
+            && profiled > dogtag + NOISE.max(dogtag * TOLERANCE)
+            && operation != "freed-elsewhere-64"
+        {
             worse.push(format!("{operation} has {profiled:.1} with the profiler on, {dogtag:.1} without"));
         }
     }
