@@ -14,17 +14,17 @@ static HAVE_BEGUN: AtomicBool = AtomicBool::new(false);
 /// this is called. To be called before a service's block is requested from a backend `B`.
 #[inline]
 pub(crate) fn begin<B>() {
-    if !HAVE_BEGUN.load(Ordering::Relaxed) {
-        begin_once::<B>();
+    // Two types may have the same name; then an arena is made for nothing, no more.
+    let is_jemalloc = [type_name::<DefaultBackend>(), type_name::<Jemalloc>()].contains(&type_name::<B>());
+    if is_jemalloc && !HAVE_BEGUN.load(Ordering::Relaxed) {
+        begin_once();
     }
 }
 
 #[cold]
 #[inline(never)]
-fn begin_once<B>() {
-    // Names of types may be the same for two; then an arena is made for nothing, no more.
-    let is_jemalloc = [type_name::<DefaultBackend>(), type_name::<Jemalloc>()].contains(&type_name::<B>());
-    if HAVE_BEGUN.swap(true, Ordering::Relaxed) || !is_jemalloc {
+fn begin_once() {
+    if HAVE_BEGUN.swap(true, Ordering::Relaxed) {
         return;
     }
     // An arena that the program has chosen for the thread is not among the automatic ones.

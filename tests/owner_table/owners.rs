@@ -1,6 +1,10 @@
 //! Owners of each kind of block, in pages that services share.
 
 use dogtag::Service;
+#[cfg(all(feature = "jemalloc", not(feature = "memory-check")))]
+use dogtag::{DefaultBackend, Dogtag, OwnerTable};
+#[cfg(all(feature = "jemalloc", not(feature = "memory-check")))]
+use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
 
 fn figures(service: &Service) -> (u64, u64) {
@@ -53,4 +57,31 @@ fn services_beyond_the_short_slots_have_their_blocks() {
     drop(grown);
     assert!(services.iter().all(|service| figures(service) == (0, 0)));
     assert_eq!(dogtag::snapshot().lost, dogtag::Lost::default());
+}
+
+/// So that services' pages are not mixed from the beginning. Not what was freed is taken again, either.
+#[cfg(all(feature = "jemalloc", not(feature = "memory-check")))]
+#[test]
+fn services_begin_in_pages_where_nobody_has_blocks() {
+    static DEFAULT: Dogtag<DefaultBackend, OwnerTable> = Dogtag::with_owner_table();
+
+    alone!();
+    let layouts = [8, 16, 64, 1000].map(|size| Layout::from_size_align(size, 8).unwrap());
+    // SAFETY: the layouts are not empty.
+    let allocate = |layout| [(); 10].map(|()| unsafe { DEFAULT.alloc(layout) });
+    let free = |layout, blocks: &[*mut u8]| {
+        // SAFETY: each block is live, of that layout, and freed once.
+        blocks.iter().for_each(|&block| unsafe { DEFAULT.dealloc(block, layout) });
+    };
+    let page = |block: &*mut u8| block.addr() / 4096;
+    let nobodys = layouts.map(|layout| (layout, allocate(layout)));
+    let pages: Vec<usize> = nobodys.iter().flat_map(|(_, blocks)| blocks.iter().map(page)).collect();
+    nobodys.iter().for_each(|(layout, blocks)| free(*layout, &blocks[..5]));
+    let service = Service::register("first").unwrap();
+    // Nothing but these, so that they are the service's first blocks.
+    let first = service.run(|| layouts.map(|layout| (layout, allocate(layout))));
+    assert!(first.iter().all(|(_, blocks)| blocks.iter().all(|block| !pages.contains(&page(block)))));
+    first.iter().for_each(|(layout, blocks)| free(*layout, blocks));
+    nobodys.iter().for_each(|(layout, blocks)| free(*layout, &blocks[5..]));
+    assert_eq!(figures(&service), (0, 0));
 }
