@@ -112,10 +112,11 @@ Examples:
 pub struct Top {
     /// The process.
     pub pid: Option<u32>,
-    /// Milliseconds between two readings.
-    #[arg(short, long, value_name = "MILLISECONDS", default_value_t = 1000,
+    /// Milliseconds between two readings [default: 1000, or more where they cost the process more than
+    /// 0.1 % of its time].
+    #[arg(short, long, value_name = "MILLISECONDS",
           value_parser = clap::value_parser!(u64).range(50..=3_600_000))]
-    pub delay: u64,
+    pub delay: Option<u64>,
     /// Print a table once, with the balance.
     #[arg(long)]
     pub once: bool,

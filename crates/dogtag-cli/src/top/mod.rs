@@ -27,9 +27,6 @@ const ROWS: usize = 30;
 /// How long keys are waited for before a signal is noticed, or what has come is drawn.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The balance costs the process at most this share of its time.
-const SHARE_OF_BALANCE: u32 = 2000;
-
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let has_terminal = stdin().is_terminal() && stdout().is_terminal();
     if arguments.pid.is_none() {
@@ -55,7 +52,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let program = process.hello()?.program;
     let state = State::new(&program, process.pid);
     let (sender, receiver) = sync_channel(1);
-    let interval = Duration::from_millis(arguments.delay);
+    let interval = arguments.delay.map(Duration::from_millis);
     thread::spawn(move || ask(process, interval, &sender));
     stop::heed();
     // From here on a panic restores the terminal, too.
@@ -102,6 +99,47 @@ fn peak(figures: &Figures) -> u64 {
     services.chain([figures.totals.peak_bytes]).max().unwrap_or(0)
 }
 
+/// How often the process is asked: figures may cost it a thousandth of its time, and balances half of that.
+struct Pace {
+    /// Between two figures, whatever they cost.
+    interval: Option<Duration>,
+    /// What had been spent when the last ones were asked for, and whether a balance was, too.
+    last: Option<(u64, bool)>,
+    cost_of_figures: Duration,
+    next_balance: Instant,
+}
+
+impl Pace {
+    fn new(interval: Option<Duration>, now: Instant) -> Self {
+        Self { interval, last: None, cost_of_figures: Duration::ZERO, next_balance: now }
+    }
+
+    /// Notes what has been spent so far, and returns whether it is time for a balance.
+    fn begin(&mut self, spent: u64, now: Instant) -> bool {
+        if let Some((before, had_balance)) = self.last {
+            let cost = Duration::from_nanos(spent.saturating_sub(before));
+            if had_balance {
+                let pause = cost.saturating_sub(self.cost_of_figures) * 2000;
+                self.next_balance = now + pause.clamp(Duration::from_secs(5), Duration::from_secs(60));
+            } else {
+                self.cost_of_figures = cost;
+            }
+        }
+        // First it has to be known what figures cost.
+        let has_balance = self.last.is_some_and(|(_, had_balance)| !had_balance) && now >= self.next_balance;
+        self.last = Some((spent, has_balance));
+        has_balance
+    }
+
+    /// The time from one question to the next.
+    fn pause(&self) -> Duration {
+        const USUAL: Duration = Duration::from_secs(1);
+        const LONGEST: Duration = Duration::from_secs(60);
+
+        self.interval.unwrap_or((self.cost_of_figures * 1000).clamp(USUAL, LONGEST))
+    }
+}
+
 /// What the process has said.
 enum News {
     Figures(Figures),
@@ -113,18 +151,14 @@ enum News {
 
 /// Asks the process, for as long as somebody wants to know: a thread of its own, so that nothing else waits
 /// for a process that does not answer.
-fn ask(mut process: Process, interval: Duration, sender: &SyncSender<News>) {
-    let mut next_balance = Instant::now();
-    let mut last_cost = 0;
+fn ask(mut process: Process, interval: Option<Duration>, sender: &SyncSender<News>) {
+    let mut pace = Pace::new(interval, Instant::now());
     loop {
         let begun = Instant::now();
         let mut news = vec![process.figures().map(News::Figures)];
-        if let (true, Some(Ok(News::Figures(figures)))) = (begun >= next_balance, news.first()) {
-            // Of the time since the last one, which had a balance in it, too.
-            let cost = Duration::from_nanos(figures.cost.saturating_sub(last_cost));
-            last_cost = figures.cost;
-            let pause = (cost * SHARE_OF_BALANCE).clamp(Duration::from_secs(5), Duration::from_secs(60));
-            next_balance = begun + pause;
+        if let Some(Ok(News::Figures(figures))) = news.first()
+            && pace.begin(figures.cost, begun)
+        {
             news.push(process.balance().map(News::Balance));
         }
         for news in news {
@@ -138,7 +172,7 @@ fn ask(mut process: Process, interval: Duration, sender: &SyncSender<News>) {
                 break;
             }
         }
-        thread::sleep(interval.saturating_sub(begun.elapsed()));
+        thread::sleep(pace.pause().saturating_sub(begun.elapsed()));
     }
 }
 
@@ -198,4 +232,29 @@ fn suspend(terminal: &mut DefaultTerminal) -> std::io::Result<()> {
     unsafe { libc::raise(libc::SIGTSTP) };
     *terminal = ratatui::try_init()?;
     terminal.clear()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_costs_more_is_asked_for_less_often() {
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let mut pace = Pace::new(None, now);
+        assert!(!pace.begin(1_000_000, now));
+        assert_eq!(pace.pause(), Duration::from_secs(1));
+        // Figures take 7 ms, and a balance 10 ms.
+        assert!(pace.begin(8_000_000, after(1)));
+        assert_eq!(pace.pause(), Duration::from_secs(7));
+        assert!(!pace.begin(25_000_000, after(8)));
+        assert_eq!(pace.pause(), Duration::from_secs(7));
+        assert!(!pace.begin(32_000_000, after(27)));
+        assert!(pace.begin(39_000_000, after(28)));
+        let mut fixed = Pace::new(Some(Duration::from_millis(50)), now);
+        assert!(!fixed.begin(0, now));
+        assert!(fixed.begin(9_000_000, after(1)));
+        assert_eq!(fixed.pause(), Duration::from_millis(50));
+    }
 }
