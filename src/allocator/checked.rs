@@ -2,7 +2,7 @@
 //! writes and verifies what stands around a block.
 
 use super::{Counted, Dogtag};
-use crate::check::{self, BlockHeader, Claim, FRESH, Family, Operation, Returned, Settings, Whole};
+use crate::check::{self, BlockHeader, Claim, Family, Operation, Returned, Settings, Whole};
 use crate::ledger::samples;
 use crate::ledger::sampling::Decision;
 use crate::ledger::slots::{self, UNATTRIBUTED};
@@ -182,10 +182,10 @@ const MOST_FILLED: usize = 64 << 20;
 /// Fills a new block.
 #[inline]
 fn fill_fresh(block: NonNull<u8>, size: usize) {
-    if Settings::get().fill {
+    if let Some(fresh) = Settings::get().fill.fresh() {
         // A program may well reserve more than it will ever touch.
         // SAFETY: the block is new, and as long as that.
-        unsafe { check::fill::fill(block.as_ptr(), FRESH, size.min(MOST_FILLED)) };
+        unsafe { check::fill::fill(block.as_ptr(), fresh, size.min(MOST_FILLED)) };
     }
 }
 

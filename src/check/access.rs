@@ -7,7 +7,7 @@
 //! Signal handlers copy, too, and so may a thread that is inside the allocator: nothing here waits, or
 //! allocates. What cannot be known at once passes.
 
-use super::block::{self, BlockHeader, GUARD, HEAD, Tag};
+use super::block::{self, BlockHeader, HEAD, Tag};
 use super::block_state::{Entry, State};
 use super::claim::Claim;
 use super::handler::react;
@@ -116,7 +116,7 @@ fn look(access: Access, start: usize, entry: &'static Entry) {
         // SAFETY: the block is pinned, and live or in quarantine.
         let Some(header) = (unsafe { BlockHeader::read(block, tag) }) else { return (state, Found::Fine) };
         let size = header.layout().size();
-        if offset >= size + GUARD {
+        if offset >= size + header.tail() {
             return (state, Found::Elsewhere);
         }
         let is_over = offset.checked_add(access.length).is_none_or(|end| end > size);

@@ -2,9 +2,13 @@
 //!
 //! ```text
 //!           | padding | header | head guard | the block      | tail guard |
-//!            for large    48 bytes     16 bytes   layout.size()      16 bytes
+//!            for large    48 bytes     16 bytes   layout.size()      32 bytes or more
 //!            alignments
 //! ```
+//!
+//! The tail guard takes what would be left of the backend's size class, up to 256 bytes. One of its
+//! first bytes is 0, so that a text without an end ends there: the second one, since the zero that
+//! belongs behind a text is the most frequent overrun; the first one with `fill=zero`.
 //!
 //! Everything is mixed with the block's address, so that what was copied from
 //! another block does not pass. The guards' bytes are 0xF5 to 0xFC, which are
@@ -20,8 +24,26 @@ pub(crate) const FRESH: u8 = 0xCD;
 /// The byte that freed memory is filled with.
 pub(crate) const FREED: u8 = 0xDD;
 
-/// The bytes on either side of a block in which any change is noticed.
+/// The bytes in front of a block in which any change is noticed, and behind one that has shrunk in its
+/// place.
 pub(crate) const GUARD: usize = 16;
+
+/// The least number of bytes behind a block of that size in which any change is noticed.
+#[inline]
+const fn least_tail(size: usize) -> usize {
+    if size < 512 { LEAST_TAIL } else { 64 }
+}
+
+const LEAST_TAIL: usize = 32;
+/// The most of them.
+const MOST_TAIL: usize = 256;
+
+/// Rounds a size up to jemalloc's next size class: four to a doubling from 128 on.
+#[inline]
+const fn size_class(size: usize) -> usize {
+    let spacing = if size <= 128 { 16 } else { 1 << ((size - 1).ilog2() - 2) };
+    size.next_multiple_of(spacing)
+}
 
 /// skynet's words.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,22 +129,33 @@ pub(crate) struct BlockHeader {
     size: u64,
     /// Who allocated it: as `freed`.
     allocated: u64,
-    /// Milliseconds (40 bits), the family (2), the alignment's logarithm (6), the instance (16).
+    /// A flag, milliseconds (39 bits), the family (2), the alignment's logarithm (6), the instance (16).
     packed: u64,
 }
+
+/// The flag of a block whose guard begins with the zero that ends a text.
+const ZERO_FIRST: u64 = 1 << 63;
 
 const HEADER: usize = size_of::<BlockHeader>();
 /// What stands in front of a block.
 pub(crate) const HEAD: usize = HEADER + GUARD;
-/// What a block needs beside itself, unless its alignment is large.
-pub(crate) const AROUND: usize = HEAD + GUARD;
+/// What a block needs at least beside itself.
+pub(crate) const AROUND: usize = HEAD + LEAST_TAIL;
 const _: () = assert!(HEADER == 48 && HEAD == 64);
 
 /// The layout to request for a block; `None` when it would overflow.
 #[inline]
 pub(crate) fn layout(block: Layout) -> Option<Layout> {
-    let size = block.size().checked_add(offset(block.align()) + GUARD)?;
+    let size = block.size().checked_add(offset(block.align()) + MOST_TAIL)?;
+    let size = size - MOST_TAIL + tail(block);
     Layout::from_size_align(size, block.align().max(ALIGN)).ok().filter(|_| size as u64 <= SIZES)
+}
+
+/// The number of bytes behind a block in which any change is noticed.
+#[inline]
+pub(crate) fn tail(block: Layout) -> usize {
+    let size = block.size() + offset(block.align());
+    (size_class(size + least_tail(block.size())) - size).min(MOST_TAIL)
 }
 
 /// How far into the requested memory the block begins.
@@ -175,7 +208,7 @@ impl BlockHeader {
             allocated: allocated.who(),
             freed: of_sample(sample),
             traces: pair(allocated.trace, 0),
-            packed: born << 24 | family << 22 | shift << 16 | u64::from(instance),
+            packed: born << 25 >> 1 | family << 22 | shift << 16 | u64::from(instance),
         }
     }
 
@@ -239,7 +272,26 @@ impl BlockHeader {
 
     /// When it was allocated, on the clock of [`sys::milliseconds`](crate::sys::milliseconds).
     pub(crate) fn born(&self) -> u64 {
-        self.packed >> 24
+        self.packed << 1 >> 25
+    }
+
+    /// Makes the first byte behind the block, rather than the second, the zero that ends a text.
+    #[inline]
+    pub(crate) fn with_zero_first(mut self, is_first: bool) -> Self {
+        self.packed |= if is_first { ZERO_FIRST } else { 0 };
+        self
+    }
+
+    /// The number of bytes behind the block in which any change is noticed.
+    #[inline]
+    pub(crate) fn tail(&self) -> usize {
+        if self.size >> SIZE == 0 { tail(self.layout()) } else { GUARD }
+    }
+
+    /// Which of the bytes behind the block is the zero that ends a text.
+    #[inline]
+    fn zero(&self) -> usize {
+        usize::from(self.packed & ZERO_FIRST == 0)
     }
 
     /// What was requested for the block: [`layout`](fn@layout) of its own, unless it was larger
@@ -251,7 +303,7 @@ impl BlockHeader {
     #[inline]
     pub(crate) unsafe fn outer_layout(&self, block: NonNull<u8>) -> Option<Layout> {
         let layout = self.layout();
-        let mut size = offset(layout.align()) + layout.size() + GUARD;
+        let mut size = offset(layout.align()) + layout.size() + self.tail();
         match self.size >> SIZE {
             // SAFETY: a block that has become so much smaller has memory for both words behind the guard.
             MUCH => size += unsafe { read_much(block, layout.size()) }?,
@@ -293,7 +345,7 @@ impl BlockHeader {
             if more as u64 >= MUCH {
                 block.add(size + GUARD).cast().write_unaligned([more, !more]);
             }
-            write_guards(block, size);
+            write_guards(block, &self);
             self.write(block, Tag::Live);
         }
         true
@@ -396,18 +448,26 @@ fn unpair(word: u64) -> (u32, u32) {
     (word as u32, (word >> 32) as u32)
 }
 
-/// Writes both guards.
+/// Writes both guards of a block that has this header.
 ///
 /// # Safety
 ///
-/// As for [`BlockHeader::write`], for a block of `size` bytes.
+/// As for [`BlockHeader::write`].
 #[inline]
-pub(crate) unsafe fn write_guards(block: NonNull<u8>, size: usize) {
-    let guard = guard(block);
-    // SAFETY: the requested memory holds both, the head and the guard.
+pub(crate) unsafe fn write_guards(block: NonNull<u8>, header: &BlockHeader) {
+    let (size, tail) = (header.layout().size(), header.tail());
+    let guards = Guards::of(block, header, size, tail);
+    // SAFETY: the requested memory holds both, the head and the tail of at least 16 bytes.
     unsafe {
-        block.sub(GUARD).cast().write_unaligned(guard);
-        block.add(size).cast().write_unaligned(guard);
+        block.sub(GUARD).cast().write_unaligned(guards.head);
+        let behind = block.add(size);
+        let mut at = GUARD;
+        while at + GUARD < tail {
+            behind.add(at).cast().write_unaligned(guards.next);
+            at += GUARD;
+        }
+        behind.add(tail - GUARD).cast().write_unaligned(guards.last);
+        behind.cast().write_unaligned(guards.first);
     }
 }
 
@@ -415,14 +475,65 @@ pub(crate) unsafe fn write_guards(block: NonNull<u8>, size: usize) {
 ///
 /// # Safety
 ///
-/// As for [`BlockHeader::read`], for a block of `size` bytes.
+/// As for [`BlockHeader::read`], for a block that has this header.
 #[inline]
-pub(crate) unsafe fn has_guards(block: NonNull<u8>, size: usize) -> bool {
-    let guard = guard(block);
+pub(crate) unsafe fn has_guards(block: NonNull<u8>, header: &BlockHeader) -> bool {
+    let (size, tail) = (header.layout().size(), header.tail());
+    let guards = Guards::of(block, header, size, tail);
     // SAFETY: the guards were written when the block was handed out.
-    let (head, tail): (u128, u128) =
-        unsafe { (block.sub(GUARD).cast().read_unaligned(), block.add(size).cast().read_unaligned()) };
-    head == guard && tail == guard
+    unsafe {
+        let behind = block.add(size);
+        let mut wrong = block.sub(GUARD).cast::<Bytes>().read_unaligned().differs(guards.head);
+        wrong |= behind.cast::<Bytes>().read_unaligned().differs(guards.first);
+        let mut at = GUARD;
+        while at + GUARD < tail {
+            wrong |= behind.add(at).cast::<Bytes>().read_unaligned().differs(guards.next);
+            at += GUARD;
+        }
+        if tail > GUARD {
+            wrong |= behind.add(tail - GUARD).cast::<Bytes>().read_unaligned().differs(guards.last);
+        }
+        wrong == 0
+    }
+}
+
+/// Some bytes of a guard.
+#[derive(Clone, Copy)]
+struct Bytes([u64; 2]);
+
+impl Bytes {
+    /// What of them is not the other ones.
+    #[inline(always)]
+    fn differs(self, other: Self) -> u64 {
+        self.0[0] ^ other.0[0] | self.0[1] ^ other.0[1]
+    }
+}
+
+/// What stands around a block. Each byte is the guard's for its offset.
+struct Guards {
+    head: Bytes,
+    /// Behind it, with the zero.
+    first: Bytes,
+    /// From there on.
+    next: Bytes,
+    /// At the end, before which a whole number of the others may leave some bytes.
+    last: Bytes,
+}
+
+impl Guards {
+    #[inline(always)]
+    fn of(block: NonNull<u8>, header: &BlockHeader, size: usize, tail: usize) -> Self {
+        let guard = guard(block);
+        let from = |offset: usize| u64::from_le(guard.to_le().rotate_right((offset % 8 * 8) as u32));
+        let (next, last) = (from(size), from(size + tail));
+        let first = u64::from_le(next.to_le() & !(0xff << (8 * header.zero())));
+        Self {
+            head: Bytes([guard, guard]),
+            first: Bytes([first, next]),
+            next: Bytes([next, next]),
+            last: if tail == GUARD { Bytes([first, next]) } else { Bytes([last, last]) },
+        }
+    }
 }
 
 /// The wrong byte of a block's guards that is nearest to it, from its
@@ -431,16 +542,19 @@ pub(crate) unsafe fn has_guards(block: NonNull<u8>, size: usize) -> bool {
 ///
 /// # Safety
 ///
-/// As for [`BlockHeader::read`], for a block of `size` bytes.
-pub(crate) unsafe fn wrong_guard(block: NonNull<u8>, size: usize) -> Option<isize> {
-    let guard = guard(block);
-    // SAFETY: the guard was written when the block was handed out.
-    let tail: u128 = unsafe { block.add(size).cast().read_unaligned() };
-    if tail != guard {
-        return Some(size as isize + first_difference(tail, guard));
+/// As for [`BlockHeader::read`], for a block that has this header.
+pub(crate) unsafe fn wrong_guard(block: NonNull<u8>, header: &BlockHeader) -> Option<isize> {
+    let size = header.layout().size();
+    let wrong = (size..size + header.tail()).find(|&offset| {
+        // SAFETY: the guard was written when the block was handed out.
+        let byte = unsafe { block.add(offset).read() };
+        meant(block, Some(header), None, offset as isize).is_some_and(|meant| meant != byte)
+    });
+    match wrong {
+        Some(offset) => Some(offset as isize),
+        // SAFETY: the head was written when the block was handed out.
+        None => unsafe { wrong_head(block) },
     }
-    // SAFETY: the head was written when the block was handed out.
-    unsafe { wrong_head(block) }
 }
 
 /// The wrong byte of the guard in front of a block that is nearest to it, however large it is.
@@ -449,55 +563,64 @@ pub(crate) unsafe fn wrong_guard(block: NonNull<u8>, size: usize) -> Option<isiz
 ///
 /// As for [`BlockHeader::read`].
 pub(crate) unsafe fn wrong_head(block: NonNull<u8>) -> Option<isize> {
-    let guard = guard(block);
-    // SAFETY: the guard was written when the block was handed out.
-    let head: u128 = unsafe { block.sub(GUARD).cast().read_unaligned() };
+    // SAFETY: the head was written when the block was handed out.
+    let head: [u8; GUARD] = unsafe { block.sub(GUARD).cast().read() };
     // Backwards, since the nearest byte is the last one.
-    (head != guard).then(|| -1 - first_difference(head.swap_bytes(), guard.swap_bytes()))
-}
-
-/// The number of the first byte in which they differ, as they stand in memory.
-fn first_difference(a: u128, b: u128) -> isize {
-    ((a ^ b).to_le().trailing_zeros() / u8::BITS) as isize
-}
-
-/// The byte that should stand at an offset from the block's beginning; `None`
-/// where anything may.
-pub(crate) fn meant(block: NonNull<u8>, size: usize, filled: bool, offset: isize) -> Option<u8> {
     let guard = guard(block).to_ne_bytes();
-    let size = size as isize;
-    match offset {
-        ..0 => guard.get((offset + GUARD as isize) as usize).copied(),
-        _ if offset < size => filled.then_some(FREED),
-        _ => guard.get((offset - size) as usize).copied(),
+    let last = (0..GUARD).rev().find(|&index| head[index] != guard[index % 8]);
+    last.map(|index| index as isize - GUARD as isize)
+}
+
+/// The byte that should stand at an offset from the block's beginning; `None` where anything may.
+/// `filled` is what the block is filled with.
+pub(crate) fn meant(
+    block: NonNull<u8>,
+    header: Option<&BlockHeader>,
+    filled: Option<u8>,
+    offset: isize,
+) -> Option<u8> {
+    let guard = guard(block).to_ne_bytes();
+    if offset < 0 {
+        let is_near = offset >= -(GUARD as isize);
+        return is_near.then(|| guard[offset.rem_euclid(8) as usize]);
+    }
+    let (header, offset) = (header?, offset as usize);
+    match offset.checked_sub(header.layout().size()) {
+        None => filled,
+        Some(past) if past == header.zero() => Some(0),
+        Some(past) => (past < header.tail()).then(|| guard[offset % 8]),
     }
 }
 
-/// The first byte of a freed block that is not [`FREED`] any more.
+/// The first byte of a freed block that is not what it was filled with any more.
 ///
 /// # Safety
 ///
-/// As for [`BlockHeader::read`], for a block of `size` bytes that was filled.
+/// As for [`BlockHeader::read`], for a block of `size` bytes that was filled so.
 #[inline]
-pub(crate) unsafe fn wrong_fill(block: NonNull<u8>, size: usize) -> Option<isize> {
+pub(crate) unsafe fn wrong_fill(block: NonNull<u8>, size: usize, filled: u8) -> Option<isize> {
     // SAFETY: the block is `size` bytes of the backend's memory that nobody
     // may write to.
     let bytes = unsafe { NonNull::slice_from_raw_parts(block, size).as_ref() };
-    // By the run, without a way out within one, so that the compiler can
-    // compare many bytes at once.
-    let whole = |run: &[u8]| run.iter().fold(0, |wrong, &byte| wrong | (byte ^ FREED)) == 0;
-    let run = bytes.chunks(64).position(|run| !whole(run))?;
-    let start = run * 64;
-    Some((start + bytes[start..].iter().position(|&byte| byte != FREED)?) as isize)
+    if filled == 0 { wrong_byte::<0>(bytes) } else { wrong_byte::<FREED>(bytes) }
 }
 
-/// What stands on both sides of a block: three bits of the mixed address in
+/// The first byte that is another one.
+#[inline]
+fn wrong_byte<const FILLED: u8>(bytes: &[u8]) -> Option<isize> {
+    // By the run, without a way out within one, so that the compiler can
+    // compare many bytes at once.
+    let whole = |run: &[u8]| run.iter().fold(0, |wrong, &byte| wrong | (byte ^ FILLED)) == 0;
+    let run = bytes.chunks(64).position(|run| !whole(run))?;
+    let start = run * 64;
+    Some((start + bytes[start..].iter().position(|&byte| byte != FILLED)?) as isize)
+}
+
+/// What stands on both sides of a block, again and again: three bits of the mixed address in
 /// each byte.
 #[inline]
-fn guard(block: NonNull<u8>) -> u128 {
-    let mixed = mix(block);
-    let word = |bits: u64| 0xF5F5_F5F5_F5F5_F5F5 + (bits & 0x0707_0707_0707_0707);
-    u128::from(word(mixed)) | u128::from(word(mixed.rotate_right(29))) << 64
+fn guard(block: NonNull<u8>) -> u64 {
+    0xF5F5_F5F5_F5F5_F5F5 + (mix(block) & 0x0707_0707_0707_0707)
 }
 
 #[inline]

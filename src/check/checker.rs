@@ -3,7 +3,7 @@
 
 use super::access_context::stamp;
 use super::address_ranges::Spans;
-use super::block::{self, BlockHeader, FREED, Family, GUARD, Tag};
+use super::block::{self, BlockHeader, Family, GUARD, Tag};
 use super::block_state::{self, Entry, State};
 use super::claim::Claim;
 use super::depot::{Open, magazines, places_of, take_kept};
@@ -16,7 +16,7 @@ use super::inspect::{
 use super::instance_id::{Identity, NUMBERS};
 use super::quarantine::MagazineQueue;
 use super::release::{Release, give_back_after_forks, release_block};
-use super::settings::Settings;
+use super::settings::{Fill, Settings};
 use super::shadow;
 use super::threads;
 use super::violation_kind::{Operation, ViolationKind};
@@ -102,11 +102,12 @@ impl Checker {
             sys::milliseconds(),
             stamp(settings.backtrace),
             sample,
-        );
+        )
+        .with_zero_first(settings.fill == Fill::Zeros);
         // SAFETY: the memory around the block is the caller's alone, and as large as `layout` asked for.
         unsafe {
             header.write(block, Tag::Live);
-            block::write_guards(block, layout.size());
+            block::write_guards(block, &header);
         }
         self.spans.note(block.addr().get());
         shadow::cover(block.addr().get(), block.addr().get() + layout.size() + GUARD);
@@ -288,8 +289,8 @@ impl Checker {
         threads::settle_name();
         // SAFETY: the block is the caller's alone.
         unsafe {
-            if settings.fill {
-                fill(block.as_ptr(), FREED, header.layout().size());
+            if let Some(freed) = settings.fill.freed() {
+                fill(block.as_ptr(), freed, header.layout().size());
             }
             header.set_freed(block, stamp(settings.backtrace));
         }

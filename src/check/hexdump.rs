@@ -1,7 +1,6 @@
 //! A hexdump of what was found, with the wrong bytes in brackets.
 
-use super::block::{self, GUARD};
-use std::alloc::Layout;
+use super::block::{self, BlockHeader, GUARD};
 use std::fmt;
 use std::ptr::NonNull;
 
@@ -24,29 +23,28 @@ impl Hexdump {
 
     /// # Safety
     ///
-    /// As for [`BlockHeader::read`].
+    /// As for [`BlockHeader::read`]; `filled` is what the block is filled with.
     pub(super) unsafe fn around(
         offset: isize,
         block: NonNull<u8>,
-        layout: Option<Layout>,
-        filled: bool,
+        header: Option<&BlockHeader>,
+        filled: Option<u8>,
     ) -> Self {
-        let (size, head) = match layout {
-            Some(layout) => (layout.size(), block::offset(layout.align())),
+        let (end, head) = match header {
+            Some(header) => (header.layout().size() + header.tail(), block::offset(header.layout().align())),
             // As much as every block has.
-            None => (0, block::offset(1)),
+            None => (GUARD, block::offset(1)),
         };
         let first = -(head.min(isize::MAX as usize) as isize);
         let start = (offset.div_euclid(ROW) * ROW - ROW).max(first);
-        let end = (start + WINDOW as isize).min((size + GUARD) as isize);
+        let end = (start + WINDOW as isize).min(end as isize);
         let mut evidence = Self { start, length: (end - start).max(0) as usize, ..Self::NONE };
         for (index, offset) in (start..end).enumerate() {
             // SAFETY: within the memory that was requested for the block. The
             // program may be writing there, rightly or not: hence volatile.
             let byte = unsafe { block.offset(offset).read_volatile() };
             evidence.bytes[index] = byte;
-            let meant = block::meant(block, size, filled, offset).filter(|_| layout.is_some() || offset < 0);
-            if meant.is_some_and(|meant| meant != byte) {
+            if block::meant(block, header, filled, offset).is_some_and(|meant| meant != byte) {
                 evidence.wrong |= 1 << index;
             }
         }

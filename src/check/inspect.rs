@@ -34,7 +34,7 @@ pub(super) unsafe fn whole_and_live(block: NonNull<u8>) -> Option<BlockHeader> {
     // SAFETY: the state says that a block begins here, so its head and tail are mapped.
     unsafe {
         let header = BlockHeader::read(block, Tag::Live)?;
-        block::has_guards(block, header.layout().size()).then_some(header)
+        block::has_guards(block, &header).then_some(header)
     }
 }
 
@@ -49,9 +49,10 @@ pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) ->
     // SAFETY: the state says that a block begins here, so its head and tail are mapped.
     unsafe {
         let header = BlockHeader::read(block, Tag::Freed)?;
-        let size = header.layout().size();
-        let is_filled = || !settings.fill || block::wrong_fill(block, size).is_none();
-        (block::has_guards(block, size) && is_filled()).then_some(header)
+        let filled = settings.fill.freed();
+        let is_filled =
+            || filled.and_then(|filled| block::wrong_fill(block, header.layout().size(), filled)).is_none();
+        (block::has_guards(block, &header) && is_filled()).then_some(header)
     }
 }
 
@@ -70,7 +71,7 @@ pub(super) unsafe fn wrong_with_live(
     unsafe {
         let header = BlockHeader::read(block, Tag::Live);
         let wrong = match &header {
-            Some(known) => block::wrong_guard(block, known.layout().size()),
+            Some(known) => block::wrong_guard(block, known),
             None => block::wrong_head(block),
         };
         let kind = match wrong {
@@ -99,10 +100,9 @@ pub(super) unsafe fn wrong_with_freed(
         let header = BlockHeader::read(block, Tag::Freed);
         let wrong = match &header {
             Some(known) => {
-                let size = known.layout().size();
-                block::wrong_fill(block, size)
-                    .filter(|_| settings.fill)
-                    .or_else(|| block::wrong_guard(block, size))
+                let filled = settings.fill.freed();
+                let wrong = filled.and_then(|filled| block::wrong_fill(block, known.layout().size(), filled));
+                wrong.or_else(|| block::wrong_guard(block, known))
             }
             None => block::wrong_head(block),
         };

@@ -6,7 +6,7 @@
 //!
 //! | violation | how sure |
 //! | --- | --- |
-//! | [`Overrun`](ViolationKind::Overrun): a write past the requested size, if only of a bit | certain for the first 16 bytes |
+//! | [`Overrun`](ViolationKind::Overrun): a write past the requested size, if only of a bit | certain for the first 32 bytes, 64 from 512 bytes on, and up to the backend's size class (256 at most), but for a zero at the second byte |
 //! | [`Underrun`](ViolationKind::Underrun): a write in front of the block | certain for the first 16 bytes |
 //! | [`DoubleFree`](ViolationKind::DoubleFree): at once, later, from another thread | certain while the block is in quarantine |
 //! | [`WriteAfterFree`](ViolationKind::WriteAfterFree) | certain while the block is in quarantine |
@@ -28,7 +28,7 @@
 //!
 //! The feature changes the whole program, and costs both time and memory: a
 //! program that parses JSON takes 2.4 times as long, and each block is at
-//! least 80 bytes larger. So enable it by a feature of your own,
+//! least 96 bytes larger. So enable it by a feature of your own,
 //!
 //! ```toml
 //! [features]
@@ -41,7 +41,10 @@
 //!
 //! # Guards, patterns, quarantine
 //!
-//! A block is surrounded by guards, bytes from `0xF5` to `0xFC`. In front of them is the block's
+//! A block is surrounded by guards, bytes from `0xF5` to `0xFC`. The second byte behind a block is 0, so
+//! that a text without an end ends there, and the zero behind a text that is too long is still
+//! found; with `fill=zero` it is the first one, and that zero is found only where C's functions
+//! write it. In front of them is the block's
 //! header, all mixed with the block's address. The block's *state* (live, freed) is kept
 //! apart from the heap, where no overrun reaches it. Fresh memory is filled with
 //! `0xCD` (the first 64 MiB of a block), freed memory with `0xDD` (the patterns
@@ -84,7 +87,7 @@
 //! | --- | --- | --- |
 //! | `quarantine` | `64M` | bytes in quarantine, guards and headers included, for each allocator, and a 64th of that (256 KiB at most) for each thread; 0 for none; larger blocks do not enter |
 //! | `quarantine-blocks` | `65536` | blocks in quarantine for each allocator, rounded up to a power of two, and 32 for each thread |
-//! | `fill` | `1` | 0 leaves fresh and freed memory as it is: faster, and writes to freed blocks are only seen around them |
+//! | `fill` | `1` | `zero` fills with zeros instead of patterns, so that nobody sees old contents, and ends texts right behind their block; 0 leaves fresh and freed memory as it is: faster, and writes to freed blocks are only seen around them |
 //! | `backtrace` | `0` | 1 keeps the call stack of every allocation and free: slow |
 //! | `reaction` | `abort` | `leak` goes on after a report |
 //! | `alloc-dealloc-mismatch` | `all` | which blocks are reported that another family's function frees: `new` only those of `new` and `new[]`, for programs with two C++ libraries, one of them on top of `malloc`; `none` |
@@ -94,7 +97,7 @@
 //! # Memory
 //!
 //! The cost is 64 bytes in front of each block, or its alignment if that is larger,
-//! and 16 behind; a byte for each 16 bytes of the heap, which a fork gives back where there are no
+//! and 32 or more behind; a byte for each 16 bytes of the heap, which a fork gives back where there are no
 //! blocks; the quarantine; and with
 //! `backtrace=1` some 280 bytes for each different call stack.
 //!
@@ -199,7 +202,7 @@ pub use {
 };
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
-    block::{AROUND, BlockHeader, FRESH, Family, layout, offset},
+    block::{AROUND, BlockHeader, Family, layout, offset},
     checker::{Checker, Returned, Whole},
     claim::Claim,
     depot::quarantined,

@@ -1,6 +1,7 @@
 //! The settings in `DOGTAG_CHECK`: read once, by the first allocation, and therefore
 //! without allocating.
 
+use super::block::{FREED, FRESH};
 use super::quarantine::MAGAZINE;
 use crate::format;
 use crate::sys::{self, stderr};
@@ -15,8 +16,8 @@ pub(crate) struct Settings {
     /// Blocks that the quarantine may hold: a power of two and at least
     /// [`MAGAZINE`], or 0.
     pub(crate) quarantine_blocks: u64,
-    /// Whether fresh and freed memory is filled with patterns.
-    pub(crate) fill: bool,
+    /// What fresh and freed memory is filled with.
+    pub(crate) fill: Fill,
     /// Whether call stacks are kept.
     pub(crate) backtrace: bool,
     /// Whether the default handler goes on after its report.
@@ -27,6 +28,39 @@ pub(crate) struct Settings {
     pub(crate) new_delete_type: bool,
     /// Whether what C's functions read and write is looked at.
     pub(crate) copies: bool,
+}
+
+/// Selects what fresh and freed memory is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fill {
+    /// Nothing.
+    Nothing,
+    /// [`FRESH`] and [`FREED`].
+    Patterns,
+    /// Zeros.
+    Zeros,
+}
+
+impl Fill {
+    /// The byte for fresh memory.
+    #[inline]
+    pub(crate) fn fresh(self) -> Option<u8> {
+        match self {
+            Self::Nothing => None,
+            Self::Patterns => Some(FRESH),
+            Self::Zeros => Some(0),
+        }
+    }
+
+    /// The byte for freed memory.
+    #[inline]
+    pub(crate) fn freed(self) -> Option<u8> {
+        match self {
+            Self::Nothing => None,
+            Self::Patterns => Some(FREED),
+            Self::Zeros => Some(0),
+        }
+    }
 }
 
 /// Selects the blocks that are reported when another family's function frees them.
@@ -44,7 +78,7 @@ impl Settings {
     const DEFAULT: Self = Self {
         quarantine: 64 << 20,
         quarantine_blocks: 1 << 16,
-        fill: true,
+        fill: Fill::Patterns,
         backtrace: false,
         leak: false,
         alloc_dealloc: Reported::All,
@@ -90,7 +124,7 @@ impl Settings {
                 self.quarantine_blocks =
                     if blocks == 0 { 0 } else { blocks.next_power_of_two().max(MAGAZINE as u64) };
             }
-            b"fill" => self.fill = switch(value)?,
+            b"fill" => self.fill = fill(value)?,
             b"backtrace" => self.backtrace = switch(value)?,
             b"reaction" => self.leak = reaction(value)?,
             b"alloc-dealloc-mismatch" => self.alloc_dealloc = reported(value)?,
@@ -122,7 +156,7 @@ fn report_unknown(setting: &[u8]) {
     stderr::print(format_args!(
         "dogtag: DOGTAG_CHECK: \"{}\" is no setting and is ignored; \
          there are quarantine=BYTES (0 for none; K, M, G), quarantine-blocks=NUMBER (up to {MOST_BLOCKS}), \
-         fill=0|1, backtrace=0|1, reaction=abort|leak, alloc-dealloc-mismatch=none|new|all, \
+         fill=0|1|zero, backtrace=0|1, reaction=abort|leak, alloc-dealloc-mismatch=none|new|all, \
          new-delete-type-mismatch=0|1, copies=0|1\n",
         setting.escape_ascii(),
     ));
@@ -130,6 +164,15 @@ fn report_unknown(setting: &[u8]) {
 
 fn number(value: &[u8]) -> Option<u64> {
     format::parse_bytes(str::from_utf8(value).ok()?)
+}
+
+fn fill(value: &[u8]) -> Option<Fill> {
+    match value {
+        b"0" => Some(Fill::Nothing),
+        b"1" => Some(Fill::Patterns),
+        b"zero" => Some(Fill::Zeros),
+        _ => None,
+    }
 }
 
 fn switch(value: &[u8]) -> Option<bool> {
@@ -177,14 +220,14 @@ mod tests {
         let all = Settings {
             quarantine: 16 << 20,
             quarantine_blocks: 1024,
-            fill: false,
+            fill: Fill::Zeros,
             backtrace: true,
             leak: true,
             alloc_dealloc: Reported::New,
             new_delete_type: false,
             copies: false,
         };
-        let text = "quarantine=16M, quarantine-blocks = 1000,fill=0,backtrace=1,,reaction=leak,\
+        let text = "quarantine=16M, quarantine-blocks = 1000,fill=zero,backtrace=1,,reaction=leak,\
                     alloc-dealloc-mismatch=new,new-delete-type-mismatch=0,copies=0";
         assert_eq!(parse(text), (all, vec![]));
         assert_eq!(parse("quarantine=0").0.quarantine, 0);
@@ -212,7 +255,7 @@ mod tests {
             assert_eq!(parse(bad), (Settings::DEFAULT, vec![bad.to_owned()]));
         }
         let (settings, complaints) = parse("fill=2,backtrace=1");
-        assert!(settings.backtrace && settings.fill);
+        assert!(settings.backtrace && settings.fill == Fill::Patterns);
         assert_eq!(complaints, ["fill=2"]);
     }
     /// What the quarantine relies on.
@@ -225,7 +268,7 @@ mod tests {
     fn setting() -> impl Strategy<Value = String> {
         let name = "quarantine|quarantine-blocks|fill|backtrace|reaction|alloc-dealloc-mismatch|\
                     new-delete-type-mismatch|copies|[a-z-]{0,9}";
-        let value = "[0-9]{0,4}[kKmMgG]?|[0-9]{5,22}|0|1|abort|leak|none|new|all|.{0,9}";
+        let value = "[0-9]{0,4}[kKmMgG]?|[0-9]{5,22}|0|1|zero|abort|leak|none|new|all|.{0,9}";
         (name, " ?", value).prop_map(|(name, space, value)| format!("{space}{name}{space}={space}{value}"))
     }
 

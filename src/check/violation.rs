@@ -188,10 +188,10 @@ impl Violation {
             (None, Some(_)) => None,
         };
         if let Some(around) = around {
-            let filled = tag == Tag::Freed && Settings::get().fill;
+            let filled = Settings::get().fill.freed().filter(|_| tag == Tag::Freed);
             // SAFETY: the block is a checking allocator's, not given back, and the caller's alone or
             // pinned; the layout is from its header, which was believed.
-            self.evidence = unsafe { Hexdump::around(around, block, self.layout, filled) };
+            self.evidence = unsafe { Hexdump::around(around, block, header, filled) };
         }
         self
     }

@@ -20,7 +20,15 @@ pub const CHECKED: bool = cfg!(feature = "memory-check");
 
 /// Bytes of the backend's memory around a block of [`Counting`]'s.
 pub fn around(layout: Layout) -> u64 {
-    if CHECKED { layout.align().max(64) as u64 + 16 } else { every_cookie() }
+    if CHECKED { (layout.align().max(64) + tail(layout)) as u64 } else { every_cookie() }
+}
+
+/// The bytes behind a checked block that are its guard: 32 or more, up to jemalloc's size class.
+pub fn tail(layout: Layout) -> usize {
+    let inner = layout.size() + layout.align().max(64);
+    let least = inner + if layout.size() < 512 { 32 } else { 64 };
+    let spacing = if least <= 128 { 16 } else { least.next_power_of_two() / 8 };
+    (least.next_multiple_of(spacing) - inner).min(256)
 }
 
 /// The same of [`ZeroSized`]'s, whose large blocks have no cookie.

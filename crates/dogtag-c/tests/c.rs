@@ -106,10 +106,6 @@ fn copies_do_what_they_always_do() {
 fn each_kind_is_ended_at_once() {
     /// What is found at the exit, or by nobody.
     const LATER: &[&str] = &[
-        "store 17 past the end",
-        "store 25 past the end",
-        "store 32 past the end",
-        "store 64 past the end",
         "load past the end",
         "store to freed",
         "store to freed, first byte",
@@ -136,7 +132,9 @@ fn each_kind_is_ended_at_once() {
                 let is_told = ended.stderr.starts_with(&format!("dogtag: {word}: "))
                     && !ended.output.status.success()
                     && !ended.stdout.contains('n');
-                let is_later = LATER.contains(&name);
+                // Beyond the guard of a small block it is the neighbour's.
+                let is_far = name == "store 64 past the end" && size == "8";
+                let is_later = LATER.contains(&name) || is_far;
                 assert!(is_told || is_later, "{name}, {size} bytes: {}\n{}", ended.stdout, ended.stderr);
                 assert!(!is_told || !is_later, "{name}, {size} bytes, is found at once by now");
             }

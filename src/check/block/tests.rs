@@ -4,21 +4,26 @@ use super::*;
 
 /// A block of 40 bytes with everything around it.
 #[repr(align(16))]
-struct Memory([u8; HEAD + 40 + GUARD]);
+struct Memory([u8; HEAD + 40 + TAIL]);
+
+/// Up to the size class of 160 bytes.
+const TAIL: usize = 56;
 
 fn stamp() -> Stamp {
     Stamp { slot: 7, generation: 6, thread: 8, trace: 9 }
 }
 
 fn written() -> (Box<Memory>, NonNull<u8>) {
-    let mut memory = Box::new(Memory([0; HEAD + 40 + GUARD]));
+    let mut memory = Box::new(Memory([0; HEAD + 40 + TAIL]));
     let block = NonNull::from(&mut memory.0[HEAD]);
     let layout = Layout::from_size_align(40, 8).unwrap();
     // SAFETY: the memory is large enough and ours.
     unsafe {
-        BlockHeader::new(layout, Family::NewArray, 3, 123_456_789_012, stamp(), SampleId::new(5))
-            .write(block, Tag::Live);
-        write_guards(block, 40);
+        let header =
+            BlockHeader::new(layout, Family::NewArray, 3, 123_456_789_012, stamp(), SampleId::new(5));
+        assert_eq!(header.tail(), TAIL);
+        header.write(block, Tag::Live);
+        write_guards(block, &header);
     }
     (memory, block)
 }
@@ -35,7 +40,7 @@ fn particulars_read_back() {
     // SAFETY: written above.
     unsafe {
         assert!(BlockHeader::read(block, Tag::Freed).is_none(), "a live block is not a freed one");
-        assert!(has_guards(block, 40) && wrong_guard(block, 40).is_none());
+        assert!(has_guards(block, &read) && wrong_guard(block, &read).is_none());
     }
 }
 
@@ -56,14 +61,16 @@ fn who_freed_a_block_is_noted_beside_who_allocated_it() {
 #[test]
 fn every_single_bit_around_a_block_counts() {
     let (mut memory, block) = written();
-    for byte in (0..HEAD).chain(HEAD + 40..HEAD + 40 + GUARD) {
+    // SAFETY: written above.
+    let header = unsafe { BlockHeader::read(block, Tag::Live) }.expect("whole");
+    for byte in (0..HEAD).chain(HEAD + 40..HEAD + 40 + TAIL) {
         for bit in 0..8 {
             memory.0[byte] ^= 1 << bit;
             // SAFETY: written above.
             let (whole, wrong) =
-                unsafe { (BlockHeader::read(block, Tag::Live).is_some(), wrong_guard(block, 40)) };
+                unsafe { (BlockHeader::read(block, Tag::Live).is_some(), wrong_guard(block, &header)) };
             // SAFETY: written above.
-            assert_eq!(unsafe { has_guards(block, 40) }, wrong.is_none());
+            assert_eq!(unsafe { has_guards(block, &header) }, wrong.is_none());
             memory.0[byte] ^= 1 << bit;
             let offset = byte as isize - HEAD as isize;
             match wrong {
@@ -83,10 +90,12 @@ fn what_is_copied_from_elsewhere_does_not_pass() {
     memory.0 = copied.0;
     let other = NonNull::from(&mut memory.0[HEAD]);
     assert_ne!(other, block);
+    // SAFETY: written above.
+    let header = unsafe { BlockHeader::read(block, Tag::Live) }.expect("whole");
     // SAFETY: the copy has everything that the original has.
     unsafe {
         assert!(BlockHeader::read(other, Tag::Live).is_none());
-        assert!(wrong_guard(other, 40).is_some());
+        assert!(wrong_guard(other, &header).is_some());
     }
 }
 
@@ -104,13 +113,10 @@ fn the_first_wrong_byte_is_found() {
     let mut bytes = [FREED; 300];
     for offset in [0, 1, 63, 64, 65, 255, 256, 299] {
         bytes[offset] ^= 1;
-        // SAFETY: the array is that long.
-        let found = unsafe { wrong_fill(NonNull::from(&mut bytes[0]), 300) };
-        assert_eq!(found, Some(offset as isize));
+        assert_eq!(wrong_byte::<FREED>(&bytes), Some(offset as isize));
         bytes[offset] ^= 1;
     }
-    // SAFETY: the array is that long.
-    assert_eq!(unsafe { wrong_fill(NonNull::from(&mut bytes[0]), 300) }, None);
+    assert_eq!(wrong_byte::<FREED>(&bytes), None);
 }
 
 #[test]
@@ -118,6 +124,44 @@ fn layouts_that_overflow_are_refused() {
     let of = |size, align| Layout::from_size_align(size, align).unwrap();
     assert_eq!(layout(of(isize::MAX as usize, 1)), None);
     assert_eq!(layout(of(1, 1 << 62)), None);
-    assert_eq!(layout(of(1, 4096)), Some(of(4096 + 1 + GUARD, 4096)));
-    assert_eq!(layout(of(100, 1)), Some(of(HEAD + 100 + GUARD, 16)));
+    assert_eq!(layout(of(1, 4096)), Some(of(4096 + 1 + MOST_TAIL, 4096)));
+    assert_eq!(layout(of(100, 1)), Some(of(224, 16)));
+    assert_eq!(layout(of(1 << 20, 1)), Some(of(HEAD + (1 << 20) + MOST_TAIL, 16)));
+}
+
+#[test]
+fn a_tail_is_what_is_left_of_the_size_class() {
+    let class =
+        |size| {
+            let classes =
+                (1..=8).map(|step| step * 16).chain((7..40).flat_map(|doubling| {
+                    (1..=4).map(move |step| (1 << doubling) + (step << (doubling - 2)))
+                }));
+            classes.into_iter().find(|class| *class >= size)
+        };
+    for size in (0..70_000).chain([1 << 20, (5 << 20) - 96, (5 << 20) - 64]) {
+        let block = Layout::from_size_align(size, 16).unwrap();
+        let (tail, outer) = (tail(block), layout(block).expect("small").size());
+        assert_eq!(outer, HEAD + size + tail);
+        assert!(tail >= if size < 512 { 32 } else { 64 });
+        assert!(tail == MOST_TAIL || Some(outer) == class(outer), "{size}");
+        assert_eq!(class(outer), class(HEAD + size + least_tail(size)), "{size}: no larger class");
+    }
+}
+
+#[test]
+fn a_text_ends_in_the_guard() {
+    for (is_first, zero) in [(true, 0), (false, 1)] {
+        let (mut memory, block) = written();
+        // SAFETY: written above.
+        unsafe {
+            let header = BlockHeader::read(block, Tag::Live).expect("whole").with_zero_first(is_first);
+            write_guards(block, &header);
+            assert!(has_guards(block, &header));
+            assert_eq!(memory.0[HEAD + 40..].iter().position(|byte| *byte == 0), Some(zero));
+            // The zero behind a text.
+            memory.0[HEAD + 40] = 0;
+            assert_eq!(has_guards(block, &header), is_first);
+        }
+    }
 }

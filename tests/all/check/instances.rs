@@ -26,7 +26,7 @@ fn met() -> Vec<(ViolationKind, Operation, usize)> {
     std::mem::take(&mut *MET.lock().unwrap())
 }
 
-/// 56 pieces of memory, 64 KiB in all, each for one block.
+/// 56 pieces of memory, 70 KiB in all, each for one block.
 struct Pieces {
     memory: *mut u8,
     taken: AtomicU64,
@@ -36,8 +36,8 @@ struct Pieces {
 unsafe impl Sync for Pieces {}
 
 const PIECES: usize = 56;
-const PIECE: Layout = Layout::new::<[u128; 72]>();
-const ALL: Layout = Layout::new::<[[u128; 72]; PIECES]>();
+const PIECE: Layout = Layout::new::<[u128; 80]>();
+const ALL: Layout = Layout::new::<[[u128; 80]; PIECES]>();
 
 impl Pieces {
     fn new() -> Self {

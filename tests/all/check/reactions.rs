@@ -176,11 +176,38 @@ fn fill_by_patterns() {
         assert_eq!(std::slice::from_raw_parts(block, 24), [0xCD; 24]);
         dealloc(block, LAYOUT);
         assert_eq!(std::slice::from_raw_parts(block, 24), [0xDD; 24]);
-        for around in (-16..0).chain(24..40) {
+        // Where a text without an end ends.
+        assert_eq!(block.add(25).read(), 0);
+        for around in (-16..0).chain([24]).chain(26..56) {
             assert!((0xF5..=0xFC).contains(&block.offset(around).read()));
         }
     }
     assert_eq!(*black_box(vec![0_u8; 100]), [0; 100]);
+}
+
+#[test]
+fn fill_with_zeros() {
+    survives!("fill=zero");
+    check::set_handler(note);
+    let block = culprit();
+    // SAFETY: none, once the block is freed; but its memory is there.
+    unsafe {
+        assert_eq!(std::slice::from_raw_parts(block, 24), [0; 24]);
+        block.write_bytes(7, 24);
+        // A text without an end ends at the block's.
+        assert_eq!(block.add(24).read(), 0);
+        dealloc(block, LAYOUT);
+        assert_eq!(std::slice::from_raw_parts(block, 24), [0; 24]);
+        block.add(3).write(1);
+        assert_eq!(check::verify().violations, 1);
+        let other = culprit();
+        other.add(24).write(1);
+        assert_eq!(check::verify().violations, 1);
+        assert_eq!(
+            met(),
+            [(ViolationKind::WriteAfterFree, block as usize), (ViolationKind::Overrun, other as usize)]
+        );
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! that finds it, or when the freed block leaves the quarantine; and by nothing else.
 
 use super::field::{Backend, Field, Image, PLOT, PLOTS, wild_write};
+use crate::common::tail;
 use crate::random::{Random, seed};
 use dogtag::check::{self, Reaction, Violation, ViolationKind};
 use dogtag::{Dogtag, Service, Usage};
@@ -183,12 +184,12 @@ impl World {
     fn plant(&mut self, address: *mut u8, layout: Layout, owner: usize) {
         let start = self.field.offset_of(address.addr());
         let end = start + layout.size();
-        self.image.learn(start - HEAD..end + GUARD);
+        self.image.learn(start - HEAD..end + tail(layout));
         let fill = vec![self.random.next() as u8; layout.size()];
         self.image.write(start, &fill);
         self.image.assert_whole(self.image.around(address.addr()));
         let bytes = |range| self.field.bytes(range).to_vec();
-        let (head, tail) = (bytes(start - HEAD..start), bytes(end..end + GUARD));
+        let (head, tail) = (bytes(start - HEAD..start), bytes(end..end + tail(layout)));
         self.blocks.push(Block { address, layout, owner, head, tail });
     }
 
@@ -237,7 +238,9 @@ impl World {
         let is_known = !(0..HEAD - GUARD).filter(is_used).any(|place| differs(&place));
         let kind = match is_known {
             false => Some(ViolationKind::Underrun),
-            true if self.field.bytes(end..end + GUARD) != block.tail => Some(ViolationKind::Overrun),
+            true if self.field.bytes(end..end + block.tail.len()) != block.tail => {
+                Some(ViolationKind::Overrun)
+            }
             true if (HEAD - GUARD..HEAD).any(|place| differs(&place)) => Some(ViolationKind::Underrun),
             true => None,
         };
@@ -266,7 +269,7 @@ impl World {
         let start = self.field.offset_of(address.addr());
         assert_eq!(self.field.bytes(start..start + content.len()), content, "not what was in it");
         let layout = Layout::from_size_align(size, block.layout.align()).unwrap();
-        self.image.learn(start - HEAD..start + size + GUARD);
+        self.image.learn(start - HEAD..start + size + tail(layout));
         self.gone(block, found);
         self.plant(address, layout, owner);
     }
@@ -292,7 +295,7 @@ impl World {
             None => {
                 // Now it is filled, and says who has freed it.
                 self.image.learn(start - HEAD..start + block.layout.size());
-                let range = start - HEAD..start + block.layout.size() + GUARD;
+                let range = start - HEAD..start + block.layout.size() + block.tail.len();
                 let bytes = self.field.bytes(range).to_vec();
                 self.image.assert_whole(self.image.around(address));
                 self.freed.insert(address, (block, bytes));
