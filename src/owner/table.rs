@@ -196,7 +196,7 @@ impl Leaf {
             if found == mark.bits() {
                 return;
             }
-            let is_first = found == NOBODY.into() && mark.short() != ESCAPE;
+            let is_first = found == u32::from(NOBODY) && mark.short() != ESCAPE;
             let new = if is_first { mark.bits() } else { found << FORMER | u32::from(MIXED) };
             match entry.compare_exchange(found, new, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) if is_first => return,
