@@ -103,8 +103,8 @@
 //!
 //! # Limits
 //!
-//! A write far from the block, a read of freed memory, and a violation of memory
-//! from elsewhere are not seen; sanitizers see them. A pointer
+//! A write far from the block, a read past its end or of freed memory but by C's [functions](#copies), and
+//! a violation of memory from elsewhere are not seen; sanitizers see them. A pointer
 //! that is freed again after its memory has been handed out once more is taken
 //! for the new block. Of more than 65,534 allocators at once the others are not told apart,
 //! and have no quarantine.
