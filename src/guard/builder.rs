@@ -2,7 +2,7 @@
 
 use super::ceiling::{Ceiling, Meter};
 use super::error::GuardError;
-use super::figures::{Figures, figures};
+use super::figures::{self, Figures, figures};
 use super::policy::Policy;
 use super::pressure::{self, Callback, OnPressure, Pressure};
 use super::running;
@@ -172,7 +172,7 @@ impl GuardBuilder {
     /// assert!(matches!(error, GuardError::TooLow { ceiling: 1024, .. }));
     ///
     /// let guard = Guard::builder().ceiling(Ceiling::physical(1.0)).start()?;
-    /// assert!(guard.figures().running);
+    /// assert!(guard.figures().running && guard.figures().ceiling > 0);
     /// # Ok::<(), GuardError>(())
     /// ```
     pub fn start(self) -> Result<Guard, GuardError> {
@@ -189,6 +189,8 @@ impl GuardBuilder {
         if !running::begin() {
             return Err(GuardError::Running);
         }
+        // Whoever asks before the thread has looked knows the ceiling.
+        figures::note(reading);
         let shared = Arc::new(Shared::new());
         let watch = Watch::new(meter, policy, least, grace);
         let work = {

@@ -1,5 +1,6 @@
 //! What the guard has seen and done, as plain numbers.
 
+use super::ceiling::Reading;
 use super::running;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -112,7 +113,11 @@ pub(super) fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
 
-/// Sets what the last look has found.
-pub(super) fn set(gauge: &AtomicU64, value: u64) {
-    gauge.store(value, Ordering::Relaxed);
+/// Notes what a look has found.
+pub(super) fn note(reading: Reading) {
+    let Reading { used, ceiling, own } = reading;
+    COUNTERS.used.store(used, Ordering::Relaxed);
+    COUNTERS.ceiling.store(ceiling, Ordering::Relaxed);
+    COUNTERS.own.store(own, Ordering::Relaxed);
+    COUNTERS.highest_over.fetch_max(used.saturating_sub(ceiling), Ordering::Relaxed);
 }

@@ -2,7 +2,7 @@
 
 use super::ceiling::{Meter, Reading};
 use super::escalation::{Callbacks, Escalation, Look, Step};
-use super::figures::{COUNTERS, count, set};
+use super::figures::{self, COUNTERS, count};
 use super::policy::{History, Policy};
 use super::pressure::{self, Pressure};
 use super::running;
@@ -159,12 +159,8 @@ impl Watch {
         let now = self.began.elapsed();
         match self.meter.read(now) {
             Ok(reading) => {
-                let Reading { used, ceiling, own } = reading;
-                set(&COUNTERS.used, used);
-                set(&COUNTERS.ceiling, ceiling);
-                set(&COUNTERS.own, own);
-                COUNTERS.highest_over.fetch_max(used.saturating_sub(ceiling), Ordering::Relaxed);
-                self.speed.note(now, used);
+                figures::note(reading);
+                self.speed.note(now, reading.used);
                 self.is_unreadable = false;
                 Some(reading)
             }
