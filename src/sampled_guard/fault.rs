@@ -5,8 +5,8 @@
 
 use super::entry::State;
 use super::pool::{Part, PoolSlot};
+use super::reaction;
 use super::report;
-use super::settings;
 use super::violation::{Found, Kind, Violation};
 use crate::sync::Ordering;
 use std::cell::UnsafeCell;
@@ -75,7 +75,7 @@ fn is_ours(address: usize, context: *mut c_void) -> bool {
     };
     let (found, offset) = if kind == Kind::DoubleFree { (Found::Dealloc, 0) } else { (found, offset) };
     report::tell(Violation { kind, found, address, offset, slot }, context);
-    debug_assert!(settings::goes_on());
+    debug_assert!(reaction::goes_on());
     slot.open(part);
     true
 }

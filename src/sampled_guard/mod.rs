@@ -72,6 +72,7 @@ mod error;
 mod fault;
 #[cfg(not(feature = "memory-check"))]
 mod pool;
+mod reaction;
 #[cfg(not(feature = "memory-check"))]
 mod region;
 #[cfg(not(feature = "memory-check"))]
@@ -83,7 +84,8 @@ mod violation;
 mod who;
 
 pub use error::SampledGuardError;
-pub use settings::{Reaction, SampledGuard, SampledGuardBuilder};
+pub use reaction::Reaction;
+pub use settings::{SampledGuard, SampledGuardBuilder};
 
 #[cfg(not(feature = "memory-check"))]
 use crate::sync::Ordering;

@@ -8,7 +8,7 @@
 
 use super::entry::State;
 use super::pool::{MET, PoolSlot};
-use super::settings;
+use super::reaction;
 use super::violation::{Found, Kind, Stacks, Violation};
 use crate::contained::contain;
 use crate::ledger::thread;
@@ -88,7 +88,7 @@ pub(super) fn tell(violation: Violation, context: *mut c_void) {
     if progress != DONE {
         let _ = write!(Unbuffered, "{}", Stacks { violation, names: false });
     }
-    if !settings::goes_on() {
+    if !reaction::goes_on() {
         // SAFETY: ends the process.
         unsafe { libc::abort() };
     }

@@ -1,12 +1,11 @@
 //! Starting, changing and stopping the sampled guard.
 
 use super::error::SampledGuardError;
+use super::reaction::Reaction;
 #[cfg(not(feature = "memory-check"))]
-use super::{fault, pool, region, report};
+use super::{fault, pool, reaction, region, report};
 use crate::ledger::interval;
 use crate::ledger::threshold::lower_every_threshold;
-#[cfg(not(feature = "memory-check"))]
-use crate::sync::{AtomicBool, Ordering};
 
 /// The sampled guard of this process: it takes one allocation in some thousands.
 ///
@@ -37,27 +36,6 @@ pub struct SampledGuardBuilder {
     rate: u64,
     slots: usize,
     reaction: Reaction,
-}
-
-/// Selects what is done when a violation was reported.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reaction {
-    /// The process aborts.
-    #[default]
-    Abort,
-    /// The process goes on. The access is let through, to memory that is never used again; a second free
-    /// does nothing.
-    Continue,
-}
-
-/// Whether the process goes on over a violation.
-#[cfg(not(feature = "memory-check"))]
-static GOES_ON: AtomicBool = AtomicBool::new(false);
-
-#[cfg(not(feature = "memory-check"))]
-pub(super) fn goes_on() -> bool {
-    GOES_ON.load(Ordering::Relaxed)
 }
 
 impl SampledGuard {
@@ -211,7 +189,7 @@ impl SampledGuardBuilder {
         }
         report::start_thread();
         pool::use_slots(self.slots);
-        GOES_ON.store(self.reaction == Reaction::Continue, Ordering::Relaxed);
+        reaction::set(self.reaction);
         changing.set_rate(self.rate, lower_every_threshold);
         Ok(SampledGuard(()))
     }
