@@ -28,8 +28,6 @@ mod stay_loaded;
 #[cfg(not(dogtag_loom))]
 pub mod stderr;
 
-#[cfg(all(any(feature = "guard", feature = "report"), not(dogtag_loom)))]
-pub(crate) use detached_thread::spawn_without_signals;
 #[cfg(not(dogtag_loom))]
 pub use detached_thread::{spawn, try_box};
 pub(crate) use parker::Parker;

@@ -330,15 +330,21 @@ unsafe fn dealloc_fast<B: GlobalAlloc, P: OwnerPlace>(
 /// its first touch of a service, services beyond the short slots, limits and
 /// peaks, and cookies that cannot be believed.
 impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
-    #[cold]
-    #[inline(never)]
-    unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
+    /// Begins slabs of services' own, before the first of their blocks.
+    #[inline]
+    fn begin_slabs() {
         #[cfg(all(feature = "jemalloc", not(dogtag_loom)))]
         if Self::PLACEMENT.is_table()
             && !ptr::eq(thread::current_record(), &crate::ledger::slots::UNATTRIBUTED)
         {
             slabs::begin::<B>();
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
+        Self::begin_slabs();
         // The long slots' shorter way: their thresholds are never raised.
         if let Some((cell, slot)) = thread::current_long(layout.size())
             && let Some(outer) = Self::PLACEMENT.layout(layout, slot.into())
@@ -365,6 +371,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     #[cold]
     #[inline]
     unsafe fn alloc_zeroed_slow(&self, layout: Layout) -> *mut u8 {
+        Self::begin_slabs();
         let zeroed = |block: *mut u8| {
             // SAFETY: a place for the block, which nobody else has.
             unsafe { block.write_bytes(0, layout.size()) };
@@ -448,6 +455,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         layout: Layout,
         new_layout: Layout,
     ) -> *mut u8 {
+        Self::begin_slabs();
         let owner = match guarded {
             Some(taken) => Owner { freed: taken.freed(), outer: None },
             // SAFETY: the block is live and came from here.

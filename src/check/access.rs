@@ -131,7 +131,7 @@ fn look(access: Access, start: usize, entry: &'static Entry) {
         )
     });
     match seen {
-        Some(Found::Wrong(violation)) => react(&violation),
+        Some(Found::Wrong(violation)) => tell(&violation),
         Some(Found::Elsewhere) => look_ahead(access),
         Some(Found::Fine) | None => {}
     }
@@ -161,8 +161,22 @@ fn ran_into(access: Access, start: usize, entry: &'static Entry) {
         (after(access, state), Some(unsafe { told(access, kind, start, &header, tag, offset) }))
     });
     if let Some(Some(violation)) = seen {
-        react(&violation);
+        tell(&violation);
     }
+}
+
+#[cfg(not(target_os = "linux"))]
+use react as tell;
+
+/// Reports a violation. C's functions that copy leave `errno` as it is, whatever a report does.
+#[cfg(target_os = "linux")]
+#[cold]
+fn tell(violation: &Violation) {
+    // SAFETY: the function returns the place of the calling thread's own.
+    let kept = unsafe { *libc::__errno_location() };
+    react(violation);
+    // SAFETY: the same.
+    unsafe { *libc::__errno_location() = kept };
 }
 
 /// The block's state once it is reported: what was written to is not reported again.

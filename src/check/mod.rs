@@ -6,7 +6,7 @@
 //!
 //! | violation | how sure |
 //! | --- | --- |
-//! | [`Overrun`](ViolationKind::Overrun): a write past the requested size, if only of a bit | certain for the first 32 bytes, 64 from 512 bytes on, and up to the backend's size class (256 at most), but for a zero at the second byte |
+//! | [`Overrun`](ViolationKind::Overrun): a write past the requested size, if only of a bit | certain for the first 32 bytes (16 of one that has shrunk in its place), 64 from 512 bytes on, and up to the backend's size class (256 at most), but for a zero at the second byte |
 //! | [`Underrun`](ViolationKind::Underrun): a write in front of the block | certain for the first 16 bytes |
 //! | [`DoubleFree`](ViolationKind::DoubleFree): at once, later, from another thread | certain while the block is in quarantine |
 //! | [`WriteAfterFree`](ViolationKind::WriteAfterFree) | certain while the block is in quarantine |
@@ -68,7 +68,9 @@
 //! `_FORTIFY_SOURCE` and that are for wide characters, `sprintf` and `snprintf` and theirs, and `read`,
 //! `pread`, `recv`, `recvfrom`, `fread`, `fgets`, `write`, `pwrite`, `send` and `fwrite`. What they read and
 //! write is looked up at the call, before anything is overwritten; what is printed or received is known
-//! when the function returns, and looked up then. A call takes some 10 ns longer, 20 ns for pointers into
+//! when the function returns, and looked up then. (With a shared glibc; `sprintf`, `snprintf` and `swprintf` on
+//! x86-64. The fortified twins of `pread`, `recv`, `recvfrom` and `fread`, and the unlocked ones of stdio, are not
+//! replaced.) A call takes some 10 ns longer, 20 ns for pointers into
 //! small blocks, 200 ns for pointers into the middle of a block of a MiB.
 //!
 //! In a Rust program `copy_nonoverlapping`, `copy_from_slice`, `clone` and `Vec`'s growth go through the
@@ -110,7 +112,8 @@
 //! and have no quarantine.
 //!
 //! A signal handler must not allocate or free, here as with nearly every allocator: the
-//! thread may be reading the very block, and would wait for itself.
+//! thread may be reading the very block, and would wait for itself. A handler's copy that is a violation is
+//! reported in it, which allocates.
 //!
 //! [`Snapshot::lost`]: crate::Snapshot::lost
 //! [`Snapshot::quarantine`]: crate::Snapshot::quarantine

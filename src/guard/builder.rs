@@ -15,8 +15,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Keeps the process below a ceiling, until it is dropped: the heaviest service ends before the kernel ends
-/// all of them.
+/// Cancels the heaviest services when the process gets to a ceiling, until it is dropped: they end before the
+/// kernel ends all of them. Memory falls as fast as they let go of it.
 ///
 /// A thread of dogtag's own watches what is used: ten times a second where there is much left, up to a thousand
 /// times where there is little, and when threads have allocated a quarter of what was left. On the way
@@ -31,7 +31,7 @@ use std::time::Duration;
 /// Then it waits for that one to let go, for as long as the [grace](GuardBuilder::grace) is. Nobody else is
 /// cancelled while what the first one has still to give back is enough. One that has not let go of half of its
 /// bytes by then is reported, and the next one is taken. Services that are not marked are never
-/// cancelled.
+/// cancelled, but for those below one that is.
 ///
 /// A process has one guard at a time. A forked child has none, and may begin one.
 ///
@@ -197,7 +197,7 @@ impl GuardBuilder {
             let shared = Arc::clone(&shared);
             move || watch.run(&shared)
         };
-        if !sys::spawn_without_signals(work) {
+        if !sys::spawn(work) {
             running::end();
             return Err(GuardError::NoThread);
         }

@@ -30,7 +30,8 @@ enum Kind {
 impl Ceiling {
     /// A fraction of the limit of the process's cgroup: `memory.max` or `memory.high` of version 2,
     /// `memory.limit_in_bytes` of version 1, also of the cgroups above it. Where there are several, the one
-    /// of which the least is left counts. A limit that is changed is noticed within a second.
+    /// of which the least is left counts. A limit that is changed is noticed within a second; one that is
+    /// set where there was none when the guard began is not.
     ///
     /// What counts is all that is charged to that cgroup, other processes in it too, without the pages of files
     /// that were not used lately: the kernel takes those back before it ends anybody.

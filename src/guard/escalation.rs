@@ -183,9 +183,11 @@ impl<S: Clone> Escalation<S> {
         self.has_freed = false;
     }
 
-    /// Somebody was cancelled, who holds so much.
-    pub(super) fn cancelled(&mut self, now: Duration, who: S, bytes: u64) {
+    /// Somebody was cancelled, who holds so much with all that is below. What was cancelled before and is below
+    /// counts there.
+    pub(super) fn cancelled(&mut self, now: Duration, who: S, bytes: u64, is_below: impl Fn(&S) -> bool) {
         self.is_helpless = false;
+        self.pending.retain(|one| !is_below(&one.who));
         self.pending.push(Pending {
             who,
             had: bytes,

@@ -132,7 +132,7 @@ pub(super) fn ask(pressure: Pressure, subscriber: Arc<WeakSubscriber>, is_at_wor
             is_at_work.store(false, Ordering::SeqCst);
         }
     };
-    if !sys::spawn_without_signals(work) {
+    if !sys::spawn(work) {
         // At the next time there may be one.
         is_at_work.store(false, Ordering::SeqCst);
     }

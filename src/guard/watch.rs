@@ -209,7 +209,9 @@ impl Watch {
             self.subscriber.receives(|| is_cancelled = cancel::cancel(service.record(), reason));
             if is_cancelled {
                 count(&COUNTERS.cancelled, 1);
-                return self.escalation.cancelled(now, service, bytes);
+                let above = service.clone();
+                let is_below = |one: &Service| ancestors(one).any(|ancestor| ancestor == above);
+                return self.escalation.cancelled(now, service, bytes, is_below);
             }
         }
         if self.escalation.helpless(now) {
@@ -222,4 +224,8 @@ impl Watch {
     fn tell(&self, event: GuardEvent) {
         self.subscriber.receives(|| events::guard(event));
     }
+}
+
+fn ancestors(service: &Service) -> impl Iterator<Item = Service> {
+    std::iter::successors(service.parent(), Service::parent)
 }

@@ -116,8 +116,8 @@ pub(super) struct Spans {
     pub(super) epoch: Cell<u64>,
     /// A span, and the service that its layer is to give it; the sender holds it.
     pub(super) letter: Cell<Option<(u64, &'static Record)>>,
-    /// While the thread is apart: where it goes back to.
-    pub(super) apart_from: Cell<Option<thread::Entered>>,
+    /// While the thread is apart: how it goes back, and to which service.
+    pub(super) apart_from: Cell<Option<(thread::Entered, &'static Record)>>,
     /// Set when the thread's end has begun.
     pub(super) is_closed: Cell<bool>,
 }
@@ -291,7 +291,7 @@ impl Spans {
     /// Whether the thread is where the spans have taken it, and not in a scope that was entered by
     /// hand since: that would take it back to what it has been in.
     pub(super) fn decide(&self) -> bool {
-        let current = self.apart_from.get().map_or_else(thread::current_record, |apart| apart.former());
+        let current = self.apart_from.get().map_or_else(thread::current_record, |(_, former)| former);
         let innermost = self.entered.borrow().iter().rfind(|entry| entry.previous.is_some()).copied();
         innermost.and_then(|entry| entry.service).is_none_or(|(record, _)| ptr::eq(record, current))
     }
@@ -306,11 +306,10 @@ impl Spans {
     #[inline]
     pub(super) fn go_to(&self, record: &'static Record) -> &'static Record {
         match self.apart_from.get() {
-            Some(mut apart) => {
-                let former = apart.former();
+            Some((mut apart, former)) => {
                 thread::retain(record);
                 apart.set_former(record);
-                self.apart_from.set(Some(apart));
+                self.apart_from.set(Some((apart, record)));
                 former
             }
             None => thread::go_to(record),
@@ -320,10 +319,11 @@ impl Spans {
     #[inline]
     fn go_back_to(&self, former: &'static Record) {
         match self.apart_from.get() {
-            Some(mut apart) => {
-                let left = apart.former();
+            Some((mut apart, left)) => {
                 apart.set_former(former);
-                self.apart_from.set(Some(apart));
+                self.apart_from.set(Some((apart, former)));
+                // A service that the thread went to by memory may have ended just then: its cell does not
+                // say any more whose it was.
                 thread::release(left);
             }
             None => thread::leave_remembered_for(former),

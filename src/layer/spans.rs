@@ -301,7 +301,8 @@ impl Apart {
         let is_outermost = SPANS.with(|spans| {
             let is_outermost = spans.apart_from.get().is_none();
             if is_outermost {
-                spans.apart_from.set(Some(thread::enter(&UNATTRIBUTED)));
+                let apart = thread::enter(&UNATTRIBUTED);
+                spans.apart_from.set(Some((apart, apart.former())));
             }
             is_outermost
         });
@@ -312,7 +313,9 @@ impl Apart {
 impl Drop for Apart {
     fn drop(&mut self) {
         if self.is_outermost {
-            SPANS.with(|spans| spans.apart_from.take().into_iter().for_each(thread::leave));
+            SPANS.with(|spans| {
+                spans.apart_from.take().into_iter().for_each(|(apart, _)| thread::leave(apart))
+            });
         }
     }
 }

@@ -148,7 +148,7 @@ fn is_done_apart(task: &'static Task) -> bool {
     let done = Arc::new(Parker::new());
     let is_begun = {
         let done = Arc::clone(&done);
-        spawn_without_signals(move || {
+        spawn(move || {
             task.run(Occasion::Exit);
             done.unpark();
         })
@@ -196,14 +196,13 @@ extern "C" fn begin_in_child() {
 
 /// Begins the thread.
 fn begin() -> bool {
-    spawn_without_signals(wait_and_report)
+    spawn(wait_and_report)
 }
 
-/// Has `work` done by a thread of dogtag's own, which takes no signal that the program's threads wait for.
-/// `false` if there is none to be had.
-pub(super) fn spawn_without_signals(work: impl FnOnce() + Send + 'static) -> bool {
+/// Has `work` done by a thread of dogtag's own. `false` if there is none to be had.
+pub(super) fn spawn(work: impl FnOnce() + Send + 'static) -> bool {
     let _scope = Scope::enter(&UNATTRIBUTED);
-    sys::spawn_without_signals(work)
+    sys::spawn(work)
 }
 
 fn wait_and_report() {

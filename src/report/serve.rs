@@ -85,7 +85,7 @@ fn begin(addresses: &[SocketAddr], only_local: bool) -> Result<SocketAddr, Repor
     let address = listener.local_addr().map_err(ReportError::Address)?;
     let descriptor = listener.as_raw_fd();
     let mut server = Server { listener, connections: Vec::new(), only_local };
-    let is_begun = reporter::spawn_without_signals(move || {
+    let is_begun = reporter::spawn(move || {
         let _scope = Scope::enter(&UNATTRIBUTED);
         loop {
             server.wait();

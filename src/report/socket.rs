@@ -46,7 +46,7 @@ pub(super) fn start() -> Result<(), ReportError> {
 
 fn begin() -> Result<(), ReportError> {
     let listener = listen().map_err(ReportError::Socket)?;
-    let is_begun = reporter::spawn_without_signals(move || {
+    let is_begun = reporter::spawn(move || {
         let _scope = Scope::enter(&UNATTRIBUTED);
         let mut server = Server { listener, connections: Vec::new() };
         while server.turn() {}

@@ -96,11 +96,11 @@ impl Cancellations {
 impl fmt::Display for Cancellation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { reason, bytes, ago, released_after, .. } = self;
-        let (reason, bytes) = (printable_up_to(reason, 100), Bytes(*bytes));
-        write!(f, "cancelled {ago:.1?} ago, when it held {bytes}: {reason}; ")?;
+        let (reason, bytes) = (printable_up_to(reason, 60), Bytes(*bytes));
+        write!(f, "cancelled {ago:.1?} ago with {bytes}: {reason}; ")?;
         match released_after {
-            Some(after) => write!(f, "it let go of all within {after:.1?}"),
-            None => f.write_str("it holds something still"),
+            Some(after) => write!(f, "let go of all within {after:.1?}"),
+            None => f.write_str("holds something still"),
         }
     }
 }
@@ -110,20 +110,19 @@ impl fmt::Display for Cancellations {
         let Self { by_program, by_budget, by_guard, refused, released, holding, .. } = *self;
         write!(
             f,
-            "cancelled: {} by the program, {} by their budgets, {} by the guard; {} let go of all",
+            "cancelled: {} by the program, {} by their budgets, {} by the guard",
             Grouped(by_program),
             Grouped(by_budget),
             Grouped(by_guard),
-            Grouped(released),
         )?;
-        if let Some(longest) = self.longest_release {
-            write!(f, " (the slowest within {longest:.1?})")?;
-        }
-        write!(f, ", {} hold {} still", Grouped(holding), Bytes(self.holding_bytes))?;
         if refused > 0 {
             write!(f, "; {} allocations were refused", Grouped(refused))?;
         }
-        Ok(())
+        write!(f, "\n  {} let go of all", Grouped(released))?;
+        if let Some(longest) = self.longest_release {
+            write!(f, " (the slowest within {longest:.1?})")?;
+        }
+        write!(f, ", {} hold {} still", Grouped(holding), Bytes(self.holding_bytes))
     }
 }
 

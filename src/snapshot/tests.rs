@@ -187,12 +187,13 @@ fn cancelled_services_are_told_the_first_of_them_by_name() {
     let text = snapshot.to_string();
     assert!(text.contains("\nquery 0 (cancelled) "), "{text}");
     let expected = "
-cancelled: 0 by the program, 13 by their budgets, 1,000 by the guard; 1,012 let go of all (the slowest within 7.0ms), 1 hold 1.0 KiB still
-  query 0: cancelled 1.5s ago, when it held 2.0 KiB: too\\nmuch; it holds something still
-  query 1: cancelled 1.5s ago, when it held 2.0 KiB: too\\nmuch; it let go of all within 250.0µs
+cancelled: 0 by the program, 13 by their budgets, 1,000 by the guard
+  1,012 let go of all (the slowest within 7.0ms), 1 hold 1.0 KiB still
+  query 0: cancelled 1.5s ago with 2.0 KiB: too\\nmuch; holds something still
+  query 1: cancelled 1.5s ago with 2.0 KiB: too\\nmuch; let go of all within 250.0µs
 ";
     assert!(text.contains(expected), "{text}");
-    assert!(text.ends_with("  query 9: cancelled 1.5s ago, when it held 2.0 KiB: too\\nmuch; it let go of all within 250.0µs\n  (3 more)\n"), "{text}");
+    assert!(text.ends_with("  query 9: cancelled 1.5s ago with 2.0 KiB: too\\nmuch; let go of all within 250.0µs\n  (3 more)\n"), "{text}");
     snapshot.cancellations = Some(Cancellations::default());
     assert!(!snapshot.to_string().contains("cancelled:"), "{snapshot}");
 }

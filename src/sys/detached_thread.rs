@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 
 /// Has `work` done by a thread of its own, which nobody waits for. `false` if there is none
-/// to be had.
+/// to be had. It takes no signal that the program's threads wait for.
 ///
 /// A plain thread of the system: std's own aborts the process where there is no memory for
 /// what it knows of a thread, and needs thread-locals of its parent, which may be gone.
@@ -29,6 +29,7 @@ pub fn spawn<W: FnOnce() + Send + 'static>(work: W) -> bool {
     let Some(work) = try_box(work) else { return false };
     let work = Box::into_raw(work);
     let mut thread = MaybeUninit::uninit();
+    let _signals = WithoutSignals::begin();
     // SAFETY: `run` has the right signature and takes over the box, unless
     // there is no thread; one that is there is detached once.
     unsafe {
@@ -41,19 +42,37 @@ pub fn spawn<W: FnOnce() + Send + 'static>(work: W) -> bool {
     true
 }
 
-/// Variant of [`spawn`] whose thread takes no signal that the program's threads wait for.
-#[cfg(any(feature = "guard", feature = "report"))]
-pub(crate) fn spawn_without_signals<W: FnOnce() + Send + 'static>(work: W) -> bool {
-    let (mut all, mut former) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: the sets are places for results, read once they are filled.
-    unsafe {
-        libc::sigfillset(all.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), former.as_mut_ptr());
+/// Keeps signals from the threads that the calling thread begins, until it is dropped: those that the program's
+/// threads wait for. What a thread does itself, such as a fault, is told to it all the same.
+struct WithoutSignals(libc::sigset_t);
+
+impl WithoutSignals {
+    fn begin() -> Self {
+        const OWN: [libc::c_int; 7] = [
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGILL,
+            libc::SIGFPE,
+            libc::SIGTRAP,
+            libc::SIGSYS,
+            libc::SIGABRT,
+        ];
+        let (mut others, mut former) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        // SAFETY: the sets are places for results, read once they are filled.
+        unsafe {
+            libc::sigfillset(others.as_mut_ptr());
+            OWN.iter().for_each(|signal| _ = libc::sigdelset(others.as_mut_ptr(), *signal));
+            libc::pthread_sigmask(libc::SIG_SETMASK, others.as_ptr(), former.as_mut_ptr());
+            Self(former.assume_init())
+        }
     }
-    let is_begun = spawn(work);
-    // SAFETY: the former set was filled above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, former.as_ptr(), ptr::null_mut()) };
-    is_begun
+}
+
+impl Drop for WithoutSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set is the one that there was.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
 }
 
 /// As `Box::new`, which would abort where there is no memory.

@@ -74,10 +74,11 @@ fn the_runaway_is_cancelled_and_nobody_else() {
                 assert_eq!(task.await.unwrap(), Ok(1_000_000));
             }
         });
-        let after = until("all was given back", |now| now.used < now.ceiling);
+        let after = until("all was given back", |now| {
+            now.used < now.ceiling && now.given_back_bytes - before.given_back_bytes > 10 * MIB as u64
+        });
         assert_eq!(after.cancelled - before.cancelled, 1, "{after:?}");
         assert!(after.purges > before.purges && after.polls > before.polls);
-        assert!(after.given_back_bytes - before.given_back_bytes > 10 * MIB as u64);
         assert_eq!((after.unresponsive, after.pressure_calls, after.failed_polls), (0, 0, 0));
         assert!(others.iter().all(|query| !query.is_cancelled()));
         assert!(runaway.usage().bytes() < MIB as u64);
@@ -161,8 +162,8 @@ fn who_is_not_marked_is_never_cancelled() {
     let _guard = above(32).start().unwrap();
     until("a look", |now| now.ceiling > 0);
     let blocks = [heavy.run(|| block(50 * MIB)), no_more.run(|| block(30 * MIB))];
-    let after = until("it is helpless", |now| now.helpless > 0);
-    assert!(after.used >= after.ceiling && after.highest_over > 0 && after.own == after.used);
+    let after = until("it is helpless", |now| now.helpless > 0 && now.own == now.used);
+    assert!(after.used >= after.ceiling && after.highest_over > 0);
     assert_eq!(after.cancelled, 0);
     drop(blocks);
     assert!([heavy, no_more, small].iter().all(|service| !service.is_cancelled()));
@@ -358,8 +359,10 @@ fn each_step_is_an_event() {
         for step in steps {
             rest = rest.split_once(step).ok_or_else(|| format!("{step}, in\n{told}"))?.1;
         }
+        // It is asked again, if this takes a second.
+        let asks = told.matches(steps[1]).count();
         let panics = told.matches("a callback of the guard panicked").count();
-        if panics == 1 { Ok(()) } else { Err(format!("{panics} panics, in\n{told}")) }
+        if panics == asks { Ok(()) } else { Err(format!("{panics} panics, {asks} asks, in\n{told}")) }
     });
     drop(guard);
 }

@@ -342,6 +342,7 @@ macro_rules! printing {
                 }
             }
 
+            #[cfg(target_arch = "x86_64")]
             unsafe extern "C" fn $named($to: $to_type, $($argument: $type,)* list: Arguments) -> c_int {
                 type Function = unsafe extern "C" fn($to_type, $($type,)* Arguments) -> c_int;
                 // SAFETY: C's function of that name has this signature, and gets what C's caller passed for it,
@@ -362,7 +363,10 @@ macro_rules! printing {
             #[unsafe(no_mangle)]
             unsafe extern "C" fn $variadic() {
                 std::arch::naked_asm!(
+                    // Whoever unwinds through it finds the caller.
+                    ".cfi_startproc",
                     "sub rsp, 216",
+                    ".cfi_adjust_cfa_offset 216",
                     "mov [rsp + 32], rdi",
                     "mov [rsp + 40], rsi",
                     "mov [rsp + 48], rdx",
@@ -389,7 +393,9 @@ macro_rules! printing {
                     concat!("mov ", $list, ", rsp"),
                     "call {named}",
                     "add rsp, 216",
+                    ".cfi_adjust_cfa_offset -216",
                     "ret",
+                    ".cfi_endproc",
                     named = sym $named,
                 )
             }

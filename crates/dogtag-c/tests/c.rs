@@ -142,6 +142,23 @@ fn each_kind_is_ended_at_once() {
     }
 }
 
+/// A report of C's functions that copy names who called them, and leaves `errno` as it is.
+#[test]
+fn reports_of_copies_have_call_stacks_and_leave_errno() {
+    let program = folder(CHECKED).join("kinds-told");
+    let mut cc = Command::new("cc");
+    cc.args(["-O1", "-g", "-rdynamic", "-fno-builtin", "-w", "-o"]).arg(&program).arg(source("kinds"));
+    run(cc).success();
+    for name in ["memcpy 1 over the end", "snprintf over the end"] {
+        let mut kind = Command::new(&program);
+        kind.args([name, "8"]).env("LD_PRELOAD", library(CHECKED).join("libdogtag_c.so"));
+        kind.env("DOGTAG_CHECK", "backtrace=1,reaction=leak").env("KINDS_ERRNO", "1");
+        let ended = run(kind);
+        assert!(ended.stderr.contains(" main"), "{name}: {}", ended.stderr);
+        assert_eq!(ended.output.status.code(), Some(77), "{name}: {}", ended.stderr);
+    }
+}
+
 #[test]
 fn copies_are_not_looked_at_if_that_is_set() {
     let program = compile("violations", CHECKED, Link::Shared);

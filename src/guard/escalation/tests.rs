@@ -75,7 +75,7 @@ fn at_the_ceiling(now: u64) -> Escalation<usize> {
 #[test]
 fn one_that_lets_go_is_waited_for_and_the_system_too() {
     let mut steps = at_the_ceiling(0);
-    steps.cancelled(ms(0), 7, 400 * MIB);
+    steps.cancelled(ms(0), 7, 400 * MIB, |_| false);
     assert!(steps.waits());
     assert_eq!(steps.next(look(1, CEILING + MIB), Callbacks::None, |_| 401 * MIB), Step::Rest);
     // It is freed, and is not seen yet.
@@ -96,16 +96,16 @@ fn one_that_lets_go_is_waited_for_and_the_system_too() {
 #[test]
 fn one_is_not_enough() {
     let mut steps = at_the_ceiling(0);
-    steps.cancelled(ms(0), 1, 10 * MIB);
+    steps.cancelled(ms(0), 1, 10 * MIB, |_| false);
     assert_eq!(steps.next(look(1, CEILING + 10 * MIB), Callbacks::None, |_| 10 * MIB), Step::Cancel);
-    steps.cancelled(ms(1), 2, 10 * MIB);
+    steps.cancelled(ms(1), 2, 10 * MIB, |_| false);
     assert_eq!(steps.next(look(2, CEILING + 10 * MIB), Callbacks::None, |_| 10 * MIB), Step::Rest);
 }
 
 #[test]
 fn one_that_does_not_let_go_is_told_once_and_the_next_one_taken() {
     let mut steps = at_the_ceiling(0);
-    steps.cancelled(ms(0), 1, 400 * MIB);
+    steps.cancelled(ms(0), 1, 400 * MIB, |_| false);
     let never = |_: &usize| 400 * MIB;
     assert_eq!(steps.next(look(49, CEILING), Callbacks::None, never), Step::Rest);
     assert_eq!(steps.next(look(200, CEILING), Callbacks::None, never), Step::Tell(1));
@@ -113,7 +113,7 @@ fn one_that_does_not_let_go_is_told_once_and_the_next_one_taken() {
     steps.purged(ms(200), ms(0));
     assert_eq!(steps.next(look(200, CEILING), Callbacks::None, nobody), Step::Cancel);
     // Who is slow, but goes on, is given the time.
-    steps.cancelled(ms(200), 2, 640 * MIB);
+    steps.cancelled(ms(200), 2, 640 * MIB, |_| false);
     for tenth in 1..=7 {
         let slow = |_: &usize| 640 * MIB - tenth * 20 * MIB;
         assert_eq!(steps.next(look(200 + tenth * 199, LINE - 1), Callbacks::None, slow), Step::Rest);
@@ -121,14 +121,14 @@ fn one_that_does_not_let_go_is_told_once_and_the_next_one_taken() {
     let stays = |_: &usize| 500 * MIB;
     assert_eq!(steps.next(look(200 + 7 * 199 + 200, 0), Callbacks::None, stays), Step::Tell(2));
     // But not for ever, if it allocates as well.
-    steps.cancelled(ms(5000), 4, 640 * MIB);
+    steps.cancelled(ms(5000), 4, 640 * MIB, |_| false);
     let told = (5001..10_000).find(|now| {
         let holds = (640 + 30 * (now / 100 % 2)) * MIB;
         steps.next(look(*now, 0), Callbacks::None, |_| holds) == Step::Tell(4)
     });
     assert_eq!(told, Some(5000 + 8 * 200));
     // Of one that has let go of half nothing is said.
-    steps.cancelled(ms(13_000), 3, 100 * MIB);
+    steps.cancelled(ms(13_000), 3, 100 * MIB, |_| false);
     assert_eq!(steps.next(look(13_200, 0), Callbacks::None, |_| 50 * MIB), Step::Rest);
     assert_eq!(steps.next(look(13_400, 0), Callbacks::None, |_| 50 * MIB), Step::Rest);
     assert!(!steps.waits());
@@ -269,7 +269,7 @@ fn run(services: Vec<Service>, free: u64, has_callbacks: bool, length: u64) -> R
                             let takes = world.services[who].lets_go.map_or(1, |(_, takes)| takes);
                             let step = (had / takes).max(1);
                             world.cancelled.push(Cancelled { who, at: now, had, step, told: false });
-                            steps.cancelled(ms(now), who, had);
+                            steps.cancelled(ms(now), who, had, |_| false);
                         }
                         None => _ = steps.helpless(ms(now)),
                     }

@@ -6,6 +6,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <errno.h>
 #include <dlfcn.h>
 #include <malloc.h>
 #include <stdint.h>
@@ -263,7 +264,10 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < COUNT(KINDS); i++) {
 		if (strcmp(KINDS[i].name, argv[1]))
 			continue;
+		errno = 77;
 		KINDS[i].commit();
+		if (getenv("KINDS_ERRNO"))
+			return errno;
 		/* The next call: of what is still the program's, that block, or else another one. */
 		if (block == victim && strstr(argv[1], "free") == NULL && strstr(argv[1], "malloc_u") == NULL)
 			free(block);
