@@ -40,7 +40,7 @@ use std::ptr::{self, NonNull};
 mod access;
 mod names;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use names::{begin_startup, give, next_look};
 

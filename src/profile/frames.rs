@@ -34,18 +34,20 @@ pub(super) fn shown(stack: &[&Frame]) -> Range<usize> {
 /// matches as a whole, with all that they called: pprof's `drop_frames`.
 pub(super) const DROPPED: &str = "(_rjem_|je_).*|malloc|calloc|realloc|reallocarray|memalign|aligned_alloc\
     |posix_memalign|operator new|operator new[\\[(].*|_Zn[wa].*|__rust_(re)?alloc.*|__rustc::.*|__rdl_.*|__rg_.*\
-    |<*(dogtag::(allocator|backend|check|ledger|owner|profile|sys)|dogtag_c|tikv_jemallocator\
+    |<*(dogtag::(allocator|backend|check|ledger|owner|profile|sampled_guard|sys|unwind)|dogtag_c|tikv_jemallocator\
     |tikv_jemalloc_sys|alloc::alloc|alloc::raw_vec)::.*";
 
 fn is_allocator(function: &str) -> bool {
-    const PATHS: [&str; 17] = [
+    const PATHS: [&str; 19] = [
         "dogtag::allocator::",
         "dogtag::backend::",
         "dogtag::check::",
         "dogtag::ledger::",
         "dogtag::owner::",
         "dogtag::profile::",
+        "dogtag::sampled_guard::",
         "dogtag::sys::",
+        "dogtag::unwind::",
         "dogtag_c::",
         "tikv_jemallocator::",
         "tikv_jemalloc_sys::",

@@ -99,14 +99,23 @@ fn scopes_that_outlast_the_threads_shard_do_not_touch_it() {
     .unwrap();
 }
 
+/// Ends a service as if no thread had gone there.
+#[cfg(feature = "tracing-layer")]
+pub(crate) fn end(record: &'static Record) {
+    SHARDS.cells(record.slot(), record.shared()).for_each(Cell::abandon);
+}
+
+/// Returns how many scopes are counted in a service, modulo 2^64.
+#[cfg(feature = "tracing-layer")]
+pub(crate) fn all_scopes(record: &'static Record) -> u64 {
+    SHARDS.cells(record.slot(), record.shared()).map(Cell::scopes).fold(0, u64::wrapping_add)
+}
+
 /// By memory, which nobody holds: it is found out at once, and the count goes where it came from.
 #[cfg(feature = "tracing-layer")]
 #[test]
 fn who_went_to_a_service_that_ended_just_then_leaves_no_count() {
     std::thread::spawn(|| {
-        let end = |record: &'static Record| {
-            SHARDS.cells(record.slot(), record.shared()).for_each(Cell::abandon);
-        };
         let left = |record: &'static Record, own: &Cell| own.scopes().wrapping_add(record.shared().scopes());
         let nobody = UNATTRIBUTED.shared().scopes();
 
