@@ -85,6 +85,8 @@ mod who;
 
 pub use error::SampledGuardError;
 pub use reaction::Reaction;
+#[cfg(not(feature = "memory-check"))]
+pub(crate) use report::wait_longer;
 pub use settings::{SampledGuard, SampledGuardBuilder};
 
 #[cfg(not(feature = "memory-check"))]

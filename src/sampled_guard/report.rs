@@ -4,7 +4,8 @@
 //! lock. So whoever finds a violation notes it in statics, wakes a thread that was begun with the guard, and
 //! waits, but not for ever. The thread takes the call stack of the one that waits, writes the report, then
 //! the functions' names, and emits the event. Without it (in a forked child) or where it is stuck, the report is
-//! written with bare addresses by whoever waits.
+//! written with bare addresses by whoever waits. Of both only one takes the violation ([`Progress`]): the thread
+//! reads a stack that is gone when the other one goes on.
 
 use super::entry::State;
 use super::pool::{MET, PoolSlot};
@@ -23,8 +24,8 @@ use std::ptr;
 /// Violations that were told of.
 pub(super) static CAUGHT: AtomicU64 = AtomicU64::new(0);
 
-/// Held by the thread whose violation is being told.
-static IS_TELLING: AtomicBool = AtomicBool::new(false);
+/// The thread whose violation is being told; 0 for none.
+static TELLER: AtomicUsize = AtomicUsize::new(0);
 
 /// The violation, for the report thread.
 static KIND: AtomicU32 = AtomicU32::new(0);
@@ -34,11 +35,58 @@ static OFFSET: AtomicUsize = AtomicUsize::new(0);
 /// The registers of the thread that waits, from its signal handler; null if it has taken its stack itself.
 static CONTEXT: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// How far the report thread is.
-static PROGRESS: AtomicU32 = AtomicU32::new(ASKED);
-const ASKED: u32 = 0;
-const WRITTEN: u32 = 1;
-const DONE: u32 = 2;
+/// How far the report thread is, and with which violation.
+static PROGRESS: Progress = Progress(AtomicU64::new(0));
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It has nothing to do.
+    Idle,
+    /// It is to report.
+    Asked,
+    /// It reads what whoever found the violation has noted, and the registers, if there are any.
+    Taken,
+    /// The report is there, without the functions' names. The registers are not read any more.
+    Written,
+    Done,
+}
+
+/// A [`Step`] and the number of the violation that it belongs to, so that a thread that comes late with one takes
+/// no step of the next.
+struct Progress(AtomicU64);
+
+impl Progress {
+    const STEPS: [Step; 5] = [Step::Idle, Step::Asked, Step::Taken, Step::Written, Step::Done];
+    const NUMBERS: u64 = 8;
+
+    fn get(&self) -> (u64, Step) {
+        let bits = self.0.load(Ordering::Acquire);
+        let step = Self::STEPS.get((bits % Self::NUMBERS) as usize);
+        (bits / Self::NUMBERS, step.copied().unwrap_or(Step::Idle))
+    }
+
+    /// Asks for a report of the next violation, and returns its number. By the [`TELLER`].
+    fn ask(&self) -> u64 {
+        let number = self.get().0 + 1;
+        self.0.store(Self::bits(number, Step::Asked), Ordering::Release);
+        number
+    }
+
+    /// Takes a step, unless another one was taken meanwhile.
+    fn step(&self, number: u64, from: Step, to: Step) -> bool {
+        let (from, to) = (Self::bits(number, from), Self::bits(number, to));
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Has no report asked for any more.
+    fn withdraw(&self) {
+        self.0.store(Self::bits(self.get().0, Step::Idle), Ordering::Relaxed);
+    }
+
+    fn bits(number: u64, step: Step) -> u64 {
+        number * Self::NUMBERS + step as u64
+    }
+}
 
 static BELL: Parker = Parker::new();
 /// Whether there is a report thread, which may be about to begin.
@@ -46,14 +94,28 @@ static HAS_THREAD: AtomicBool = AtomicBool::new(false);
 /// Its number, once it has begun.
 static THREAD: AtomicU32 = AtomicU32::new(0);
 
-/// How long the thread that found the violation waits, in milliseconds: for the report, and for the rest.
+/// How long the thread that found the violation waits, in milliseconds: for the report thread to begin, and for all
+/// of the report.
 const SOON: u32 = 2_000;
 const PATIENCE: u32 = 10_000;
+
+/// How many times as long it waits.
+static SLOWNESS: AtomicU32 = AtomicU32::new(1);
+
+/// Has whoever finds a violation wait for its report that many times as long.
+pub(crate) fn wait_longer(slowness: u32) {
+    SLOWNESS.store(slowness, Ordering::Relaxed);
+}
 
 /// Tells of a violation, and ends the process unless it is to go on. From anywhere, signal handlers among them,
 /// which pass the registers that they were given.
 pub(super) fn tell(violation: Violation, context: *mut c_void) {
-    while IS_TELLING.swap(true, Ordering::Acquire) {
+    let own = own_thread();
+    while let Err(teller) = TELLER.compare_exchange(0, own, Ordering::Acquire, Ordering::Relaxed) {
+        if teller == own {
+            // By a handler of `SIGABRT`, for example: nobody else would ever end the first one.
+            abort_at_once();
+        }
         // Mostly the process ends meanwhile.
         wait();
     }
@@ -70,32 +132,61 @@ pub(super) fn tell(violation: Violation, context: *mut c_void) {
     if context.is_null() {
         MET.set_stack();
     }
-    PROGRESS.store(ASKED, Ordering::Release);
-    let mut progress = ASKED;
-    if HAS_THREAD.load(Ordering::Acquire) && THREAD.load(Ordering::Relaxed) != sys::own_thread_number() {
-        BELL.unpark();
-        for waited in 0..PATIENCE {
-            progress = PROGRESS.load(Ordering::Acquire);
-            if progress == DONE || (progress == ASKED && waited == SOON) {
-                break;
-            }
-            wait();
-        }
-    }
-    if progress == ASKED {
+    let reached = have_reported();
+    if matches!(reached, Step::Idle | Step::Taken) {
         let _ = write!(Unbuffered, "{violation}");
     }
-    if progress != DONE {
+    if reached != Step::Done {
         let _ = write!(Unbuffered, "{}", Stacks { violation, names: false });
     }
-    if !reaction::goes_on() {
+    // The report thread still reads the registers, which would not be there any more.
+    if reached == Step::Taken || !reaction::goes_on() {
         // SAFETY: ends the process.
         unsafe { libc::abort() };
     }
     if is_held {
         violation.slot.state.settle(state);
     }
-    IS_TELLING.store(false, Ordering::Release);
+    TELLER.store(0, Ordering::Release);
+}
+
+/// Has the report thread report the violation that was noted, and returns how far it has come when there is no more
+/// waiting for it: idle if it has not begun, and will not.
+fn have_reported() -> Step {
+    if !HAS_THREAD.load(Ordering::Acquire) || THREAD.load(Ordering::Relaxed) == sys::own_thread_number() {
+        return Step::Idle;
+    }
+    let number = PROGRESS.ask();
+    BELL.unpark();
+    let slowness = SLOWNESS.load(Ordering::Relaxed);
+    for waited in 0..PATIENCE * slowness {
+        match PROGRESS.get() {
+            (_, Step::Done) => return Step::Done,
+            (_, Step::Asked)
+                if waited >= SOON * slowness && PROGRESS.step(number, Step::Asked, Step::Idle) =>
+            {
+                return Step::Idle;
+            }
+            _ => wait(),
+        }
+    }
+    PROGRESS.get().1
+}
+
+/// The calling thread, as itself knows it. Not 0.
+pub(super) fn own_thread() -> usize {
+    // SAFETY: asks for a number, and has no preconditions.
+    unsafe { libc::pthread_self() as usize }
+}
+
+/// Ends the process, whatever it does about `SIGABRT`.
+fn abort_at_once() -> ! {
+    // SAFETY: sets the default action, which is all zeros, and ends the process.
+    unsafe {
+        let action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGABRT, &action, ptr::null_mut());
+        libc::abort()
+    }
 }
 
 /// A millisecond, in signal handlers too.
@@ -127,7 +218,9 @@ fn work() {
     THREAD.store(sys::own_thread_number(), Ordering::Relaxed);
     loop {
         BELL.park();
-        if PROGRESS.load(Ordering::Acquire) != ASKED {
+        let (number, step) = PROGRESS.get();
+        // Whoever has asked waits until the next step is taken, or ends the process.
+        if step != Step::Asked || !PROGRESS.step(number, Step::Asked, Step::Taken) {
             continue;
         }
         let Some(violation) = asked() else { continue };
@@ -139,10 +232,11 @@ fn work() {
             MET.set_frames(&frames[..taken]);
         }
         stderr::print(format_args!("{violation}"));
-        PROGRESS.store(WRITTEN, Ordering::Release);
+        PROGRESS.step(number, Step::Taken, Step::Written);
         contain(|| stderr::print(format_args!("{}", Stacks { violation, names: true })));
         contain(|| emit(&violation));
-        PROGRESS.store(DONE, Ordering::Release);
+        // Whoever has asked may have gone on, and the next one have asked.
+        PROGRESS.step(number, Step::Written, Step::Done);
     }
 }
 
@@ -182,7 +276,9 @@ static FORK_HOOK: ForkHook = ForkHook { order: ForkOrder::Last, before: || (), i
 
 fn in_child() {
     HAS_THREAD.store(false, Ordering::Relaxed);
-    IS_TELLING.store(false, Ordering::Relaxed);
+    TELLER.store(0, Ordering::Relaxed);
+    CONTEXT.store(ptr::null_mut(), Ordering::Relaxed);
+    PROGRESS.withdraw();
 }
 
 fn register() {
@@ -190,3 +286,30 @@ fn register() {
 }
 
 at_load!(register);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_violation_is_taken_by_one_of_both_and_the_late_one_changes_nothing() {
+        let progress = Progress(AtomicU64::new(0));
+        assert_eq!(progress.get(), (0, Step::Idle));
+        let first = progress.ask();
+        // Whoever waits takes it back, before the thread has it.
+        assert!(progress.step(first, Step::Asked, Step::Idle));
+        assert!(!progress.step(first, Step::Asked, Step::Taken));
+        let second = progress.ask();
+        assert!(!progress.step(first, Step::Asked, Step::Taken));
+        assert!(progress.step(second, Step::Asked, Step::Taken));
+        assert!(!progress.step(second, Step::Asked, Step::Idle));
+        assert!(progress.step(second, Step::Taken, Step::Written));
+        // The thread comes when the next one has asked.
+        let third = progress.ask();
+        assert!(!progress.step(second, Step::Written, Step::Done));
+        assert_eq!(progress.get(), (third, Step::Asked));
+        progress.withdraw();
+        assert_eq!(progress.get(), (third, Step::Idle));
+        assert!(!progress.step(third, Step::Asked, Step::Taken));
+    }
+}
