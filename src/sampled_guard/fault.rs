@@ -8,7 +8,7 @@ use super::pool::{Part, PoolSlot};
 use super::reaction;
 use super::report;
 use super::violation::{Found, Kind, Violation};
-use crate::sync::Ordering;
+use crate::sync::{AtomicUsize, Ordering};
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
@@ -43,26 +43,58 @@ pub(super) fn install() {
 
 extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the system's; of signals that a fault has, the address is there.
-    let (is_fault, address) = unsafe { ((*info).si_code > 0, (*info).si_addr().addr()) };
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
     let errno = Errno::save();
-    if !is_fault || !is_ours(address, context) {
-        pass_on(signal, info, context);
+    let done = if denies_access(signal, code) { tell_of(address, context) } else { Done::Nothing };
+    match done {
+        Done::LetThrough => {}
+        Done::Told => take_default(signal, info),
+        Done::Nothing => pass_on(signal, info, context),
     }
     errno.restore();
 }
 
-/// Tells of a fault that is in the pool. `false` for all others.
-fn is_ours(address: usize, context: *mut c_void) -> bool {
-    let Some((slot, part)) = PoolSlot::of(address) else { return false };
+/// Whether a signal may be of an access that pages do not grant. Those of memory that cannot be had, such as one
+/// that the system cannot swap in, are not: opening a page does not help there.
+fn denies_access(signal: c_int, code: c_int) -> bool {
+    /// `SEGV_ACCERR`
+    const NO_ACCESS: c_int = 2;
+
+    if cfg!(target_os = "linux") { signal == libc::SIGSEGV && code == NO_ACCESS } else { code > 0 }
+}
+
+/// What was done about a fault.
+enum Done {
+    /// The program may try again.
+    LetThrough,
+    /// It was told of, but the system refuses to let it through.
+    Told,
+    /// It is not the pool's.
+    Nothing,
+}
+
+/// Whether a thread may try an access again that nothing seems to forbid, since there may have come a block
+/// meanwhile. Not twice in a row: then the program has protected the block itself, or cannot use it so.
+fn may_try_again(address: usize) -> bool {
+    static LAST: AtomicUsize = AtomicUsize::new(0);
+
+    let attempt = report::own_thread().rotate_left(32) ^ address;
+    LAST.swap(attempt, Ordering::Relaxed) != attempt
+}
+
+/// Tells of a fault that is in the pool.
+fn tell_of(address: usize, context: *mut c_void) -> Done {
+    let Some((slot, part)) = PoolSlot::of(address) else { return Done::Nothing };
     // SAFETY: what the system has passed to the handler.
-    let found = unsafe { access(context) };
+    let Some(found) = (unsafe { access(context) }) else { return Done::Nothing };
     let (entry, offset) = (slot.entry, slot.entry.offset_of(address));
     let size = entry.size.load(Ordering::Relaxed) as isize;
     let has_mark = entry.has_mark.load(Ordering::Relaxed);
     let kind = match (slot.state.get(), part) {
         _ if !entry.is_used() => Kind::WildAccess,
-        // It has got access meanwhile; so try again.
-        (State::Live, Part::Page) => return true,
+        (State::Live | State::Retired, Part::Page) => {
+            return if may_try_again(address) { Done::LetThrough } else { Done::Nothing };
+        }
         (State::Live | State::Retired, Part::Before) => Kind::Underrun,
         (State::Live | State::Retired, _) => Kind::Overrun,
         // The mark: a free has looked for it.
@@ -76,8 +108,7 @@ fn is_ours(address: usize, context: *mut c_void) -> bool {
     let (found, offset) = if kind == Kind::DoubleFree { (Found::Dealloc, 0) } else { (found, offset) };
     report::tell(Violation { kind, found, address, offset, slot }, context);
     debug_assert!(reaction::goes_on());
-    slot.open(part);
-    true
+    if slot.open(part) { Done::LetThrough } else { Done::Told }
 }
 
 /// Has the former action done.
@@ -130,29 +161,36 @@ fn reset(signal: c_int) {
     }
 }
 
-/// What the program did.
+/// What the program did; `None` if it was about to run what is there, which no page of the pool's lets it.
 ///
 /// # Safety
 ///
 /// `context` must be what a signal handler was given for a fault.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-unsafe fn access(context: *mut c_void) -> Found {
+unsafe fn access(context: *mut c_void) -> Option<Found> {
     const IS_WRITE: i64 = 1 << 1;
+    const IS_FETCH: i64 = 1 << 4;
 
     // SAFETY: the caller's context, which on this system is one of these.
     let error = unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_ERR as usize] };
-    if error & IS_WRITE != 0 { Found::Write } else { Found::Read }
+    if error & IS_FETCH != 0 {
+        return None;
+    }
+    Some(if error & IS_WRITE != 0 { Found::Write } else { Found::Read })
 }
 
-/// What the program did: by the register ESR, which is among the records behind the others.
+/// What the program did: by the register ESR, which is among the records behind the others. `None` if it was about
+/// to run what is there, which no page of the pool's lets it.
 ///
 /// # Safety
 ///
 /// `context` must be what a signal handler was given for a fault.
 #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
-unsafe fn access(context: *mut c_void) -> Found {
+unsafe fn access(context: *mut c_void) -> Option<Found> {
     const ESR: u32 = 0x4553_5201;
     const IS_WRITE: u64 = 1 << 6;
+    /// The classes of instruction aborts, from a lower level of privileges and from the same one.
+    const FETCHES: [u64; 2] = [0x20, 0x21];
     const RECORDS: usize = 4096;
 
     // SAFETY: the caller's context, which on this system is one of these. The records are behind the registers,
@@ -167,14 +205,17 @@ unsafe fn access(context: *mut c_void) -> Found {
             match (kind, length as usize) {
                 (ESR, _) => {
                     let esr = records.add(at + 8).cast::<u64>().read();
-                    return if esr & IS_WRITE != 0 { Found::Write } else { Found::Read };
+                    if FETCHES.contains(&((esr >> 26) & 0x3F)) {
+                        return None;
+                    }
+                    return Some(if esr & IS_WRITE != 0 { Found::Write } else { Found::Read });
                 }
                 (0, _) | (_, 0..16) => break,
                 (_, length) => at += length,
             }
         }
     }
-    Found::Access
+    Some(Found::Access)
 }
 
 /// What the program did, which this system does not tell.
@@ -183,8 +224,8 @@ unsafe fn access(context: *mut c_void) -> Found {
 ///
 /// None.
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
-unsafe fn access(_: *mut c_void) -> Found {
-    Found::Access
+unsafe fn access(_: *mut c_void) -> Option<Found> {
+    Some(Found::Access)
 }
 
 /// The thread's `errno`, which a handler must not change.

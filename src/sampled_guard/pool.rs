@@ -158,14 +158,14 @@ impl PoolSlot {
         unsafe { libc::mprotect(self.part(part).cast(), PAGE.load(Ordering::Relaxed), access) == 0 }
     }
 
-    /// Lets the program write to a part, for good: the slot is not used again.
-    pub(super) fn open(self, part: Part) {
+    /// Lets the program write to a part, for good: the slot is not used again. `false` if the system refuses.
+    pub(super) fn open(self, part: Part) -> bool {
         self.entry.is_opened.store(true, Ordering::Relaxed);
         let state = self.state.get();
         if matches!(state, State::Free(_)) && self.state.seize(state) {
             self.state.settle(State::Retired);
         }
-        self.protect(part, libc::PROT_READ | libc::PROT_WRITE);
+        self.protect(part, libc::PROT_READ | libc::PROT_WRITE)
     }
 
     /// Where in its page a block stands; `None` if it does not fit with its mark.
