@@ -104,6 +104,33 @@ impl Changing {
     }
 }
 
+/// Forks while others change what is sampled: the child could not, ever. The profiler's own hook does the same.
+#[cfg(all(feature = "sampled-guard", not(any(feature = "profile", dogtag_loom))))]
+mod fork {
+    use super::{Changing, change};
+    use crate::sys::fork::{ForkHook, ForkOrder, Held, at_load, register_fork_hook};
+
+    fn register() {
+        register_fork_hook(&HOOK);
+    }
+
+    at_load!(register);
+
+    static HOOK: ForkHook =
+        ForkHook { order: ForkOrder::Profiler, before, in_parent: after, in_child: after };
+    static HELD: Held<Changing> = Held::new();
+
+    fn before() {
+        // SAFETY: this is the hook's `before`.
+        unsafe { HELD.keep(change()) };
+    }
+
+    fn after() {
+        // SAFETY: this is the hook's `in_parent` and `in_child`.
+        drop(unsafe { HELD.take() });
+    }
+}
+
 #[cfg(all(test, dogtag_loom))]
 mod model {
     use super::*;
