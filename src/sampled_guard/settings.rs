@@ -5,7 +5,11 @@ use super::reaction::Reaction;
 #[cfg(not(feature = "memory-check"))]
 use super::{fault, pool, reaction, region, report};
 use crate::ledger::interval;
+#[cfg(not(feature = "memory-check"))]
+use crate::ledger::slots::UNATTRIBUTED;
 use crate::ledger::threshold::lower_every_threshold;
+#[cfg(not(feature = "memory-check"))]
+use crate::service::Scope;
 
 /// The sampled guard of this process: it takes one allocation in some thousands.
 ///
@@ -170,6 +174,8 @@ impl SampledGuardBuilder {
 
     #[cfg(not(feature = "memory-check"))]
     fn begin(self) -> Result<SampledGuard, SampledGuardError> {
+        // What is allocated for it is nobody's who happens to start it.
+        let _scope = Scope::enter(&UNATTRIBUTED);
         crate::sys::fork::prepare();
         crate::unwind::prepare();
         let mut changing = interval::change();
