@@ -30,13 +30,13 @@ const STRIDE: usize = 3;
 /// Bytes of a mark.
 const MARK: usize = 2;
 
-/// The first slot's first page; 0 before there is a pool. The others are there before it is.
+/// The first slot's first page; 0 before there is a pool. The next four are there before it is.
 static BASE: AtomicUsize = AtomicUsize::new(0);
 static PAGE: AtomicUsize = AtomicUsize::new(0);
 static SLOTS: AtomicUsize = AtomicUsize::new(0);
 static STATES: AtomicPtr<StateCell> = AtomicPtr::new(ptr::null_mut());
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
-/// How many of them are used for new blocks.
+/// How many slots are used for new blocks; 0 before there is a pool. All others are there before it is.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
 /// How many blocks were freed.
@@ -59,7 +59,7 @@ pub(super) fn slots_in_use() -> usize {
 
 /// Has so many slots be used, of those that there are.
 pub(super) fn use_slots(slots: usize) {
-    IN_USE.store(slots.min(self::slots()), Ordering::Relaxed);
+    IN_USE.store(slots.min(self::slots()), Ordering::Release);
 }
 
 /// The addresses of all slots.
@@ -186,10 +186,9 @@ impl PoolSlot {
         }
     }
 
-    /// Opens the page for a block, and fills it. `None` if the system refuses.
-    fn prepare(self, layout: Layout, need: Need) -> Option<*mut u8> {
-        let (page, has_mark) = (PAGE.load(Ordering::Relaxed), need.mark);
-        let offset = self.offset(layout, need)?;
+    /// Opens the page for a block that begins at `offset` there, and fills it. `None` if the system refuses.
+    fn prepare(self, layout: Layout, has_mark: bool, offset: usize) -> Option<*mut u8> {
+        let page = PAGE.load(Ordering::Relaxed);
         let end = offset + layout.size();
         if !self.protect_behind(has_mark && end == page) {
             return None;
@@ -304,16 +303,24 @@ pub struct Place(usize);
 #[cold]
 #[inline(never)]
 pub(super) fn reserve(layout: Layout, need: Need, note: impl FnOnce(*mut u8) -> bool) -> Option<Place> {
+    // Whoever sees that slots are used sees the pool.
+    let in_use = IN_USE.load(Ordering::Acquire);
     let page = PAGE.load(Ordering::Relaxed);
-    if layout.size() == 0 || layout.size() > page || layout.align() > page {
+    if in_use == 0 || layout.size() == 0 || layout.size() > page || layout.align() > page {
         return None;
     }
-    let Some(slot) = oldest() else {
+    let Some((slot, when)) = oldest(in_use) else {
+        REFUSED.fetch_add(1, Ordering::Relaxed);
+        return None;
+    };
+    let Some(offset) = slot.offset(layout, need) else {
+        // What is known of the block that was there stays, for those who use it still.
+        slot.state.settle(State::Free(when));
         REFUSED.fetch_add(1, Ordering::Relaxed);
         return None;
     };
     let place = Place(slot.index);
-    match slot.prepare(layout, need) {
+    match slot.prepare(layout, need.mark, offset) {
         Some(block) if need.mark || note(block) => {
             slot.entry.allocated.set(thread::current_record());
             slot.entry.allocated.set_stack();
@@ -323,12 +330,11 @@ pub(super) fn reserve(layout: Layout, need: Need, note: impl FnOnce(*mut u8) -> 
     }
 }
 
-/// Seizes the free slot that has been free for longest.
-fn oldest() -> Option<PoolSlot> {
+/// Seizes the free slot that has been free for longest, of so many, and returns since when.
+fn oldest(in_use: usize) -> Option<(PoolSlot, u64)> {
     /// Other threads may be as fast.
     const TRIES: usize = 4;
 
-    let in_use = IN_USE.load(Ordering::Acquire);
     if GUARDED.load(Ordering::Relaxed) >= in_use as u64 {
         return None;
     }
@@ -340,7 +346,7 @@ fn oldest() -> Option<PoolSlot> {
         });
         let (when, slot) = free.min_by_key(|(when, _)| *when)?;
         if slot.state.seize(State::Free(when)) {
-            return Some(slot);
+            return Some((slot, when));
         }
     }
     None
