@@ -4,9 +4,12 @@
 //! without access. When it is freed, its own page loses access, too, for as long as there are other slots to
 //! use. An access to any of them ends the process, with a report in the style of
 //! memory-check's: what was done to whose block, who allocated and freed it, and the call stacks.
-//! So a mistake that happens once a week is found where it is made. The hot path knows nothing of it: what it
-//! costs are some microseconds for each block that is guarded. (The idea is that of GWP-ASan and Electric Fence;
-//! here each block has an owner.)
+//! Of a mistake's occurrences one in some thousands is found, where it is made: in one process that may take long;
+//! among many that run the same program it is soon. (The idea is that of GWP-ASan and Electric Fence; here each
+//! block has an owner.)
+//!
+//! The hot path knows nothing of it. A guarded block costs up to four system calls that change mappings, which all
+//! threads may notice; and one allocation for each 40 KB takes the slow path, at the default rate.
 //!
 //! ```
 //! # #[global_allocator]
@@ -45,14 +48,21 @@
 //! are aligned to 16, and are charged with, and as large as, what was asked for.
 //!
 //! Which allocations are guarded does not depend on their sizes, from 8 bytes on. Those of more than a page, or
-//! aligned to more, go the usual way, as do all while no slot is free ([`Figures::refused`]).
+//! aligned to more, go the usual way, as do all while no slot is free ([`Figures::refused`]). Blocks that stay fill
+//! the slots in time, and then that figure grows: take more [slots](SampledGuardBuilder::slots).
+//!
+//! What the kernel accesses for the program, such as by a `read` into a freed buffer, is no fault: the call returns
+//! `EFAULT`, and nothing is reported. Nor is a jump into a guarded block, which ends the process as it does without
+//! the guard.
 //!
 //! # Signals
 //!
 //! The guard sets handlers of `SIGSEGV` and `SIGBUS` (with `SA_ONSTACK`) when it is first started. Handlers from
 //! before are called for every fault that is not in the pool, as their flags and masks say, and so is the default.
 //! A handler that the program sets later takes the place of the guard's: then faults in the pool are that one's,
-//! unless it passes on what is not its own. So set others first.
+//! unless it passes on what is not its own. So set others first. Rust's standard library sets its own before `main`,
+//! and only where there is none: with a guard that was started earlier, as in a program that `dogtag-c` is preloaded
+//! into, a stack overflow ends the process without the line "has overflowed its stack".
 //!
 //! The report is written by a thread that waits for it, since a fault may have interrupted the program anywhere. If
 //! that is stuck, and in forked children, which have no such thread, the report has addresses instead of
@@ -100,7 +110,8 @@ pub struct Figures {
     pub guarded: u64,
     /// Blocks that ever were.
     pub ever: u64,
-    /// Blocks that were to be guarded and went the usual way, since no slot was free.
+    /// Blocks that were to be guarded and went the usual way, since no slot was free, or they did not fit into the one
+    /// whose turn it was.
     pub refused: u64,
     /// Violations that were reported.
     pub caught: u64,

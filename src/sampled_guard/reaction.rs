@@ -11,7 +11,9 @@ pub enum Reaction {
     #[default]
     Abort,
     /// The process goes on. The access is let through, to memory that is never used again; a second free
-    /// does nothing.
+    /// does nothing, and is not told of either if an access to the block was let through before, such as an overrun.
+    ///
+    /// The process aborts nevertheless if the thread that writes reports is stuck within one.
     Continue,
 }
 
