@@ -3,6 +3,7 @@
 
 use crate::child;
 use crate::watch::random::Random;
+use dogtag::__private::sampled_guard::wait_longer;
 use dogtag::sampled_guard::{Reaction, SampledGuard, figures, is_guarded};
 use dogtag::{DefaultBackend, Dogtag, OwnerTable, Service};
 use std::alloc::{GlobalAlloc, Layout};
@@ -11,6 +12,7 @@ use std::hint::black_box;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 const PAGE: usize = 4096;
 const SIZE: usize = 100;
@@ -116,6 +118,8 @@ fn commit(task: &'static str, reaction: Reaction) -> bool {
     let place = Place::parse(place);
     let victim = Service::register("victim").unwrap();
     let culprit = Service::register("culprit").unwrap();
+    // However slow the machine is: the report is to have names.
+    wait_longer(100);
     SampledGuard::builder().rate(1).reaction(reaction).start().unwrap();
     let named = std::thread::Builder::new().name("committer".into());
     let thread = named.spawn(move || {
@@ -290,6 +294,14 @@ fn other_handlers_are_called_as_they_asked() {
         unsafe { libc::_exit(if signal == libc::SIGSEGV { CODE } else { 1 }) };
     }
 
+    static PROTECTED: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+
+    extern "C" fn lets_through(_: i32) {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the block's only page.
+        unsafe { libc::mprotect(PROTECTED.load(Ordering::Relaxed).cast(), PAGE, access) };
+    }
+
     fn overflow(depth: u64) -> u64 {
         let large = black_box([depth; 1000]);
         if depth == u64::MAX { 0 } else { overflow(depth + 1) + black_box(large)[7] }
@@ -307,6 +319,7 @@ fn other_handlers_are_called_as_they_asked() {
                 }
                 "plain" => action.sa_sigaction = without_info as *const () as usize,
                 "ignored" => action.sa_sigaction = libc::SIG_IGN,
+                "barrier" => action.sa_sigaction = lets_through as *const () as usize,
                 _ => {}
             }
             if task != "overflow" {
@@ -314,6 +327,18 @@ fn other_handlers_are_called_as_they_asked() {
             }
             SampledGuard::builder().rate(1).start().unwrap();
             match task.as_str() {
+                "jump" => {
+                    let block = allocates(Place::Beginning);
+                    std::mem::transmute::<*mut u8, extern "C" fn()>(block)();
+                }
+                "protected" | "barrier" => {
+                    let block = black_box(std::alloc::alloc(Layout::from_size_align(PAGE, PAGE).unwrap()));
+                    assert!(is_guarded(block));
+                    PROTECTED.store(block, Ordering::Relaxed);
+                    libc::mprotect(block.cast(), PAGE, libc::PROT_READ);
+                    block.write_volatile(1);
+                    println!("went on");
+                }
                 "overflow" => _ = black_box(overflow(0)),
                 "sent" => _ = libc::raise(libc::SIGSEGV),
                 "ignored" => {
@@ -330,10 +355,13 @@ fn other_handlers_are_called_as_they_asked() {
     for task in ["info", "plain"] {
         assert_eq!(run(task).status.code(), Some(CODE), "{task}");
     }
-    for task in ["default", "sent"] {
+    // A jump into a guarded block, and an access to one that the program has protected, are not the guard's.
+    for task in ["default", "sent", "jump", "protected"] {
         assert_eq!(run(task).status.signal(), Some(libc::SIGSEGV), "{task}");
     }
-    assert!(run("ignored").status.success());
+    for task in ["ignored", "barrier"] {
+        assert!(run(task).status.success(), "{task}");
+    }
     let overflown = run("overflow");
     assert!(String::from_utf8_lossy(&overflown.stderr).contains("has overflowed its stack"), "{overflown:?}");
 }
@@ -372,6 +400,96 @@ fn a_forked_child_keeps_its_guarded_blocks_and_guards_more() {
         // No names, but addresses.
         assert!(part(&err, "freed").contains("        0x"), "{err}");
     }
+}
+
+/// In the child nobody goes on with what another thread of the parent's was at.
+#[test]
+fn a_child_can_start_and_stop_whatever_others_did_at_the_fork() {
+    alone!();
+    SampledGuard::builder().start().unwrap();
+    let is_over = AtomicBool::new(false);
+    let again = || {
+        if let Some(guard) = SampledGuard::running() {
+            guard.stop();
+        }
+        _ = SampledGuard::builder().start();
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                again();
+            }
+        });
+        for _ in 0..200 {
+            // SAFETY: the child does no more than change what is sampled, and ends.
+            unsafe {
+                let pid = libc::fork();
+                if pid == 0 {
+                    again();
+                    libc::_exit(0);
+                }
+                let mut status = 0;
+                libc::waitpid(pid, &mut status, 0);
+                assert_eq!(status, 0);
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Who starts the guard is not charged with what that takes.
+#[test]
+fn a_start_is_nobodys() {
+    alone!();
+    let service = Service::register("starts").unwrap();
+    service.run(|| SampledGuard::builder().start().unwrap());
+    assert_eq!((service.usage().bytes(), service.usage().blocks()), (0, 0));
+}
+
+/// What is known of a freed block stays until another one takes its slot.
+#[test]
+fn a_block_that_does_not_fit_leaves_the_slot_as_it_was() {
+    if child::task().is_some() {
+        wait_longer(100);
+        SampledGuard::builder().rate(1).slots(1).start().unwrap();
+        // A cookie has no place behind it, wherever it stands.
+        let large = Layout::from_size_align(PAGE - 1, 8).unwrap();
+        let block = allocates(Place::End);
+        frees(block, LAYOUT, Place::End);
+        let refused = figures().refused;
+        // SAFETY: the layout is not empty.
+        let other = black_box(unsafe { std::alloc::alloc(large) });
+        assert!(!is_guarded(other) && figures().refused == refused + 1);
+        commits("read after free", block, Place::End);
+        return;
+    }
+    let report = report(&child::run(here!(), "read after free", ""));
+    assert!(report.contains("dogtag: use after free: something read a block of 100 bytes"), "{report}");
+    assert!(part(&report, "freed").contains("sampled_guard::frees"), "{report}");
+}
+
+/// A handler of `SIGABRT` commits the next one, while the first is being told.
+#[test]
+fn a_violation_within_another_ends_the_process() {
+    static FREED: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+
+    extern "C" fn reads(_: i32) {
+        commits("read after free", FREED.load(Ordering::Relaxed), Place::Table);
+    }
+
+    if child::task().is_some() {
+        wait_longer(100);
+        // SAFETY: sets a handler.
+        unsafe { libc::signal(libc::SIGABRT, reads as *const () as usize) };
+        SampledGuard::builder().rate(1).start().unwrap();
+        let block = allocates(Place::Table);
+        FREED.store(block, Ordering::Relaxed);
+        frees(block, LAYOUT, Place::Table);
+        frees(block, LAYOUT, Place::Table);
+        return;
+    }
+    let report = report(&child::run(here!(), "double free", ""));
+    assert_eq!(report.matches("dogtag: ").count(), 1, "{report}");
 }
 
 /// Blocks are guarded while there are slots, and the slot that was freed first is used again first.
