@@ -108,7 +108,7 @@ fn listen() -> io::Result<Descriptor> {
 /// How many connections there may be; one more takes the place of the oldest.
 const MOST_CONNECTIONS: usize = 16;
 
-/// Bytes of a request.
+/// Bytes of a request, its end not counted.
 const MOST_BYTES: usize = 256;
 
 /// For an answer to be taken.
@@ -203,7 +203,7 @@ impl Connection {
                 let Some(end) = self.request.iter().position(|byte| *byte == b'\n') else {
                     match self.read() {
                         Ok(0) => return false,
-                        Ok(_) if self.request.len() > MOST_BYTES => return false,
+                        Ok(_) if self.is_too_long() => return false,
                         Ok(_) => continue,
                         Err(error) => return error.kind() == ErrorKind::WouldBlock,
                     }
@@ -222,6 +222,12 @@ impl Connection {
                 (self.sent, self.until) = (0, None);
             }
         }
+    }
+
+    /// Whether the next request has no end where it must have one. Behind that others may follow, as many
+    /// as came with it.
+    fn is_too_long(&self) -> bool {
+        self.request.get(..=MOST_BYTES).is_some_and(|start| !start.contains(&b'\n'))
     }
 
     fn read(&mut self) -> io::Result<usize> {

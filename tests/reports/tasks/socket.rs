@@ -76,10 +76,20 @@ pub fn socket() {
     stream.write_all(b"dogtag/1 hello\ndogtag/1 figures\n").unwrap();
     assert!(answer(&mut stream).1.starts_with(b"{\"program\":"));
     assert_eq!(kept(&answer(&mut stream).1), 100_000);
-    // A request that never ends is none.
+    // So are many, in pieces that end within a request.
+    stream.write_all(&b"dogtag/1 figures\n".repeat(40)).unwrap();
+    for _ in 0..40 {
+        assert_eq!(kept(&answer(&mut stream).1), 100_000);
+    }
+    // A request that never ends is none, nor is one that is too long.
     let mut endless = connect(own);
     let _ = endless.write_all(&[b'x'; 4096]);
     assert_eq!(endless.read(&mut [0]).unwrap_or(0), 0);
+    let mut long = connect(own);
+    let _ = long.write_all(&[&[b'x'; 257][..], b"\n"].concat());
+    assert_eq!(long.read(&mut [0]).unwrap_or(0), 0);
+    let mut longest = connect(own);
+    assert_eq!(ask(&mut longest, &"x".repeat(256)).0, "dogtag/1 refused");
 
     // SAFETY: the child only asks for signals, and is killed.
     let child = unsafe { libc::fork() };
@@ -105,7 +115,7 @@ pub fn socket() {
     drop(stream);
     // SAFETY: no other part of this program has descriptors from 3 on that it uses again.
     unsafe { libc::close_range(3, u32::MAX, 0) };
-    std::mem::forget((slow, endless, childs));
+    std::mem::forget((slow, endless, long, longest, childs));
     loop {
         let mut stream = connect(own);
         let mut first = [0];
