@@ -9,10 +9,9 @@ use serde::Deserialize;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem::{self, MaybeUninit};
-use std::os::fd::AsRawFd;
-use std::os::linux::net::SocketAddrExt;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -80,7 +79,7 @@ impl Process {
 
     /// `None` where nobody listens, or somebody else does.
     fn open(name: &str) -> Option<Self> {
-        let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name).ok()?).ok()?;
+        let stream = connect(name).ok()?;
         let peer = peer(&stream).ok()?;
         // SAFETY: asks for a number.
         let user = unsafe { libc::geteuid() };
@@ -224,6 +223,33 @@ fn listeners(table: &str) -> Vec<String> {
     table.lines().filter_map(name).collect()
 }
 
+/// Connects to an abstract name, without waiting: anybody can have taken it, and accept nothing.
+fn connect(name: &str) -> io::Result<UnixStream> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: makes a descriptor, which is nobody else's.
+    let stream = unsafe {
+        match libc::socket(libc::AF_UNIX, kind, 0) {
+            -1 => return Err(io::Error::last_os_error()),
+            number => UnixStream::from_raw_fd(number),
+        }
+    };
+    // SAFETY: zeros are a valid address.
+    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    // An abstract name begins with a zero.
+    let place = address.sun_path.get_mut(1..=name.len()).ok_or(ErrorKind::InvalidInput)?;
+    place.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte as libc::c_char);
+    let length = mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
+    // SAFETY: the address is there, and has that length.
+    let result =
+        unsafe { libc::connect(stream.as_raw_fd(), (&raw const address).cast(), length as libc::socklen_t) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 /// Who listens at the other side.
 fn peer(stream: &UnixStream) -> io::Result<libc::ucred> {
     let mut found = MaybeUninit::<libc::ucred>::uninit();
@@ -267,6 +293,8 @@ fn state(pid: u32) -> Option<char> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
     use std::thread;
 
     /// A process that answers whatever it is asked with these bytes, and closes the connection.
@@ -311,6 +339,27 @@ mod tests {
             0000000000000000: 00000002 00000000 00010000 0001 01 102 /run/dogtag-13-0\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 103\n";
         assert_eq!(listeners(table), ["dogtag-12-00ff"]);
+    }
+
+    #[test]
+    fn who_accepts_nothing_keeps_nobody_waiting() {
+        let name = format!("accepts-nothing-{}", std::process::id());
+        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        // SAFETY: has fewer wait at the socket, which is open.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 1) }, 0);
+        let connections: Vec<Process> = (0..4).map_while(|_| Process::open(&name)).collect();
+        assert!((1..4).contains(&connections.len()), "{connections:?}");
+        assert!(connections.iter().all(|process| process.pid == std::process::id()));
+        // What is asked is waited for again.
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut first = connections.into_iter().next().unwrap();
+        let answer = thread::spawn(move || first.heap());
+        stream.read_exact(&mut [0; 14]).unwrap();
+        stream.write_all(b"dogtag/1 ok 1\na").unwrap();
+        assert_eq!(answer.join().unwrap().unwrap(), b"a");
+        drop(listener);
+        assert!(Process::open(&name).is_none());
+        assert!(Process::open(&"x".repeat(200)).is_none());
     }
 
     #[test]
