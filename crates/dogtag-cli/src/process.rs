@@ -4,6 +4,7 @@
 use crate::failure::{Context, Failure};
 use crate::figures::Figures;
 use crate::reports::Report;
+use crate::size::printable;
 use dogtag::Balance;
 use serde::Deserialize;
 use std::fs;
@@ -157,13 +158,17 @@ impl Process {
         let (version, state, body) = exchanged;
         if version != VERSION {
             return Err(Failure::new(format!(
-                "process {} speaks {version}, and this dogtag {VERSION}: use the one of the process's version",
-                self.pid
+                "process {} speaks {}, and this dogtag {VERSION}: use the one of the process's version",
+                self.pid,
+                printable(&version, 40)
             )));
         }
         match state.as_str() {
             "ok" => Ok(body),
-            _ => Err(Failure::new(format!("process {}: {}", self.pid, String::from_utf8_lossy(&body)))),
+            _ => {
+                let why = printable(&String::from_utf8_lossy(&body), 300);
+                Err(Failure::new(format!("process {}: {why}", self.pid)))
+            }
         }
     }
 
@@ -313,7 +318,9 @@ mod tests {
         assert_eq!(answering(b"dogtag/1 ok 003\nabc").heap().unwrap(), b"abc");
         for (answer, expected) in [
             (&b"dogtag/1 refused 3\nwhy"[..], ": why"),
+            (b"dogtag/1 refused 7\n\x1b[2J\xff\r\n", ": \\u{1b}[2J\u{fffd}\\r\\n"),
             (b"dogtag/2 ok 3\nabc", "speaks dogtag/2, and this dogtag dogtag/1"),
+            (b"dogtag/\x1b[2J ok 3\nabc", "speaks dogtag/\\u{1b}[2J, and this dogtag dogtag/1"),
             (b"dogtag/2 refused 3\nwhy", "speaks dogtag/2, and this dogtag dogtag/1"),
             (b"dogtag/1 ok 4\nabc", "has closed the connection"),
             (b"dogtag/1 ok", "has closed the connection"),
