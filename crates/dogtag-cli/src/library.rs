@@ -57,7 +57,7 @@ impl Library {
         }
         let mut refusals = Vec::new();
         for folder in folders() {
-            match self.in_folder(&folder) {
+            match make(&folder).and_then(|folder| self.in_folder(&folder)) {
                 Ok(path) => return Ok(path),
                 Err(error) => refusals.push(format!("{}: {error}", folder.display())),
             }
@@ -69,8 +69,6 @@ impl Library {
         if folder.as_os_str().as_bytes().iter().any(|byte| byte.is_ascii_whitespace() || *byte == b':') {
             return Err(io::Error::other("LD_PRELOAD takes no path with a space or a colon"));
         }
-        DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
-        check_own(folder, true)?;
         if is_noexec(folder)? {
             return Err(io::Error::other("the file system is mounted with noexec"));
         }
@@ -104,6 +102,34 @@ fn folders() -> Vec<PathBuf> {
     let own = [cache, variable("XDG_RUNTIME_DIR")].into_iter().flatten().map(|path| path.join("dogtag"));
     let temporary = [env::temp_dir(), "/var/tmp".into()].map(|path| path.join(format!("dogtag-{user}")));
     own.chain(temporary).collect()
+}
+
+/// Makes a folder, if it is not there, and returns its path without links, for whose every part another user
+/// can put nothing else.
+fn make(folder: &Path) -> io::Result<PathBuf> {
+    // Nothing is made where others could exchange it.
+    let present = folder.ancestors().find_map(|folder| fs::canonicalize(folder).ok());
+    present.iter().flat_map(|present| present.ancestors()).try_for_each(check_parent)?;
+    DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    let folder = fs::canonicalize(folder)?;
+    check_own(&folder, true)?;
+    folder.ancestors().skip(1).try_for_each(check_parent)?;
+    Ok(folder)
+}
+
+/// Returns an error if another user can exchange what is in a folder: one who owns it, or who may write to
+/// it unless it is sticky.
+fn check_parent(folder: &Path) -> io::Result<()> {
+    let found = fs::metadata(folder)?;
+    // SAFETY: asks for a number.
+    let user = unsafe { libc::geteuid() };
+    // In a user's namespace root's number is another one; whoever owns the root can exchange everything.
+    let owners = [user, 0, fs::metadata("/")?.uid()];
+    let is_open = found.mode() & 0o022 != 0 && found.mode() & libc::S_ISVTX == 0;
+    if is_open || !owners.contains(&found.uid()) {
+        return Err(io::Error::other(format!("others may exchange what is in {}", folder.display())));
+    }
+    Ok(())
 }
 
 /// Returns an error unless the file is the user's, and nobody else may write to it.
@@ -140,4 +166,42 @@ pub fn preload(library: &Path) -> OsString {
         value.push(others);
     }
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    #[test]
+    fn nothing_is_made_where_others_could_exchange_it() {
+        let place = env::temp_dir().join(format!("dogtag-library-{}", process::id()));
+        let (parent, folder, link) = (place.join("parent"), place.join("parent/a/b"), place.join("link"));
+        DirBuilder::new().recursive(true).mode(0o755).create(&parent).unwrap();
+        symlink(&parent, &link).unwrap();
+        let mode = |mode| fs::set_permissions(&parent, Permissions::from_mode(mode)).unwrap();
+        let refused = |folder: &Path| {
+            let error = make(folder).unwrap_err().to_string();
+            assert!(error.ends_with("parent") && error.starts_with("others may exchange"), "{error}");
+        };
+        for open in [0o777, 0o775, 0o757] {
+            mode(open);
+            refused(&folder);
+            refused(&link.join("a/b"));
+            assert!(!parent.join("a").exists());
+        }
+        mode(0o1777);
+        assert_eq!(make(&link.join("a/b")).unwrap(), fs::canonicalize(&folder).unwrap());
+        mode(0o777);
+        refused(&folder);
+        mode(0o755);
+        assert!(make(&folder).is_ok());
+        // SAFETY: asks for a number.
+        if unsafe { libc::geteuid() } == 0 {
+            chown(&parent, Some(65_533), None).unwrap();
+            refused(&folder);
+        }
+        fs::remove_dir_all(place).unwrap();
+    }
 }

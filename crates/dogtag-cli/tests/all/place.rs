@@ -1,6 +1,7 @@
 //! A folder of a test's own, and what runs there.
 
 use std::ffi::OsStr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,7 +16,8 @@ impl Place {
 
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("dogtag-cli-{}-{number}", std::process::id()));
-        fs::create_dir(&path).unwrap();
+        // Where a group may write, no library is put.
+        fs::DirBuilder::new().mode(0o755).create(&path).unwrap();
         Self(path)
     }
 
@@ -52,7 +54,8 @@ impl Place {
     pub fn command<I: IntoIterator<Item: AsRef<OsStr>>>(&self, words: I) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dogtag"));
         command.args(words).current_dir(&self.0).stdin(Stdio::null());
-        command.env("XDG_CACHE_HOME", self.path("cache")).env("TMPDIR", &self.0).env_remove("LD_PRELOAD");
+        command.env("XDG_CACHE_HOME", self.path("cache")).env("TMPDIR", &self.0);
+        command.env_remove("LD_PRELOAD").env_remove("XDG_RUNTIME_DIR");
         command
     }
 

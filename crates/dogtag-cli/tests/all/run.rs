@@ -144,6 +144,12 @@ fn the_library_is_written_once_and_written_anew_when_it_is_damaged() {
     fs::set_permissions(&folder, Permissions::from_mode(0o777)).unwrap();
     place.run(["run", "--", "true"]).has_status(0).says(&["at its exit"]);
     fs::set_permissions(library, Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
     assert_eq!(files().len(), 1);
+    // Nor where they could put another folder in its place.
+    fs::remove_file(library).unwrap();
+    fs::set_permissions(place.path("cache"), Permissions::from_mode(0o777)).unwrap();
+    place.run(["run", "--", "true"]).has_status(0).says(&["at its exit"]);
+    assert_eq!(files().len(), 0);
     assert!(place.files().iter().any(|name| name.starts_with("dogtag-")), "{:?}", place.files());
 }
