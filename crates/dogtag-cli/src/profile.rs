@@ -17,8 +17,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let pid = process.pid;
     let mut is_ours = false;
     if let Some(time) = &arguments.sample_for {
-        is_ours = process.sample(&arguments.interval)?;
+        // Before there is something to be stopped.
         stop::heed();
+        is_ours = process.sample(&arguments.interval)?;
         let until = Instant::now() + duration(time);
         while Instant::now() < until && stop::signal().is_none() {
             sleep(until.saturating_duration_since(Instant::now()).min(Duration::from_millis(100)));
