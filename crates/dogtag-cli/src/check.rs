@@ -6,6 +6,7 @@ use crate::failure::{Context, Failure};
 use crate::launch::Launch;
 use crate::library::Library;
 use crate::program::Program;
+use crate::say::say;
 use crate::violations::{Found, Log};
 use serde_json::json;
 use std::fs;
@@ -21,7 +22,7 @@ pub fn run(check: &Check) -> Result<(), Failure> {
         return Err(Failure::new(format!("{obstacle}: nothing of it can be checked")));
     }
     if let Some(doubt) = &program.doubt {
-        eprintln!("dogtag: {doubt}, nor checked");
+        say(format_args!("{doubt}, nor checked"));
     }
     let log = Log::new()?;
     let reaction = if check.abort { "abort" } else { "leak" };
@@ -35,10 +36,14 @@ pub fn run(check: &Check) -> Result<(), Failure> {
     if let Some(path) = &check.json {
         write_json(path, check, status, &found)?;
     }
-    if found.processes == 0 {
+    if found.processes == 0 && found.lines_cut_off == 0 {
         return Err(Failure::new("nothing was checked: the library was not in the program"));
     }
-    eprintln!("dogtag: {found}");
+    if found.violations.is_empty() && found.lines_cut_off > 0 {
+        // One of them may be a violation's.
+        return Err(Failure::new(found.to_string()));
+    }
+    say(&found);
     if !found.violations.is_empty() {
         std::process::exit(1);
     }
@@ -53,6 +58,7 @@ fn write_json(path: &Path, check: &Check, status: ExitStatus, found: &Found) -> 
         "signal": status.signal(),
         "processes": found.processes,
         "violations": found.violations,
+        "lines_cut_off": found.lines_cut_off,
     });
     let text = format!("{document:#}\n");
     if path == Path::new("-") {

@@ -16,6 +16,7 @@ mod program;
 mod report;
 mod reports;
 mod run;
+mod say;
 mod size;
 mod stop;
 mod top;
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("dogtag: {failure}");
+            say::say(&failure);
             ExitCode::from(failure.status)
         }
     }

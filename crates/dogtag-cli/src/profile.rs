@@ -4,6 +4,7 @@ use crate::arguments::Profile as Arguments;
 use crate::failure::{Context, Failure};
 use crate::pprof::Profile;
 use crate::process::Process;
+use crate::say::say;
 use crate::size::bytes;
 use crate::stop;
 use std::ffi::OsStr;
@@ -42,7 +43,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     fs::write(&path, content).context(path.display())?;
     let live: i64 = profile.stacks.iter().map(|stack| stack.live_bytes).sum();
     let live = bytes(u64::try_from(live).unwrap_or(0));
-    eprintln!("dogtag: {live} in {} call stacks: {}", profile.stacks.len(), path.display());
+    say(format_args!("{live} in {} call stacks: {}", profile.stacks.len(), path.display()));
     Ok(())
 }
 

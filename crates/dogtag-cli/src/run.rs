@@ -7,6 +7,7 @@ use crate::launch::{Launch, file_setting};
 use crate::library::Library;
 use crate::program::Program;
 use crate::reports::{Process, Reports};
+use crate::say::{say, write};
 use crate::size::{bytes, printable};
 use crate::violations::Log;
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ const ROWS: usize = 20;
 pub fn run(run: &Run) -> Result<(), Failure> {
     let program = Program::find(&run.program[0])?;
     for finding in program.obstacle.iter().chain(&program.doubt) {
-        eprintln!("dogtag: {finding}");
+        say(finding);
     }
     let library = if run.check { Library::Checked } else { Library::Plain };
     let mut launch = Launch::new(&program, &run.program, library)?;
@@ -49,9 +50,10 @@ pub fn run(run: &Run) -> Result<(), Failure> {
         launch.set("DOGTAG_CHECK", "backtrace=1,reaction=leak").set("DOGTAG_CHECK_LOG", log.path());
     }
     let (pid, status) = launch.run()?;
-    output.tell(pid, status, &program)?;
+    // Whatever can be told of it, the program has ended as it has.
+    output.tell(pid, status, &program).unwrap_or_else(say);
     if let Some(log) = log {
-        eprintln!("dogtag: {}", log.read()?);
+        log.read().map_or_else(say, say);
     }
     child::end_as(status)
 }
@@ -91,7 +93,7 @@ impl Output {
         let reports = Reports::read_existing(&files)?;
         let profiles = written(&self.profiles, self.begun)?;
         match reports.processes.iter().find(|process| process.pid == pid) {
-            Some(process) => eprint!("\n{}", process.last().table(ROWS)),
+            Some(process) => write(format_args!("\n{}", process.last().table(ROWS))),
             None => {
                 let why = match &program.obstacle {
                     Some(_) => "the library was not in it".to_owned(),
@@ -100,12 +102,12 @@ impl Output {
                         child::words(status)
                     ),
                 };
-                eprintln!("dogtag: no report of the program itself: {why}");
+                say(format_args!("no report of the program itself: {why}"));
             }
         }
         let others: Vec<&Process> = reports.processes.iter().filter(|process| process.pid != pid).collect();
         if !others.is_empty() {
-            eprintln!("dogtag: {}", summary(&others));
+            say(summary(&others));
         }
         if reports.processes.is_empty() {
             // Nothing was counted, so nobody wants to see the file.
@@ -113,8 +115,8 @@ impl Output {
             return Ok(());
         }
         let names: Vec<String> = files.iter().chain(&profiles).map(|path| quoted(path)).collect();
-        eprintln!("dogtag: written to {}", names.join(" "));
-        eprintln!("dogtag: a page of it: dogtag report {} --html report.html", names.join(" "));
+        say(format_args!("written to {}", names.join(" ")));
+        say(format_args!("a page of it: dogtag report {} --html report.html", names.join(" ")));
         Ok(())
     }
 }

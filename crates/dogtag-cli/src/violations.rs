@@ -22,6 +22,8 @@ pub struct Found {
     /// How many processes were checked.
     pub processes: usize,
     pub violations: Vec<Violation>,
+    /// How many lines are not whole, of a process that ended while it wrote, or on a full disk.
+    pub lines_cut_off: usize,
 }
 
 /// One violation.
@@ -78,7 +80,7 @@ impl Log {
     /// Reads what was found so far.
     pub fn read(&self) -> Result<Found, Failure> {
         let content = fs::read(&self.path).context(self.path.display())?;
-        Found::parse(&String::from_utf8_lossy(&content))
+        Ok(Found::parse(&String::from_utf8_lossy(&content)))
     }
 }
 
@@ -89,15 +91,16 @@ impl Drop for Log {
 }
 
 impl Found {
-    fn parse(content: &str) -> Result<Self, Failure> {
+    fn parse(content: &str) -> Self {
         let mut found = Self::default();
         for line in content.lines() {
-            match serde_json::from_str(line).context("what the library wrote")? {
-                Line::Violation(violation) => found.violations.push(violation),
-                Line::Process { .. } => found.processes += 1,
+            match serde_json::from_str(line) {
+                Ok(Line::Violation(violation)) => found.violations.push(violation),
+                Ok(Line::Process { .. }) => found.processes += 1,
+                Err(_) => found.lines_cut_off += 1,
             }
         }
-        Ok(found)
+        found
     }
 }
 
@@ -107,17 +110,21 @@ impl fmt::Display for Found {
             1 => "one process".to_owned(),
             number => format!("{number} processes"),
         };
-        if self.violations.is_empty() {
-            return write!(f, "no violations in {processes}");
-        }
         let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
         for violation in &self.violations {
             *kinds.entry(&violation.kind).or_default() += 1;
         }
         let list: Vec<String> = kinds.iter().map(|(kind, number)| format!("{number} × {kind}")).collect();
-        let number = self.violations.len();
-        let are = if number == 1 { "one violation".to_owned() } else { format!("{number} violations") };
-        write!(f, "{are} in {processes}: {}", list.join(", "))
+        match self.violations.len() {
+            0 => write!(f, "no violations in {processes}")?,
+            1 => write!(f, "one violation in {processes}: {}", list.join(", "))?,
+            number => write!(f, "{number} violations in {processes}: {}", list.join(", "))?,
+        }
+        match self.lines_cut_off {
+            0 => Ok(()),
+            1 => f.write_str("; one line of what was found is cut off"),
+            number => write!(f, "; {number} lines of what was found are cut off"),
+        }
     }
 }
 
@@ -128,12 +135,18 @@ mod tests {
     #[test]
     fn lines_are_counted() {
         let violation = r#"{"pid":1,"program":"a","kind":"overrun","operation":"dealloc","service":null,"size":3,"report":"r"}"#;
-        let found =
-            Found::parse(&format!("{{\"pid\":1,\"program\":\"a\"}}\n{violation}\n{violation}\n")).unwrap();
+        let found = Found::parse(&format!("{{\"pid\":1,\"program\":\"a\"}}\n{violation}\n{violation}\n"));
         assert_eq!((found.processes, found.violations.len()), (1, 2));
         assert_eq!(found.to_string(), "2 violations in one process: 2 × overrun");
-        assert_eq!(Found::parse("{\"pid\":1}\n").unwrap().to_string(), "no violations in one process");
-        assert!(Found::parse("{\"pid\"").is_err());
+        assert_eq!(Found::parse("{\"pid\":1}\n").to_string(), "no violations in one process");
+    }
+
+    #[test]
+    fn lines_that_are_cut_off_leave_the_others() {
+        let found = Found::parse("{\"pid\":1}\n{\"pid\":2,\"prog");
+        assert_eq!((found.processes, found.violations.len(), found.lines_cut_off), (1, 0, 1));
+        assert_eq!(found.to_string(), "no violations in one process; one line of what was found is cut off");
+        assert_eq!(Found::parse("{\"pi{\"pid\":1}\n{\"pid\":1}\n{").lines_cut_off, 2);
     }
 
     #[test]

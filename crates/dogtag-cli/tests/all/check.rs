@@ -61,6 +61,18 @@ fn what_cannot_be_checked_does_not_pass() {
 }
 
 #[test]
+fn what_is_cut_off_does_not_pass() {
+    let place = Place::new();
+    let cut = r#"printf '{"pid":1,"prog' >>$DOGTAG_CHECK_LOG"#;
+    let done = place.run(["check", "--json", "-", "--", "sh", "-c", cut]);
+    done.has_status(2).says(&["no violations in one process; one line of what was found is cut off"]);
+    let found: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!((&found["processes"], &found["lines_cut_off"]), (&1.into(), &1.into()));
+    let done = place.run(["run", "--check", "--", "sh", "-c", &format!("{cut}; exit 4")]);
+    done.has_status(4).says(&["one line of what was found is cut off"]);
+}
+
+#[test]
 fn violations_show_in_a_run_that_checks() {
     let place = Place::new();
     let program = place.compile("overruns", OVERRUN, &["-O0"]);

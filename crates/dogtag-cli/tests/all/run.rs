@@ -2,7 +2,7 @@
 
 use crate::place::{Done, Place, word};
 use serde_json::Value;
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
@@ -63,6 +63,16 @@ fn who_ends_without_its_handlers_is_told_apart() {
     let program = place.compile("leaves", "#include <unistd.h>\nint main(void) { _exit(3); }", &[]);
     let done = place.run(["run", "--", word(&program)]);
     done.has_status(3).says(&["it ended with status 3, and not by a return from main or by exit"]);
+}
+
+#[test]
+fn the_status_is_the_programs_whatever_can_be_told_of_it() {
+    let place = Place::new();
+    let done = place.run(["run", "-o", "x.json", "--", "sh", "-c", "echo '{' >>x.json; exit 3"]);
+    done.has_status(3).says(&["dogtag: x.json is cut off in line 1"]);
+    let mut command = place.command(["run", "--", "sh", "-c", "exit 5"]);
+    command.stderr(File::options().write(true).open("/dev/full").unwrap());
+    assert_eq!(command.status().unwrap().code(), Some(5));
 }
 
 #[test]
