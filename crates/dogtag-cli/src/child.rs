@@ -2,8 +2,8 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
@@ -16,10 +16,11 @@ static EARLY: [AtomicBool; 65] = [const { AtomicBool::new(false) }; 65];
 const SIGNALS: [i32; 6] =
     [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
 
-/// Runs a program and waits for its end; returns its process's number, too.
-pub fn run(mut command: Command) -> io::Result<(u32, ExitStatus)> {
+/// Starts a program.
+pub fn start(mut command: Command) -> io::Result<Child> {
     SIGNALS.into_iter().for_each(pass_on);
-    let mut child = command.spawn()?;
+    await_children(&mut command);
+    let child = command.spawn()?;
     let pid = child.id();
     CHILD.store(pid.cast_signed(), Ordering::SeqCst);
     for signal in SIGNALS {
@@ -28,10 +29,30 @@ pub fn run(mut command: Command) -> io::Result<(u32, ExitStatus)> {
             unsafe { libc::kill(pid.cast_signed(), signal) };
         }
     }
-    wait_for(pid);
+    Ok(child)
+}
+
+/// Waits for the end of the program that was started.
+pub fn end(mut child: Child) -> io::Result<ExitStatus> {
+    wait_for(child.id());
     // From here on, its number may become another process's.
     CHILD.store(0, Ordering::SeqCst);
-    child.wait().map(|status| (pid, status))
+    child.wait()
+}
+
+/// Has children keep their status until it is fetched, which none does whose parent was itself started with
+/// `SIGCHLD` ignored. The program still begins with what this one has begun with.
+fn await_children(command: &mut Command) {
+    // SAFETY: the action is one of the system's own.
+    if unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) } == libc::SIG_IGN {
+        // SAFETY: `signal` is async-signal-safe, and the action is one of the system's own.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+                Ok(())
+            });
+        }
+    }
 }
 
 /// Waits until the child has ended, and leaves its status to be fetched.

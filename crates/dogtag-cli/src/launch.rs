@@ -40,13 +40,17 @@ impl Launch {
         self
     }
 
-    /// Runs the program to its end.
+    /// Runs the program to its end; returns its process's number, too.
     pub fn run(self) -> Result<(u32, ExitStatus), Failure> {
-        let name = self.name;
-        child::run(self.command).map_err(|error| {
+        let name = self.name.display();
+        let child = child::start(self.command).map_err(|error| {
             let status = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
-            Failure::with_status(status, format!("{} cannot be run: {error}", name.display()))
-        })
+            Failure::with_status(status, format!("{name} cannot be run: {error}"))
+        })?;
+        let pid = child.id();
+        let status =
+            child::end(child).context(format_args!("{name} runs, and its end cannot be waited for"))?;
+        Ok((pid, status))
     }
 }
 

@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
 #[test]
@@ -73,6 +74,31 @@ fn the_status_is_the_programs_whatever_can_be_told_of_it() {
     let mut command = place.command(["run", "--", "sh", "-c", "exit 5"]);
     command.stderr(File::options().write(true).open("/dev/full").unwrap());
     assert_eq!(command.status().unwrap().code(), Some(5));
+}
+
+#[test]
+fn who_ignores_its_children_has_them_waited_for() {
+    let place = Place::new();
+    let ignoring = |words: &[&str]| {
+        let mut command = place.command(words);
+        // SAFETY: `signal` is async-signal-safe, and the action is one of the system's own.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+                Ok(())
+            });
+        }
+        Done::of(command.output().unwrap())
+    };
+    let done = ignoring(&["run", "--", "grep", "SigIgn", "/proc/self/status"]);
+    done.has_status(0).says(&["at its exit"]);
+    // It is ignored in the program, too.
+    let ignored = u64::from_str_radix(done.out.split_whitespace().nth(1).unwrap(), 16).unwrap();
+    assert_ne!(ignored & 1 << (libc::SIGCHLD - 1), 0, "{done:#?}");
+    ignoring(&["run", "--", "sh", "-c", "exit 3"]).has_status(3);
+    fs::write(place.path("script"), "#!/no/such/program\n").unwrap();
+    fs::set_permissions(place.path("script"), Permissions::from_mode(0o755)).unwrap();
+    ignoring(&["run", "--", "./script"]).has_status(127).says(&["script cannot be run: No such file"]);
 }
 
 #[test]
