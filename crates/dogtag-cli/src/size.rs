@@ -28,6 +28,15 @@ pub fn difference(bytes_: i128) -> String {
     }
 }
 
+/// Milliseconds in the unit that people count them in: `59 s`, `12 min`.
+pub fn time(milliseconds: u64) -> String {
+    match milliseconds.saturating_add(500) / 1000 {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ ..7200 => format!("{} min", (seconds + 30) / 60),
+        seconds => format!("{} h", (seconds + 1800) / 3600),
+    }
+}
+
 /// A number in groups of three digits.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -78,6 +87,20 @@ mod tests {
         }
         assert_eq!((difference(0), difference(-2048)), ("0 B".to_owned(), "-2.0 KiB".to_owned()));
         assert_eq!(difference(1).as_str(), "+1 B");
+    }
+
+    #[test]
+    fn times_have_few_digits() {
+        for (milliseconds, text) in [
+            (0, "0 s"),
+            (2950, "3 s"),
+            (119_499, "119 s"),
+            (119_500, "2 min"),
+            (59 * 60_000, "59 min"),
+            (59 * 3_600_000, "59 h"),
+        ] {
+            assert_eq!(time(milliseconds), text);
+        }
     }
 
     #[test]

@@ -169,6 +169,13 @@ impl State {
         self.totals.iter().copied().collect()
     }
 
+    /// The milliseconds that so many moments are, to the last one.
+    pub fn span(&self, moments: usize) -> u64 {
+        let first = self.times.len().saturating_sub(moments);
+        let times = (self.times.get(first), self.times.back());
+        if let (Some(first), Some(last)) = times { last.saturating_sub(*first) } else { 0 }
+    }
+
     /// The share of a processor that the answers have cost the process, over the moments that are known.
     pub fn cost(&self) -> Option<f64> {
         let (first, last) = (self.costs.front()?, self.costs.back()?);
@@ -440,6 +447,14 @@ pub mod tests {
         press(&mut state, " ");
         state.take(Figures::parse(&sent(9, AFTER)).unwrap());
         assert_eq!(state.figures.services.len(), 4);
+    }
+
+    #[test]
+    fn moments_have_the_times_that_were_told() {
+        let mut state = state(&[BEFORE, AFTER]);
+        state.take(Figures::parse(&sent(61_000, AFTER)).unwrap());
+        assert_eq!([0, 1, 2, 3, 60].map(|moments| state.span(moments)), [0, 0, 60_000, 61_000, 61_000]);
+        assert_eq!(self::state(&[]).span(60), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The screen of `dogtag top`.
 
 use super::state::{Line as Row, MOMENTS, Sort, State};
-use crate::size::{bytes, difference, grouped, printable};
+use crate::size::{bytes, difference, grouped, printable, time};
 use dogtag::Balance;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -168,7 +168,7 @@ fn rows(state: &State, width: u16) -> Vec<Line<'static>> {
         }
     };
     add(growth, mark(Sort::Growth, "GROWTH/s"), GROWTH);
-    add(history > 0, "LAST MINUTE".to_owned(), history);
+    add(history > 0, format!("LAST {}", time(state.span(history))), history);
     add(peak, mark(Sort::Peak, "PEAK"), PEAK);
     add(limit, "LIMIT".to_owned(), LIMIT);
     add(blocks, mark(Sort::Blocks, "BLOCKS"), BLOCKS);
@@ -317,7 +317,7 @@ mod tests {
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(
             words(&screen[5]),
-            ["SERVICE", "LIVE▼", "GROWTH/s", "LAST", "MINUTE", "PEAK", "LIMIT", "BLOCKS"]
+            ["SERVICE", "LIVE▼", "GROWTH/s", "LAST", "1", "s", "PEAK", "LIMIT", "BLOCKS"]
         );
         assert_eq!(words(&screen[6]), words("query\\u{1b}[2J 4.0 KiB +2.0 KiB ▄█ 4.0 KiB 1.0 MiB 1"));
         assert_eq!(words(&screen[7]), words("tenant 1000 B – ██ 1009 B – 1"));
