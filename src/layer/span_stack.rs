@@ -360,34 +360,3 @@ impl Drop for Close {
         });
     }
 }
-
-#[cfg(all(test, not(dogtag_loom)))]
-mod tests {
-    use super::*;
-    use crate::layer::spans::Apart;
-    use crate::ledger::thread::tests::{all_scopes, end};
-
-    /// By memory, while tracing is at work: the count goes where it came from.
-    #[test]
-    fn who_went_apart_to_a_service_that_ended_just_then_leaves_no_count() {
-        std::thread::spawn(|| {
-            let service = crate::Service::register("ends at that moment, apart").unwrap();
-            let record = service.record();
-            service.run(|| drop(std::hint::black_box(Box::new(1))));
-            let before = all_scopes(record);
-            let apart = Apart::enter();
-            SPANS.with(|spans| {
-                let former = spans.go_to(record);
-                end(record);
-                spans.go_back_to(former);
-            });
-            drop(apart);
-            assert_eq!(all_scopes(record), before);
-            assert!(!thread::is_in_scope());
-            // It has ended.
-            mem::forget(service);
-        })
-        .join()
-        .unwrap();
-    }
-}

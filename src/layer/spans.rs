@@ -319,3 +319,33 @@ impl Drop for Apart {
         }
     }
 }
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+    use crate::ledger::thread::tests::{all_scopes, end};
+
+    /// By memory, while tracing is at work: the count goes where it came from.
+    #[test]
+    fn who_went_apart_to_a_service_that_ended_just_then_leaves_no_count() {
+        std::thread::spawn(|| {
+            let service = Service::register("ends at that moment, apart").unwrap();
+            let record = service.record();
+            service.run(|| drop(std::hint::black_box(Box::new(1))));
+            let before = all_scopes(record);
+            let token = Token::of(7, 1);
+            {
+                let _apart = Apart::enter();
+                enter(Key { layer: LayerId::begin(), span: 7 }, token, Some((record, token)), false);
+                end(record);
+                assert!(SPANS.with(|spans| spans.remove_last()));
+            }
+            assert_eq!(all_scopes(record), before);
+            assert!(!thread::is_in_scope());
+            // It has ended.
+            std::mem::forget(service);
+        })
+        .join()
+        .unwrap();
+    }
+}
