@@ -3,19 +3,24 @@
 //! that they have alone.
 //!
 //! DataFusion spawns tasks for parts of a query. They work for the query's service by way of its own hook,
-//! `set_join_set_tracer`.
+//! `set_join_set_tracer`. A part that computes may go on for long without waiting, and nobody can drop it
+//! meanwhile; but it asks its memory pool before it keeps more, and the pool asks whether the query is cancelled.
 #![forbid(unsafe_code)]
 
 use datafusion::arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch};
 use datafusion::arrow::util::pretty::pretty_format_batches;
 use datafusion::common::runtime::{JoinSetTracer, set_join_set_tracer};
 use datafusion::datasource::MemTable;
+use datafusion::error::DataFusionError;
+use datafusion::execution::memory_pool::{MemoryPool, MemoryReservation, UnboundedMemoryPool};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use dogtag::guard::{Ceiling, Guard, Policy};
 use dogtag::{Dogtag, InServiceExt, Service};
 use futures::future::BoxFuture;
 use std::any::Any;
 use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,10 +56,46 @@ impl JoinSetTracer for InTheQuerysService {
     }
 }
 
+/// Lets every query have what it wants, unless it is cancelled.
+#[derive(Debug, Default)]
+struct UnlessCancelled(UnboundedMemoryPool);
+
+impl MemoryPool for UnlessCancelled {
+    fn name(&self) -> &str {
+        "unless cancelled"
+    }
+
+    fn grow(&self, reservation: &MemoryReservation, additional: usize) {
+        self.0.grow(reservation, additional);
+    }
+
+    fn shrink(&self, reservation: &MemoryReservation, shrink: usize) {
+        self.0.shrink(reservation, shrink);
+    }
+
+    fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> datafusion::error::Result<()> {
+        dogtag::guard::check().map_err(|cancelled| DataFusionError::External(Box::new(cancelled)))?;
+        self.0.try_grow(reservation, additional)
+    }
+
+    fn reserved(&self) -> usize {
+        self.0.reserved()
+    }
+}
+
+impl fmt::Display for UnlessCancelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 fn context() -> Result<SessionContext> {
-    let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(2));
+    let runtime =
+        RuntimeEnvBuilder::new().with_memory_pool(Arc::new(UnlessCancelled::default())).build_arc()?;
+    let settings = SessionConfig::new().with_target_partitions(2);
+    let context = SessionContext::new_with_config_rt(settings, runtime);
     let integers =
         |of: &dyn Fn(i64) -> i64, rows| -> ArrayRef { Arc::new((0..rows).map(of).collect::<Int64Array>()) };
     let amounts: ArrayRef =
@@ -122,7 +163,7 @@ async fn main() -> Result<()> {
 
     let cancelled = runaway.await?.expect_err("an endless query has no answer");
     println!("{cancelled}");
-    assert_eq!(cancelled.service().name(), "query-endless");
+    assert_eq!(&*cancelled.service, "query-endless");
     for (number, other) in others.into_iter().enumerate() {
         let most = other.await?? as f64 / MIB as f64;
         println!("query-{number}: {ROUNDS} answers, all right, {most:.1} MiB at most");
