@@ -20,6 +20,8 @@ unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
         self.alloc_as(Family::Malloc, layout)
     }
 
+    // Out of line it crashes rustc: see `plain`.
+    #[inline(always)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: with its guards the layout is not empty.
         let quick = self.quick(layout, Family::Malloc, |outer| unsafe { self.counted().alloc_zeroed(outer) });
