@@ -11,6 +11,9 @@
 //!
 //! `cargo run --release --features guard --example queries`
 //!
+//! With a word (`without`, `budgets`, `guard`, or `cgroup` for a ceiling of nine tenths of the limit of its
+//! cgroup) it runs the load once.
+//!
 //! The exit status is 0 if only the endless query ended without its answer, in 2 and 3.
 
 use dogtag::guard::{Ceiling, Guard, Policy};
@@ -46,8 +49,10 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         None => {}
         Some("without") => return run(Against::Nothing),
         Some("budgets") => return run(Against::Budgets),
-        Some("guard") => return run(Against::Ceiling),
-        Some(other) => return Err(format!("{other:?} is none of without, budgets, guard").into()),
+        Some("guard") => return run(Against::Ceiling(Ceiling::bytes(CEILING))),
+        // In a container: its limit says how much there is.
+        Some("cgroup") => return run(Against::Ceiling(Ceiling::cgroup(0.9))),
+        Some(other) => return Err(format!("{other:?} is none of without, budgets, guard, cgroup").into()),
     }
     println!("Eight tenants run four queries each; one query of \"greedy\" is a join without a condition.");
     let mut is_well = true;
@@ -79,16 +84,16 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 enum Against {
     Nothing,
     Budgets,
-    Ceiling,
+    Ceiling(Ceiling),
 }
 
 fn run(against: Against) -> Result<ExitCode, Box<dyn Error>> {
     limit_addresses()?;
     let guard = match against {
-        Against::Ceiling => {
+        Against::Ceiling(ceiling) => {
             // Where the machine is busy, a cancelled task may wait long for its turn to let go.
             let guard = Guard::builder().policy(Policy::most_bytes()).grace(Duration::from_secs(10));
-            Some(guard.ceiling(Ceiling::bytes(CEILING)).start()?)
+            Some(guard.ceiling(ceiling).start()?)
         }
         _ => None,
     };
@@ -134,7 +139,7 @@ fn run(against: Against) -> Result<ExitCode, Box<dyn Error>> {
     let by = match against {
         Against::Nothing => (0, 0),
         Against::Budgets => (1, 0),
-        Against::Ceiling => (0, 1),
+        Against::Ceiling(_) => (0, 1),
     };
     let is_only_one =
         (counts.by_budget, counts.by_guard) == by && cancelled.len() == 1 && cancelled[0].0 == ENDLESS;
@@ -166,7 +171,7 @@ async fn serve(number: usize, against: Against) -> Result<Vec<Outcome>, Register
         let service = match against {
             Against::Nothing => service,
             Against::Budgets => service.cancel_at(BUDGET),
-            Against::Ceiling => service.cancellable(0),
+            Against::Ceiling(_) => service.cancellable(0),
         };
         let service = service.register()?;
         let seed = number as u64 * QUERIES + query;
