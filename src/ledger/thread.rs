@@ -170,10 +170,7 @@ impl Entered {
     /// from now on, and the caller what counted it in the former one.
     #[inline]
     pub(crate) fn set_former(&mut self, record: &'static Record) {
-        self.previous = with(|thread| {
-            let is_unnamed = ptr::eq(record, &UNATTRIBUTED) && thread.has_yet_to_look();
-            if is_unnamed { record.as_cell() } else { thread.place_of(record).0 }
-        });
+        self.previous = with(|thread| thread.place_of(record).0);
     }
 }
 
@@ -252,7 +249,6 @@ pub fn leave_for(former: &'static Record) {
         thread.stay_no_more();
         let left = thread.cell.get();
         thread.find(former);
-        thread.look_soon();
         thread.leave_cell(left);
     });
 }
@@ -271,7 +267,6 @@ pub(crate) fn leave_remembered_for(former: &'static Record) {
         }
         thread.stay_no_more();
         thread.find(former);
-        thread.look_soon();
         // Right in an own cell, too.
         left.leave_shared();
     });

@@ -1,9 +1,9 @@
 //! Threads outside of scopes, in services named after them.
 //!
 //! A thread looks at its name on the slow path, so the hot path knows nothing of it. Who has not looked
-//! yet charges to the unattributed service's shared cell, whose threshold is 0, when it comes out of its
-//! last span; and who has looked but a few times looks again soon: a thread may be named after its first
-//! allocation. From then on it notices another name where it draws a grant.
+//! yet keeps its cell of the unattributed service lowered, and who has looked but a few times looks
+//! again soon: a thread may be named after its first allocation. From then on it notices another name
+//! where it draws a grant.
 
 use super::{Thread, Word, with};
 use crate::format::FoldedName;
@@ -48,11 +48,8 @@ pub(crate) fn next_look(record: &'static Record) -> u64 {
         return u64::MAX;
     }
     with(|thread| match Word::Follows.get() {
-        NOT_YET if ptr::eq(record, &UNATTRIBUTED) && !thread.detached.get() => {
-            // In a scope there is nothing to find. A thread that was in one when names began to count may
-            // go back to this cell.
-            if thread.stays.get() == 0 { 0 } else { FIRST_LOOK }
-        }
+        // Its scopes go back to the unattributed service, and its next allocation there has to look.
+        NOT_YET if ptr::eq(record, &UNATTRIBUTED) && !thread.detached.get() => 0,
         looks @ NAMED.. if thread.stays.get() == 0 => {
             FIRST_LOOK.checked_shl((looks - NAMED) as u32).unwrap_or(u64::MAX)
         }
@@ -61,21 +58,6 @@ pub(crate) fn next_look(record: &'static Record) -> u64 {
 }
 
 impl Thread {
-    /// Has the next allocation look at the thread's name, if the thread has just left its last scope and
-    /// never looked.
-    #[inline]
-    pub(super) fn look_soon(&self) {
-        if self.has_yet_to_look() && self.stays.get() == 0 && ptr::eq(self.record(), &UNATTRIBUTED) {
-            self.cell.set(UNATTRIBUTED.as_cell());
-        }
-    }
-
-    /// Whether the thread's name counts, and it has never looked.
-    #[inline]
-    pub(super) fn has_yet_to_look(&self) -> bool {
-        named::is_on() && self.words[Word::Follows as usize].get() == NOT_YET
-    }
-
     /// Settles the thread in the service that its name says, if it is in no scope.
     #[inline]
     pub(super) fn follow_name(&self) {
