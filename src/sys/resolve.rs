@@ -19,7 +19,8 @@ static IS_STUCK: AtomicBool = AtomicBool::new(false);
 /// Calls `each` with the functions that the instruction at `address` is of, innermost first; not at all
 /// where nothing is known of it.
 pub(crate) fn resolve(address: *mut c_void, each: impl FnMut(&backtrace::Symbol)) {
-    ask(|| backtrace::resolve(address, each));
+    // The library takes every address for a return address, and subtracts one.
+    ask(|| backtrace::resolve(address.wrapping_byte_add(1), each));
 }
 
 /// Writes a call stack, from its return addresses: the functions' names, their files and lines, from where the
@@ -113,3 +114,23 @@ fn register() {
 }
 
 at_load!(register);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[inline(never)]
+    fn begins_here(number: u64) -> u64 {
+        std::hint::black_box(number) * 3
+    }
+
+    #[test]
+    fn the_first_instruction_of_a_function_is_its_own() {
+        assert_eq!(begins_here(2), 6);
+        let mut names = Vec::new();
+        resolve(begins_here as *mut c_void, |symbol| {
+            names.extend(symbol.name().map(|name| name.to_string()))
+        });
+        assert!(names.iter().any(|name| name.contains("begins_here")), "{names:?}");
+    }
+}
