@@ -56,15 +56,6 @@ pub mod profile {
     pub use crate::ledger::samples::{Tables, tables};
 }
 
-/// How long whoever finds a violation waits for its report, for tests on slow machines.
-#[cfg(all(feature = "sampled-guard", not(feature = "memory-check")))]
-pub mod sampled_guard {
-    /// Has it wait that many times as long.
-    pub fn wait_longer(slowness: u32) {
-        crate::sampled_guard::wait_longer(slowness);
-    }
-}
-
 // For dogtag-c, all that follows.
 pub use crate::ledger::slots::Record;
 

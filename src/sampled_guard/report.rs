@@ -20,6 +20,7 @@ use crate::unwind;
 use std::ffi::c_void;
 use std::fmt::{self, Write};
 use std::ptr;
+use std::time::Duration;
 
 /// Violations that were told of.
 pub(super) static CAUGHT: AtomicU64 = AtomicU64::new(0);
@@ -94,17 +95,13 @@ static HAS_THREAD: AtomicBool = AtomicBool::new(false);
 /// Its number, once it has begun.
 static THREAD: AtomicU32 = AtomicU32::new(0);
 
-/// How long the thread that found the violation waits, in milliseconds: for the report thread to begin, and for all
-/// of the report.
-const SOON: u32 = 2_000;
-const PATIENCE: u32 = 10_000;
+/// How long the thread that found the violation waits for all of the report, in milliseconds. For the report
+/// thread to begin with it, a part of that.
+static PATIENCE: AtomicU64 = AtomicU64::new(0);
+const PATIENCE_TO_BEGIN: u64 = 5;
 
-/// How many times as long it waits.
-static SLOWNESS: AtomicU32 = AtomicU32::new(1);
-
-/// Has whoever finds a violation wait for its report that many times as long.
-pub(crate) fn wait_longer(slowness: u32) {
-    SLOWNESS.store(slowness, Ordering::Relaxed);
+pub(super) fn set_patience(patience: Duration) {
+    PATIENCE.store(patience.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
 /// Tells of a violation, and ends the process unless it is to go on. From anywhere, signal handlers among them,
@@ -158,12 +155,13 @@ fn have_reported() -> Step {
     }
     let number = PROGRESS.ask();
     BELL.unpark();
-    let slowness = SLOWNESS.load(Ordering::Relaxed);
-    for waited in 0..PATIENCE * slowness {
+    let patience = PATIENCE.load(Ordering::Relaxed);
+    for waited in 0..patience {
         match PROGRESS.get() {
             (_, Step::Done) => return Step::Done,
             (_, Step::Asked)
-                if waited >= SOON * slowness && PROGRESS.step(number, Step::Asked, Step::Idle) =>
+                if waited >= patience / PATIENCE_TO_BEGIN
+                    && PROGRESS.step(number, Step::Asked, Step::Idle) =>
             {
                 return Step::Idle;
             }

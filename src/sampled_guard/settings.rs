@@ -10,6 +10,7 @@ use crate::ledger::slots::UNATTRIBUTED;
 use crate::ledger::threshold::lower_every_threshold;
 #[cfg(not(feature = "memory-check"))]
 use crate::service::Scope;
+use std::time::Duration;
 
 /// The sampled guard of this process: it takes one allocation in some thousands.
 ///
@@ -40,6 +41,7 @@ pub struct SampledGuardBuilder {
     rate: u64,
     slots: usize,
     reaction: Reaction,
+    patience: Duration,
 }
 
 impl SampledGuard {
@@ -49,6 +51,8 @@ impl SampledGuard {
     pub const DEFAULT_SLOTS: usize = 256;
     /// The most blocks that can be guarded at once.
     pub const MOST_SLOTS: usize = 4096;
+    /// How long a report with functions' names may take where nothing else is set.
+    pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
 
     /// Returns the settings of a sampled guard, all defaults, to be changed and started.
     pub const fn builder() -> SampledGuardBuilder {
@@ -56,12 +60,13 @@ impl SampledGuard {
             rate: Self::DEFAULT_RATE,
             slots: Self::DEFAULT_SLOTS,
             reaction: Reaction::Abort,
+            patience: Self::DEFAULT_PATIENCE,
         }
     }
 
     /// Starts a sampled guard if the environment variable `DOGTAG_SAMPLED_GUARD` says so: `1` for the defaults,
-    /// or settings separated by commas, `rate=5000,slots=256,reaction=continue`. Returns `None` if it is not set,
-    /// empty or `0`. Only programs that call this read the variable, and those that `dogtag-c` is
+    /// or settings separated by commas, `rate=5000,slots=256,reaction=continue,patience=10` (in seconds). Returns
+    /// `None` if it is not set, empty or `0`. Only programs that call this read the variable, and those that `dogtag-c` is
     /// preloaded into.
     ///
     /// # Errors
@@ -147,6 +152,14 @@ impl SampledGuardBuilder {
         self
     }
 
+    /// Sets how long the thread that has found a violation waits for its report with functions' names. Then, or if
+    /// the thread that writes reports has not begun after a fifth of that, the report has addresses. Reading
+    /// the debug information of a very large program may take longer than the default of ten seconds.
+    pub const fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Starts the sampled guard.
     ///
     /// The first start maps the pool, sets handlers of `SIGSEGV` and `SIGBUS`, and begins a thread, which writes
@@ -195,6 +208,7 @@ impl SampledGuardBuilder {
         }
         report::start_thread();
         pool::use_slots(self.slots);
+        report::set_patience(self.patience);
         reaction::set(self.reaction);
         changing.set_rate(self.rate, lower_every_threshold);
         Ok(SampledGuard(()))
@@ -212,6 +226,10 @@ impl SampledGuardBuilder {
                 ("1", "") => {}
                 ("rate", value) => builder.rate = value.parse().map_err(|_| unknown())?,
                 ("slots", value) => builder.slots = value.parse().map_err(|_| unknown())?,
+                ("patience", value) => {
+                    builder.patience =
+                        Duration::from_secs(value.parse::<u32>().map_err(|_| unknown())?.into());
+                }
                 ("reaction", "abort") => builder.reaction = Reaction::Abort,
                 ("reaction", "continue") => builder.reaction = Reaction::Continue,
                 _ => return Err(unknown()),
@@ -234,8 +252,12 @@ mod tests {
         }
         assert_eq!(parse("1"), Ok(Some(SampledGuard::builder())));
         let all = SampledGuard::builder().rate(7).slots(9).reaction(Reaction::Continue);
-        assert_eq!(parse(" rate=7, slots = 9 ,reaction=continue,"), Ok(Some(all)));
-        for bad in ["2", "on", "rate", "rate=", "rate=-1", "slots=x", "reaction=leak", "0,rate=3", "1=1"] {
+        let all = all.patience(Duration::from_secs(60));
+        assert_eq!(parse(" rate=7, slots = 9 ,reaction=continue,patience=60,"), Ok(Some(all)));
+        let no_seconds = "patience=1.5";
+        for bad in
+            ["2", "on", "rate", "rate=", "rate=-1", "slots=x", "reaction=leak", no_seconds, "0,rate=3", "1=1"]
+        {
             assert!(matches!(parse(bad), Err(SampledGuardError::Setting { .. })), "{bad}");
         }
     }

@@ -221,7 +221,8 @@ fn the_sampled_guard_ends_c_programs_at_the_violation() {
     let run = |what: &str| {
         let mut program = Command::new(compile("guarded", PROFILED, Link::Shared));
         run({
-            program.arg(what).env("DOGTAG_SAMPLED_GUARD", "rate=1");
+            // However slow the machine is: the report is to have names.
+            program.arg(what).env("DOGTAG_SAMPLED_GUARD", "rate=1,patience=1000");
             program
         })
     };

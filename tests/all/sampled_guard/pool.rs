@@ -1,0 +1,210 @@
+//! Which blocks are guarded, in how many slots, and that all are charged and refunded.
+
+use super::{LAYOUT, PAGE, SIZE, TABLE};
+use crate::child;
+use crate::watch::random::Random;
+use dogtag::Service;
+use dogtag::sampled_guard::{SampledGuard, figures, is_guarded};
+use std::alloc::{GlobalAlloc, Layout};
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// In the child nobody goes on with what another thread of the parent's was at.
+#[test]
+fn a_child_can_start_and_stop_whatever_others_did_at_the_fork() {
+    alone!();
+    SampledGuard::builder().start().unwrap();
+    let is_over = AtomicBool::new(false);
+    let again = || {
+        if let Some(guard) = SampledGuard::running() {
+            guard.stop();
+        }
+        _ = SampledGuard::builder().start();
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                again();
+            }
+        });
+        for _ in 0..200 {
+            // SAFETY: the child does no more than change what is sampled, and ends.
+            unsafe {
+                let pid = libc::fork();
+                if pid == 0 {
+                    again();
+                    libc::_exit(0);
+                }
+                let mut status = 0;
+                libc::waitpid(pid, &mut status, 0);
+                assert_eq!(status, 0);
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Who starts the guard is not charged with what that takes.
+#[test]
+fn a_start_is_nobodys() {
+    alone!();
+    let service = Service::register("starts").unwrap();
+    service.run(|| SampledGuard::builder().start().unwrap());
+    // Neither with what stays nor with what is freed again.
+    assert_eq!(service.usage().allocated_blocks, 0, "{:?}", service.usage());
+}
+
+/// Blocks are guarded while there are slots, and the slot that was freed first is used again first.
+#[test]
+fn the_pool_is_bounded_and_freed_slots_wait_for_longest() {
+    alone!();
+    const SLOTS: usize = 32;
+    let guard = SampledGuard::builder().rate(1).slots(SLOTS).start().unwrap();
+    assert_eq!((guard.rate(), guard.slots(), SampledGuard::running()), (1, SLOTS, Some(guard)));
+    assert!(SampledGuard::builder().start().is_err());
+    // SAFETY: blocks of that layout, each freed once.
+    unsafe {
+        let blocks: Vec<*mut u8> = (0..100).map(|_| std::alloc::alloc(LAYOUT)).collect();
+        let at_most = |figures: dogtag::sampled_guard::Figures| figures.guarded as usize <= SLOTS;
+        assert!(at_most(figures()) && figures().refused >= 50, "{:?}", figures());
+        blocks.iter().for_each(|&block| child::dealloc(block, LAYOUT));
+        // Others come and go, but the slots of these wait for their turn.
+        let mut last = BTreeMap::new();
+        for turn in 0..200 {
+            let block = std::alloc::alloc(LAYOUT);
+            if is_guarded(block)
+                && let Some(before) = last.insert(block.addr() / PAGE, turn)
+            {
+                assert!(turn - before >= SLOTS / 3, "{last:?}");
+            }
+            child::dealloc(block, LAYOUT);
+        }
+        assert!(last.len() >= SLOTS / 3, "{last:?}");
+    }
+    let snapshot = dogtag::snapshot();
+    assert!(snapshot.regions.iter().any(|region| region.name == "dogtag::sampled_guard"));
+    guard.stop();
+    assert_eq!(SampledGuard::running(), None);
+    let block = Box::new([0_u8; SIZE]);
+    assert!(!is_guarded(block.as_ptr()));
+    // There may be fewer slots then, not more.
+    assert!(SampledGuard::builder().slots(SLOTS + 1).start().is_err());
+    assert!(SampledGuard::builder().slots(SLOTS).start().is_ok());
+}
+
+/// Whatever is guarded, all is charged and refunded to the byte; contents stay.
+#[test]
+fn books_are_exact_with_every_block_guarded() {
+    alone!();
+    SampledGuard::builder().rate(1).slots(64).start().unwrap();
+    let services: Vec<Service> = (0..3).map(|i| Service::register(format!("books {i}")).unwrap()).collect();
+    struct Block(*mut u8, Layout, u8, usize);
+    // SAFETY: the test's, and freed once.
+    unsafe impl Send for Block {}
+    let common = Mutex::new(Vec::<Block>::new());
+    std::thread::scope(|threads| {
+        for seed in 0..2_u64 {
+            let (services, common) = (&services, &common);
+            threads.spawn(move || {
+                let mut random = Random::new(seed + 1);
+                for turn in 0..20_000_u32 {
+                    let which = random.below(3);
+                    let most_size = if random.once_in(4) { 6000 } else { 300 };
+                    let size = 1 + random.below(most_size);
+                    let most_align = if random.once_in(9) { 13 } else { 5 };
+                    let align = 1_usize << random.below(most_align);
+                    let layout = Layout::from_size_align(size, align).unwrap();
+                    let allocator: &dyn GlobalAlloc = if which == 2 { &TABLE } else { &crate::ALLOC };
+                    let fill = turn as u8;
+                    let taken = {
+                        let mut common = common.lock().unwrap();
+                        let at = random.below(common.len().max(1));
+                        if common.len() > 60 || random.below(3) == 0 {
+                            (!common.is_empty()).then(|| common.swap_remove(at))
+                        } else {
+                            None
+                        }
+                    };
+                    // SAFETY: blocks of that allocator's and layout.
+                    unsafe {
+                        match taken {
+                            Some(Block(block, old, fill, owner)) => {
+                                assert!((0..old.size()).all(|i| *block.add(i) == fill));
+                                let allocator: &dyn GlobalAlloc =
+                                    if owner == 2 { &TABLE } else { &crate::ALLOC };
+                                if random.below(2) == 0 {
+                                    allocator.dealloc(block, old);
+                                    continue;
+                                }
+                                let new = services[owner].run(|| allocator.realloc(block, old, size));
+                                assert!((0..old.size().min(size)).all(|i| *new.add(i) == fill));
+                                new.write_bytes(fill, size);
+                                let layout = Layout::from_size_align(size, old.align()).unwrap();
+                                common.lock().unwrap().push(Block(new, layout, fill, owner));
+                            }
+                            None => {
+                                let block = services[which].run(|| {
+                                    if fill.is_multiple_of(2) {
+                                        allocator.alloc_zeroed(layout)
+                                    } else {
+                                        allocator.alloc(layout)
+                                    }
+                                });
+                                assert!(block.addr().is_multiple_of(align));
+                                assert!(!fill.is_multiple_of(2) || (0..size).all(|i| *block.add(i) == 0));
+                                block.write_bytes(fill, size);
+                                common.lock().unwrap().push(Block(block, layout, fill, which));
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let left = common.into_inner().unwrap();
+    for (which, service) in services.iter().enumerate() {
+        let own = || left.iter().filter(|block| block.3 == which);
+        let usage = service.usage();
+        assert_eq!(usage.blocks() as usize, own().count());
+        assert_eq!(usage.bytes() as usize, own().map(|block| block.1.size()).sum::<usize>());
+    }
+    for Block(block, layout, _, owner) in left {
+        let allocator: &dyn GlobalAlloc = if owner == 2 { &TABLE } else { &crate::ALLOC };
+        // SAFETY: a block of that allocator's.
+        unsafe { allocator.dealloc(block, layout) };
+    }
+    assert!(services.iter().all(|service| service.usage().bytes() == 0 && service.usage().blocks() == 0));
+    let figures = figures();
+    assert!(figures.ever > 1000 && figures.caught == 0, "{figures:?}");
+}
+
+/// One allocation in so many is guarded, whatever its size, on any thread, in any service.
+#[test]
+fn the_share_of_guarded_blocks_is_the_rate() {
+    alone!();
+    const RATE: u64 = 100;
+    const N: u64 = 60_000;
+    SampledGuard::builder().rate(RATE).start().unwrap();
+    let other = Service::register("share").unwrap();
+    let sizes = [8_usize, 33, 200, 2000];
+    let mut guarded = [0_u64; 4];
+    for turn in 0..N {
+        let which = (turn % 4) as usize;
+        let layout = Layout::from_size_align(sizes[which], 1).unwrap();
+        let _scope = (turn % 3 == 0).then(|| other.enter());
+        // SAFETY: a block of that layout.
+        unsafe {
+            let block = black_box(std::alloc::alloc(layout));
+            guarded[which] += u64::from(is_guarded(block));
+            std::alloc::dealloc(block, layout);
+        }
+    }
+    let expected = (N / 4) as f64 / RATE as f64;
+    for guarded in guarded {
+        // Seven standard errors.
+        assert!((guarded as f64 - expected).abs() < 7.0 * expected.sqrt(), "{guarded} of {expected}");
+    }
+    assert_eq!(figures().refused, 0);
+}
