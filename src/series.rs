@@ -104,9 +104,21 @@ macro_rules! of_guard {
     };
 }
 
+/// A figure of the sampled guard's, once it was started.
+macro_rules! of_sampled_guard {
+    ($field:ident) => {
+        |snapshot| {
+            #[cfg(feature = "sampled-guard")]
+            return snapshot.sampled_guard.map(|guard| guard.$field);
+            #[cfg(not(feature = "sampled-guard"))]
+            (|_: &Snapshot| None)(snapshot)
+        }
+    };
+}
+
 /// All that exporters show, in the order of the table in the guide.
 #[rustfmt::skip]
-pub static METRICS: [Metric; 39] = [
+pub static METRICS: [Metric; 45] = [
     metric("live", Sum, Bytes, Source::Live(|usage| usage.bytes()), "Bytes that were requested and not freed, of each service"),
     metric("live_blocks", Sum, Blocks, Source::Live(|usage| usage.blocks()), "Blocks that were allocated and not freed, of each service"),
     metric("allocated", Counter, Bytes, Source::Service(|usage| usage.allocated_bytes), "Bytes that were allocated so far, of each service"),
@@ -146,6 +158,12 @@ pub static METRICS: [Metric; 39] = [
     metric("guard_pressure_calls", Counter, Events, Source::Optional(of_guard!(pressure_calls)), "Times that the guard asked caches to let go of what they can do without"),
     metric("guard_unresponsive_services", Counter, Services, Source::Optional(of_guard!(unresponsive)), "Services that the guard cancelled and that did not let go in time"),
     metric("guard_helpless", Counter, Events, Source::Optional(of_guard!(helpless)), "Times that the ceiling was passed and no service could be cancelled"),
+    metric("sampled_guard_slots", Sum, Blocks, Source::Optional(of_sampled_guard!(slots)), "Blocks that the sampled guard can have at once"),
+    metric("sampled_guard_retired_slots", Sum, Blocks, Source::Optional(of_sampled_guard!(retired)), "Of those, slots that are not used again since a violation was let through"),
+    metric("sampled_guard_guarded_blocks", Sum, Blocks, Source::Optional(of_sampled_guard!(guarded)), "Live blocks that are guarded"),
+    metric("sampled_guard_blocks", Counter, Blocks, Source::Optional(of_sampled_guard!(ever)), "Blocks that were guarded so far"),
+    metric("sampled_guard_refused_blocks", Counter, Blocks, Source::Optional(of_sampled_guard!(refused)), "Blocks that were to be guarded and for which there was no slot"),
+    metric("sampled_guard_violations", Counter, Events, Source::Optional(of_sampled_guard!(caught)), "Accesses to freed memory or past the end of a block, and wrong frees, that the sampled guard has caught"),
 ];
 
 fn nanos(time: Option<Duration>) -> Option<u64> {

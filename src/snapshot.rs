@@ -15,6 +15,8 @@ use crate::events;
 #[cfg(feature = "guard")]
 use crate::guard;
 use crate::ledger::{self, anomalies};
+#[cfg(feature = "sampled-guard")]
+use crate::sampled_guard;
 use crate::service;
 use crate::usage::Usage;
 use std::collections::HashMap;
@@ -104,6 +106,8 @@ pub fn snapshot() -> Snapshot {
         cancellations,
         #[cfg(feature = "guard")]
         guard: Some(guard::figures()).filter(|figures| figures.ceiling > 0),
+        #[cfg(feature = "sampled-guard")]
+        sampled_guard: Some(sampled_guard::figures()).filter(|figures| figures.slots > 0),
         jemalloc: JemallocStats::read(),
         regions: arenas::all().map(|arena| arena.region).collect(),
         balance: None,
@@ -167,6 +171,9 @@ pub struct Snapshot {
     /// What the guard has seen and done, if one was ever started.
     #[cfg(feature = "guard")]
     pub guard: Option<guard::Figures>,
+    /// What the sampled guard has done, if it was ever started.
+    #[cfg(feature = "sampled-guard")]
+    pub sampled_guard: Option<sampled_guard::Figures>,
     /// jemalloc's own figures, if jemalloc is a backend (feature `jemalloc-stats`).
     pub jemalloc: Option<JemallocStats>,
     /// Mapped regions (crate `dogtag-mapped`), the youngest first.

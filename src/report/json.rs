@@ -7,6 +7,8 @@ use crate::backend::JemallocStats;
 use crate::balance::{Balance, BalanceLine};
 #[cfg(feature = "guard")]
 use crate::guard::Figures;
+#[cfg(feature = "sampled-guard")]
+use crate::sampled_guard::Figures as SampledGuardFigures;
 use crate::snapshot::{Cancellation, Cancellations, Lost, Quarantine, Row};
 use crate::usage::Usage;
 use std::fmt::Write;
@@ -156,6 +158,11 @@ objects! {
         running, ceiling, used, own, highest_over, polls, failed_polls, purges, purged_bytes, pressure_calls,
         cancelled, given_back_bytes, unresponsive, helpless,
     };
+}
+
+#[cfg(feature = "sampled-guard")]
+objects! {
+    SampledGuardFigures { rate, slots, retired, guarded, ever, refused, caught };
 }
 
 objects! {

@@ -155,6 +155,8 @@ impl Report {
                 cancellations,
                 #[cfg(feature = "guard")]
                 guard,
+                #[cfg(feature = "sampled-guard")]
+                sampled_guard,
                 jemalloc,
                 regions,
                 balance,
@@ -167,6 +169,8 @@ impl Report {
             object.field("cancellations", cancellations);
             #[cfg(feature = "guard")]
             object.field("guard", guard);
+            #[cfg(feature = "sampled-guard")]
+            object.field("sampled_guard", sampled_guard);
             object.field("jemalloc", jemalloc);
             object.field("regions", regions);
             object.field("balance", balance);
@@ -295,6 +299,11 @@ mod tests {
             }),
             #[cfg(feature = "guard")]
             guard: Some(crate::guard::figures()),
+            #[cfg(feature = "sampled-guard")]
+            sampled_guard: Some(crate::sampled_guard::Figures {
+                caught: 7,
+                ..crate::sampled_guard::figures()
+            }),
             ..Snapshot::default()
         };
         let time = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
@@ -316,6 +325,8 @@ mod tests {
         assert!(!value["program"].as_str().unwrap().is_empty());
         assert_eq!(value["rows"][1]["name"], "\"b\"\n");
         assert_eq!(value["rows"][1]["usage"]["live_bytes"], u64::MAX - 7);
+        #[cfg(feature = "sampled-guard")]
+        assert_eq!(value["sampled_guard"]["caught"], 7);
         let lines = value["balance"]["lines"].as_array().unwrap();
         let sum: i64 = lines.iter().map(|line| line["bytes"].as_i64().unwrap()).sum();
         assert_eq!(sum, 20 << 20);

@@ -65,7 +65,7 @@
 //! into, a stack overflow ends the process without the line "has overflowed its stack".
 //!
 //! The report is written by a thread that waits for it, since a fault may have interrupted the program anywhere. If
-//! that is stuck, and in forked children, which have no such thread, the report has addresses instead of
+//! that is stuck, or not done within some [seconds](SampledGuardBuilder::patience), and in forked children, which have no such thread, the report has addresses instead of
 //! functions' names. A child keeps its guarded blocks, and guards more.
 //!
 //! # With other features
@@ -95,18 +95,24 @@ mod who;
 
 pub use error::SampledGuardError;
 pub use reaction::Reaction;
-#[cfg(not(feature = "memory-check"))]
-pub(crate) use report::wait_longer;
 pub use settings::{SampledGuard, SampledGuardBuilder};
 
 #[cfg(not(feature = "memory-check"))]
 use crate::sync::Ordering;
 
-/// What the sampled guard has done.
+/// Holds what the sampled guard has done so far: [`figures`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Figures {
-    /// Live blocks that are guarded.
+    /// The share of allocations that are guarded, as one in so many; 0 while it does not run.
+    pub rate: u64,
+    /// The number of blocks that can be guarded at once; 0 if it was never started.
+    pub slots: u64,
+    /// Slots that are not used again, since an access to their pages was let through
+    /// ([`Reaction::Continue`]).
+    pub retired: u64,
+    /// Live blocks that are guarded, each in a slot of its own.
     pub guarded: u64,
     /// Blocks that ever were.
     pub ever: u64,
@@ -117,7 +123,10 @@ pub struct Figures {
     pub caught: u64,
 }
 
-/// Returns what the sampled guard has done.
+/// Returns what the sampled guard has done so far, as [snapshots](crate::Snapshot::sampled_guard), reports and metrics
+/// have it, too. Neither locks nor allocates.
+///
+/// Counters are never set back, also where it is stopped and started again. A forked child has its parent's.
 ///
 /// ```
 /// let figures = dogtag::sampled_guard::figures();
@@ -129,6 +138,9 @@ pub fn figures() -> Figures {
     return Figures::default();
     #[cfg(not(feature = "memory-check"))]
     Figures {
+        rate: crate::ledger::interval::rate(),
+        slots: pool::slots_in_use() as u64,
+        retired: pool::retired() as u64,
         guarded: pool::GUARDED.load(Ordering::Relaxed),
         ever: pool::EVER.load(Ordering::Relaxed),
         refused: pool::REFUSED.load(Ordering::Relaxed),

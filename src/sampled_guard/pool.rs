@@ -57,6 +57,11 @@ pub(super) fn slots_in_use() -> usize {
     IN_USE.load(Ordering::Relaxed)
 }
 
+/// How many of all slots are not used again.
+pub(super) fn retired() -> usize {
+    (0..slots()).filter(|&index| PoolSlot::new(index).state.get() == State::Retired).count()
+}
+
 /// Has so many slots be used, of those that there are.
 pub(super) fn use_slots(slots: usize) {
     IN_USE.store(slots.min(self::slots()), Ordering::Release);

@@ -2,6 +2,7 @@
 
 use super::pool::{MET, PoolSlot};
 use super::who::Who;
+use crate::format::{Amount, Position};
 use crate::sync::Ordering;
 use crate::sys::resolve;
 use std::fmt;
@@ -161,15 +162,8 @@ impl fmt::Display for Violation {
         }
         writeln!(f, "  met        by {MET}, in {}", self.found)?;
         if self.has_block() && (self.is_fault() || self.offset != 0) {
-            write!(f, "  wrong      byte {}", self.offset)?;
-            match self.offset - self.size() as isize {
-                _ if self.offset < 0 => {
-                    writeln!(f, ", {} in front of the block", Amount(self.offset.unsigned_abs()))?;
-                }
-                0 => writeln!(f, ", the first one past the end")?,
-                past @ 1.. => writeln!(f, ", {} past the end", Amount(past as usize))?,
-                _ => writeln!(f)?,
-            }
+            let position = Position { offset: self.offset, size: Some(self.size()) };
+            writeln!(f, "  wrong      {position}")?;
         }
         Ok(())
     }
@@ -196,17 +190,5 @@ impl fmt::Display for Stacks {
             }
         }
         Ok(())
-    }
-}
-
-/// Writes a number of bytes, in the singular for one.
-struct Amount(usize);
-
-impl fmt::Display for Amount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            1 => f.write_str("1 byte"),
-            bytes => write!(f, "{bytes} bytes"),
-        }
     }
 }

@@ -176,6 +176,20 @@ impl Snapshot {
                 Grouped(guard.unresponsive),
             )?;
         }
+        #[cfg(feature = "sampled-guard")]
+        if let Some(guard) = &self.sampled_guard {
+            writeln!(
+                f,
+                "\nsampled guard: {} of {} slots in use, {} blocks so far, {} refused; {} violations caught, {} \
+                 slots retired",
+                Grouped(guard.guarded),
+                Grouped(guard.slots),
+                Grouped(guard.ever),
+                Grouped(guard.refused),
+                Grouped(guard.caught),
+                Grouped(guard.retired),
+            )?;
+        }
         if let Some(jemalloc) = &self.jemalloc {
             writeln!(
                 f,

@@ -1,0 +1,39 @@
+//! Metrics of the sampled guard, as Prometheus' own library writes them. One test: they are the process's.
+
+#[path = "../../../tests/guarded/mod.rs"]
+mod guarded;
+
+use dogtag::Dogtag;
+use dogtag_prometheus::ServiceCollector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+fn scrape() -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(ServiceCollector::new()));
+    let mut text = String::new();
+    encode(&mut text, &registry).unwrap();
+    text
+}
+
+#[test]
+fn the_sampled_guard_has_series_once_it_was_started() {
+    let text = scrape();
+    assert!(!text.contains("sampled_guard"), "{text}");
+    let figures = guarded::catches_one();
+    let text = scrape();
+    for line in [
+        "# TYPE dogtag_sampled_guard_violations counter",
+        "dogtag_sampled_guard_violations_total 1",
+        "dogtag_sampled_guard_slots 200",
+        "dogtag_sampled_guard_retired_slots 1",
+        &format!("dogtag_sampled_guard_blocks_total {}", figures.ever),
+        &format!("dogtag_sampled_guard_refused_blocks_total {}", figures.refused),
+    ] {
+        assert!(text.lines().any(|there| there == line), "{line}\n{text}");
+    }
+    assert!(text.contains("\ndogtag_sampled_guard_guarded_blocks "), "{text}");
+}

@@ -1,0 +1,28 @@
+//! Metrics of the sampled guard, as tikv's Prometheus library writes them. One test: they are the process's.
+
+#[path = "../../../tests/guarded/mod.rs"]
+mod guarded;
+
+use dogtag::Dogtag;
+use dogtag_tikv_prometheus::ServiceCollector;
+use prometheus::{Registry, TextEncoder};
+
+#[global_allocator]
+static ALLOC: Dogtag = Dogtag::new();
+
+#[test]
+fn the_sampled_guard_has_series_once_it_was_started() {
+    let registry = Registry::new();
+    registry.register(Box::new(ServiceCollector::new())).unwrap();
+    let scrape = || TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+    assert!(!scrape().contains("sampled_guard"));
+    let figures = guarded::catches_one();
+    let text = scrape();
+    for line in [
+        "dogtag_sampled_guard_violations_total 1",
+        "dogtag_sampled_guard_slots 200",
+        &format!("dogtag_sampled_guard_blocks_total {}", figures.ever),
+    ] {
+        assert!(text.lines().any(|there| there == line), "{line}\n{text}");
+    }
+}
