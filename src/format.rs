@@ -164,6 +164,42 @@ impl fmt::Display for Share {
     }
 }
 
+/// Writes a number of bytes in words, in the singular for one.
+#[cfg(any(feature = "memory-check", feature = "sampled-guard"))]
+pub(crate) struct Amount(pub(crate) usize);
+
+#[cfg(any(feature = "memory-check", feature = "sampled-guard"))]
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("1 byte"),
+            bytes => write!(f, "{bytes} bytes"),
+        }
+    }
+}
+
+/// Describes in words where a byte is, counted from the beginning of a block.
+#[cfg(any(feature = "memory-check", feature = "sampled-guard"))]
+pub(crate) struct Position {
+    pub(crate) offset: isize,
+    /// The block's, if it is known.
+    pub(crate) size: Option<usize>,
+}
+
+#[cfg(any(feature = "memory-check", feature = "sampled-guard"))]
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { offset, size } = *self;
+        write!(f, "byte {offset}")?;
+        match size.map(|size| offset - size as isize) {
+            _ if offset < 0 => write!(f, ", {} in front of the block", Amount(offset.unsigned_abs())),
+            Some(0) => f.write_str(", the first one past the end"),
+            Some(past @ 1..) => write!(f, ", {} past the end", Amount(past as usize)),
+            _ => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

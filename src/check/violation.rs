@@ -6,6 +6,7 @@ use super::claim::Claim;
 use super::hexdump::Hexdump;
 use super::settings::Settings;
 use super::violation_kind::{Operation, ViolationKind};
+use crate::format::{Amount, Position};
 use std::alloc::Layout;
 use std::fmt;
 use std::ptr::NonNull;
@@ -302,7 +303,11 @@ impl Violation {
             writeln!(f, "  access     to {}, from byte {first} on", Amount(length))?;
         }
         if let Some(offset) = self.first_wrong {
-            writeln!(f, "  wrong      {}", Position { offset, layout: self.layout })?;
+            writeln!(
+                f,
+                "  wrong      {}",
+                Position { offset, size: self.layout.map(|layout| layout.size()) }
+            )?;
         }
         write!(f, "{}", self.evidence)
     }
@@ -339,41 +344,10 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Writes a number of bytes, in the singular for one.
-struct Amount(usize);
-
-impl fmt::Display for Amount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            1 => f.write_str("1 byte"),
-            bytes => write!(f, "{bytes} bytes"),
-        }
-    }
-}
-
 struct Layouted(Layout);
 
 impl fmt::Display for Layouted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} aligned to {}", Amount(self.0.size()), self.0.align())
-    }
-}
-
-/// Describes in words where a byte is.
-struct Position {
-    offset: isize,
-    layout: Option<Layout>,
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { offset, layout } = *self;
-        write!(f, "byte {offset}")?;
-        match layout.map(|layout| offset - layout.size() as isize) {
-            _ if offset < 0 => write!(f, ", {} in front of the block", Amount(offset.unsigned_abs())),
-            Some(0) => f.write_str(", the first one past the end"),
-            Some(past @ 1..) => write!(f, ", {} past the end", Amount(past as usize)),
-            _ => Ok(()),
-        }
     }
 }
