@@ -150,12 +150,13 @@ pub(super) fn tell(violation: Violation, context: *mut c_void) {
 /// Has the report thread report the violation that was noted, and returns how far it has come when there is no more
 /// waiting for it: idle if it has not begun, and will not.
 fn have_reported() -> Step {
-    if !HAS_THREAD.load(Ordering::Acquire) || THREAD.load(Ordering::Relaxed) == sys::own_thread_number() {
+    let patience = PATIENCE.load(Ordering::Relaxed);
+    let has_thread = HAS_THREAD.load(Ordering::Acquire);
+    if patience == 0 || !has_thread || THREAD.load(Ordering::Relaxed) == sys::own_thread_number() {
         return Step::Idle;
     }
     let number = PROGRESS.ask();
     BELL.unpark();
-    let patience = PATIENCE.load(Ordering::Relaxed);
     for waited in 0..patience {
         match PROGRESS.get() {
             (_, Step::Done) => return Step::Done,

@@ -9,6 +9,7 @@ use dogtag::sampled_guard::{Reaction, figures, is_guarded};
 use std::alloc::Layout;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::time::Duration;
 
 /// The child's part: `crime/place`.
 fn commit(task: &'static str, reaction: Reaction) -> bool {
@@ -194,6 +195,20 @@ fn a_forked_child_keeps_its_guarded_blocks_and_guards_more() {
         // No names, but addresses.
         assert!(part(&err, "freed").contains("        0x"), "{err}");
     }
+}
+
+#[test]
+fn without_patience_a_report_has_addresses() {
+    if child::task().is_some() {
+        every_block().patience(Duration::ZERO).start().unwrap();
+        let block = allocates(Place::End);
+        frees(block, LAYOUT, Place::End);
+        commits("read after free", block, Place::End);
+        return;
+    }
+    let report = report(&child::run(here!(), "read after free", ""));
+    assert!(report.contains("dogtag: use after free: something read a block of 100 bytes"), "{report}");
+    assert!(part(&report, "freed").contains("        0x"), "{report}");
 }
 
 /// The child is not told of what another thread of the parent's had found, and reports what it finds itself.
