@@ -32,6 +32,7 @@ macro_rules! spans_only {
 mod attributed;
 mod callsites;
 mod filtered;
+mod left_out;
 mod load;
 mod model;
 mod reload;
