@@ -20,6 +20,7 @@
 //! wakes it. What reports allocate is charged to the service `unattributed`.
 
 mod builder;
+mod connections;
 mod destination;
 mod environment;
 pub(crate) mod error;

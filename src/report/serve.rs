@@ -1,5 +1,6 @@
 //! A small server for the page: one thread, GET only, a few connections with bounded requests.
 
+use super::connections::{self, Connections};
 use super::error::ReportError;
 use super::page::{Answer, get};
 use super::reporter;
@@ -8,6 +9,7 @@ use crate::ledger::slots::UNATTRIBUTED;
 use crate::service::Scope;
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::sys::{self, fork};
+use std::ffi::c_int;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
@@ -84,13 +86,17 @@ fn begin(addresses: &[SocketAddr], only_local: bool) -> Result<SocketAddr, Repor
     listener.set_nonblocking(true).map_err(ReportError::Address)?;
     let address = listener.local_addr().map_err(ReportError::Address)?;
     let descriptor = listener.as_raw_fd();
-    let mut server = Server { listener, connections: Vec::new(), only_local };
     let is_begun = reporter::spawn(move || {
         let _scope = Scope::enter(&UNATTRIBUTED);
+        let mut connections = Connections::new();
         loop {
-            server.wait();
-            server.accept();
-            server.answer();
+            connections.wait(descriptor);
+            connections.accept(|| {
+                let (stream, _) = listener.accept()?;
+                let is_ready = stream.set_nonblocking(true).is_ok();
+                Ok(is_ready.then(|| Connection::of(stream, only_local)))
+            });
+            connections.go_on();
         }
     });
     if !is_begun {
@@ -126,22 +132,13 @@ fn is_local(address: IpAddr) -> bool {
     }
 }
 
-/// What the server's thread works with.
-struct Server {
-    listener: TcpListener,
-    /// Those whose request is not complete yet, the oldest first: browsers open some before they need them.
-    connections: Vec<Connection>,
-    only_local: bool,
-}
-
+/// One whose request is not complete yet: browsers open some before they need them.
 struct Connection {
     stream: TcpStream,
     request: Vec<u8>,
     until: Instant,
+    only_local: bool,
 }
-
-/// How many connections may wait; one more takes the place of the oldest.
-const MOST_CONNECTIONS: usize = 16;
 
 /// Bytes of a request's line and headers.
 const MOST_BYTES: usize = 8 << 10;
@@ -149,60 +146,28 @@ const MOST_BYTES: usize = 8 << 10;
 /// For a request, and for an answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-impl Server {
-    /// Waits until there is something to be done.
-    fn wait(&self) {
-        let wanted = |descriptor| libc::pollfd { fd: descriptor, events: libc::POLLIN, revents: 0 };
-        let streams = self.connections.iter().map(|connection| connection.stream.as_raw_fd());
-        let mut descriptors: Vec<libc::pollfd> =
-            [self.listener.as_raw_fd()].into_iter().chain(streams).map(wanted).collect();
-        let until = self.connections.iter().map(|connection| connection.until).min();
-        let milliseconds = until.map_or(-1, |until| {
-            let left = until.saturating_duration_since(Instant::now());
-            i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1)
-        });
-        // SAFETY: the list is there, and has that length.
-        unsafe { libc::poll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, milliseconds) };
+impl connections::Connection for Connection {
+    fn number(&self) -> c_int {
+        self.stream.as_raw_fd()
     }
 
-    fn accept(&mut self) {
-        for _ in 0..MOST_CONNECTIONS {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    // No descriptors are left, or alike; the connection still waits.
-                    std::thread::sleep(Duration::from_millis(100));
-                    return;
-                }
+    fn until(&self) -> Option<Instant> {
+        Some(self.until)
+    }
+
+    /// Reads what has come, and answers a request that is complete.
+    fn go_on(&mut self) -> bool {
+        let state = self.read();
+        if let State::Complete | State::TooLong = state {
+            let answer = match state {
+                State::TooLong => Answer::refusal(431, "a request has 8 KiB at most"),
+                _ => contain(|| answer_to(&self.request, self.only_local))
+                    .unwrap_or_else(|| Answer::refusal(500, "the answer failed")),
             };
-            if stream.set_nonblocking(true).is_err() {
-                continue;
-            }
-            if self.connections.len() == MOST_CONNECTIONS {
-                self.connections.remove(0);
-            }
-            let until = Instant::now() + PATIENCE;
-            self.connections.push(Connection { stream, request: Vec::new(), until });
+            // Who does not take it, does without.
+            let _ = self.send(&answer);
         }
-    }
-
-    /// Reads what has come, and answers the requests that are complete.
-    fn answer(&mut self) {
-        let only_local = self.only_local;
-        self.connections.retain_mut(|connection| {
-            let state = connection.read();
-            if let State::Complete | State::TooLong = state {
-                let answer = match state {
-                    State::TooLong => Answer::refusal(431, "a request has 8 KiB at most"),
-                    _ => contain(|| answer_to(&connection.request, only_local))
-                        .unwrap_or_else(|| Answer::refusal(500, "the answer failed")),
-                };
-                // Who does not take it, does without.
-                let _ = connection.send(&answer);
-            }
-            matches!(state, State::Incomplete) && Instant::now() < connection.until
-        });
+        matches!(state, State::Incomplete)
     }
 }
 
@@ -215,6 +180,10 @@ enum State {
 }
 
 impl Connection {
+    fn of(stream: TcpStream, only_local: bool) -> Self {
+        Self { stream, request: Vec::new(), until: Instant::now() + PATIENCE, only_local }
+    }
+
     fn read(&mut self) -> State {
         let mut piece = [0; 1024];
         loop {

@@ -9,15 +9,16 @@
 mod answer;
 mod descriptor;
 
+use super::connections::{self, Connections};
 use super::error::ReportError;
 use super::reporter;
-use crate::contained::contain;
 use crate::ledger::slots::UNATTRIBUTED;
 use crate::service::Scope;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sys::{self, fork};
 use answer::answer_to;
 use descriptor::Descriptor;
+use std::ffi::{c_int, c_short};
 use std::io::{self, ErrorKind};
 use std::os::fd::IntoRawFd;
 use std::os::linux::net::SocketAddrExt;
@@ -48,15 +49,14 @@ fn begin() -> Result<(), ReportError> {
     let listener = listen().map_err(ReportError::Socket)?;
     let is_begun = reporter::spawn(move || {
         let _scope = Scope::enter(&UNATTRIBUTED);
-        let mut server = Server { listener, connections: Vec::new() };
-        while server.turn() {}
+        serve(listener);
     });
     if is_begun { Ok(()) } else { Err(ReportError::NoMemory) }
 }
 
 /// Descriptors of this process that a forked child has copies of, one more than are accepted at once.
-static OPEN: [Open; 2 + MOST_CONNECTIONS] =
-    [const { Open { number: AtomicU32::new(0), inode: AtomicU64::new(0) } }; 2 + MOST_CONNECTIONS];
+static OPEN: [Open; 2 + connections::MOST] =
+    [const { Open { number: AtomicU32::new(0), inode: AtomicU64::new(0) } }; 2 + connections::MOST];
 
 struct Open {
     /// Its number, or 0, which is standard input's.
@@ -105,20 +105,30 @@ fn listen() -> io::Result<Descriptor> {
     Descriptor::keep(listener.into_raw_fd())
 }
 
-/// How many connections there may be; one more takes the place of the oldest.
-const MOST_CONNECTIONS: usize = 16;
-
 /// Bytes of a request, its end not counted.
 const MOST_BYTES: usize = 256;
 
 /// For an answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the thread works with.
-struct Server {
-    listener: Descriptor,
-    /// The oldest first.
-    connections: Vec<Connection>,
+/// Answers whoever asks, for as long as there is a socket or one to be had.
+fn serve(mut listener: Descriptor) {
+    let mut connections = Connections::new();
+    loop {
+        connections.wait(listener.number());
+        if listener.get().is_none() {
+            // The program has closed all descriptors, as daemons do when they begin.
+            match listen() {
+                Ok(new) => listener = new,
+                Err(_) => return,
+            }
+        }
+        connections.accept(|| {
+            let descriptor = listener.accept()?;
+            Ok(descriptor.is_of_the_same_user().then(|| Connection::of(descriptor)))
+        });
+        connections.go_on();
+    }
 }
 
 struct Connection {
@@ -130,73 +140,20 @@ struct Connection {
     until: Option<Instant>,
 }
 
-impl Server {
-    /// Waits until there is something to be done, and does it; `false` if there is no socket any more, nor
-    /// one to be had.
-    fn turn(&mut self) -> bool {
-        self.wait();
-        if self.listener.get().is_none() {
-            // The program has closed all descriptors, as daemons do when they begin.
-            match listen() {
-                Ok(listener) => self.listener = listener,
-                Err(_) => return false,
-            }
-        }
-        self.accept();
-        self.connections.retain_mut(|connection| {
-            contain(|| connection.go_on()).unwrap_or(false)
-                && connection.until.is_none_or(|until| Instant::now() < until)
-        });
-        true
+impl connections::Connection for Connection {
+    fn number(&self) -> c_int {
+        self.descriptor.number()
     }
 
-    fn wait(&self) {
-        let wanted =
-            |descriptor: &Descriptor, events| libc::pollfd { fd: descriptor.number(), events, revents: 0 };
-        let mut descriptors = vec![wanted(&self.listener, libc::POLLIN)];
-        descriptors.extend(self.connections.iter().map(|connection| {
-            let events = if connection.answer.is_empty() { libc::POLLIN } else { libc::POLLOUT };
-            wanted(&connection.descriptor, events)
-        }));
-        let until = self.connections.iter().filter_map(|connection| connection.until).min();
-        let milliseconds = until.map_or(-1, |until| {
-            let left = until.saturating_duration_since(Instant::now());
-            i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1)
-        });
-        // SAFETY: the list is there, and has that length.
-        unsafe { libc::poll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, milliseconds) };
+    fn events(&self) -> c_short {
+        if self.answer.is_empty() { libc::POLLIN } else { libc::POLLOUT }
     }
 
-    fn accept(&mut self) {
-        for _ in 0..MOST_CONNECTIONS {
-            let descriptor = match self.listener.accept() {
-                Ok(descriptor) => descriptor,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    // No descriptors are left, or alike; the connection still waits.
-                    std::thread::sleep(Duration::from_millis(100));
-                    return;
-                }
-            };
-            if !descriptor.is_of_the_same_user() {
-                continue;
-            }
-            if self.connections.len() == MOST_CONNECTIONS {
-                self.connections.remove(0);
-            }
-            self.connections.push(Connection {
-                descriptor,
-                request: Vec::new(),
-                answer: Vec::new(),
-                sent: 0,
-                until: None,
-            });
-        }
+    fn until(&self) -> Option<Instant> {
+        self.until
     }
-}
 
-impl Connection {
-    /// Sends what is left to be sent, or reads what has come and answers it; `false` at the end.
+    /// Sends what is left to be sent, or reads what has come and answers it.
     fn go_on(&mut self) -> bool {
         loop {
             if self.answer.is_empty() {
@@ -222,6 +179,12 @@ impl Connection {
                 (self.sent, self.until) = (0, None);
             }
         }
+    }
+}
+
+impl Connection {
+    const fn of(descriptor: Descriptor) -> Self {
+        Self { descriptor, request: Vec::new(), answer: Vec::new(), sent: 0, until: None }
     }
 
     /// Whether the next request has no end where it must have one. Behind that others may follow, as many
