@@ -138,35 +138,49 @@ impl Display for Services<'_> {
         };
         let order = arrange(rows.len(), |row| rows[row].parent, |row| key(&rows[row]));
         let whole = rows.iter().map(|row| row.usage.peak_bytes.max(row.usage.bytes())).max().unwrap_or(0);
+        // Most programs have none of these.
+        let has_limits = rows.iter().any(|row| row.hard_limit.is_some());
+        let has_denied = rows.iter().any(|row| row.usage.denied > 0);
         f.write_str(
-            "<div class=\"wide\"><table><thead><tr><th scope=\"col\">service</th><th scope=\"col\">live</th>\
-             <th scope=\"col\">peak</th><th scope=\"col\" class=\"bars\"><span class=\"hidden\">live of \
-             peak</span></th><th scope=\"col\">hard limit</th><th scope=\"col\">blocks</th>\
-             <th scope=\"col\">allocated</th><th scope=\"col\">denied</th></tr></thead><tbody>\n",
+            "<div class=\"wide services\"><table><thead><tr><th scope=\"col\">service</th>\
+             <th scope=\"col\">live</th><th scope=\"col\">peak</th><th scope=\"col\" class=\"bars\">\
+             <span class=\"hidden\">live of peak</span></th>",
         )?;
+        let columns =
+            [(has_limits, "hard limit"), (true, "blocks"), (true, "allocated"), (has_denied, "denied")];
+        let shown = columns.iter().filter(|(is_shown, _)| *is_shown);
+        for (_, name) in shown.clone() {
+            write!(f, "<th scope=\"col\">{name}</th>")?;
+        }
+        f.write_str("</tr></thead><tbody>\n")?;
         for (row, depth) in order.iter().take(self.most) {
             let row = &rows[*row];
             let usage = &row.usage;
-            let limit = row.hard_limit.map_or("–".to_owned(), bytes);
-            writeln!(
+            write!(
                 f,
                 "<tr><th scope=\"row\" style=\"padding-left:{}rem\"><span class=\"name\">{}</span></th><td>{}</td>\
-                 <td>{}</td><td class=\"bars\">{}</td><td>{limit}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                 <td>{}</td><td class=\"bars\">{}</td>",
                 (*depth).min(8),
                 Escaped(&title(row)),
                 bytes(usage.bytes()),
                 bytes(usage.peak_bytes),
                 Bar { part: usage.bytes(), mark: usage.peak_bytes, whole },
-                grouped(usage.blocks()),
-                bytes(usage.allocated_bytes),
-                grouped(usage.denied),
             )?;
+            if has_limits {
+                write!(f, "<td>{}</td>", row.hard_limit.map_or("–".to_owned(), bytes))?;
+            }
+            write!(f, "<td>{}</td><td>{}</td>", grouped(usage.blocks()), bytes(usage.allocated_bytes))?;
+            if has_denied {
+                write!(f, "<td>{}</td>", grouped(usage.denied))?;
+            }
+            f.write_str("</tr>\n")?;
         }
         if order.len() > self.most {
             let hidden = order.len() - self.most;
             writeln!(
                 f,
-                "<tr><th scope=\"row\" class=\"soft\" colspan=\"8\">{} more</th></tr>",
+                "<tr><th scope=\"row\" class=\"soft\" colspan=\"{}\">{} more</th></tr>",
+                4 + shown.count(),
                 grouped(hidden as u64)
             )?;
         }
@@ -312,6 +326,19 @@ mod tests {
             assert!(!page.contains(outside), "{outside}");
         }
         assert!(page.contains("padding-left:1rem") && page.contains("−3 B"), "{page}");
+    }
+
+    #[test]
+    fn columns_that_would_be_empty_are_left_out() {
+        let mut all = [process(1)];
+        let has =
+            |all: &[Process], column: &str| page(&all[0], all, &[], 10).contains(&format!(">{column}</th>"));
+        assert_eq!(["blocks", "hard limit", "denied"].map(|column| has(&all, column)), [true, false, false]);
+        all[0].reports[0].snapshot.rows[1].hard_limit = Some(3 << 20);
+        assert_eq!(["blocks", "hard limit", "denied"].map(|column| has(&all, column)), [true, true, false]);
+        assert!(page(&all[0], &all, &[], 10).contains("<td>3.0 MiB</td>"));
+        all[0].reports[0].snapshot.rows[0].usage.denied = 4321;
+        assert!(has(&all, "denied") && page(&all[0], &all, &[], 10).contains("<td>4,321</td></tr>"));
     }
 
     #[test]
