@@ -24,12 +24,28 @@ pub fn usage(record: &Record) -> Usage {
 ///
 /// Goes through the shards once for each run of `RUN` slots, so that the
 /// second look at a cell finds it in the cache.
-pub fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
+pub fn usages(each: impl FnMut(&'static Record, Usage)) -> Usage {
+    let (mut total, live) = usages_between(0, u32::MAX, each);
+    total.denied = slots::denied();
+    total.peak_bytes = PEAK.fetch_max(live, Ordering::Relaxed).max(live).max(total.bytes());
+    total
+}
+
+/// Sums up the services with slots from `first` to the one before `end`, and all that ever had one of these
+/// slots: what they have allocated and freed, and what was live of it at one moment at least. Services up to
+/// the next multiple of `RUN` may come with them.
+pub(crate) fn usages_between(
+    first: u32,
+    end: u32,
+    mut each: impl FnMut(&'static Record, Usage),
+) -> (Usage, u64) {
+    let first = first / RUN as u32 * RUN as u32;
+    let end = end.min(slots::end());
     let mut total = Usage::default();
     let mut sums = [Usage::default(); RUN];
     let mut freed_after = [0_u64; RUN];
     let mut live = 0_u64;
-    for first in (0..slots::end()).step_by(RUN) {
+    for first in (first..end).step_by(RUN) {
         let records = || {
             let slots = (first..slots::end()).take(RUN).filter_map(Slot::new);
             slots.filter_map(|slot| Some((Place::of(slot), slots::any_record(slot)?)))
@@ -82,9 +98,19 @@ pub fn usages(mut each: impl FnMut(&'static Record, Usage)) -> Usage {
             .fold(live, u64::saturating_add);
         total = sums.into_iter().fold(total, Usage::and);
     }
-    total.denied = slots::denied();
-    total.peak_bytes = PEAK.fetch_max(live, Ordering::Relaxed).max(live).max(total.bytes());
-    total
+    (total, live)
+}
+
+/// Sums up the service that has a slot, if one has.
+#[cfg(all(feature = "report", target_os = "linux"))]
+pub(crate) fn usage_in(slot: u32, each: impl FnOnce(&'static Record, Usage)) {
+    let Some(record) = Slot::new(slot).and_then(slots::record) else { return };
+    if record.lifecycle().pin() {
+        if record.lifecycle().is_in_use() {
+            each(record, usage(record));
+        }
+        record.lifecycle().unpin();
+    }
 }
 
 /// What is live at least, by frees that were added up after the allocations.

@@ -35,6 +35,8 @@ pub enum Command {
 /// Runs a program, and says at its end who held its memory.
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Threads whose names differ in numbers alone are one: worker-1 and worker-2 are worker-*.
+
 The program's output and status are as without dogtag. Its children are counted as well: each writes
 a report of its own to the same file. While it runs, `dogtag top` shows it.
 
@@ -112,8 +114,8 @@ Examples:
 pub struct Top {
     /// The process.
     pub pid: Option<u32>,
-    /// Milliseconds between two readings [default: 1000, or more where they cost the process more than
-    /// 0.1 % of its time].
+    /// Milliseconds between two readings of all services [default: 1000; where that would cost the process more
+    /// than 0.1 % of its time, only those on the screen, and some of the others in turn].
     #[arg(short, long, value_name = "MILLISECONDS",
           value_parser = clap::value_parser!(u64).range(50..=3_600_000))]
     pub delay: Option<u64>,

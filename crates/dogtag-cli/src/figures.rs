@@ -14,6 +14,9 @@ pub struct Figures {
     pub totals: Usage,
     pub lost_bytes: u64,
     pub lost_blocks: u64,
+    /// How many slots there are.
+    #[serde(skip)]
+    pub slots: u32,
     pub services: Vec<Service>,
 }
 
@@ -31,6 +34,9 @@ pub struct Service {
     pub hard_limit: Option<u64>,
     pub soft_limit: Option<u64>,
     pub name: String,
+    /// The time of its figures.
+    #[serde(skip)]
+    pub read_at: u64,
 }
 
 /// What is left to be read.
@@ -66,7 +72,7 @@ impl Rest<'_> {
         self.u64().map(|bytes| (bytes != u64::MAX).then_some(bytes))
     }
 
-    fn service(&mut self) -> Option<Service> {
+    fn service(&mut self, read_at: u64) -> Option<Service> {
         let id = (self.u32()?, self.u64()?);
         let parent = (self.u32()?, self.u64()?);
         let handle = self.u32()?;
@@ -85,6 +91,7 @@ impl Rest<'_> {
             hard_limit,
             soft_limit,
             name: String::from_utf8_lossy(name).into_owned(),
+            read_at,
         })
     }
 }
@@ -95,13 +102,14 @@ impl Figures {
         let mut rest = Rest(body);
         let (time, cost, totals) = (rest.u64()?, rest.u64()?, rest.usage()?);
         let (lost_bytes, lost_blocks) = (rest.u64()?, rest.u64()?);
-        let services = (0..rest.u32()?).map(|_| rest.service()).collect::<Option<Vec<_>>>()?;
+        let slots = rest.u32()?;
+        let services = (0..rest.u32()?).map(|_| rest.service(time)).collect::<Option<Vec<_>>>()?;
         // Those that have ended, but for what is done then.
         let services = services
             .into_iter()
             .filter(|service| !service.is_retired || service.usage.blocks() > 0)
             .collect();
-        rest.0.is_empty().then_some(Self { time, cost, totals, lost_bytes, lost_blocks, services })
+        rest.0.is_empty().then_some(Self { time, cost, totals, lost_bytes, lost_blocks, slots, services })
     }
 }
 
@@ -117,6 +125,8 @@ pub mod tests {
         for number in [time, time * 1000].into_iter().chain(usage(total)).chain([0, 0]) {
             body.extend(number.to_le_bytes());
         }
+        let end = services.iter().map(|(_, slot, ..)| slot + 1).max().unwrap_or(0);
+        body.extend(end.to_le_bytes());
         body.extend((services.len() as u32).to_le_bytes());
         for (name, slot, parent, live) in services {
             body.extend(slot.to_le_bytes());
@@ -138,6 +148,7 @@ pub mod tests {
         let body = sent(7, &[("a", 1, None, 100), ("b", 2, Some(1), 50)]);
         let figures = Figures::parse(&body).unwrap();
         assert_eq!((figures.time, figures.cost, figures.totals.bytes()), (7, 7000, 150));
+        assert_eq!((figures.slots, figures.services[0].read_at), (3, 7));
         let b = &figures.services[1];
         assert_eq!((b.name.as_str(), b.id, b.parent, b.handle), ("b", (2, 1), Some((1, 1)), 102));
         assert_eq!(

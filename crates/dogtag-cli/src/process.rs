@@ -8,13 +8,13 @@ use crate::size::printable;
 use dogtag::Balance;
 use serde::Deserialize;
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What begins each line of the protocol that is spoken here.
 const VERSION: &str = "dogtag/1";
@@ -104,7 +104,17 @@ impl Process {
     }
 
     pub fn figures(&mut self) -> Result<Figures, Failure> {
-        let body = self.ask("figures", PATIENCE)?;
+        self.figures_by("figures")
+    }
+
+    /// Returns the figures of the services with slots from one to the one before another, and of as many
+    /// others as a request holds. Others may be among them.
+    pub fn part(&mut self, first: u32, end: u32, others: &[u32]) -> Result<Figures, Failure> {
+        self.figures_by(&part(first, end, others))
+    }
+
+    fn figures_by(&mut self, request: &str) -> Result<Figures, Failure> {
+        let body = self.ask(request, PATIENCE)?;
         Figures::parse(&body).ok_or_else(|| Failure::new(format!("{} is cut off", self.what("figures"))))
     }
 
@@ -175,18 +185,17 @@ impl Process {
     /// Sends a request, and returns the version, the state and the body of the answer.
     fn exchange(&mut self, request: &str, patience: Duration) -> io::Result<(String, String, Vec<u8>)> {
         let no_answer = |what: &str| io::Error::new(ErrorKind::InvalidData, what.to_owned());
-        self.stream.set_write_timeout(Some(patience))?;
-        self.stream.set_read_timeout(Some(patience))?;
-        self.stream.write_all(format!("{VERSION} {request}\n").as_bytes())?;
+        let mut timed = Timed { stream: &self.stream, until: Instant::now() + patience };
+        timed.write_all(format!("{VERSION} {request}\n").as_bytes())?;
+        let mut reader = BufReader::new(timed);
         let mut line = Vec::new();
-        loop {
-            let mut byte = [0];
-            self.stream.read_exact(&mut byte)?;
-            match byte {
-                [b'\n'] => break,
-                _ if line.len() == 100 => return Err(no_answer("its answer has no length")),
-                [byte] => line.push(byte),
-            }
+        reader.by_ref().take(100).read_until(b'\n', &mut line)?;
+        if line.pop() != Some(b'\n') {
+            return Err(if line.len() == 99 {
+                no_answer("its answer has no length")
+            } else {
+                ErrorKind::UnexpectedEof.into()
+            });
         }
         let line = String::from_utf8(line).map_err(|_| no_answer("its answer is no text"))?;
         let [version, state, length] = line.split(' ').collect::<Vec<_>>()[..] else {
@@ -198,13 +207,59 @@ impl Process {
         let length = length.parse().ok().filter(|length| version == VERSION && *length <= MOST_BYTES);
         let length: u64 = length.ok_or_else(|| no_answer("its answer is of another form"))?;
         let mut body = Vec::new();
-        (&mut self.stream).take(length).read_to_end(&mut body)?;
-        if body.len() as u64 == length {
-            Ok((version.to_owned(), state.to_owned(), body))
-        } else {
-            Err(ErrorKind::UnexpectedEof.into())
+        reader.by_ref().take(length).read_to_end(&mut body)?;
+        if body.len() as u64 != length {
+            return Err(ErrorKind::UnexpectedEof.into());
         }
+        if !reader.buffer().is_empty() {
+            return Err(no_answer("it says more than was asked"));
+        }
+        Ok((version.to_owned(), state.to_owned(), body))
     }
+}
+
+/// A connection until a certain time, however often something comes.
+struct Timed<'a> {
+    stream: &'a UnixStream,
+    until: Instant,
+}
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, place: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(place)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A request, which has 256 bytes at most with the version before it.
+fn part(first: u32, end: u32, others: &[u32]) -> String {
+    let mut request = format!("part {first}-{end}");
+    for slot in others {
+        let word = format!(",{slot}");
+        if VERSION.len() + 1 + request.len() + word.len() > 256 {
+            break;
+        }
+        request.push_str(&word);
+    }
+    request
 }
 
 /// What is said where there is no process.
@@ -330,12 +385,43 @@ mod tests {
             (b"HTTP/1.1 400 Bad Request\r\n", "does not speak dogtag/1"),
             (&[b'a'; 200], "does not speak dogtag/1"),
             (b"\xff\n", "does not speak dogtag/1"),
+            (b"dogtag/1 ok 3\nabcd", "does not speak dogtag/1"),
         ] {
             let failure = answering(answer).heap().unwrap_err();
             assert!(failure.message.contains(expected) && failure.status == 2, "{answer:?}: {failure}");
         }
         assert!(answering(b"dogtag/1 ok 2\n{}").hello().unwrap_err().message.contains("missing field"));
         assert!(answering(b"dogtag/1 ok 2\n{}").figures().unwrap_err().message.contains("cut off"));
+    }
+
+    #[test]
+    fn who_answers_bit_by_bit_is_waited_for_no_longer() {
+        for answer in
+            [&b"dogtag/1 ok 00000000000000000003\nabc"[..], b"dogtag/1 ok 30\nbit by bit, and with no end..."]
+        {
+            let (own, mut other) = UnixStream::pair().unwrap();
+            let answering = thread::spawn(move || {
+                let mut request = [0; 64];
+                let _ = other.read(&mut request);
+                for byte in answer {
+                    thread::sleep(Duration::from_millis(20));
+                    if other.write_all(&[*byte]).is_err() {
+                        return;
+                    }
+                }
+            });
+            let failure = Process::of(own).ask("hello", Duration::from_millis(300)).unwrap_err();
+            assert!(failure.message.ends_with("does not answer"), "{failure}");
+            answering.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn requests_are_as_long_as_they_may_be() {
+        assert_eq!(part(0, 64, &[7, 100]), "part 0-64,7,100");
+        let long = part(0, 64, &[4_000_000_000; 100]);
+        assert_eq!(long.len() + VERSION.len() + 1, 249);
+        assert!(long.ends_with(",4000000000"), "{long}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `hello` | JSON: the program, its number, whether the profiler runs |
 //! | `figures` | all services' figures, as [`figures`] writes them |
+//! | `part FIRST-END,SLOT,…` | the figures of the services with these slots alone |
 //! | `balance` | the balance as JSON |
 //! | `report` | a report as a line of JSON |
 //! | `heap` | a heap profile: gzipped protobuf, as pprof has it |
@@ -14,6 +15,7 @@
 //! | `stop` | stops the profiler |
 
 use crate::balance::balance;
+use crate::ledger::slots::{Record, denied, end};
 use crate::ledger::{self, anomalies};
 use crate::report::json::{Json, Object};
 use crate::report::taken::{Occasion, Parts, Report, milliseconds, program};
@@ -61,7 +63,8 @@ fn fill(request: &[u8], body: &mut Vec<u8>) -> Result<(), String> {
     let (word, argument) = (words.next().unwrap_or_default(), words.next());
     match (word, argument) {
         ("hello", None) => body.extend_from_slice(hello().as_bytes()),
-        ("figures", None) => figures(body),
+        ("figures", None) => figures(body, |each| ledger::usages(each)),
+        ("part", Some(slots)) => part(slots, body)?,
         ("balance", None) => {
             let mut text = String::new();
             balance().append_to(&mut text);
@@ -89,23 +92,47 @@ fn hello() -> String {
     text
 }
 
-/// Appends the figures of all services: numbers in little-endian order, of 64 bits but where it says so.
+/// Appends the figures of some services: those with slots from the first number to the one before the
+/// second, and of the slots behind these. Others may come with them.
+///
+/// Who watches many services, over many threads, asks for the ones that are seen, and for a part of the
+/// others each time, since to add up all of them takes milliseconds.
+fn part(slots: &str, body: &mut Vec<u8>) -> Result<(), String> {
+    let numbers = || {
+        let mut words = slots.split(',');
+        let (first, end) = words.next()?.split_once('-')?;
+        let others: Option<Vec<u32>> = words.map(|word| word.parse().ok()).collect();
+        Some((first.parse().ok()?, end.parse().ok()?, others?))
+    };
+    let (first, end, others) = numbers().ok_or_else(|| format!("{slots:?} are no slots"))?;
+    figures(body, |each| {
+        for slot in others {
+            ledger::usage_in(slot, &mut *each);
+        }
+        let (usage, _) = ledger::usages_between(first, end, each);
+        Usage { denied: denied(), ..usage }
+    });
+    Ok(())
+}
+
+/// Appends the figures of services: numbers in little-endian order, of 64 bits but where it says so.
 ///
 /// First the time in milliseconds since 1970, the processor time in nanoseconds that answers have taken so
-/// far, the totals, the lost bytes and blocks, and the number of services (32 bits). Then of each service
-/// its slot (32) and generation, its parent's or `u32::MAX` and 0, its handle (32), whether it is retired
-/// (8), its usage, its hard and soft limit or `u64::MAX`, and its name's length (16) and bytes.
+/// far, the totals, the lost bytes and blocks, how many slots there are (32 bits), and the number of services
+/// (32). Then of each service its slot (32) and generation, its parent's or `u32::MAX` and 0, its handle (32),
+/// whether it is retired (8), its usage, its hard and soft limit or `u64::MAX`, and its name's length (16) and
+/// bytes.
 ///
 /// A usage is the bytes and blocks that were allocated, those that were freed, denied allocations, and the
-/// peak.
-fn figures(body: &mut Vec<u8>) {
+/// peak. Of a part the totals are those of its slots, but for denied allocations.
+fn figures(body: &mut Vec<u8>, add_up: impl FnOnce(&mut dyn FnMut(&'static Record, Usage)) -> Usage) {
     body.extend_from_slice(&milliseconds(SystemTime::now()).to_le_bytes());
     body.extend_from_slice(&own_processor_time().to_le_bytes());
     let totals_at = body.len();
     // Figures that are known at the end.
-    body.extend_from_slice(&[0; 8 * 8 + 4]);
+    body.extend_from_slice(&[0; 8 * 8 + 4 + 4]);
     let mut services = 0_u32;
-    let totals = ledger::usages(|record, usage| {
+    let totals = add_up(&mut |record, usage| {
         let name = record.name().as_bytes();
         let name = &name[..name.len().min(u16::MAX.into())];
         let (slot, generation) = record.identity();
@@ -132,7 +159,8 @@ fn figures(body: &mut Vec<u8>) {
         body[place..place + 8].copy_from_slice(&number.to_le_bytes());
         place += 8;
     }
-    body[place..place + 4].copy_from_slice(&services.to_le_bytes());
+    body[place..place + 4].copy_from_slice(&end().to_le_bytes());
+    body[place + 4..place + 8].copy_from_slice(&services.to_le_bytes());
 }
 
 const fn numbers(usage: &Usage) -> [u64; 6] {
@@ -229,6 +257,13 @@ mod tests {
             ("dogtag/1 balance", "dogtag/1 ok"),
             ("dogtag/1 report", "dogtag/1 ok"),
             ("dogtag/1 hello you", "dogtag/1 refused"),
+            ("dogtag/1 part 0-64", "dogtag/1 ok"),
+            ("dogtag/1 part 0-0,4294967295,1", "dogtag/1 ok"),
+            ("dogtag/1 part 4294967295-4294967295", "dogtag/1 ok"),
+            ("dogtag/1 part", "dogtag/1 refused"),
+            ("dogtag/1 part 7", "dogtag/1 refused"),
+            ("dogtag/1 part 0-1,", "dogtag/1 refused"),
+            ("dogtag/1 part 0-4294967296", "dogtag/1 refused"),
             ("dogtag/1 sample", "dogtag/1 refused"),
             ("dogtag/1 sample none", "dogtag/1 refused"),
             ("dogtag/1", "dogtag/1 refused"),
@@ -250,19 +285,37 @@ mod tests {
         let kept = crate::Service::builder("figures-are-sent").hard_limit(1 << 20).register().unwrap();
         let (_, body) = answer("dogtag/1 figures");
         let number = |at: usize| u64::from_le_bytes(body[at..at + 8].try_into().unwrap());
-        let services = u32::from_le_bytes(body[80..84].try_into().unwrap());
-        let mut at = 84;
-        let mut found = 0;
+        let found: Vec<usize> = services(&body).into_iter().filter(|at| is_named(&body, *at)).collect();
+        let [at] = found[..] else { panic!("{found:?}") };
+        assert_eq!((number(at + 77), number(at + 85)), (1 << 20, u64::MAX));
+        assert_eq!(body[at + 24..at + 28], kept.handle().to_le_bytes());
+        // Alone, and in its run.
+        let slot = u32::from_le_bytes(body[at..at + 4].try_into().unwrap());
+        let (_, alone) = answer(&format!("dogtag/1 part 0-0,{slot}"));
+        let [at_alone] = services(&alone)[..] else { panic!("{alone:?}") };
+        assert_eq!(alone[at_alone..at_alone + 77], body[at..at + 77]);
+        let (_, run) = answer(&format!("dogtag/1 part {slot}-{}", slot + 1));
+        let found = services(&run);
+        assert!((1..=64).contains(&found.len()), "{found:?}");
+        assert_eq!(found.into_iter().filter(|at| is_named(&run, *at)).count(), 1);
+        // Behind all of them there is nothing.
+        assert!(services(&answer("dogtag/1 part 4000000000-4000000064").1).is_empty());
+    }
+
+    /// Where each service of an answer begins.
+    fn services(body: &[u8]) -> Vec<usize> {
+        let services = u32::from_le_bytes(body[84..88].try_into().unwrap());
+        let mut at = 88;
+        let mut all = Vec::new();
         for _ in 0..services {
-            let name_at = at + 95;
-            let length = usize::from(u16::from_le_bytes(body[at + 93..name_at].try_into().unwrap()));
-            if &body[name_at..name_at + length] == b"figures-are-sent" {
-                found += 1;
-                assert_eq!((number(at + 77), number(at + 85)), (1 << 20, u64::MAX));
-                assert_eq!(body[at + 24..at + 28], kept.handle().to_le_bytes());
-            }
-            at = name_at + length;
+            all.push(at);
+            at += 95 + usize::from(u16::from_le_bytes(body[at + 93..at + 95].try_into().unwrap()));
         }
-        assert_eq!((found, at), (1, body.len()));
+        assert_eq!(at, body.len());
+        all
+    }
+
+    fn is_named(body: &[u8], at: usize) -> bool {
+        body[at + 95..].starts_with(b"figures-are-sent")
     }
 }

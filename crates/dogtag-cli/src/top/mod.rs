@@ -1,5 +1,6 @@
 //! `dogtag top`: who holds the memory of a process now, as it changes.
 
+mod rounds;
 mod state;
 mod view;
 
@@ -14,10 +15,11 @@ use crate::stop;
 use dogtag::Balance;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use rounds::{Question, Rounds};
 use state::{Next, State};
-use std::fmt::Write;
 use std::io::{IsTerminal, stdin, stdout};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -53,11 +55,13 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let state = State::new(&program, process.pid);
     let (sender, receiver) = sync_channel(1);
     let interval = arguments.delay.map(Duration::from_millis);
-    thread::spawn(move || ask(process, interval, &sender));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let asked = Arc::clone(&seen);
+    thread::spawn(move || ask(process, interval, &asked, &sender));
     stop::heed();
     // From here on a panic restores the terminal, too.
     let mut terminal = ratatui::try_init().context("the terminal")?;
-    let shown = show(&mut terminal, state, &receiver);
+    let shown = show(&mut terminal, state, &seen, &receiver);
     ratatui::restore();
     shown.context("the terminal")?;
     match stop::signal() {
@@ -67,30 +71,33 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Lists processes with what they hold.
+/// Lists processes with what they hold. All are asked at once, so that some that do not answer take no more
+/// time than one.
 fn list(processes: &mut [Process]) -> String {
     let mut text =
         format!("{:>9}  {:<32}  {:>11}  {:>11}  {:>9}\n", "pid", "program", "live", "peak", "services");
     text.push_str(&"─".repeat(80));
     text.push('\n');
-    for process in processes {
-        let line = process.hello().and_then(|hello| Ok((hello, process.figures()?)));
-        // A string takes all that is written.
-        let _ = match line {
-            Ok((hello, figures)) => writeln!(
-                text,
-                "{:>9}  {:<32}  {:>11}  {:>11}  {:>9}",
-                process.pid,
-                base_name(&hello.program),
-                bytes(figures.totals.bytes()),
-                bytes(peak(&figures)),
-                figures.services.len(),
-            ),
-            Err(failure) => writeln!(text, "{:>9}  {failure}", process.pid),
-        };
-    }
+    thread::scope(|scope| {
+        let lines: Vec<_> = processes.iter_mut().map(|process| scope.spawn(|| line(process))).collect();
+        lines.into_iter().filter_map(|line| line.join().ok()).for_each(|line| text.push_str(&line));
+    });
     text.push_str("\ndogtag top PID shows one of them.\n");
     text
+}
+
+fn line(process: &mut Process) -> String {
+    match process.hello().and_then(|hello| Ok((hello, process.figures()?))) {
+        Ok((hello, figures)) => format!(
+            "{:>9}  {:<32}  {:>11}  {:>11}  {:>9}\n",
+            process.pid,
+            base_name(&hello.program),
+            bytes(figures.totals.bytes()),
+            bytes(peak(&figures)),
+            figures.services.len(),
+        ),
+        Err(failure) => format!("{:>9}  {failure}\n", process.pid),
+    }
 }
 
 /// A total's peak is that of its readings only.
@@ -99,44 +106,68 @@ fn peak(figures: &Figures) -> u64 {
     services.chain([figures.totals.peak_bytes]).max().unwrap_or(0)
 }
 
-/// How often the process is asked: figures may cost it a thousandth of its time, and balances half of that.
+/// How often the process is asked, and for how much: figures may cost it seven ten-thousandths of its time,
+/// and balances three.
 struct Pace {
     /// Between two figures, whatever they cost.
     interval: Option<Duration>,
-    /// What had been spent when the last ones were asked for, and whether a balance was, too.
-    last: Option<(u64, bool)>,
-    cost_of_figures: Duration,
+    /// What was asked for last, what had been spent then, and whether a balance was asked for, too.
+    last: Option<(Question, u64, bool)>,
+    /// What all figures have cost, and what a part of them.
+    costs: (Duration, Duration),
     next_balance: Instant,
+    rounds: Rounds,
 }
+
+/// Between two figures.
+const USUAL: Duration = Duration::from_secs(1);
+
+/// What figures may cost, as a share of the time between them: one part of so many.
+const FIGURES: u32 = 1430;
+
+/// The same of balances.
+const BALANCES: u32 = 3330;
 
 impl Pace {
     fn new(interval: Option<Duration>, now: Instant) -> Self {
-        Self { interval, last: None, cost_of_figures: Duration::ZERO, next_balance: now }
+        let rounds = Rounds::default();
+        Self { interval, last: None, costs: (Duration::ZERO, Duration::ZERO), next_balance: now, rounds }
     }
 
-    /// Notes what has been spent so far, and returns whether it is time for a balance.
-    fn begin(&mut self, spent: u64, now: Instant) -> bool {
-        if let Some((before, had_balance)) = self.last {
-            let cost = Duration::from_nanos(spent.saturating_sub(before));
-            if had_balance {
-                let pause = cost.saturating_sub(self.cost_of_figures) * 2000;
+    /// Returns what is to be asked for, with the services that are seen.
+    fn question(&self, seen: &[u32]) -> Question {
+        // Somebody has said how often all shall be asked for.
+        if self.interval.is_some() { Question::All } else { self.rounds.question(seen) }
+    }
+
+    /// Takes an answer: returns all figures, and whether it is time for a balance.
+    fn take(&mut self, question: Question, figures: Figures, now: Instant) -> (Figures, bool) {
+        let spent = figures.cost;
+        if let Some((before, spent_before, had_balance)) = &self.last {
+            let cost = Duration::from_nanos(spent.saturating_sub(*spent_before));
+            let of_figures = if *before == Question::All { &mut self.costs.0 } else { &mut self.costs.1 };
+            if *had_balance {
+                let pause = cost.saturating_sub(*of_figures) * BALANCES;
                 self.next_balance = now + pause.clamp(Duration::from_secs(5), Duration::from_secs(60));
             } else {
-                self.cost_of_figures = cost;
+                *of_figures = cost;
+                self.rounds.heed(before, cost, USUAL / FIGURES);
             }
         }
         // First it has to be known what figures cost.
-        let has_balance = self.last.is_some_and(|(_, had_balance)| !had_balance) && now >= self.next_balance;
-        self.last = Some((spent, has_balance));
-        has_balance
+        let has_balance =
+            self.last.as_ref().is_some_and(|(.., had_balance)| !had_balance) && now >= self.next_balance;
+        let figures = self.rounds.take(&question, figures);
+        self.last = Some((question, spent, has_balance));
+        (figures, has_balance)
     }
 
     /// The time from one question to the next.
     fn pause(&self) -> Duration {
-        const USUAL: Duration = Duration::from_secs(1);
         const LONGEST: Duration = Duration::from_secs(60);
 
-        self.interval.unwrap_or((self.cost_of_figures * 1000).clamp(USUAL, LONGEST))
+        let cost = if self.question(&[]) == Question::All { self.costs.0 } else { self.costs.1 };
+        self.interval.unwrap_or((cost * FIGURES).clamp(USUAL, LONGEST))
     }
 }
 
@@ -151,15 +182,25 @@ enum News {
 
 /// Asks the process, for as long as somebody wants to know: a thread of its own, so that nothing else waits
 /// for a process that does not answer.
-fn ask(mut process: Process, interval: Option<Duration>, sender: &SyncSender<News>) {
+fn ask(mut process: Process, interval: Option<Duration>, seen: &Mutex<Vec<u32>>, sender: &SyncSender<News>) {
     let mut pace = Pace::new(interval, Instant::now());
     loop {
         let begun = Instant::now();
-        let mut news = vec![process.figures().map(News::Figures)];
-        if let Some(Ok(News::Figures(figures))) = news.first()
-            && pace.begin(figures.cost, begun)
-        {
-            news.push(process.balance().map(News::Balance));
+        let question = pace.question(&seen.lock().map(|seen| seen.clone()).unwrap_or_default());
+        let answer = match &question {
+            Question::All => process.figures(),
+            Question::Part(first, end, others) => process.part(*first, *end, others),
+        };
+        let mut news = Vec::new();
+        match answer {
+            Ok(figures) => {
+                let (figures, has_balance) = pace.take(question, figures, begun);
+                news.push(Ok(News::Figures(figures)));
+                if has_balance {
+                    news.push(process.balance().map(News::Balance));
+                }
+            }
+            Err(failure) => news.push(Err(failure)),
         }
         for news in news {
             let is_trouble = news.is_err();
@@ -188,7 +229,12 @@ fn reconnected(process: &mut Process, failure: Failure) -> News {
     }
 }
 
-fn show(terminal: &mut DefaultTerminal, mut state: State, receiver: &Receiver<News>) -> std::io::Result<()> {
+fn show(
+    terminal: &mut DefaultTerminal,
+    mut state: State,
+    seen: &Mutex<Vec<u32>>,
+    receiver: &Receiver<News>,
+) -> std::io::Result<()> {
     let mut is_new = true;
     while stop::signal().is_none() {
         loop {
@@ -206,6 +252,9 @@ fn show(terminal: &mut DefaultTerminal, mut state: State, receiver: &Receiver<Ne
         }
         if is_new {
             terminal.draw(|frame| view::draw(frame, &mut state))?;
+            if let Ok(mut seen) = seen.lock() {
+                *seen = state.seen();
+            }
             is_new = false;
         }
         if !event::poll(TICK)? {
@@ -238,23 +287,36 @@ fn suspend(terminal: &mut DefaultTerminal) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
+    /// Asks and answers, when so many nanoseconds have been spent.
+    fn taken(pace: &mut Pace, spent: u64, now: Instant) -> (Question, bool) {
+        let question = pace.question(&[1]);
+        let figures = Figures { cost: spent, slots: 10_000, ..Figures::default() };
+        let (_, has_balance) = pace.take(question.clone(), figures, now);
+        (question, has_balance)
+    }
+
     #[test]
     fn what_costs_more_is_asked_for_less_often() {
         let now = Instant::now();
         let after = |seconds| now + Duration::from_secs(seconds);
         let mut pace = Pace::new(None, now);
-        assert!(!pace.begin(1_000_000, now));
-        assert_eq!(pace.pause(), Duration::from_secs(1));
-        // Figures take 7 ms, and a balance 10 ms.
-        assert!(pace.begin(8_000_000, after(1)));
-        assert_eq!(pace.pause(), Duration::from_secs(7));
-        assert!(!pace.begin(25_000_000, after(8)));
-        assert_eq!(pace.pause(), Duration::from_secs(7));
-        assert!(!pace.begin(32_000_000, after(27)));
-        assert!(pace.begin(39_000_000, after(28)));
+        assert_eq!(taken(&mut pace, 1_000_000, now), (Question::All, false));
+        assert_eq!(pace.pause(), USUAL);
+        // All figures take 7 ms, and a balance 10 ms.
+        assert_eq!(taken(&mut pace, 8_000_000, after(1)), (Question::All, true));
+        assert_eq!(pace.pause(), USUAL);
+        let part = |first, end| Question::Part(first, end, if first == 0 { vec![] } else { vec![1] });
+        assert_eq!(taken(&mut pace, 25_000_000, after(2)), (part(0, 960), false));
+        // A part takes 0.7 ms.
+        assert_eq!(taken(&mut pace, 25_700_000, after(3)), (part(960, 1920), false));
+        assert_eq!(pace.pause(), Duration::from_millis(1001));
+        assert_eq!(taken(&mut pace, 26_400_000, after(34)), (part(1920, 2816), false));
+        assert_eq!(taken(&mut pace, 27_100_000, after(36)), (part(2816, 3712), true));
+        assert_eq!(taken(&mut pace, 40_000_000, after(37)), (part(3712, 4544), false));
         let mut fixed = Pace::new(Some(Duration::from_millis(50)), now);
-        assert!(!fixed.begin(0, now));
-        assert!(fixed.begin(9_000_000, after(1)));
+        assert_eq!(taken(&mut fixed, 0, now), (Question::All, false));
+        assert_eq!(taken(&mut fixed, 9_000_000, after(1)), (Question::All, true));
+        assert_eq!(taken(&mut fixed, 40_000_000, after(2)), (Question::All, false));
         assert_eq!(fixed.pause(), Duration::from_millis(50));
     }
 }

@@ -60,6 +60,37 @@ pub struct Line<'a> {
     pub history: Vec<u64>,
 }
 
+/// A service's live bytes, so far.
+#[derive(Debug, Default)]
+struct History {
+    /// At the last moments; where it was not asked for then, what was known.
+    moments: VecDeque<u64>,
+    /// Bytes in a second, between the last two times that it was asked for.
+    growth: i64,
+    /// The last time, and what was live.
+    last: Option<(u64, u64)>,
+}
+
+impl History {
+    fn take(&mut self, service: &Service) {
+        let (time, live) = (service.read_at, service.usage.bytes());
+        push(&mut self.moments, live);
+        match self.last {
+            Some((before, _)) if before == time => return,
+            Some((before, held)) => self.growth = growth(held, live, time.saturating_sub(before)),
+            None => {}
+        }
+        self.last = Some((time, live));
+    }
+}
+
+/// The bytes in a second, from what was held before and is held now, so many milliseconds later.
+fn growth(before: u64, now: u64, milliseconds: u64) -> i64 {
+    let growth = i128::from(now) - i128::from(before);
+    let limit = if growth < 0 { i64::MIN } else { i64::MAX };
+    i64::try_from(growth * 1000 / i128::from(milliseconds.max(1))).unwrap_or(limit)
+}
+
 /// All that is known of the process.
 #[derive(Debug)]
 pub struct State {
@@ -84,7 +115,7 @@ pub struct State {
     /// Lines that there is room for, as was drawn last.
     pub height: usize,
     /// Live bytes at the last moments, and their sum.
-    histories: HashMap<Id, VecDeque<u64>>,
+    histories: HashMap<Id, History>,
     totals: VecDeque<u64>,
     times: VecDeque<u64>,
     costs: VecDeque<u64>,
@@ -125,7 +156,7 @@ impl State {
         let mut histories = HashMap::with_capacity(figures.services.len());
         for service in &figures.services {
             let mut history = self.histories.remove(&service.id).unwrap_or_default();
-            push(&mut history, service.usage.bytes());
+            history.take(service);
             histories.insert(service.id, history);
         }
         // Those of services that have ended go.
@@ -143,26 +174,29 @@ impl State {
         }
     }
 
-    /// The bytes in a second by which a history has grown, between the last two moments.
-    fn growth(&self, history: &VecDeque<u64>) -> i64 {
+    /// The bytes in a second by which all have grown, between the last two moments.
+    pub fn total_growth(&self) -> i64 {
         let last_two = |values: &VecDeque<u64>| {
             let mut values = values.iter().rev().copied();
             Some((values.next()?, values.next()?))
         };
-        let (Some((now, before)), Some((later, earlier))) = (last_two(history), last_two(&self.times)) else {
-            return 0;
-        };
-        let milliseconds = later.saturating_sub(earlier).max(1);
-        let growth = i128::from(now) - i128::from(before);
-        i64::try_from(growth * 1000 / i128::from(milliseconds)).unwrap_or(if growth < 0 {
-            i64::MIN
-        } else {
-            i64::MAX
-        })
+        match (last_two(&self.totals), last_two(&self.times)) {
+            (Some((now, before)), Some((later, earlier))) => {
+                growth(before, now, later.saturating_sub(earlier))
+            }
+            _ => 0,
+        }
     }
 
-    pub fn total_growth(&self) -> i64 {
-        self.growth(&self.totals)
+    /// The milliseconds since the service was asked for that has waited the longest.
+    pub fn age(&self) -> u64 {
+        let oldest = self.figures.services.iter().map(|service| service.read_at).min();
+        oldest.map_or(0, |oldest| self.figures.time.saturating_sub(oldest))
+    }
+
+    /// The slots of the services that are on the screen.
+    pub fn seen(&self) -> Vec<u32> {
+        self.lines().iter().skip(self.first).take(self.height).map(|line| line.service.id.0).collect()
     }
 
     pub fn total_history(&self) -> Vec<u64> {
@@ -192,7 +226,7 @@ impl State {
             services.iter().map(|service| place.get(&service.parent?).copied()).collect();
         let growths: Vec<i64> = services
             .iter()
-            .map(|service| self.histories.get(&service.id).map_or(0, |history| self.growth(history)))
+            .map(|service| self.histories.get(&service.id).map_or(0, |history| history.growth))
             .collect();
         let mut live: Vec<u64> = services.iter().map(|service| service.usage.bytes()).collect();
         let mut growth = growths;
@@ -244,7 +278,7 @@ impl State {
             history: self
                 .histories
                 .get(&services[row].id)
-                .map(|history| history.iter().copied().collect())
+                .map(|history| history.moments.iter().copied().collect())
                 .unwrap_or_default(),
         });
         lines.collect()
@@ -407,6 +441,33 @@ pub mod tests {
         press(&mut state, "M");
         let lines = state.lines();
         assert_eq!((lines[0].live, lines[0].growth, lines[0].history.clone()), (180, 30, vec![100, 100]));
+    }
+
+    #[test]
+    fn services_that_are_not_asked_for_keep_their_growth() {
+        let mut state = state(&[BEFORE, AFTER]);
+        let taken = |state: &State| {
+            let line = |line: &Line<'_>| (line.live, line.growth, line.history.clone());
+            (line(&state.lines()[2]), state.age())
+        };
+        assert_eq!(taken(&state), ((80, 30, vec![50, 80]), 0));
+        let mut figures = Figures::parse(&sent(5000, AFTER)).unwrap();
+        figures.services[1].read_at = 1000;
+        state.take(figures.clone());
+        assert_eq!(taken(&state), ((80, 30, vec![50, 80, 80]), 4000));
+        // Asked for again: it grew over all that time.
+        figures.time = 6000;
+        figures.services.iter_mut().for_each(|service| service.read_at = 6000);
+        figures.services[1].usage.allocated_bytes += 100;
+        state.take(figures);
+        assert_eq!(
+            state.lines().iter().map(|line| (line.live, line.growth)).collect::<Vec<_>>(),
+            [(180, 20), (110, 0), (100, 0), (1, 0)]
+        );
+        assert_eq!(state.age(), 0);
+        // The second and third are on the screen.
+        state.first = 1;
+        assert_eq!(state.seen(), [3, 1]);
     }
 
     #[test]

@@ -42,6 +42,9 @@ fn heading(state: &State) -> Vec<Line<'static>> {
     if let Some(resident) = state.balance.as_ref().and_then(|balance| balance.resident) {
         first.push(format!("   RSS {}", bytes(resident)).into());
     }
+    if state.age() >= 2000 {
+        first.push(format!("   those not on the screen up to {} old", time(state.age())).into());
+    }
     if let Some(cost) = state.cost() {
         first.push(format!("   asking costs it {:.2} %", 100.0 * cost).into());
     }

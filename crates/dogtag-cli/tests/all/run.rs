@@ -4,7 +4,7 @@ use crate::place::{Done, Place, word};
 use serde_json::Value;
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
@@ -142,6 +142,15 @@ fn what_cannot_be_counted_is_told() {
         "#include <stddef.h>\nvoid *malloc(size_t n) { (void)n; return 0; }\nint main(void) { return 0; }";
     let program = place.compile("own", own, &["-rdynamic"]);
     place.run(["run", "--", word(&program)]).says(&["own has a malloc of its own"]);
+
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } == 0 {
+        let program = place.compile("rights", source, &[]);
+        chown(&program, Some(65_533), None).unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(0o4755)).unwrap();
+        let done = place.run(["run", "--", word(&program)]);
+        done.has_status(4).says(&["rights runs with more rights than yours (setuid)"]);
+    }
 
     let inside = "void *mi_malloc(unsigned long n) { (void)n; return 0; }\nint main(void) { return 0; }";
     let program = place.compile("inside", inside, &[]);

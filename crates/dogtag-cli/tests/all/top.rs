@@ -4,83 +4,12 @@ use crate::place::{Done, Place, word};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// Registers services by the library's own functions, which a program finds if it is preloaded, and has
 /// each of some threads allocate in all of them. Then it does as lines on standard input say.
-const SERVICES: &str = r#"
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <malloc.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
-struct scope { void *words[2]; };
-static int services, threads;
-static void **all;
-static unsigned long held[20000];
-static void *(*make)(const char *);
-static struct scope (*enter)(void *);
-static void (*leave)(struct scope);
-static pthread_barrier_t barrier;
-static void *work(void *argument) {
-    (void)argument;
-    for (int i = 0; i < services; i++) {
-        struct scope scope = enter(all[i]);
-        void *block = malloc(i + 1);
-        if (!block) abort();
-        // Of C's blocks all that can be used is counted.
-        __atomic_fetch_add(&held[i], malloc_usable_size(block), __ATOMIC_RELAXED);
-        leave(scope);
-    }
-    pthread_barrier_wait(&barrier);
-    pause();
-    return 0;
-}
-int main(int count, char **words) {
-    if (count < 3) return 9;
-    services = atoi(words[1]), threads = atoi(words[2]);
-    make = dlsym(RTLD_DEFAULT, "dogtag_service_register");
-    enter = dlsym(RTLD_DEFAULT, "dogtag_enter");
-    leave = dlsym(RTLD_DEFAULT, "dogtag_leave");
-    if (!make || !enter || !leave) return 8;
-    all = calloc(services, sizeof *all);
-    for (int i = 0; i < services; i++) {
-        char name[32];
-        snprintf(name, sizeof name, "service-%d", i);
-        all[i] = make(name);
-    }
-    pthread_barrier_init(&barrier, 0, threads + 1);
-    for (int i = 0; i < threads; i++) {
-        pthread_t thread;
-        if (pthread_create(&thread, 0, work, 0)) return 7;
-    }
-    pthread_barrier_wait(&barrier);
-    char line[64];
-    printf("%d\n", getpid()), fflush(stdout);
-    while (fgets(line, sizeof line, stdin)) {
-        if (!strcmp(line, "close\n")) {
-            for (int i = 3; i < 1024; i++) close(i);
-            printf("closed\n");
-        } else if (!strcmp(line, "sums\n")) {
-            for (int i = 0; i < services; i++) printf("%lu ", held[i]);
-            printf("\n");
-        } else if (!strcmp(line, "fork\n")) {
-            int pid = fork();
-            if (pid == 0) { pause(); _exit(0); }
-            printf("%d\n", pid);
-        } else if (!strcmp(line, "hold\n")) {
-            for (int i = 0; i < 64; i++) if (!malloc(100000)) abort();
-            printf("held\n");
-        }
-        fflush(stdout);
-    }
-    return 0;
-}"#;
+const SERVICES: &str = include_str!("services.c");
 
 /// The program under `dogtag run`, which ends with this.
 struct Running {
@@ -197,6 +126,29 @@ fn a_process_that_is_stopped_is_told() {
     place.run(["top", "--once", &running.pid.to_string()]).has_status(2).says(&["is stopped"]);
     Running::signal(running.pid, libc::SIGCONT);
     place.run(["top", "--once", &running.pid.to_string()]).has_status(0);
+    running.end().has_status(0);
+}
+
+#[test]
+fn another_users_process_is_refused() {
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } != 0 {
+        return;
+    }
+    let place = Place::new();
+    let running = Running::start(&place, 1, 1, &[]);
+    let dogtag = place.path("dogtag");
+    fs::copy(env!("CARGO_BIN_EXE_dogtag"), &dogtag).unwrap();
+    let pid = running.pid.to_string();
+    for (words, message) in [
+        (vec!["top", "--once", &pid], "is another user's (0): only that one and root may look at it"),
+        (vec!["profile", &pid], "is another user's (0)"),
+        // Nor is it in the list.
+        (vec!["top"], "there is no process to look at"),
+    ] {
+        let output = Command::new(&dogtag).args(words).uid(65_533).gid(65_533).output().unwrap();
+        Done::of(output).has_status(2).says(&[message]);
+    }
     running.end().has_status(0);
 }
 
