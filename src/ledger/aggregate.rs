@@ -102,7 +102,7 @@ pub(crate) fn usages_between(
 }
 
 /// Sums up the service that has a slot, if one has.
-#[cfg(all(feature = "report", target_os = "linux"))]
+#[cfg(all(feature = "report", target_os = "linux", not(dogtag_loom)))]
 pub(crate) fn usage_in(slot: u32, each: impl FnOnce(&'static Record, Usage)) {
     let Some(record) = Slot::new(slot).and_then(slots::record) else { return };
     if record.lifecycle().pin() {
