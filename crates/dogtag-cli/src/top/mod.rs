@@ -166,7 +166,12 @@ impl Pace {
     fn pause(&self) -> Duration {
         const LONGEST: Duration = Duration::from_secs(60);
 
-        let cost = if self.question(&[]) == Question::All { self.costs.0 } else { self.costs.1 };
+        let cost = match self.question(&[]) {
+            Question::All => self.costs.0,
+            // Should it cost too much, the next one is smaller.
+            Question::Part(first, end, _) if end - first > rounds::LEAST => Duration::ZERO,
+            Question::Part(..) => self.costs.1,
+        };
         self.interval.unwrap_or((cost * FIGURES).clamp(USUAL, LONGEST))
     }
 }
@@ -309,10 +314,15 @@ mod tests {
         assert_eq!(taken(&mut pace, 25_000_000, after(2)), (part(0, 960), false));
         // A part takes 0.7 ms.
         assert_eq!(taken(&mut pace, 25_700_000, after(3)), (part(960, 1920), false));
-        assert_eq!(pace.pause(), Duration::from_millis(1001));
+        assert_eq!(pace.pause(), USUAL);
         assert_eq!(taken(&mut pace, 26_400_000, after(34)), (part(1920, 2816), false));
         assert_eq!(taken(&mut pace, 27_100_000, after(36)), (part(2816, 3712), true));
         assert_eq!(taken(&mut pace, 40_000_000, after(37)), (part(3712, 4544), false));
+        // Something has disturbed it; the next one is as small as can be.
+        assert_eq!(taken(&mut pace, 80_000_000, after(38)), (part(4544, 5376), false));
+        assert_eq!(pace.pause(), Duration::from_millis(57_200));
+        assert_eq!(taken(&mut pace, 80_100_000, after(39)), (part(5376, 5440), false));
+        assert_eq!(pace.pause(), USUAL);
         let mut fixed = Pace::new(Some(Duration::from_millis(50)), now);
         assert_eq!(taken(&mut fixed, 0, now), (Question::All, false));
         assert_eq!(taken(&mut fixed, 9_000_000, after(1)), (Question::All, true));

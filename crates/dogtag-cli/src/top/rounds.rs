@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The least slots that are asked for in turn: those that the process adds up together.
-const LEAST: u32 = 64;
+pub const LEAST: u32 = 64;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]

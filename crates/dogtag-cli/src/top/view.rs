@@ -43,7 +43,7 @@ fn heading(state: &State) -> Vec<Line<'static>> {
         first.push(format!("   RSS {}", bytes(resident)).into());
     }
     if state.age() >= 2000 {
-        first.push(format!("   those not on the screen up to {} old", time(state.age())).into());
+        first.push(format!("   off screen up to {} old", time(state.age())).into());
     }
     if let Some(cost) = state.cost() {
         first.push(format!("   asking costs it {:.2} %", 100.0 * cost).into());
