@@ -1,13 +1,14 @@
 //! The program that is to be run: where it is, and whether the library can be preloaded into it.
 
 use crate::failure::Failure;
-use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
-use object::{Endianness, FileKind, Object, ObjectSymbol, ReadCache, elf};
+use object::elf::FileHeader64;
+use object::read::elf::{ElfFile64, FileHeader, ProgramHeader, SectionHeader, Sym, SymbolTable};
+use object::{Endianness, FileKind, Object, ReadCache, elf};
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::{env, io};
 
@@ -92,7 +93,7 @@ fn inspect(path: &Path, depth: u32) -> Result<(), Finding> {
             _ => Ok(()),
         };
     }
-    let cache = ReadCache::new(file);
+    let cache = ReadCache::new(&file);
     match FileKind::parse(&cache) {
         Ok(FileKind::Elf64) => {}
         Ok(FileKind::Elf32) => {
@@ -101,7 +102,7 @@ fn inspect(path: &Path, depth: u32) -> Result<(), Finding> {
         _ => return Ok(()),
     }
     let Ok(elf) = ElfFile64::<Endianness, _>::parse(&cache) else { return Ok(()) };
-    inspect_elf(&elf, path)
+    inspect_elf(&elf, &file, path)
 }
 
 /// The program that runs a script whose first line goes on so.
@@ -117,10 +118,10 @@ fn interpreter(line: &[u8]) -> Option<PathBuf> {
     Some(path.to_owned())
 }
 
-fn inspect_elf<'data>(
-    elf: &ElfFile64<'data, Endianness, &'data ReadCache<File>>,
-    path: &Path,
-) -> Result<(), Finding> {
+type Elf<'data, 'file> = ElfFile64<'data, Endianness, &'data ReadCache<&'file File>>;
+type Symbols<'data, 'file> = SymbolTable<'data, FileHeader64<Endianness>, &'data ReadCache<&'file File>>;
+
+fn inspect_elf(elf: &Elf<'_, '_>, file: &File, path: &Path) -> Result<(), Finding> {
     let shown = path.display();
     let endian = elf.endian();
     let loader = elf.elf_program_headers().iter().find(|header| header.p_type(endian) == elf::PT_INTERP);
@@ -135,9 +136,7 @@ fn inspect_elf<'data>(
     if elf.elf_header().e_type(endian) == elf::ET_REL {
         return Ok(());
     }
-    let defines =
-        |name: &str| elf.dynamic_symbols().any(|symbol| symbol.is_definition() && symbol.name() == Ok(name));
-    if defines("malloc") {
+    if defined(elf, elf.elf_dynamic_symbol_table(), file, &["malloc"]).is_some() {
         return Err(Finding::Doubt(format!(
             "{shown} has a malloc of its own: what it allocates is not counted"
         )));
@@ -147,16 +146,71 @@ fn inspect_elf<'data>(
             "{shown} is written in Go, which maps memory itself: only what C code allocates is counted"
         )));
     }
-    let own = elf.symbols().filter(ObjectSymbol::is_definition).find_map(|symbol| {
-        let name = symbol.name().ok()?;
-        ALLOCATORS.iter().find(|(function, _)| *function == name).map(|(_, allocator)| *allocator)
-    });
-    match own {
-        Some(allocator) => Err(Finding::Doubt(format!(
-            "{shown} has {allocator} inside: what is allocated by that is not counted"
+    let names: Vec<&str> = ALLOCATORS.iter().map(|(function, _)| *function).collect();
+    match defined(elf, elf.elf_symbol_table(), file, &names) {
+        Some(number) => Err(Finding::Doubt(format!(
+            "{shown} has {} inside: what is allocated by that is not counted",
+            ALLOCATORS[number].1
         ))),
         None => Ok(()),
     }
+}
+
+/// Returns the place of the first of these names that a table defines.
+///
+/// A large program has hundreds of thousands of symbols, whose names are not looked up one by one: their
+/// section is searched for these.
+fn defined(elf: &Elf<'_, '_>, symbols: &Symbols<'_, '_>, file: &File, names: &[&str]) -> Option<usize> {
+    let endian = elf.endian();
+    let section = elf.elf_section_table().section(symbols.string_section()).ok()?;
+    let (start, length) = section.file_range(endian)?;
+    let found = ends(file, start, length, names);
+    let is_definition =
+        |symbol: &elf::Sym64<Endianness>| !symbol.is_undefined(endian) && symbol.st_value(endian) != 0;
+    let of = |symbol: &elf::Sym64<Endianness>| {
+        found.iter().find(|(at, _)| *at == u64::from(symbol.st_name(endian))).map(|(_, number)| *number)
+    };
+    if found.is_empty() {
+        None
+    } else {
+        symbols.iter().filter(|symbol| is_definition(symbol)).filter_map(of).min()
+    }
+}
+
+/// Lists where these names are in a part of a file that is strings with a zero behind each, with the place of
+/// the name: at the end of any string, since names share their ends.
+fn ends(file: &File, start: u64, length: u64, names: &[&str]) -> Vec<(u64, usize)> {
+    const PIECE: usize = 1 << 20;
+    /// What is kept of a string that is longer than that.
+    const LONGEST_NAME: usize = 64;
+
+    let mut found = Vec::new();
+    let mut piece = vec![0; PIECE];
+    let (mut read, mut kept) = (0, 0);
+    while read < length {
+        let more = usize::try_from(length - read).map_or(PIECE - kept, |left| left.min(PIECE - kept));
+        if file.read_exact_at(&mut piece[kept..kept + more], start + read).is_err() {
+            break;
+        }
+        let (begin, end) = (read - kept as u64, kept + more);
+        read += more as u64;
+        let mut from = 0;
+        while let Some(length) = piece[from..end].iter().position(|byte| *byte == 0) {
+            let string = &piece[from..from + length];
+            for (number, name) in
+                names.iter().enumerate().filter(|(_, name)| string.ends_with(name.as_bytes()))
+            {
+                found.push((begin + (from + length - name.len()) as u64, number));
+            }
+            from += length + 1;
+        }
+        kept = end - from;
+        if kept == PIECE {
+            kept = LONGEST_NAME;
+        }
+        piece.copy_within(end - kept..end, 0);
+    }
+    found
 }
 
 /// Functions that only a program has that brings an allocator along.
@@ -198,6 +252,25 @@ mod tests {
         assert_eq!(path(" /bin/sh -e -x"), Some("/bin/sh".into()));
         assert_eq!(path("/usr/bin/env -S A=b sh -e\n").unwrap().file_name(), Some(OsStr::new("sh")));
         assert_eq!(path("\n/bin/sh"), None);
+    }
+
+    #[test]
+    fn names_are_found_at_the_end_of_strings_wherever_a_piece_ends() {
+        let path = env::temp_dir().join(format!("dogtag-strings-{}", std::process::id()));
+        let names = ["je_malloc", "malloc"];
+        // A piece is read up to the middle of a name, in front of it, and behind it.
+        for before in (1 << 20) - 12..(1 << 20) + 2 {
+            let mut content = vec![b'x'; 7];
+            content.push(0);
+            content.resize(7 + before, b'y');
+            content.extend_from_slice(b"\0_je_malloc\0malloc_x\0malloc\0");
+            fs::write(&path, &content).unwrap();
+            let found = ends(&File::open(&path).unwrap(), 7, content.len() as u64 - 7, &names);
+            let at = before as u64;
+            assert_eq!(found, [(at + 2, 0), (at + 5, 1), (at + 21, 1)], "{before}");
+        }
+        assert_eq!(ends(&File::open(&path).unwrap(), 7, 1 << 30, &names), []);
+        fs::remove_file(path).unwrap();
     }
 
     #[test]
