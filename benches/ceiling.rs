@@ -12,7 +12,8 @@ mod load;
 
 use dogtag::guard::{CancelReason, Ceiling, Guard};
 use dogtag::{Dogtag, Service};
-use load::{MIB, SORTED, block, grows, query, sorts, spawn};
+use load::{MIB, NOT_COUNTED, SORTED, block, grows, query, sorts, spawn, writes};
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -21,6 +22,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 
@@ -62,18 +64,24 @@ fn run(task: &str) {
     let (name, argument) = task.split_once(' ').unwrap_or((task, ""));
     let number = || argument.parse().unwrap();
     let numbers = match name {
-        "load" => load(Some(guard()), true, number()),
-        "alone" => load(Some(guard()), false, number()),
+        "load" => load(Some(guard()), Eighth::Runaway, number()),
+        "high" => load(Some(too_high()), Eighth::Led, number()),
+        "led" => load(None, Eighth::Led, number()),
+        "writes" => load(None, Eighth::Writes, number()),
+        "ordinary" => load(None, Eighth::Ordinary, number()),
+        "alone" => load(Some(guard()), Eighth::Nobody, number()),
+        "bare" => load(None, Eighth::Nobody, number()),
         "unguarded" => {
             limit_addresses();
-            load(None, true, number())
+            load(None, Eighth::Runaway, number())
         }
         "limited" => {
             limit_addresses();
-            load(Some(guard()), true, number())
+            load(Some(guard()), Eighth::Runaway, number())
         }
         "budget" => budget(argument == "busy"),
         "cost" => cost(number()),
+        "count" => count(argument),
         "drift" => drift(number()),
         _ => unreachable!("{task}"),
     };
@@ -85,6 +93,11 @@ fn guard() -> Guard {
     // Nobody is late because the machine has other things to do.
     let grace = Duration::from_secs(5);
     Guard::builder().ceiling(Ceiling::bytes(CEILING)).grace(grace).start().unwrap()
+}
+
+/// A guard that looks, but has nothing to do.
+fn too_high() -> Guard {
+    Guard::builder().ceiling(Ceiling::bytes(4 * CEILING)).start().unwrap()
 }
 
 fn runtime() -> Runtime {
@@ -124,10 +137,26 @@ impl Resident {
     }
 }
 
-/// Eight queries: whether the runaway was cancelled, how many others were; by how many MiB the ceiling was
-/// passed; milliseconds from passing it to the error, and until less is used; the rows that the others sorted in
-/// a second, while the runaway grows, and over all. Each of the others sorts `times` tables.
-fn load(guard: Option<Guard>, has_runaway: bool, times: usize) -> Vec<f64> {
+/// What runs beside the seven queries.
+#[derive(Clone, Copy, PartialEq)]
+enum Eighth {
+    Nobody,
+    /// One like the others, whose rows do not count.
+    Ordinary,
+    /// One that does what the runaway does, but keeps to 4 MiB that it has.
+    Writes,
+    /// The runaway.
+    Runaway,
+    /// The runaway, which the program itself cancels at the ceiling.
+    Led,
+}
+
+/// Seven queries and an eighth: whether that was cancelled by a guard, how many others were; by how many MiB the
+/// ceiling was passed; milliseconds from passing it to the error, and until less is used; the rows that the seven
+/// sorted in a second, while the eighth is there, and over all; milliseconds that it was there; those that the
+/// process's threads and the system for it had the cores meanwhile, and those of the guard's thread; thousands
+/// of page faults. Each of the others sorts `times` tables.
+fn load(guard: Option<Guard>, eighth: Eighth, times: usize) -> Vec<f64> {
     let runtime = runtime();
     let others: Vec<_> = (0..OTHERS).map(|i| query(&format!("query {i}"))).collect();
     let runaway = query("runaway");
@@ -135,25 +164,53 @@ fn load(guard: Option<Guard>, has_runaway: bool, times: usize) -> Vec<f64> {
     let resident = Resident::new();
     runtime.block_on(async {
         let began = Instant::now();
-        let tasks: Vec<_> = others.iter().map(|query| spawn(query, sorts(250_000, times))).collect();
+        let tasks: Vec<_> = others.iter().map(|query| spawn(query, sorts(250_000, times, &SORTED))).collect();
         let (mut is_cancelled, mut to_error, mut to_less) = (0.0, f64::NAN, f64::NAN);
-        let during;
-        if has_runaway {
-            let watches = {
-                let (passed, resident) = (Arc::clone(&passed), Resident::new());
-                move |_| {
-                    let bytes = resident.bytes();
-                    if bytes >= CEILING {
-                        passed.lock().unwrap().get_or_insert_with(Instant::now);
+        // They have what they need.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let before = (Instant::now(), SORTED.load(Relaxed), Used::now());
+        // As long as the runaway takes, and no longer.
+        let a_while = || tokio::time::sleep(Duration::from_millis(950));
+        let outcome = match eighth {
+            Eighth::Nobody => {
+                a_while().await;
+                None
+            }
+            Eighth::Ordinary => {
+                let task = spawn(&runaway, sorts(250_000, usize::MAX, &NOT_COUNTED));
+                a_while().await;
+                task.abort();
+                None
+            }
+            Eighth::Writes => {
+                let task = spawn(&runaway, writes(256 << 10, A_SECOND));
+                a_while().await;
+                task.abort();
+                None
+            }
+            Eighth::Runaway | Eighth::Led => {
+                let watches = {
+                    let (passed, resident, runaway) = (Arc::clone(&passed), Resident::new(), runaway.clone());
+                    move |_| {
+                        let bytes = resident.bytes();
+                        if bytes >= CEILING {
+                            passed.lock().unwrap().get_or_insert_with(Instant::now);
+                            if eighth == Eighth::Led {
+                                runaway.cancel("it has got so far");
+                            }
+                        }
+                        // Without a guard the system is to end it, but not the machine.
+                        bytes > CEILING + CEILING / 2 * 3
                     }
-                    // Without a guard the system is to end it, but not the machine.
-                    bytes > CEILING + CEILING / 2 * 3
-                }
-            };
-            let (at, rows) = (Instant::now(), SORTED.load(Relaxed));
-            let outcome = spawn(&runaway, grows(256 << 10, A_SECOND, watches)).await.unwrap();
-            let now = Instant::now();
-            during = (SORTED.load(Relaxed) - rows) as f64 / at.elapsed().as_secs_f64();
+                };
+                Some(spawn(&runaway, grows(256 << 10, A_SECOND, watches)).await.unwrap())
+            }
+        };
+        let now = Instant::now();
+        let took = (now - before.0).as_secs_f64();
+        let during = (SORTED.load(Relaxed) - before.1) as f64 / took;
+        let used = Used::now();
+        if let Some(outcome) = outcome {
             if let Err(cancelled) = outcome
                 && matches!(cancelled.reason, CancelReason::Ceiling { .. })
             {
@@ -165,11 +222,6 @@ fn load(guard: Option<Guard>, has_runaway: bool, times: usize) -> Vec<f64> {
                 std::thread::sleep(Duration::from_micros(100));
             }
             to_less = passed.elapsed().as_secs_f64() * 1e3;
-        } else {
-            // As long as that takes, and no longer.
-            let (at, rows) = (Instant::now(), SORTED.load(Relaxed));
-            tokio::time::sleep(Duration::from_millis(900)).await;
-            during = (SORTED.load(Relaxed) - rows) as f64 / at.elapsed().as_secs_f64();
         }
         let mut others_cancelled = 0.0;
         for task in tasks {
@@ -179,28 +231,78 @@ fn load(guard: Option<Guard>, has_runaway: bool, times: usize) -> Vec<f64> {
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let over = kib(&status, "VmHWM:") as f64 / 1024.0 - CEILING as f64 / MIB as f64;
         drop(guard);
-        vec![is_cancelled, others_cancelled, over, to_error, to_less, during, over_all]
+        let mut numbers =
+            vec![is_cancelled, others_cancelled, over, to_error, to_less, during, over_all, took * 1e3];
+        numbers.extend(used.since(&before.2));
+        numbers
     })
 }
 
+/// What the process has used: its threads' and the system's milliseconds of the cores, those of dogtag's own
+/// threads, and thousands of page faults.
+struct Used([f64; 4]);
+
+impl Used {
+    fn now() -> Self {
+        // SAFETY: plain numbers, for which 0 is a value.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // SAFETY: writes there.
+        assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) }, 0);
+        let ms = |time: libc::timeval| time.tv_sec as f64 * 1e3 + time.tv_usec as f64 / 1e3;
+        let own = |task: std::io::Result<fs::DirEntry>| {
+            let path = task.ok()?.path();
+            let is_own = fs::read_to_string(path.join("comm")).ok()?.trim() == "dogtag";
+            let on_core = fs::read_to_string(path.join("schedstat")).ok()?;
+            let nanoseconds: f64 = on_core.split(' ').next()?.parse().ok()?;
+            is_own.then_some(nanoseconds / 1e6)
+        };
+        let dogtag = fs::read_dir("/proc/self/task").unwrap().filter_map(own).sum();
+        Self([ms(usage.ru_utime), ms(usage.ru_stime), dogtag, usage.ru_minflt as f64 / 1e3])
+    }
+
+    fn since(&self, before: &Self) -> [f64; 4] {
+        std::array::from_fn(|i| self.0[i] - before.0[i])
+    }
+}
+
+/// What the others' throughput is compared with.
+const COMPARED: [(&str, &str); 5] = [
+    ("alone 240", "a run without it"),
+    ("ordinary 110", "a run with an ordinary eighth"),
+    ("writes 110", "a run with an eighth that writes as much, to 4 MiB"),
+    ("led 110", "a run without a guard, in which the program ends it there"),
+    ("high 110", "the same, with a guard that has nothing to do"),
+];
+
 fn the_load(runs: usize) -> bool {
     println!("eight queries, one of which grows by 1 GiB/s; ceiling 1 GiB; {runs} runs");
-    let (mut load, mut alone) = (Vec::new(), Vec::new());
-    for _ in 0..runs {
+    let mut load = Vec::new();
+    let mut compared: [Vec<Vec<f64>>; COMPARED.len()] = Default::default();
+    for run in 0..runs {
         load.push(again("load 240"));
-        // Interleaved, so that both have the same machine.
-        alone.extend(again("alone 240"));
+        // Interleaved, so that all have the same machine.
+        for ((task, _), runs) in COMPARED.iter().zip(&mut compared).take(if run < 20 { 5 } else { 1 }) {
+            runs.extend(again(task));
+        }
     }
     let ended = load.iter().filter(|run| run.is_none()).count();
     let load: Vec<Vec<f64>> = load.into_iter().flatten().collect();
-    let sum = |column: usize| load.iter().map(|run| run[column]).sum::<f64>();
-    let (right, wrong) = (sum(0), sum(1) + alone.iter().map(|run| run[1]).sum::<f64>());
+    let sum = |runs: &[Vec<f64>], column: usize| runs.iter().map(|run| run[column]).sum::<f64>();
+    let right = sum(&load, 0);
+    let wrong = sum(&load, 1) + compared.iter().map(|runs| sum(runs, 1)).sum::<f64>();
     println!("  the runaway is cancelled / others / processes that ended   {right} / {wrong} / {ended}");
     row("  highest RSS above the ceiling, MiB", &load, 2);
     row("  from passing the ceiling to Err, ms (all cores busy)", &load, 3);
     row("  from passing it until less is used, ms", &load, 4);
-    row("  others' rows a second while the runaway grows, of a run without it", &ratios(&load, &alone, 5), 0);
-    row("  others' rows a second over the whole run, of a run without it", &ratios(&load, &alone, 6), 0);
+    row("  the time in which it grows, ms", &load, 7);
+    row("  of the cores' time meanwhile: all threads, ms", &load, 8);
+    row("    the system for them (page faults), ms", &load, 9);
+    row("    dogtag's own threads, ms", &load, 10);
+    println!("  the seven others' rows a second while the eighth grows, of those in");
+    for ((_, name), runs) in COMPARED.iter().zip(&compared) {
+        row(&format!("    {name}"), &ratios(&load, runs, 5), 0);
+    }
+    row("  and over the whole run, of a run without it", &ratios(&load, &compared[0], 6), 0);
     right == runs as f64 && wrong == 0.0 && ended == 0
 }
 
@@ -228,7 +330,7 @@ fn budget(is_busy: bool) -> Vec<f64> {
         let mut spins = Vec::new();
         if is_busy {
             let others = (0..OTHERS).map(|i| query(&format!("query {i}")));
-            tasks.extend(others.map(|query| spawn(&query, sorts(250_000, 1_000_000))));
+            tasks.extend(others.map(|query| spawn(&query, sorts(250_000, 1_000_000, &SORTED))));
             for _ in 0..2 {
                 let stops = Arc::clone(&stops);
                 spins.push(std::thread::spawn(move || while !stops.load(Relaxed) {}));
@@ -331,55 +433,114 @@ fn tasks() {
     });
 }
 
-/// The time of each program with a guard that has nothing to do, of the time without.
-fn cost(rounds: usize) -> Vec<f64> {
-    // As any server has one: the C library and the kernel have shorter ways for a process with one thread.
+/// What there is beside a program that needs no guard.
+const BESIDE: [&str; 3] = ["nothing", "a thread that wakes ten times a second", "a guard"];
+
+/// Begins that; it ends with what is returned.
+fn beside(what: usize) -> Box<dyn Any> {
+    /// What a guard is, without dogtag.
+    struct Wakes(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+    impl Drop for Wakes {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+            let thread = self.1.take().unwrap();
+            thread.thread().unpark();
+            thread.join().unwrap();
+        }
+    }
+
+    match what {
+        0 => Box::new(()),
+        1 => {
+            let stops = Arc::new(AtomicBool::new(false));
+            let seen = Arc::clone(&stops);
+            let thread = std::thread::spawn(move || {
+                while !seen.load(Relaxed) {
+                    std::thread::park_timeout(Duration::from_millis(100));
+                }
+            });
+            Box::new(Wakes(stops, Some(thread)))
+        }
+        _ => Box::new(too_high()),
+    }
+}
+
+/// As any server has one: the C library and the kernel have shorter ways for a process with one thread.
+fn second_thread() {
     std::thread::spawn(|| {
         loop {
             std::thread::park();
         }
     });
-    let timed = |program: fn()| {
+}
+
+/// A program, so many times, with or without a guard: for whoever counts its instructions.
+fn count(what: &str) -> Vec<f64> {
+    let mut numbers = what.split(' ').map(|number| number.parse::<usize>().unwrap());
+    let (program, what, times) = (numbers.next().unwrap(), numbers.next().unwrap(), numbers.next().unwrap());
+    second_thread();
+    let beside = beside(what);
+    (0..times).for_each(|_| PROGRAMS[program].1());
+    drop(beside);
+    Vec::new()
+}
+
+/// The time of each program with what there may be beside it, of the time with nothing: medians, and the ratio of
+/// the shortest times.
+fn cost(rounds: usize) -> Vec<f64> {
+    second_thread();
+    let timed = |program: fn(), what: usize| {
+        let beside = beside(what);
         let began = Instant::now();
         (0..5).for_each(|_| program());
-        began.elapsed().as_secs_f64()
+        let time = began.elapsed().as_secs_f64();
+        drop(beside);
+        time
     };
-    PROGRAMS
-        .iter()
-        .map(|(_, program)| {
-            timed(*program);
-            let mut ratios: Vec<f64> = (0..rounds)
-                .map(|round| {
-                    let with = || {
-                        let guard = Guard::builder().ceiling(Ceiling::bytes(4 << 30)).start().unwrap();
-                        let time = timed(*program);
-                        drop(guard);
-                        time
-                    };
-                    // In turns, whoever is first.
-                    if round % 2 == 0 {
-                        let with = with();
-                        with / timed(*program)
-                    } else {
-                        let without = timed(*program);
-                        with() / without
-                    }
-                })
-                .collect();
-            ratios.sort_by(f64::total_cmp);
-            ratios[ratios.len() / 2]
-        })
-        .collect()
+    let median = |ratios: &mut Vec<f64>| {
+        ratios.sort_by(f64::total_cmp);
+        ratios[ratios.len() / 2]
+    };
+    let mut results = Vec::new();
+    for (_, program) in &PROGRAMS {
+        timed(*program, 0);
+        // In turns, whoever is first.
+        let mut times: [Vec<f64>; BESIDE.len() + 1] = Default::default();
+        for round in 0..rounds {
+            for turn in 0..times.len() {
+                let one = (turn + round) % times.len();
+                times[one].push(timed(*program, one.saturating_sub(1)));
+            }
+        }
+        let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+        let [bare, others @ ..] = &times;
+        for one in others {
+            let mut ratios: Vec<f64> = one.iter().zip(bare).map(|(one, bare)| one / bare).collect();
+            results.extend([median(&mut ratios), least(one) / least(bare)]);
+        }
+    }
+    results
 }
 
 fn the_cost(rounds: usize) {
-    println!("\nprograms that need no guard: time with one, of the time without; medians of {rounds} pairs");
+    println!("\nprograms that need no guard: time with something beside them, of the time with nothing;");
+    println!("medians of {rounds} rounds, and of the shortest times");
     let Some(ratios) = again(&format!("cost {rounds}")) else { return };
-    for ((name, _), ratio) in PROGRAMS.iter().zip(&ratios) {
-        println!("  {name:<70} {ratio:>8.4}");
+    println!("  {:<24} {}", "", BESIDE.map(|what| format!("{what:>40}")).join(""));
+    let line = |name: &str, ratios: &[f64]| {
+        let pairs = ratios.chunks(2).map(|pair| format!("{:>30.4} {:>9.4}", pair[0], pair[1]));
+        println!("  {name:<24} {}", pairs.collect::<String>());
+    };
+    let each: Vec<&[f64]> = ratios.chunks(2 * BESIDE.len()).collect();
+    for ((name, _), ratios) in PROGRAMS.iter().zip(&each) {
+        line(name, ratios);
     }
-    let mean = ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64;
-    println!("  {:<70} {:>8.4}", "geometric mean", mean.exp());
+    let mean = |column: usize| {
+        let sum: f64 = each.iter().map(|ratios| ratios[column].ln()).sum();
+        (sum / each.len() as f64).exp()
+    };
+    line("geometric mean", &(0..2 * BESIDE.len()).map(mean).collect::<Vec<_>>());
 }
 
 /// Bytes and services that are left of so many cancelled queries, and by how many KiB RSS has grown in the

@@ -31,12 +31,13 @@ pub fn block(bytes: usize) -> Vec<u8> {
     black_box(vec![1_u8; bytes])
 }
 
-/// The rows that all queries have sorted.
+/// The rows that queries have sorted: those that count, and others.
 pub static SORTED: AtomicU64 = AtomicU64::new(0);
+pub static NOT_COUNTED: AtomicU64 = AtomicU64::new(0);
 
 /// A query that sorts what it holds, so many times: some milliseconds of work each, between which others may
-/// run. Returns how many rows it has sorted.
-pub async fn sorts(rows: usize, times: usize) -> usize {
+/// run. Returns how many rows it has sorted, which are counted there as well.
+pub async fn sorts(rows: usize, times: usize, counter: &'static AtomicU64) -> usize {
     let mut sorted = 0;
     let mut seed = rows as u64;
     for _ in 0..times {
@@ -48,7 +49,7 @@ pub async fn sorts(rows: usize, times: usize) -> usize {
             .collect();
         for part in table.chunks_mut(20_000) {
             part.sort_unstable();
-            SORTED.fetch_add(part.len() as u64, Relaxed);
+            counter.fetch_add(part.len() as u64, Relaxed);
             tokio::task::yield_now().await;
         }
         sorted += black_box(table).len();
@@ -76,6 +77,26 @@ pub async fn grows(block_bytes: usize, a_second: u64, mut is_enough: impl FnMut(
         }
         // Others may run; and it is not faster than that.
         if batch * block_bytes < MOST {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        } else {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// A query that works as one that [grows](grows), in memory that it has.
+pub async fn writes(block_bytes: usize, a_second: u64) {
+    let mut blocks: Vec<_> = (0..4 * MIB / block_bytes).map(|_| block(block_bytes)).collect();
+    let mut written = 0;
+    let began = Instant::now();
+    loop {
+        let due = (began.elapsed().as_secs_f64() * a_second as f64) as usize;
+        let batch = (due.saturating_sub(written) / block_bytes).min(blocks.len());
+        for block in &mut blocks[..batch] {
+            black_box(block).fill(1);
+            written += block_bytes;
+        }
+        if batch < blocks.len() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         } else {
             tokio::task::yield_now().await;

@@ -11,7 +11,7 @@ use dogtag::guard::{
     CancelReason, Ceiling, Figures, Guard, GuardBuilder, GuardError, Policy, figures, on_pressure,
 };
 use dogtag::{Dogtag, Service};
-use load::{MIB, block, grows, query, sorts, spawn};
+use load::{MIB, SORTED, block, grows, query, sorts, spawn};
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -63,7 +63,8 @@ fn the_runaway_is_cancelled_and_nobody_else() {
         let others: Vec<_> = (0..7).map(|i| query(&format!("other {run} {i}"))).collect();
         let runaway = query(&format!("runaway {run}"));
         runtime.block_on(async {
-            let tasks: Vec<_> = others.iter().map(|query| spawn(query, sorts(100_000, 10))).collect();
+            let tasks: Vec<_> =
+                others.iter().map(|query| spawn(query, sorts(100_000, 10, &SORTED))).collect();
             // Somebody else's fault must not end the test machine.
             let grows = grows(MIB, 1 << 30, move |_| resident() > ceiling + 64 * MIB as u64);
             let cancelled = spawn(&runaway, grows).await.unwrap().unwrap_err();
