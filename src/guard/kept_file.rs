@@ -72,6 +72,18 @@ pub(super) fn line(text: &[u8], key: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// The system tells such files a page at a time.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn files_of_more_than_a_page_are_read_on() {
+        let file = KeptFile::open(Path::new("/proc/self/smaps")).unwrap();
+        for _ in 0..2 {
+            let (starts_well, len) =
+                file.read(|text| Some((text.first()?.is_ascii_hexdigit(), text.len()))).unwrap();
+            assert!(starts_well && len > 5000, "{len}");
+        }
+    }
+
     #[test]
     fn numbers_are_found() {
         assert_eq!(number(b" 12 34"), Some(12));

@@ -229,3 +229,33 @@ impl Watch {
 fn ancestors(service: &Service) -> impl Iterator<Item = Service> {
     std::iter::successors(service.parent(), Service::parent)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{thread, threshold};
+
+    /// (The tests of the library itself have another allocator.)
+    #[test]
+    fn who_allocates_much_wakes_the_thread() {
+        // What other tests allocate meanwhile is nothing against it.
+        const MUCH: u64 = 1 << 50;
+
+        let service = Service::register("allocates much").unwrap();
+        let allocate = |bytes: u64| {
+            let (record, bytes) = (service.record(), bytes.try_into().unwrap());
+            drop(threshold::ask(thread::account(record), record, bytes, None));
+        };
+        allocate(MUCH);
+        assert!(!nudge::is_armed());
+        nudge::arm(MUCH);
+        allocate(MUCH / 4);
+        allocate(MUCH / 4);
+        assert!(nudge::is_armed());
+        allocate(MUCH / 2);
+        assert!(!nudge::is_armed());
+        let (began, most) = (Instant::now(), Duration::from_secs(100));
+        nudge::PARKER.park_until(Some(began + most));
+        assert!(began.elapsed() < most);
+    }
+}

@@ -24,6 +24,11 @@ pub(crate) fn disarm() {
     IS_ARMED.store(false, Ordering::Relaxed);
 }
 
+#[cfg(test)]
+pub(crate) fn is_armed() -> bool {
+    IS_ARMED.load(Ordering::Acquire)
+}
+
 /// So much is allocated next. Inside an allocation; while nobody watches, one load.
 #[inline]
 pub(super) fn note(bytes: u64) {

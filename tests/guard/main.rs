@@ -13,6 +13,7 @@ use dogtag::guard::{
 use dogtag::{Dogtag, Service};
 use load::{MIB, SORTED, block, grows, query, sorts, spawn};
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -199,6 +200,61 @@ fn one_of_two(policy: Policy, expected: &str) {
     assert!(!spared.0.is_cancelled());
 }
 
+/// The one that holds most is not the one that grows.
+#[test]
+fn the_one_that_has_grown_most_is_first() {
+    alone!(SETTINGS);
+    let (large, growing) = (query("large"), query("growing"));
+    let mut blocks = vec![large.run(|| block(120 * MIB))];
+    let _guard = above(64).policy(Policy::most_growth()).start().unwrap();
+    // Half of the ceiling is used, so what they hold is known after a look.
+    let polls = figures().polls;
+    until("two looks", |now| now.polls > polls + 2);
+    while !large.is_cancelled() && !growing.is_cancelled() {
+        assert!(blocks.len() < 400, "nobody is cancelled");
+        blocks.push(growing.run(|| block(MIB)));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(growing.is_cancelled() && !large.is_cancelled());
+}
+
+/// A tenant is cancelled after its query, and the query's bytes are not counted twice.
+#[test]
+fn what_is_below_a_cancelled_service_counts_once() {
+    alone!(SETTINGS);
+    let tenant = query("tenant");
+    let below = Service::builder("its query").parent(&tenant).cancellable(0).register().unwrap();
+    let unmarked = Service::register("unmarked").unwrap();
+    let guard = above(64).start().unwrap();
+    // Its end alone would not be enough: 140 MiB are too much by 76.
+    let rows = unmarked.run(|| block(60 * MIB));
+    let (its, own) = (below.run(|| block(50 * MIB)), tenant.run(|| block(30 * MIB)));
+    until("both are cancelled", |now| now.cancelled == 2);
+    assert!(below.is_cancelled() && tenant.is_cancelled());
+    drop((its, own));
+    let after = until("all was given back", |now| now.used < now.ceiling && now.given_back_bytes > 0);
+    let given_back = until("it is counted", |now| now.given_back_bytes >= 80 * MIB as u64).given_back_bytes;
+    assert!(given_back < 90 * MIB as u64, "{given_back}: {after:?}");
+    drop((guard, rows));
+}
+
+/// Pages that jemalloc keeps for reuse are counted as what they are: given back, and no reason to cancel anybody.
+#[cfg(feature = "jemalloc")]
+#[test]
+fn free_pages_are_given_back_first() {
+    alone!(SETTINGS);
+    let query = query("has freed much");
+    drop(query.run(|| (0..100).map(|_| block(MIB)).collect::<Vec<_>>()));
+    let _rows = query.run(|| block(10 * MIB));
+    let used = resident();
+    let _guard = above(1).start().unwrap();
+    let after = until("free pages were given back", |now| now.purges > 0 && now.purged_bytes > 0);
+    assert!(after.purged_bytes >= 50 * MIB as u64 && after.purged_bytes <= used, "{after:?}");
+    let after = until("another look", |now| now.polls > after.polls + 1);
+    assert!(after.used < used - 50 * MIB as u64, "{after:?}");
+    assert_eq!((after.cancelled, after.helpless), (0, 0));
+}
+
 #[test]
 fn the_lowest_priority_is_first() {
     alone!(SETTINGS);
@@ -260,8 +316,10 @@ fn its_thread_is_nobodys_and_ends_with_it() {
     let service = Service::register("begins a guard").unwrap();
     let before = threads();
     for _ in 0..20 {
-        let guard = service.run(|| above(1000).start().unwrap());
-        until("a look", |now| now.ceiling > 0);
+        let ceiling = resident() + 1000 * MIB as u64;
+        let guard = service.run(|| above(1000).ceiling(Ceiling::bytes(ceiling)).start().unwrap());
+        // Before the thread has looked, too.
+        assert_eq!(figures().ceiling, ceiling);
         assert_eq!(threads(), before + 1);
         drop(guard);
         eventually(|| if threads() == before { Ok(()) } else { Err("its thread is there") });
@@ -310,43 +368,87 @@ fn a_forked_child_has_no_guard_and_may_begin_one() {
     drop(guard);
 }
 
+/// What the guard tells.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<u8>>>);
+
+impl Told {
+    /// With the subscriber that writes it.
+    fn new() -> (Self, tracing::Dispatch) {
+        let told = Self::default();
+        let writer = {
+            let told = told.clone();
+            move || told.clone()
+        };
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+            .with_writer(writer)
+            .finish();
+        (told, tracing::Dispatch::new(subscriber))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Told {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A file of the system's that says nothing for a while.
+#[test]
+fn what_cannot_be_read_is_counted_each_time_and_told_once() {
+    alone!(SETTINGS);
+    let (told, dispatch) = Told::new();
+    let guard = tracing::dispatcher::with_default(&dispatch, || above(1000).start().unwrap());
+    let is_its = |entry: &fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|to| to.ends_with("statm"));
+    let its = fs::read_dir("/proc/self/fd").unwrap().flatten().find(is_its).unwrap().file_name();
+    let its: i32 = its.to_str().unwrap().parse().unwrap();
+    let becomes = |path: &str| {
+        let file = fs::File::open(path).unwrap();
+        // SAFETY: the guard only reads from it, and finds another file there.
+        assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), its) }, its);
+    };
+    for round in 1..=2 {
+        let before = figures();
+        becomes("/dev/null");
+        until("it cannot be read", |now| now.failed_polls >= before.failed_polls + 3);
+        becomes("/proc/self/statm");
+        let failed = figures();
+        until("it can be read", |now| now.polls - failed.polls > now.failed_polls - failed.failed_polls + 1);
+        // Whatever is told later comes after what was told before.
+        let name = format!("the end of round {round}");
+        tracing::dispatcher::with_default(&dispatch, || query(&name).cancel("now"));
+        let text =
+            eventually(|| Some(told.text()).filter(|text| text.contains(&name)).ok_or("it is not told"));
+        assert_eq!(text.matches("the guard cannot read what memory is used").count(), round, "{text}");
+    }
+    drop(guard);
+}
+
 /// What happens is told, in the order in which it is done.
 #[test]
 fn each_step_is_an_event() {
     alone!(SETTINGS);
-    #[derive(Clone, Default)]
-    struct Text(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Text {
-        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(text);
-            Ok(text.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    let text = Text::default();
-    let writer = {
-        let text = text.clone();
-        move || text.clone()
-    };
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
-        .with_writer(writer)
-        .finish();
-    let dispatch = tracing::Dispatch::new(subscriber);
     let _panics = on_pressure(|_| std::panic::resume_unwind(Box::new("on purpose")));
     let deaf = query("deaf");
+    let (told, dispatch) = Told::new();
     let guard = tracing::dispatcher::with_default(&dispatch, || {
         above(64).grace(Duration::from_millis(20)).start().unwrap()
     });
     until("a look", |now| now.ceiling > 0);
     let _much = deaf.run(|| block(100 * MIB));
-    until("nobody is left", |now| now.helpless > 0);
+    // While that is so, those who registered are asked again a second later.
+    until("nobody is left", |now| now.helpless > 0 && now.pressure_calls > 1);
     let steps = [
         "the allocator gave free pages back",
         "memory is short: those who registered are asked to let go of something",
@@ -355,7 +457,7 @@ fn each_step_is_an_event() {
         "the ceiling is passed, and no service may be cancelled that holds enough",
     ];
     eventually(|| {
-        let told = String::from_utf8(text.0.lock().unwrap().clone()).unwrap();
+        let told = told.text();
         let mut rest = told.as_str();
         for step in steps {
             rest = rest.split_once(step).ok_or_else(|| format!("{step}, in\n{told}"))?.1;

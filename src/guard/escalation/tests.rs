@@ -102,6 +102,24 @@ fn one_is_not_enough() {
     assert_eq!(steps.next(look(2, CEILING + 10 * MIB), Callbacks::None, |_| 10 * MIB), Step::Rest);
 }
 
+/// What is below one that is cancelled ends with it, and is not counted a second time.
+#[test]
+fn what_was_cancelled_below_another_one_counts_there() {
+    let mut steps = at_the_ceiling(0);
+    steps.cancelled(ms(0), 1, 10 * MIB, |_| false);
+    steps.cancelled(ms(1), 2, 10 * MIB, |_| false);
+    steps.cancelled(ms(2), 3, 30 * MIB, |below| *below == 1);
+    let holds = |who: &usize| match who {
+        2 => 10 * MIB,
+        3 => 30 * MIB,
+        _ => unreachable!("it counts as 3's"),
+    };
+    assert_eq!(steps.next(look(3, CEILING + 39 * MIB), Callbacks::None, holds), Step::Rest);
+    assert_eq!(steps.next(look(4, CEILING + 40 * MIB), Callbacks::None, holds), Step::Cancel);
+    assert_eq!(steps.next(look(5, CEILING), Callbacks::None, |_| 0), Step::Purge);
+    assert_eq!(steps.take_given_back(), 40 * MIB);
+}
+
 #[test]
 fn one_that_does_not_let_go_is_told_once_and_the_next_one_taken() {
     let mut steps = at_the_ceiling(0);
