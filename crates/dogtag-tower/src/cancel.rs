@@ -128,22 +128,7 @@ pub struct Cancel<S, E = Fail> {
     end: E,
 }
 
-impl<S, E> Cancel<S, E> {
-    /// Returns the inner service.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// Returns the inner service, to be changed.
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// Returns the inner service.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
-}
+has_inner!(Cancel<S, E>);
 
 impl<S, A, B, E> tower_service::Service<Request<A>> for Cancel<S, E>
 where

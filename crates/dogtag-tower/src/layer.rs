@@ -178,22 +178,7 @@ pub struct Attribution<S, C> {
     choose: Arc<C>,
 }
 
-impl<S, C> Attribution<S, C> {
-    /// Returns the inner service.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// Returns the inner service, to be changed.
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// Returns the inner service.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
-}
+has_inner!(Attribution<S, C>);
 
 impl<S: Clone, C> Clone for Attribution<S, C> {
     fn clone(&self) -> Self {

@@ -69,6 +69,9 @@
 
 #![deny(missing_docs, missing_debug_implementations)]
 
+#[macro_use]
+mod inner;
+
 mod body;
 #[cfg(feature = "guard")]
 mod cancel;
