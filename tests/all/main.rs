@@ -29,6 +29,8 @@ mod handles;
 mod layer;
 mod lifecycle;
 mod limits;
+#[cfg(feature = "guard")]
+mod or_cancelled;
 mod panics;
 mod real_programs;
 #[cfg(all(feature = "sampled-guard", not(feature = "memory-check"), target_os = "linux"))]
