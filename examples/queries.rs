@@ -57,7 +57,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     println!("Eight tenants run four queries each; one query of \"greedy\" is a join without a condition.");
     let mut is_well = true;
     for (number, (argument, heading)) in [
-        ("without", "With nothing against it"),
+        ("without", "With nothing against it, in a GiB of address space"),
         ("budgets", "With a budget of 192 MiB for each query"),
         ("guard", "With a guard, and a ceiling of 512 MiB for the process"),
     ]
@@ -69,7 +69,12 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         let status = Command::new(std::env::current_exe()?).arg(argument).status()?;
         match status.signal() {
             Some(signal) => println!(
-                "The process was ended by signal {signal} after {:.1?}: whatever was not done by then is lost.",
+                "The process was ended by signal {signal}{} after {:.1?}: whatever was not done by then is lost.",
+                match signal {
+                    libc::SIGABRT => " (SIGABRT, since an allocation failed)",
+                    libc::SIGKILL => " (SIGKILL, as the kernel ends who takes too much)",
+                    _ => "",
+                },
                 begin.elapsed()
             ),
             None => println!("The process ended as it should after {:.1?}.", begin.elapsed()),
@@ -122,11 +127,14 @@ fn run(against: Against) -> Result<ExitCode, Box<dyn Error>> {
     for ((tenant, query), End { cancellation, until_error }) in &cancelled {
         println!(
             "{}, query {query}, was cancelled when it held {:.1} MiB: {}.\nIts task had the error after \
-             {until_error:.1?}, and it held nothing after {:.1?}.",
+             {until_error:.1?}, and {}.",
             TENANTS[*tenant],
             cancellation.bytes as f64 / MIB as f64,
             cancellation.reason,
-            cancellation.released_after.unwrap_or(Duration::MAX),
+            match cancellation.released_after {
+                Some(after) => format!("it held nothing after {after:.1?}"),
+                None => "it holds something still".to_owned(),
+            },
         );
     }
     if let Some(guard) = &guard {
