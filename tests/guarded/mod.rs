@@ -11,7 +11,9 @@ pub fn catches_one() -> Figures {
     let guard = builder.patience(Duration::from_secs(1000)).start().unwrap();
     let block =
         std::iter::repeat_with(|| Box::new([7_u8; 100])).take(1000).find(|it| is_guarded(it.as_ptr()));
-    let freed = block.expect("every block is guarded for which there is a slot").as_ptr();
+    let block = block.expect("every block is guarded for which there is a slot");
+    let freed = block.as_ptr();
+    drop(block);
     // SAFETY: none: this is the violation.
     black_box(unsafe { black_box(freed).read_volatile() });
     guard.stop();
