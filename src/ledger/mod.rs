@@ -48,6 +48,6 @@ pub(crate) mod tree;
 
 mod aggregate;
 pub(crate) use aggregate::stacks;
+pub use aggregate::{usage, usages};
 #[cfg(all(feature = "report", target_os = "linux", not(dogtag_loom)))]
 pub(crate) use aggregate::{usage_in, usages_between};
-pub use aggregate::{usage, usages};
