@@ -262,7 +262,7 @@ fn show(
             }
             is_new = false;
         }
-        if !event::poll(TICK)? {
+        if !has_event()? {
             continue;
         }
         is_new = true;
@@ -277,6 +277,24 @@ fn show(
         }
     }
     Ok(())
+}
+
+/// Waits for a key, or another event, for [`TICK`]. A terminal that is gone is an error: crossterm, which
+/// reads it until it would block, does not come back from it.
+fn has_event() -> std::io::Result<bool> {
+    let mut terminal = libc::pollfd { fd: libc::STDIN_FILENO, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, which outlives the call.
+    let is_ready = unsafe { libc::poll(&mut terminal, 1, TICK.as_millis() as libc::c_int) } > 0;
+    if terminal.revents & !libc::POLLIN != 0 {
+        return Err(std::io::Error::other("it has hung up"));
+    }
+    // Also where none is ready, since crossterm may have read more than one, and a new size is no key.
+    let has_one = event::poll(Duration::ZERO)?;
+    if is_ready && !has_one {
+        // Part of one.
+        thread::sleep(TICK);
+    }
+    Ok(has_one)
 }
 
 /// Stops this program as the terminal does where it is not asked for keys.

@@ -2,8 +2,11 @@
 
 use crate::place::{Done, Place, word};
 use serde_json::Value;
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::ffi::CStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -42,8 +45,6 @@ impl Running {
     }
 
     fn ask(&mut self, word: &str) -> String {
-        use std::io::Write;
-
         self.input.as_mut().unwrap().write_all(format!("{word}\n").as_bytes()).unwrap();
         self.line()
     }
@@ -115,6 +116,56 @@ fn children_have_a_socket_of_their_own_and_closed_ones_come_back() {
     assert_eq!(running.ask("close"), "closed");
     // The first question tells the thread that its socket is gone.
     assert!(is_seen(&place, running.pid));
+    running.end().has_status(0);
+}
+
+/// Both sides of a terminal: whoever shows it, and who is on it. No child of another test has them.
+fn terminal() -> (File, File) {
+    let open = |path: &str| {
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path).unwrap()
+    };
+    let near = open("/dev/ptmx");
+    let mut name = [0; 64];
+    let size = libc::winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the descriptor is open, and what is written to outlives the calls.
+    let name = unsafe {
+        assert_eq!(libc::unlockpt(near.as_raw_fd()), 0);
+        assert_eq!(libc::ptsname_r(near.as_raw_fd(), name.as_mut_ptr(), name.len()), 0);
+        assert_eq!(libc::ioctl(near.as_raw_fd(), libc::TIOCSWINSZ, &size), 0);
+        CStr::from_ptr(name.as_ptr())
+    };
+    let far = open(name.to_str().unwrap());
+    (near, far)
+}
+
+/// Whether the signal that comes with it is heeded or not, and whether keys have been pressed.
+#[test]
+fn a_terminal_that_is_gone_ends_it() {
+    let place = Place::new();
+    let running = Running::start(&place, 1, 1, &[]);
+    for (signal, keys) in [(None, ""), (None, "jj"), (Some(libc::SIGTERM), "")] {
+        let (mut near, far) = terminal();
+        let mut command = place.command(["top", &running.pid.to_string()]);
+        command.stdin(far.try_clone().unwrap()).stdout(far).stderr(Stdio::piped());
+        let mut top = command.spawn().unwrap();
+        // Which holds the other descriptors of the terminal.
+        drop(command);
+        // It has begun to draw.
+        near.read_exact(&mut [0; 100]).unwrap();
+        near.write_all(keys.as_bytes()).unwrap();
+        if let Some(signal) = signal {
+            Running::signal(top.id(), signal);
+        }
+        drop(near);
+        let status = top.wait().unwrap();
+        match signal {
+            Some(signal) => assert!(
+                [Some(128 + signal), Some(2)].contains(&status.code()),
+                "{status}: either may come first"
+            ),
+            None => assert_eq!(status.code(), Some(2), "{status}"),
+        }
+    }
     running.end().has_status(0);
 }
 
