@@ -283,6 +283,20 @@ mod tests {
     }
 
     #[test]
+    fn another_program_with_the_same_number_is_another_process() {
+        let line = |program: &str| {
+            format!(
+                r#"{{"time":1,"occasion":"interval","program":"{program}","pid":7,"rows":[],"totals":{{}}}}"#
+            )
+        };
+        let mut reports = Reports::default();
+        reports.add(Path::new("x"), [line("a"), line("b"), line("a")].join("\n").as_bytes()).unwrap();
+        let found: Vec<_> =
+            reports.processes.iter().map(|process| (process.name(), process.reports.len())).collect();
+        assert_eq!(found, [("b".to_owned(), 1), ("a".to_owned(), 2)]);
+    }
+
+    #[test]
     fn processes_have_their_reports_in_the_order_of_time() {
         let text = [line(1, 5), line(2, 6), line(1, 4), line(1, 7)].join("\n");
         let reports = read(&text).unwrap();

@@ -43,6 +43,14 @@ fn without_violations_the_status_is_the_programs() {
 }
 
 #[test]
+fn the_quarantine_is_as_large_as_is_said() {
+    let place = Place::new();
+    let done = place.run(["check", "--quarantine", "3M", "--", "sh", "-c", "echo $DOGTAG_CHECK"]);
+    done.has_status(0);
+    assert!(done.out.contains("quarantine=3M"), "{done:#?}");
+}
+
+#[test]
 fn the_first_violation_may_end_the_program() {
     let place = Place::new();
     let program = place.compile("overruns", OVERRUN, &["-O0"]);

@@ -35,6 +35,16 @@ fn the_program_is_as_without_and_reported() {
 }
 
 #[test]
+fn the_librarys_variables_are_as_the_command_line_says() {
+    let place = Place::new();
+    let mut command = place.command(["run", "--by", "main", "-o", "x.json", "--", "bash", "-c", "exit"]);
+    command.env("DOGTAG_SERVICE", "thread").env("DOGTAG_PROFILE", "interval=1");
+    Done::of(command.output().unwrap()).has_status(0);
+    assert!(!place.read("x.json").contains(r#""name":"bash""#), "{}", place.read("x.json"));
+    assert_eq!(place.files(), ["x.json"]);
+}
+
+#[test]
 fn children_are_reported_to_the_same_file() {
     let place = Place::new();
     let done = place.run(["run", "-o", "a b.json", "--", "bash", "-c", "ls >/dev/null; ls >/dev/null; true"]);
