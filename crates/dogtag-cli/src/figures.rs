@@ -160,4 +160,20 @@ pub mod tests {
         }
         assert_eq!(Figures::parse(&[body, vec![0]].concat()), None);
     }
+
+    #[test]
+    fn services_that_have_ended_are_there_while_they_hold_something() {
+        let mut body = sent(7, &[("a", 1, None, 100), ("b", 2, None, 50)]);
+        let names = |body: &[u8]| {
+            let services = Figures::parse(body).unwrap().services;
+            services.into_iter().map(|service| service.name).collect::<Vec<_>>()
+        };
+        // The first one's letter, behind the head, its places and its handle.
+        let retired = 88 + 4 + 8 + 4 + 8 + 4;
+        body[retired] = 1;
+        assert_eq!(names(&body), ["a", "b"]);
+        // As many blocks are freed as were allocated.
+        body[retired + 1 + 3 * 8] = 2;
+        assert_eq!(names(&body), ["b"]);
+    }
 }
