@@ -138,6 +138,15 @@ fn terminal() -> (File, File) {
     (near, far)
 }
 
+/// Reads until it waits for the next key, mostly.
+fn read_until_quiet(near: &mut File) {
+    let mut ready = libc::pollfd { fd: near.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, which outlives the call.
+    while unsafe { libc::poll(&mut ready, 1, 200) } > 0 {
+        assert_ne!(near.read(&mut [0; 4096]).unwrap(), 0);
+    }
+}
+
 /// Whether the signal that comes with it is heeded or not, and whether keys have been pressed.
 #[test]
 fn a_terminal_that_is_gone_ends_it() {
@@ -150,9 +159,11 @@ fn a_terminal_that_is_gone_ends_it() {
         let mut top = command.spawn().unwrap();
         // Which holds the other descriptors of the terminal.
         drop(command);
-        // It has begun to draw.
-        near.read_exact(&mut [0; 100]).unwrap();
+        // Begins to draw.
+        near.read_exact(&mut [0]).unwrap();
+        read_until_quiet(&mut near);
         near.write_all(keys.as_bytes()).unwrap();
+        read_until_quiet(&mut near);
         if let Some(signal) = signal {
             Running::signal(top.id(), signal);
         }
