@@ -231,6 +231,10 @@ fn what_is_below_a_cancelled_service_counts_once() {
     let (its, own) = (below.run(|| block(50 * MIB)), tenant.run(|| block(30 * MIB)));
     until("both are cancelled", |now| now.cancelled == 2);
     assert!(below.is_cancelled() && tenant.is_cancelled());
+    // What the tenant holds is its query's, too: nothing was given back yet.
+    let polls = figures().polls;
+    let still = until("two looks", |now| now.polls > polls + 1);
+    assert!(still.given_back_bytes < 10 * MIB as u64, "{still:?}");
     drop((its, own));
     let after = until("all was given back", |now| now.used < now.ceiling && now.given_back_bytes > 0);
     let given_back = until("it is counted", |now| now.given_back_bytes >= 80 * MIB as u64).given_back_bytes;
