@@ -8,7 +8,7 @@
 //! among many that run the same program it is soon. (The idea is that of GWP-ASan and Electric Fence; here each
 //! block has an owner.)
 //!
-//! The hot path knows nothing of it. A guarded block costs up to four system calls that change mappings, which all
+//! The hot path knows nothing of it. A guarded block costs up to five system calls that change mappings, which all
 //! threads may notice; and one allocation for each 40 KB takes the slow path, at the default rate.
 //!
 //! ```

@@ -21,7 +21,7 @@ use crate::ledger::thread;
 use crate::owner::{Mark, SampleId};
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::alloc::Layout;
-use std::ptr;
+use std::{ptr, slice};
 
 /// What is in a slot's page beside its block.
 pub(super) const PATTERN: u8 = 0xF7;
@@ -161,6 +161,15 @@ impl PoolSlot {
     fn protect(self, part: Part, access: i32) -> bool {
         // SAFETY: a page of the pool's. Whoever may use it is who the caller says.
         unsafe { libc::mprotect(self.part(part).cast(), PAGE.load(Ordering::Relaxed), access) == 0 }
+    }
+
+    /// Takes the access to the page away, and gives its memory back.
+    fn close(self) {
+        self.protect(Part::Page, libc::PROT_NONE);
+        // SAFETY: a page of the pool's, whose block was given back. Should the system refuse, it stays as it is.
+        unsafe {
+            libc::madvise(self.part(Part::Page).cast(), PAGE.load(Ordering::Relaxed), libc::MADV_DONTNEED)
+        };
     }
 
     /// Lets the program write to a part, for good: the slot is not used again. `false` if the system refuses.
@@ -343,13 +352,15 @@ fn oldest(in_use: usize) -> Option<(PoolSlot, u64)> {
     if GUARDED.load(Ordering::Relaxed) >= in_use as u64 {
         return None;
     }
+    // SAFETY: as many are in use only when they have been mapped, and they are never unmapped.
+    let states: &[StateCell] = unsafe { slice::from_raw_parts(STATES.load(Ordering::Relaxed), in_use) };
     for _ in 0..TRIES {
-        let slots = (0..in_use).map(PoolSlot::new);
-        let free = slots.filter_map(|slot| match slot.state.get() {
-            State::Free(when) => Some((when, slot)),
+        let free = states.iter().enumerate().filter_map(|(index, state)| match state.get() {
+            State::Free(when) => Some((when, index)),
             _ => None,
         });
-        let (when, slot) = free.min_by_key(|(when, _)| *when)?;
+        let (when, index) = free.min()?;
+        let slot = PoolSlot::new(index);
         if slot.state.seize(State::Free(when)) {
             return Some((slot, when));
         }
@@ -421,7 +432,7 @@ impl Taken {
         if is_opened {
             slot.state.settle(State::Retired);
         } else {
-            slot.protect(Part::Page, libc::PROT_NONE);
+            slot.close();
             slot.state.settle(State::Free(FREES.fetch_add(1, Ordering::Relaxed) + 1));
         }
     }

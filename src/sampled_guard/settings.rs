@@ -139,8 +139,8 @@ impl SampledGuardBuilder {
         self
     }
 
-    /// Sets how many blocks can be guarded at once, live ones and freed ones whose pages have no access. Each
-    /// takes a page of memory (4 KiB), and less than a KiB beside.
+    /// Sets how many blocks can be guarded at once, live ones and freed ones whose pages have no access. A live
+    /// one takes a page of memory (4 KiB); each takes less than a KiB, and every third one a page, beside.
     pub const fn slots(mut self, blocks: usize) -> Self {
         self.slots = blocks;
         self
