@@ -26,12 +26,13 @@ use std::process::Command;
 use workloads::{Group, Workload};
 
 /// Program, and what it is called. The first is what all are measured by.
-const CONTESTANTS: [(&str, &str); 10] = [
+const CONTESTANTS: [(&str, &str); 11] = [
     ("bare", "bare jemalloc"),
     ("dogtag", "dogtag"),
     ("owner_table", "dogtag, owner table"),
     ("memory_check", "dogtag, memory-check"),
     ("vector", "as Vector does"),
+    ("saluki", "as Saluki does"),
     ("tracking_allocator", "tracking-allocator"),
     ("skynet", "as skynet did"),
     ("cap", "cap"),

@@ -38,7 +38,7 @@ struct Theme {
     text: RGBColor,
     faint: RGBColor,
     /// A colour for each contestant.
-    marks: [RGBColor; 9],
+    marks: [RGBColor; 10],
 }
 
 // Okabe and Ito's colours, which are told apart by everybody; lighter ones in the dark.
@@ -54,6 +54,7 @@ const THEMES: [Theme; 2] = [
             RGBColor(230, 130, 150),
             RGBColor(0, 114, 178),
             RGBColor(86, 160, 220),
+            RGBColor(110, 80, 40),
             RGBColor(0, 140, 100),
             RGBColor(200, 140, 0),
             RGBColor(170, 90, 140),
@@ -71,6 +72,7 @@ const THEMES: [Theme; 2] = [
             RGBColor(190, 100, 120),
             RGBColor(60, 150, 230),
             RGBColor(130, 195, 245),
+            RGBColor(175, 140, 95),
             RGBColor(40, 185, 140),
             RGBColor(235, 180, 60),
             RGBColor(205, 130, 180),
