@@ -5,6 +5,8 @@
 //!
 //! Medians of interleaved rounds. The yardstick for registering and dropping is a
 //! `DashMap<String, u32>` into which as many names are inserted, and removed.
+//!
+//! `cargo bench --bench services -- count map|services|brief` does that once, for counting its instructions.
 
 use dashmap::DashMap;
 use dogtag::{Dogtag, Service};
@@ -20,6 +22,10 @@ const MANY: usize = 1_000_000;
 const PAIRS: usize = 200_000;
 
 fn main() {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "count").skip(1);
+    if let Some(what) = arguments.next() {
+        return count(&what);
+    }
     coming_and_going();
     warm_paths();
     a_million();
@@ -59,6 +65,22 @@ fn coming_and_going() {
         ("services: the same, each with a block", &busy),
     ] {
         println!("{what:<46} {:>7.0} ns  {:>5.2}×", each(times), ratio(times, &map));
+    }
+}
+
+/// Registers and drops as many as there are in a batch, or none.
+fn count(what: &str) {
+    let names = names(0..BATCH);
+    let known: DashMap<String, u32> = DashMap::new();
+    match what {
+        "none" => {}
+        "map" => {
+            names.iter().zip(0..).for_each(|(name, i)| _ = known.insert(name.clone(), i));
+            names.iter().for_each(|name| drop(known.remove(name)));
+        }
+        "services" => drop(names.iter().map(register).collect::<Vec<_>>()),
+        "brief" => names.iter().for_each(|name| drop(register(name))),
+        other => panic!("{other:?} is not among: none, map, services, brief"),
     }
 }
 

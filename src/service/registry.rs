@@ -15,7 +15,7 @@ use crate::sync::{AtomicU32, Ordering};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use std::borrow::Borrow;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::ptr;
 use std::sync::LazyLock;
 
@@ -47,13 +47,59 @@ pub(super) fn remove(record: &'static Record) {
 
 struct Registry {
     names: DashMap<ByName, ()>,
-    handles: DashMap<u32, &'static Record>,
+    handles: DashMap<u32, &'static Record, HandleHashes>,
+}
+
+/// Hashes handles, which are numbers of few kinds: one multiplication, by what no one outside can know, so that nobody
+/// can choose numbers that collide.
+#[derive(Clone)]
+struct HandleHashes {
+    keys: [u64; 2],
+}
+
+impl HandleHashes {
+    fn random() -> Self {
+        let random = RandomState::new();
+        Self { keys: [0, 1].map(|number| random.hash_one(number)) }
+    }
+}
+
+impl BuildHasher for HandleHashes {
+    type Hasher = HandleHasher;
+
+    #[inline]
+    fn build_hasher(&self) -> HandleHasher {
+        HandleHasher { keys: self.keys, hash: 0 }
+    }
+}
+
+struct HandleHasher {
+    keys: [u64; 2],
+    hash: u64,
+}
+
+impl Hasher for HandleHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
+    }
+
+    #[inline]
+    fn write_u32(&mut self, handle: u32) {
+        let [first, second] = self.keys;
+        let product = u128::from(self.hash ^ u64::from(handle) ^ first) * u128::from(second | 1);
+        self.hash = product as u64 ^ (product >> 64) as u64;
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.hash
+    }
 }
 
 /// Made while somebody has the gate, so that no child finds it half made.
 static REGISTRY: LazyLock<Registry> = LazyLock::new(|| {
     let _scope = Scope::enter(&slots::UNATTRIBUTED);
-    let registry = Registry { names: DashMap::new(), handles: DashMap::new() };
+    let registry = Registry { names: DashMap::new(), handles: DashMap::with_hasher(HandleHashes::random()) };
     let unattributed = &slots::UNATTRIBUTED;
     registry.names.insert(ByName(unattributed), ());
     registry.handles.insert(unattributed.handle(), unattributed);
