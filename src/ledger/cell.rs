@@ -196,14 +196,28 @@ impl Cell {
     pub fn needs_slow_path(&self, size: usize) -> bool {
         // Where it wraps around, the counter has passed 2^61: then the threshold is never raised, and
         // every allocation takes the slow path, as exactly.
-        self.allocated_bytes.load(Ordering::Relaxed).wrapping_add(size as u64)
-            >= self.threshold.load(Ordering::Relaxed)
+        compare::reaches_threshold(
+            self,
+            self.allocated_bytes.load(Ordering::Relaxed).wrapping_add(size as u64),
+        )
     }
 
     /// The mark of the service, whether the cell is a thread's own or shared.
     #[inline(always)]
     pub fn mark(&self) -> Mark {
         Mark::from_bits(self.mark.load(Ordering::Relaxed) & !SHARED)
+    }
+
+    /// Whether the cell is the thread's own for blocks of that mark.
+    #[inline(always)]
+    pub fn is_own_for(&self, mark: Mark) -> bool {
+        compare::has_mark(self, mark.bits())
+    }
+
+    /// Whether the cell's blocks have the cookie of that mark, whether it is a thread's own or shared.
+    #[inline(always)]
+    pub(super) fn has_cookie(&self, mark: Mark) -> bool {
+        compare::has_cookie(self, u16::from_ne_bytes(mark.to_cookie()))
     }
 
     /// The mark of the service if the cell is a thread's own; otherwise one that no block has.
@@ -298,6 +312,86 @@ impl Cell {
     }
 }
 
+/// Comparisons on the hot path, with what stands in memory: the compiler would load that first, since it is atomic.
+#[cfg(all(target_arch = "x86_64", not(any(miri, dogtag_loom))))]
+mod compare {
+    use super::Cell;
+    use std::arch::asm;
+    use std::mem::offset_of;
+    use std::ptr;
+
+    #[inline(always)]
+    pub(super) fn reaches_threshold(cell: &Cell, allocated: u64) -> bool {
+        // SAFETY: reads a field of the cell in one access, as an atomic load does.
+        unsafe {
+            asm!(
+                "cmp {allocated}, qword ptr [{cell} + {threshold}]",
+                "jae {yes}",
+                allocated = in(reg) allocated,
+                cell = in(reg) ptr::from_ref(cell),
+                threshold = const offset_of!(Cell, threshold),
+                yes = label { return true },
+                options(readonly, nostack),
+            );
+        }
+        false
+    }
+
+    #[inline(always)]
+    pub(super) fn has_mark(cell: &Cell, mark: u32) -> bool {
+        // SAFETY: reads a field of the cell in one access, as an atomic load does.
+        unsafe {
+            asm!(
+                "cmp {mark:e}, dword ptr [{cell} + {of_cell}]",
+                "jne {no}",
+                mark = in(reg) mark,
+                cell = in(reg) ptr::from_ref(cell),
+                of_cell = const offset_of!(Cell, mark),
+                no = label { return false },
+                options(readonly, nostack),
+            );
+        }
+        true
+    }
+
+    #[inline(always)]
+    pub(super) fn has_cookie(cell: &Cell, cookie: u16) -> bool {
+        // SAFETY: reads the lower half of a field of the cell in one access.
+        unsafe {
+            asm!(
+                "cmp {cookie:x}, word ptr [{cell} + {of_cell}]",
+                "jne {no}",
+                cookie = in(reg) cookie,
+                cell = in(reg) ptr::from_ref(cell),
+                of_cell = const offset_of!(Cell, mark),
+                no = label { return false },
+                options(readonly, nostack),
+            );
+        }
+        true
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", not(any(miri, dogtag_loom)))))]
+mod compare {
+    use super::{Cell, Ordering};
+
+    #[inline(always)]
+    pub(super) fn reaches_threshold(cell: &Cell, allocated: u64) -> bool {
+        allocated >= cell.threshold.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    pub(super) fn has_mark(cell: &Cell, mark: u32) -> bool {
+        mark == cell.mark.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    pub(super) fn has_cookie(cell: &Cell, cookie: u16) -> bool {
+        cookie == cell.mark.load(Ordering::Relaxed) as u16
+    }
+}
+
 /// Bounds of the bytes that are live in a set of cells at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Live {
@@ -381,6 +475,22 @@ mod tests {
         let cell = self::cell(7);
         cell.raise_threshold(1, 1 << 20);
         assert!(!cell.needs_slow_path(100) && !cell.needs_grant(100) && cell.needs_slow_path(2 << 20));
+    }
+
+    #[test]
+    fn a_cell_is_ones_own_for_its_mark_alone() {
+        let marks = [0, 1, 255, 256, 65_000].map(|slot| Slot::new(slot).unwrap().mark());
+        for mark in marks {
+            let cell = Cell::shared(mark);
+            assert!(!cell.is_own_for(mark) && cell.has_cookie(mark), "shared");
+            cell.claim(mark);
+            for other in marks {
+                let is_same = mark == other;
+                assert_eq!((cell.is_own_for(other), cell.has_cookie(other)), (is_same, is_same));
+            }
+            cell.abandon();
+            assert!(!marks.iter().any(|&mark| cell.is_own_for(mark) || cell.has_cookie(mark)), "unclaimed");
+        }
     }
 
     #[test]

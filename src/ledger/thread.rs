@@ -39,10 +39,16 @@ use std::ptr::{self, NonNull};
 
 mod access;
 mod names;
+mod scopes;
 #[cfg(test)]
 pub(crate) mod tests;
+mod word;
 
 pub(crate) use names::{begin_startup, give, next_look};
+pub use scopes::{Entered, enter, go_to, leave, leave_for};
+#[cfg(feature = "tracing-layer")]
+pub(crate) use scopes::{leave_remembered_for, release, retain};
+pub use word::Word;
 
 /// The cell that the calling thread charges to; its threshold is 0 unless it is the thread's own.
 #[inline(always)]
@@ -143,159 +149,6 @@ pub fn current_record() -> &'static Record {
     with(Thread::record)
 }
 
-/// A scope that the calling thread has entered, for `leave`.
-///
-/// That the thread is in a service is counted, and keeps the service; so does a scope with the one
-/// it will go back to: the count of the service that the thread was in goes over to the scope.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Entered {
-    /// What the thread goes back to. After the thread's end has begun, the cell may be another
-    /// thread's; its mark still says whose service it is, since that is kept.
-    previous: *const Cell,
-    /// The thread's own cell in which the scope is counted; null if it was not entered the short way.
-    own: *const Cell,
-}
-
-#[cfg(feature = "tracing-layer")]
-impl Entered {
-    /// Returns the service that the calling thread goes back to from this scope.
-    #[inline]
-    pub(crate) fn former(&self) -> &'static Record {
-        // SAFETY: as in `leave_slow`.
-        unsafe { Record::of_cell(self.previous) }
-    }
-
-    /// Changes the service that the calling thread goes back to: what counts it in there, the scope has
-    /// from now on, and the caller what counted it in the former one.
-    #[inline]
-    pub(crate) fn set_former(&mut self, record: &'static Record) {
-        self.previous = with(|thread| thread.place_of(record).0);
-    }
-}
-
-/// Puts the calling thread into a service, which somebody holds.
-#[inline]
-pub fn enter(record: &'static Record) -> Entered {
-    let words = access::Words::of_thread();
-    // The shared cell's, which differs from a thread's own in what is no part of the cookie.
-    let mark = record.shared().own_mark();
-    let own = words.directory().cell(mark);
-    if own.own_mark().to_cookie() != mark.to_cookie() {
-        return enter_slow(record);
-    }
-    let previous = words.cell();
-    words.stay();
-    own.enter();
-    words.set_cell(own);
-    Entered { previous, own }
-}
-
-/// Takes the calling thread out of the service that it is in, and back to where it was before that
-/// scope: mostly that is the scope's service, but scopes may be left in any order.
-#[inline]
-pub fn leave(scope: Entered) {
-    let words = access::Words::of_thread();
-    if words.cell() != scope.own {
-        return leave_slow(scope.previous);
-    }
-    // SAFETY: the current cell, which is the thread's own: where it is not, it is no scope's `own`.
-    // Cells are never unmapped.
-    unsafe { (*scope.own).leave() };
-    words.stay_no_more();
-    words.set_cell(scope.previous);
-}
-
-/// The thread has no cell for the service yet, or it is a long slot's.
-#[cold]
-#[inline(never)]
-fn enter_slow(record: &'static Record) -> Entered {
-    with(|thread| {
-        let previous = thread.cell.get();
-        // Not for a thread that has allocated nothing yet: to get a shard may allocate.
-        let own = thread.shard.get().and_then(|shard| shard.claim(record.slot()));
-        thread.stay();
-        thread.go_to(record);
-        let is_short = own.is_some_and(|own| own.mark() != Mark::LONG);
-        Entered { previous, own: if is_short { thread.cell.get() } else { ptr::null() } }
-    })
-}
-
-/// The thread is elsewhere, or has got a cell, or lost all.
-#[cold]
-#[inline(never)]
-fn leave_slow(previous: *const Cell) {
-    // SAFETY: `previous` was the thread's current cell, and the scope kept its service; so the cell has
-    // had its mark ever since, and is a record's own if that is the mark of long slots.
-    leave_for(unsafe { Record::of_cell(previous) });
-}
-
-/// Puts the calling thread into a service, which somebody holds, and returns the one it was in, for
-/// [`leave_for`].
-#[inline]
-pub fn go_to(record: &'static Record) -> &'static Record {
-    with(|thread| {
-        thread.stay();
-        let former = thread.record();
-        thread.go_to(record);
-        former
-    })
-}
-
-/// Takes the calling thread out of its service and back to a former one.
-#[inline]
-pub fn leave_for(former: &'static Record) {
-    with(|thread| {
-        thread.stay_no_more();
-        let left = thread.cell.get();
-        thread.find(former);
-        thread.leave_cell(left);
-    });
-}
-
-/// Variant of [`leave_for`] for a service that the thread went to by memory, and that may have ended just
-/// then (`recall`): the count is taken back where it stands.
-#[cfg(feature = "tracing-layer")]
-#[inline]
-pub(crate) fn leave_remembered_for(former: &'static Record) {
-    with(|thread| {
-        let left = thread.cell.get();
-        // SAFETY: the current cell; cells are never unmapped.
-        let left = unsafe { &*left };
-        if left.mark() != Mark::NONE {
-            return leave_for(former);
-        }
-        thread.stay_no_more();
-        thread.find(former);
-        // Right in an own cell, too.
-        left.leave_shared();
-    });
-}
-
-/// Counts the calling thread in a service, which the caller holds, without going there: the thread
-/// goes back to it later.
-#[cfg(feature = "tracing-layer")]
-#[inline]
-pub(crate) fn retain(record: &'static Record) {
-    with(|thread| {
-        thread.stay();
-        match thread.own_or_shared(record) {
-            Account::Own(cell) => cell.enter(),
-            Account::Shared(cell) => cell.enter_shared(),
-        }
-    });
-}
-
-/// Takes a [`retain`] back, or the count of a service that [`go_to`] returned.
-#[cfg(feature = "tracing-layer")]
-#[inline]
-pub(crate) fn release(record: &'static Record) {
-    with(|thread| {
-        thread.stay_no_more();
-        thread.count_out(record);
-    });
-}
-
 /// Sends the calling thread's next allocation to the slow path. Signal handlers may call this.
 pub fn lower_threshold() {
     current().lower_threshold();
@@ -369,64 +222,6 @@ impl Drop for Counts {
 #[must_use]
 pub fn counts() -> bool {
     with(|thread| thread.counts.get())
-}
-
-/// A word in each thread's record that a module above the ledger, or a crate beside this one,
-/// has for its own use: 0 in a new thread, and of no meaning to the ledger.
-#[derive(Clone, Copy, Debug)]
-pub enum Word {
-    /// Whether the thread is in an `Inside`.
-    CheckInside,
-    /// The number that memory-check gave the thread.
-    CheckNumber,
-    /// dogtag-c: what the thread's service outside of scopes was chosen by.
-    OwnerKey,
-    /// dogtag-c: the first half of the thread's name.
-    NameLow,
-    /// dogtag-c: the second half of the thread's name.
-    NameHigh,
-    /// dogtag-c: how many names other threads had given when this one looked last.
-    NamesSeen,
-    /// How the thread's service outside of scopes is chosen, by its name for instance.
-    Follows,
-    /// Whether the thread can do without what it asks for, if its service is cancelled.
-    Fallible,
-    /// Sampling: the state of the thread's random numbers.
-    Random,
-    /// Sampling: bytes to the next sample in cells whose threshold is never raised.
-    NextSample,
-    /// Sampling: for which interval that is.
-    SamplingChanges,
-    /// Sampling: whether the thread is taking its call stack.
-    IsTakingStack,
-    /// Call stacks: where the part of the thread's own stack begins that is known to be readable.
-    StackFrom,
-    /// Call stacks: where it ends; 0 while it is not known.
-    StackTo,
-    /// Call stacks: how often it was looked for in vain.
-    StackFailures,
-}
-
-impl Word {
-    const COUNT: usize = Self::StackFailures as usize + 1;
-
-    /// Returns the calling thread's word.
-    #[inline(always)]
-    pub fn get(self) -> u64 {
-        with(|thread| thread.words[self as usize].get())
-    }
-
-    /// Sets the calling thread's word. Signal handlers may call this, whatever they have interrupted.
-    #[inline]
-    pub fn set(self, value: u64) {
-        self.replace(value);
-    }
-
-    /// Sets the calling thread's word, and returns its former value.
-    #[inline]
-    pub fn replace(self, value: u64) -> u64 {
-        with(|thread| thread.words[self as usize].replace(value))
-    }
 }
 
 #[repr(C)]
