@@ -268,9 +268,12 @@ fn descend(generations: usize, service: &Service, blocks: Vec<Vec<u8>>, tenant: 
     let snapshot = dogtag::snapshot();
     let name = service.name();
     assert_eq!(snapshot.rows.iter().find(|row| row.name == name).unwrap().usage.bytes(), bytes);
-    // It has threads of its own.
+    // It has threads of its own. (Joined, since a scope's end does not wait for a thread's: std's table of
+    // threads is locked then, and would stay so in a child.)
     thread::scope(|threads| {
-        threads.spawn(|| (0..5).for_each(|i| come_and_go(&format!("child's thread/{i}"), tenant)));
+        let thread =
+            threads.spawn(|| (0..5).for_each(|i| come_and_go(&format!("child's thread/{i}"), tenant)));
+        thread.join().unwrap();
     });
     #[cfg(feature = "memory-check")]
     assert_eq!(dogtag::check::verify().violations, 0);
