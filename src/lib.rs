@@ -246,10 +246,7 @@ mod sync;
 mod sys;
 #[cfg(not(dogtag_loom))]
 pub mod thread;
-#[cfg(all(
-    any(feature = "profile", all(feature = "sampled-guard", not(feature = "memory-check"))),
-    not(dogtag_loom)
-))]
+#[cfg(all(any(feature = "memory-check", feature = "profile", feature = "sampled-guard"), not(dogtag_loom)))]
 mod unwind;
 mod usage;
 

@@ -12,7 +12,7 @@ mod detached_thread;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod fork;
 #[cfg(all(
-    any(feature = "profile", all(feature = "sampled-guard", not(feature = "memory-check"))),
+    any(feature = "memory-check", feature = "profile", feature = "sampled-guard"),
     target_os = "linux",
     not(dogtag_loom)
 ))]

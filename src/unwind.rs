@@ -35,6 +35,7 @@ mod tests;
 
 /// Prepares taking call stacks: finds the loaded libraries. Called when a profiler starts, outside of
 /// allocations: it allocates, and locks.
+#[cfg_attr(not(feature = "profile"), allow(dead_code))]
 pub(crate) fn prepare() {
     system::prepare();
 }
@@ -42,6 +43,7 @@ pub(crate) fn prepare() {
 /// Looks for libraries that were loaded or unloaded since. Called outside of allocations, now and then: it
 /// asks the loader, which locks, and allocates if there are any. Until then, stacks end at frames of
 /// new libraries, or go on by their frame pointers.
+#[cfg_attr(not(feature = "profile"), allow(dead_code))]
 pub(crate) fn refresh_if_needed() {
     system::refresh_if_needed();
 }
@@ -63,7 +65,25 @@ pub(crate) unsafe fn capture_interrupted(context: *const std::ffi::c_void, frame
 ///
 /// Where a signal interrupted the thread, the frame is one more than the instruction's address, so
 /// that the byte before each frame is in the code that it stands for.
+#[cfg_attr(not(feature = "profile"), allow(dead_code))]
 #[inline(always)]
 pub(crate) fn capture(frames: &mut [usize]) -> usize {
     system::capture(frames)
+}
+
+/// Variant of [`capture`] that tells besides whether it knew all code that it met. It needs no preparation:
+/// where it knew some not, [`try_refresh`] is for it.
+#[cfg(feature = "memory-check")]
+#[inline(always)]
+pub(crate) fn capture_known(frames: &mut [usize]) -> (usize, bool) {
+    system::capture_known(frames)
+}
+
+/// Looks for libraries that were loaded or unloaded since, and says whether there were any. Called inside an
+/// allocation, whose thread's own allocations meanwhile take no stack. Waits for no other thread of ours, but asks
+/// the loader, which locks.
+#[cfg(feature = "memory-check")]
+#[cold]
+pub(crate) fn try_refresh() -> bool {
+    system::try_refresh()
 }

@@ -1,9 +1,11 @@
 //! Call stacks, each kept once: a table that only grows, of hashes and return
 //! addresses. Blocks refer to them by number.
 
+use crate::ledger::slots::UNATTRIBUTED;
 use crate::ledger::thread;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::{self, resolve};
+use crate::unwind;
 use std::fmt;
 use std::ptr;
 
@@ -44,19 +46,35 @@ impl fmt::Display for Backtrace {
 /// no memory for it, or the thread is taking one already.
 pub(crate) fn take() -> u32 {
     let Some(_alone) = thread::Inside::enter() else { return 0 };
+    let Some(table) = table() else { return 0 };
     let mut frames = [0; FRAMES];
-    let mut length = 0;
-    // SAFETY: the unwinder is safe to use from several threads; the lock that
-    // the safe function takes is for systems that we do not support.
-    unsafe {
-        backtrace::trace_unsynchronized(|frame| {
-            frames[length] = frame.ip() as usize;
-            // The outermost frame returns to nowhere.
-            length += usize::from(frames[length] != 0);
-            length < FRAMES
-        });
+    let mut has_looked = false;
+    loop {
+        let (length, is_known) = walk(&mut frames);
+        let stack = &frames[..length];
+        let hash = hash(stack);
+        // What no stack was before may go through a library that is where another was.
+        let number = find(table, hash).filter(|_| is_known || has_looked);
+        if number.is_some() || has_looked || !look_for_libraries() {
+            return number.unwrap_or_else(|| insert(table, hash, stack));
+        }
+        has_looked = true;
     }
-    table().map_or(0, |table| insert(table, &frames[..length]))
+}
+
+/// Whether there are others than were known. What the list of them takes is nobody's.
+#[cold]
+fn look_for_libraries() -> bool {
+    let current = thread::go_to(&UNATTRIBUTED);
+    let are_new = unwind::try_refresh();
+    thread::leave_for(current);
+    are_new
+}
+
+/// One place, so that a stack is the same when it is taken again.
+#[inline(never)]
+fn walk(frames: &mut [usize]) -> (usize, bool) {
+    unwind::capture_known(frames)
 }
 
 /// Frames that are kept of a stack.
@@ -72,11 +90,26 @@ struct Entry {
     frames: [AtomicUsize; FRAMES],
 }
 
-fn insert(table: &[Entry; STACKS], frames: &[usize]) -> u32 {
-    /// Entries that are tried before a stack is given up.
-    const TRIES: usize = 64;
+/// Entries that are tried before a stack is given up.
+const TRIES: usize = 64;
 
-    let hash = hash(frames);
+/// The number of a stack that is there already.
+#[inline]
+fn find(table: &[Entry; STACKS], hash: u64) -> Option<u32> {
+    for attempt in 0..TRIES {
+        let index = (hash as usize + attempt) % STACKS;
+        match table[index].hash.load(Ordering::Relaxed) {
+            // 64 bits of hash: nobody has enough stacks for two to have the same.
+            known if known == hash => return Some(index as u32 + 1),
+            0 => return None,
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cold]
+fn insert(table: &[Entry; STACKS], hash: u64, frames: &[usize]) -> u32 {
     for attempt in 0..TRIES {
         let index = (hash as usize + attempt) % STACKS;
         let entry = &table[index];
@@ -88,7 +121,6 @@ fn insert(table: &[Entry; STACKS], frames: &[usize]) -> u32 {
                 entry.length.store(frames.len() as u32, Ordering::Release);
                 return index as u32 + 1;
             }
-            // 64 bits of hash: nobody has enough stacks for two to have the same.
             Err(known) if known == hash => return index as u32 + 1,
             Err(_) => {}
         }

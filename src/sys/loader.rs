@@ -7,6 +7,8 @@ use super::fork::{ForkHook, ForkOrder, Held, at_load, register_fork_hook};
 use crate::sync::{Mutex, MutexGuard};
 use std::ffi::{c_int, c_void};
 use std::sync::PoisonError;
+#[cfg(feature = "memory-check")]
+use std::sync::TryLockError;
 
 /// Held while the list is read.
 static READING: Mutex<()> = Mutex::new(());
@@ -23,6 +25,27 @@ pub(crate) unsafe fn each_module(
     let _reading = lock();
     // SAFETY: the callback is sound for the data, as the caller promises.
     unsafe { libc::dl_iterate_phdr(Some(callback), data) };
+}
+
+/// Variant of [`each_module`] that waits for no other thread that reads the list. `false`, and nothing is called, if one
+/// does, or the calling thread itself.
+///
+/// # Safety
+///
+/// As for [`each_module`].
+#[cfg(feature = "memory-check")]
+pub(crate) unsafe fn try_each_module(
+    callback: unsafe extern "C" fn(*mut libc::dl_phdr_info, usize, *mut c_void) -> c_int,
+    data: *mut c_void,
+) -> bool {
+    let _reading = match READING.try_lock() {
+        Ok(reading) => reading,
+        Err(TryLockError::Poisoned(reading)) => reading.into_inner(),
+        Err(TryLockError::WouldBlock) => return false,
+    };
+    // SAFETY: the callback is sound for the data, as the caller promises.
+    unsafe { libc::dl_iterate_phdr(Some(callback), data) };
+    true
 }
 
 fn lock() -> MutexGuard<'static, ()> {

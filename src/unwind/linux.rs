@@ -16,7 +16,10 @@ use registers::Registers;
 use rules::{Kind, Rule};
 
 pub(super) use modules::refresh_if_needed;
+#[cfg(feature = "memory-check")]
+pub(super) use modules::try_refresh;
 
+#[cfg_attr(not(feature = "profile"), allow(dead_code))]
 pub(super) fn prepare() {
     rules::prepare();
     modules::prepare();
@@ -29,8 +32,17 @@ const JUMPS: u32 = 8;
 /// A frame pointer that is further up is not believed.
 const LARGEST_FRAME: usize = 1 << 20;
 
+#[cfg_attr(not(feature = "profile"), allow(dead_code))]
 #[inline(never)]
 pub(super) fn capture(frames: &mut [usize]) -> usize {
+    let registers = Registers::current();
+    modules::with(|list| walk(list, registers, frames)).0
+}
+
+/// Tells besides whether all code was of modules that are known.
+#[cfg(feature = "memory-check")]
+#[inline(never)]
+pub(super) fn capture_known(frames: &mut [usize]) -> (usize, bool) {
     let registers = Registers::current();
     modules::with(|list| walk(list, registers, frames))
 }
@@ -44,20 +56,22 @@ pub(super) unsafe fn capture_interrupted(context: *const std::ffi::c_void, frame
     let registers = unsafe { Registers::of_context(&*context.cast::<libc::ucontext_t>()) };
     let Some((first, callers)) = frames.split_first_mut() else { return 0 };
     *first = registers.ip.saturating_add(1);
-    1 + modules::with(|list| walk(list, registers, callers))
+    1 + modules::with(|list| walk(list, registers, callers)).0
 }
 
-fn walk(list: &List, mut registers: Registers, frames: &mut [usize]) -> usize {
+/// Returns how many frames there are, and whether all code was of modules that are known.
+fn walk(list: &List, mut registers: Registers, frames: &mut [usize]) -> (usize, bool) {
     let mut memory = Memory::of_stack(registers.sp());
     let mut count = 0;
     let mut jumps = 0;
     // Whether the instruction pointer is where the thread is, or was interrupted; else it
     // is a return address, and the call that is before it counts.
     let mut exact = true;
+    let mut is_known = true;
     while count < frames.len() {
         let sp = registers.sp();
         let place = if exact { registers.ip } else { registers.ip - 1 };
-        let rule = rules::get(list.generation, place).unwrap_or_else(|| find(list, place));
+        let rule = rules::get(list.generation, place).unwrap_or_else(|| find(list, place, &mut is_known));
         let stepped = match rule.kind() {
             Kind::Simple => rule.step(&mut registers, &mut memory, exact).then_some(false),
             Kind::Table => tables::step(list, place, &mut registers, &mut memory, exact),
@@ -82,15 +96,18 @@ fn walk(list: &List, mut registers: Registers, frames: &mut [usize]) -> usize {
         frames[count] = registers.ip.saturating_add(usize::from(interrupted));
         count += 1;
     }
-    count
+    (count, is_known)
 }
 
 /// The rule for an address that the cache has not.
 #[cold]
 #[inline(never)]
-fn find(list: &List, place: usize) -> Rule {
+fn find(list: &List, place: usize, is_known: &mut bool) -> Rule {
     // A library that is not known yet will be, so this is not remembered.
-    let Some(module) = list.module_of(place) else { return Rule::FRAME_POINTER };
+    let Some(module) = list.module_of(place) else {
+        *is_known = false;
+        return Rule::FRAME_POINTER;
+    };
     let rule = tables::rule(module, place);
     rules::insert(list.generation, place, rule);
     rule

@@ -1,11 +1,13 @@
 //! Call stacks on other systems: the `backtrace` crate's.
 
+#[cfg_attr(not(feature = "profile"), allow(dead_code))]
 pub(super) fn prepare() {
     let mut frames = [0; 4];
     // The unwinder may load itself, and allocate, when it is first used.
     capture(&mut frames);
 }
 
+#[cfg_attr(not(feature = "profile"), allow(dead_code))]
 pub(super) fn refresh_if_needed() {}
 
 /// # Safety
@@ -29,4 +31,15 @@ pub(super) fn capture(frames: &mut [usize]) -> usize {
         });
     }
     count
+}
+
+#[cfg(feature = "memory-check")]
+#[inline(always)]
+pub(super) fn capture_known(frames: &mut [usize]) -> (usize, bool) {
+    (capture(frames), true)
+}
+
+#[cfg(feature = "memory-check")]
+pub(super) fn try_refresh() -> bool {
+    false
 }

@@ -21,9 +21,19 @@ impl Found<'_> {
     }
 }
 
+/// Whether to wait for other threads that do the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    #[cfg_attr(not(feature = "profile"), allow(dead_code))]
+    Yes,
+    /// In the middle of an allocation, which may be one of those others'.
+    #[cfg_attr(not(feature = "memory-check"), allow(dead_code))]
+    No,
+}
+
 /// Calls `each` with all modules, and how many were loaded and unloaded so far, until it says `false`. The loader is
-/// held meanwhile.
-pub(super) fn each_module(mut each: impl FnMut(&Found<'_>, (u64, u64)) -> bool) {
+/// held meanwhile. `false`, and nothing is called, where that would have to wait and is not to.
+pub(super) fn each_module(wait: Wait, mut each: impl FnMut(&Found<'_>, (u64, u64)) -> bool) -> bool {
     unsafe extern "C" fn callback<F: FnMut(&Found<'_>, (u64, u64)) -> bool>(
         info: *mut libc::dl_phdr_info,
         size: usize,
@@ -50,6 +60,13 @@ pub(super) fn each_module(mut each: impl FnMut(&Found<'_>, (u64, u64)) -> bool) 
         callback::<F>
     }
     let call = callback_of(&each);
+    #[cfg(feature = "memory-check")]
+    if wait == Wait::No {
+        // SAFETY: as below.
+        return unsafe { loader::try_each_module(call, (&raw mut each).cast()) };
+    }
+    let _ = wait;
     // SAFETY: the callback gets the closure that it is made for, while that is borrowed here.
     unsafe { loader::each_module(call, (&raw mut each).cast()) };
+    true
 }

@@ -5,12 +5,12 @@
 //! calls the loader. Tables of what is never unloaded are read where they are; those of other libraries
 //! may vanish at any moment, so the list has copies of them.
 
-use super::loader::{Found, each_module};
+use super::loader::{Found, Wait, each_module};
 use super::needed;
 use crate::sync::{AtomicPtr, AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::sys::fork::{ForkHook, ForkOrder, Held, at_load, register_fork_hook};
 use std::ptr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, TryLockError};
 
 /// How many bytes of tables are copied at most. Libraries beyond that are followed by frame pointers.
 const MOST_COPIED: usize = 16 << 20;
@@ -133,6 +133,15 @@ fn lock() -> MutexGuard<'static, Lists> {
     REPLACED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Takes that lock unless somebody has it, who may be the calling thread.
+fn try_lock() -> Option<MutexGuard<'static, Lists>> {
+    match REPLACED.try_lock() {
+        Ok(lists) => Some(lists),
+        Err(TryLockError::Poisoned(lists)) => Some(lists.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 /// Calls `with` with the list, which stays for as long.
 #[inline]
 pub(super) fn with<R>(with: impl FnOnce(&List) -> R) -> R {
@@ -146,36 +155,61 @@ pub(super) fn with<R>(with: impl FnOnce(&List) -> R) -> R {
     result
 }
 
+#[cfg_attr(not(feature = "profile"), allow(dead_code))]
 pub(super) fn prepare() {
     register();
-    replace();
+    replace(Wait::Yes);
 }
 
+#[cfg_attr(not(feature = "profile"), allow(dead_code))]
 pub(in super::super) fn refresh_if_needed() {
     if LIST.load(Ordering::Relaxed).is_null() {
         // Nobody has taken a stack yet.
         return;
     }
-    let mut loaders = None;
-    each_module(|_, changes| {
-        loaders = Some(changes);
-        false
-    });
-    if loaders.is_some_and(|loaders| loaders != with(|list| list.changes)) {
-        replace();
+    if changes(Wait::Yes).is_some_and(|now| now != with(|list| list.changes)) {
+        replace(Wait::Yes);
     }
 }
 
-/// Makes a new list, and frees those that nobody reads any more.
-fn replace() {
+/// Replaces the list if there is none or it is old, in the middle of an allocation: `false`, and it is as it was,
+/// if it is not, or somebody else is about to.
+#[cfg(feature = "memory-check")]
+pub(in super::super) fn try_refresh() -> bool {
+    let Some(now) = changes(Wait::No) else { return false };
+    if LIST.load(Ordering::Relaxed).is_null() {
+        super::rules::prepare();
+    } else if now == with(|list| list.changes) {
+        return false;
+    }
+    replace(Wait::No)
+}
+
+/// How many libraries the loader has loaded and unloaded.
+fn changes(wait: Wait) -> Option<(u64, u64)> {
+    let mut loaders = None;
+    each_module(wait, |_, changes| {
+        loaders = Some(changes);
+        false
+    });
+    loaders
+}
+
+/// Makes a new list, and frees those that nobody reads any more. Says whether it did.
+fn replace(wait: Wait) -> bool {
     // Without the lock: the loader has one of its own, under which others may fork.
-    let (old, new) = with(|old| (ptr::from_ref(old), find(old)));
+    let (old, new) = with(|old| (ptr::from_ref(old), find(old, wait)));
+    let Some(new) = new else { return false };
     let new = Box::new(new);
-    let mut replaced = lock();
+    let replaced = match wait {
+        Wait::Yes => Some(lock()),
+        Wait::No => try_lock(),
+    };
+    let Some(mut replaced) = replaced else { return false };
     let known = LIST.load(Ordering::SeqCst);
     if !known.is_null() && !ptr::eq(known, old) {
         // Somebody else was as fast. What was found here may be older; the next look will tell.
-        return;
+        return false;
     }
     LIST.store(Box::into_raw(new), Ordering::SeqCst);
     if !known.is_null() {
@@ -190,14 +224,16 @@ fn replace() {
     if nobody_reads {
         replaced.clear();
     }
+    true
 }
 
-/// Finds all modules; what the old list has copied of those that are still there is used again.
-fn find(old: &List) -> List {
-    let needed = needed::find();
+/// Finds all modules; what the old list has copied of those that are still there is used again. `None` where that
+/// would have to wait and is not to.
+fn find(old: &List, wait: Wait) -> Option<List> {
+    let needed = needed::find(wait)?;
     let mut list = List { modules: Vec::new(), generation: old.generation, changes: (0, 0) };
     let mut copied = 0;
-    each_module(|found, changes| {
+    let is_read = each_module(wait, |found, changes| {
         list.changes = changes;
         if let Some(sections) = Sections::of(found) {
             let stays = needed.contains(&found.base);
@@ -205,11 +241,14 @@ fn find(old: &List) -> List {
         }
         true
     });
+    if !is_read {
+        return None;
+    }
     list.modules.sort_by_key(|module| module.start);
     if list.changes.1 != old.changes.1 {
         list.generation = list.generation.wrapping_add(1);
     }
-    list
+    Some(list)
 }
 
 fn add(modules: &mut Vec<Module>, sections: &Sections<'_>, stays: bool, old: &List, copied: &mut usize) {

@@ -1,6 +1,6 @@
 //! Tells which modules are never unloaded: the program, the library that dogtag is in, and all that these need.
 
-use super::loader::{Found, each_module};
+use super::loader::{Found, Wait, each_module};
 use std::collections::HashSet;
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -15,16 +15,20 @@ struct Description {
     is_root: bool,
 }
 
-/// The modules that stay, by the address that each was loaded to.
-pub(super) fn find() -> HashSet<usize> {
+/// The modules that stay, by the address that each was loaded to. `None` where the list could not be read
+/// without waiting.
+pub(super) fn find(wait: Wait) -> Option<HashSet<usize>> {
     let mut modules = Vec::new();
-    each_module(|found, _| {
+    let is_read = each_module(wait, |found, _| {
         modules.push(describe(found, modules.is_empty()));
         true
     });
+    if !is_read {
+        return None;
+    }
     // musl unloads nothing.
     if cfg!(target_env = "musl") {
-        return modules.iter().map(|module| module.base).collect();
+        return Some(modules.iter().map(|module| module.base).collect());
     }
     let mut stays = HashSet::new();
     let mut next: Vec<&Description> = modules.iter().filter(|module| module.is_root).collect();
@@ -35,11 +39,11 @@ pub(super) fn find() -> HashSet<usize> {
             next.extend(module.needs.iter().filter_map(first));
         }
     }
-    stays
+    Some(stays)
 }
 
 fn describe(found: &Found<'_>, is_program: bool) -> Description {
-    let here = (find as fn() -> HashSet<usize>) as usize;
+    let here = (find as fn(Wait) -> Option<HashSet<usize>>) as usize;
     let has_dogtag = found.segments.iter().any(|segment| {
         let start = found.address_of(segment);
         segment.p_type == libc::PT_LOAD && here >= start && here - start < segment.p_memsz as usize

@@ -23,7 +23,7 @@ impl Numbers {
 
 fn code() -> Vec<Range<usize>> {
     let mut code = Vec::new();
-    loader::each_module(|found, _| {
+    loader::each_module(loader::Wait::Yes, |found, _| {
         let segments = found.segments.iter().filter(|segment| segment.p_flags & libc::PF_X != 0);
         code.extend(segments.map(|segment| {
             let start = found.address_of(segment);
@@ -66,7 +66,7 @@ fn nothing_that_is_in_registers_or_on_the_stack_faults() {
         // Where the thread is can be read.
         registers.set_sp(numbers.within(&own) / 8 * 8);
         let mut frames = [0; 32];
-        taken += modules::with(|list| walk(list, registers, &mut frames));
+        taken += modules::with(|list| walk(list, registers, &mut frames).0);
     }
     assert!(taken > 100_000, "{taken} frames");
 }
