@@ -42,7 +42,7 @@ const MOST_TAIL: usize = 256;
 #[inline]
 const fn size_class(size: usize) -> usize {
     let spacing = if size <= 128 { 16 } else { 1 << ((size - 1).ilog2() - 2) };
-    size.next_multiple_of(spacing)
+    (size + (spacing - 1)) & !(spacing - 1)
 }
 
 /// skynet's words.
@@ -119,7 +119,8 @@ pub(crate) struct BlockHeader {
     /// Who freed the block: slot (24 bits), generation (16), thread (24); of a
     /// live one, its sample, counted from 1, or zeros.
     freed: u64,
-    /// The call stacks: of the allocation, and of the free.
+    /// The call stack of the allocation (24 bits), how many bytes are looked at behind the block (8), and the
+    /// call stack of the free (32).
     traces: u64,
     /// The magic word, and a checksum over the address and what is known of the
     /// live block.
@@ -173,6 +174,19 @@ const MUCH: u64 = u64::MAX >> SIZE;
 /// Every block's alignment is at least this.
 pub(crate) const ALIGN: usize = 16;
 
+/// How many bytes are looked at behind a block, as it stands above the number of a call stack: so many more than
+/// the least, or those of a block that has shrunk in its place.
+const SHRUNK: u32 = 0xff;
+const _: () = assert!(MOST_TAIL - LEAST_TAIL < SHRUNK as usize);
+/// What the number of an allocation's call stack fits into.
+const TRACE: u32 = 24;
+const TRACES: u32 = (1 << TRACE) - 1;
+
+#[inline]
+fn with_trace(tail: u32, trace: u32) -> u64 {
+    u64::from(tail << TRACE | trace & TRACES)
+}
+
 /// What a slot fits into.
 const SLOTS: u32 = Slot::COUNT - 1;
 /// The last thread's number.
@@ -207,7 +221,7 @@ impl BlockHeader {
             size: layout.size() as u64,
             allocated: allocated.who(),
             freed: of_sample(sample),
-            traces: pair(allocated.trace, 0),
+            traces: with_trace((tail(layout) - LEAST_TAIL) as u32, allocated.trace),
             packed: born << 25 >> 1 | family << 22 | shift << 16 | u64::from(instance),
         }
     }
@@ -222,13 +236,19 @@ impl BlockHeader {
         self.freed = freed.who();
         self.traces = pair(self.traces as u32, freed.trace);
         self.sealed ^= (Tag::Live as u32 ^ Tag::Freed as u32) as u64;
-        // SAFETY: in front of the block there is memory for the header, which is the caller's alone.
-        unsafe { block.sub(HEAD).cast::<Self>().write(*self) };
+        // SAFETY: in front of the block there is the header's memory, which is the caller's alone. The rest of
+        // it stands there.
+        unsafe {
+            let header = block.sub(HEAD).cast::<Self>().as_ptr();
+            (*header).freed = self.freed;
+            (*header).traces = self.traces;
+            (*header).sealed = self.sealed;
+        }
     }
 
     /// Who allocated the block.
     pub(crate) fn allocated(&self) -> Stamp {
-        Stamp::new(self.allocated, unpair(self.traces).0)
+        Stamp::new(self.allocated, unpair(self.traces).0 & TRACES)
     }
 
     /// Who freed it; of a live block, nobody.
@@ -285,7 +305,10 @@ impl BlockHeader {
     /// The number of bytes behind the block in which any change is noticed.
     #[inline]
     pub(crate) fn tail(&self) -> usize {
-        if self.size >> SIZE == 0 { tail(self.layout()) } else { GUARD }
+        match self.traces as u32 >> TRACE {
+            SHRUNK => GUARD,
+            more => LEAST_TAIL + more as usize,
+        }
     }
 
     /// Which of the bytes behind the block is the zero that ends a text.
@@ -339,7 +362,7 @@ impl BlockHeader {
         self.packed = self.packed & !(0xff << 16) | u64::from(align.trailing_zeros()) << 16;
         self.allocated = allocated.who();
         self.freed = of_sample(sample);
-        self.traces = pair(allocated.trace, 0);
+        self.traces = with_trace(SHRUNK, allocated.trace);
         // SAFETY: the block is the caller's alone, and its memory ends behind the new guard.
         unsafe {
             if more as u64 >= MUCH {
@@ -608,12 +631,22 @@ pub(crate) unsafe fn wrong_fill(block: NonNull<u8>, size: usize, filled: u8) -> 
 /// The first byte that is another one.
 #[inline]
 fn wrong_byte<const FILLED: u8>(bytes: &[u8]) -> Option<isize> {
-    // By the run, without a way out within one, so that the compiler can
-    // compare many bytes at once.
-    let whole = |run: &[u8]| run.iter().fold(0, |wrong, &byte| wrong | (byte ^ FILLED)) == 0;
-    let run = bytes.chunks(64).position(|run| !whole(run))?;
-    let start = run * 64;
+    // By the run, without a way out within one, so that the compiler compares many bytes at once.
+    let (runs, rest) = bytes.as_chunks::<64>();
+    let start = match runs.iter().position(|run| !is_filled::<FILLED>(run)) {
+        Some(run) => run * 64,
+        None if is_filled::<FILLED>(rest) => return None,
+        None => runs.len() * 64,
+    };
     Some((start + bytes[start..].iter().position(|&byte| byte != FILLED)?) as isize)
+}
+
+#[inline(always)]
+fn is_filled<const FILLED: u8>(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let meant = u64::from_ne_bytes([FILLED; 8]);
+    let wrong = words.iter().fold(0_u64, |wrong, word| wrong | (u64::from_ne_bytes(*word) ^ meant));
+    rest.iter().fold(wrong, |wrong, &byte| wrong | u64::from(byte ^ FILLED)) == 0
 }
 
 /// What stands on both sides of a block, again and again: three bits of the mixed address in

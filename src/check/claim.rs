@@ -45,11 +45,13 @@ impl Claim {
         let is_right = self.size.is_none_or(|size| size == known.layout().size())
             && self.alignment.is_none_or(|alignment| alignment == known.layout().align())
             && self.family.is_none_or(|family| family == known.family());
-        if is_right { None } else { self.reported_mismatch(known) }
+        // By value: the hot path keeps both in registers.
+        if is_right { None } else { self.reported_mismatch(*known) }
     }
 
     #[cold]
-    fn reported_mismatch(&self, known: &BlockHeader) -> Option<ViolationKind> {
+    #[inline(never)]
+    fn reported_mismatch(self, known: BlockHeader) -> Option<ViolationKind> {
         let (settings, allocated) = (Settings::get(), known.family());
         match self.family.unwrap_or(allocated) {
             family if family == allocated => {
