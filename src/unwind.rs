@@ -7,7 +7,7 @@
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | `modules` | finds the loaded programs and libraries and their tables, outside of allocations |
+//! | `modules` | finds the loaded programs and libraries and their tables, outside of allocations; memory-check's within |
 //! | `needed` | tells which of them are never unloaded |
 //! | `tables` | reads from the tables how to unwind at an address, with `gimli` |
 //! | `rules` | a rule of how to unwind, in a word, and a lock-free cache of them for all threads |

@@ -1,6 +1,7 @@
 //! The program and its libraries: where their code is, and their unwind tables.
 //!
-//! The list of them is made outside of allocations, from what the loader says. A list is not changed
+//! The list of them is made outside of allocations (by memory-check within one, without waiting for other
+//! threads of ours), from what the loader says. A list is not changed
 //! but replaced by the next one, and freed when no thread is reading. So taking a stack neither locks nor
 //! calls the loader. Tables of what is never unloaded are read where they are; those of other libraries
 //! may vanish at any moment, so the list has copies of them.
