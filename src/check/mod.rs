@@ -90,7 +90,7 @@
 //! | `quarantine` | `64M` | bytes in quarantine, guards and headers included, for each allocator, and a 64th of that (256 KiB at most) for each thread; 0 for none; larger blocks do not enter |
 //! | `quarantine-blocks` | `65536` | blocks in quarantine for each allocator, rounded up to a power of two, and 32 for each thread |
 //! | `fill` | `1` | `zero` fills with zeros instead of patterns, so that nobody sees old contents, and ends texts right behind their block; 0 leaves fresh and freed memory as it is: faster, and writes to freed blocks are only seen around them |
-//! | `backtrace` | `0` | 1 keeps the call stack of every allocation and free: slow |
+//! | `backtrace` | `0` | 1 keeps the call stack of every allocation and free: slow. Allocates when libraries have come or gone, and ends the process if there is no memory then |
 //! | `reaction` | `abort` | `leak` goes on after a report |
 //! | `alloc-dealloc-mismatch` | `all` | which blocks are reported that another family's function frees: `new` only those of `new` and `new[]`, for programs with two C++ libraries, one of them on top of `malloc`; `none` |
 //! | `new-delete-type-mismatch` | `1` | 0 does not report C++'s `delete` with another size or alignment |

@@ -2,7 +2,7 @@
 //! addresses. Blocks refer to them by number.
 
 use crate::ledger::slots::UNATTRIBUTED;
-use crate::ledger::thread;
+use crate::ledger::thread::{self, Word};
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::{self, resolve};
 use crate::unwind;
@@ -45,7 +45,19 @@ impl fmt::Display for Backtrace {
 /// Takes the calling thread's call stack and gives its number: 0 where there is
 /// no memory for it, or the thread is taking one already.
 pub(crate) fn take() -> u32 {
-    let Some(_alone) = thread::Inside::enter() else { return 0 };
+    // Nor where a violation is reported.
+    if Word::CheckInside.get() != 0 || Word::IsTakingStack.replace(1) != 0 {
+        return 0;
+    }
+    let number = take_alone();
+    Word::IsTakingStack.set(0);
+    number
+}
+
+/// [`take`], of a thread that does nothing else of memory-check's meanwhile. (It is not inside of it: what a look
+/// at the libraries frees may be found written to, which is to be reported.)
+#[inline(always)]
+fn take_alone() -> u32 {
     let Some(table) = table() else { return 0 };
     let mut frames = [0; FRAMES];
     let mut has_looked = false;
@@ -54,12 +66,21 @@ pub(crate) fn take() -> u32 {
         let stack = &frames[..length];
         let hash = hash(stack);
         // What no stack was before may go through a library that is where another was.
-        let number = find(table, hash).filter(|_| is_known || has_looked);
+        let number = find(table, hash).filter(|_| is_known || has_looked || !is_time_to_look());
         if number.is_some() || has_looked || !look_for_libraries() {
             return number.unwrap_or_else(|| insert(table, hash, stack));
         }
         has_looked = true;
     }
+}
+
+/// Code of no library, such as a JIT's, is among a stack's that was there before: whether to look all the same.
+#[cold]
+fn is_time_to_look() -> bool {
+    static STACKS: AtomicU32 = AtomicU32::new(0);
+    const PERIOD: u32 = 64;
+
+    STACKS.fetch_add(1, Ordering::Relaxed).is_multiple_of(PERIOD)
 }
 
 /// Whether there are others than were known. What the list of them takes is nobody's.

@@ -154,7 +154,7 @@ impl SampledGuardBuilder {
 
     /// Sets how long the thread that has found a violation waits for its report with functions' names. Then, or if
     /// the thread that writes reports has not begun after a fifth of that, the report has addresses, as it has at
-    /// once with no patience at all. Reading the debug information of a very large program may take longer than
+    /// once with no patience at all. It lacks then where the access was made, and no event is sent. Reading the debug information of a very large program may take longer than
     /// the default of ten seconds.
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;

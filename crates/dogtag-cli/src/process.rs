@@ -107,8 +107,8 @@ impl Process {
         self.figures_by("figures")
     }
 
-    /// Returns the figures of the services with slots from one to the one before another, and of as many
-    /// others as a request holds. Others may be among them.
+    /// Returns the figures of the services with slots from one to the one before another, and of [as
+    /// many](held) others as a request holds. Others may be among them.
     pub fn part(&mut self, first: u32, end: u32, others: &[u32]) -> Result<Figures, Failure> {
         self.figures_by(&part(first, end, others))
     }
@@ -249,17 +249,22 @@ impl Write for Timed<'_> {
     }
 }
 
-/// A request, which has 256 bytes at most with the version before it.
+/// The most bytes of a request, with the version before it.
+const REQUEST: usize = 256;
+
+/// How many of some slots a request holds beside those from one to the one before another.
+pub fn held(first: u32, end: u32, others: &[u32]) -> usize {
+    let mut length = VERSION.len() + 1 + part(first, end, &[]).len();
+    let fits = |slot: &&u32| {
+        length += 1 + slot.to_string().len();
+        length <= REQUEST
+    };
+    others.iter().take_while(fits).count()
+}
+
 fn part(first: u32, end: u32, others: &[u32]) -> String {
-    let mut request = format!("part {first}-{end}");
-    for slot in others {
-        let word = format!(",{slot}");
-        if VERSION.len() + 1 + request.len() + word.len() > 256 {
-            break;
-        }
-        request.push_str(&word);
-    }
-    request
+    let others: String = others.iter().map(|slot| format!(",{slot}")).collect();
+    format!("part {first}-{end}{others}")
 }
 
 /// What is said where there is no process.
@@ -419,9 +424,12 @@ mod tests {
     #[test]
     fn requests_are_as_long_as_they_may_be() {
         assert_eq!(part(0, 64, &[7, 100]), "part 0-64,7,100");
-        let long = part(0, 64, &[4_000_000_000; 100]);
-        assert_eq!(long.len() + VERSION.len() + 1, 249);
-        assert!(long.ends_with(",4000000000"), "{long}");
+        let others = [4_000_000_000; 100];
+        let count = held(0, 64, &others);
+        let length = |count| part(0, 64, &others[..count]).len() + VERSION.len() + 1;
+        assert_eq!((count, length(count)), (21, 249));
+        assert!(length(count + 1) > REQUEST);
+        assert_eq!(held(0, 64, &[7, 100]), 2);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the loader says of the program and its libraries.
 
+#[cfg(feature = "memory-check")]
+use super::memory;
 use crate::sys::loader;
 use std::ffi::{c_int, c_void};
 
@@ -41,6 +43,11 @@ pub(super) fn each_module(wait: Wait, mut each: impl FnMut(&Found<'_>, (u64, u64
     ) -> c_int {
         // SAFETY: what the loader passes on is what was given to it below, and its own.
         let (info, each) = unsafe { (&*info, &mut *each.cast::<F>()) };
+        // The loader lists a library that it is unloading until it has unmapped it, and frees meanwhile.
+        #[cfg(feature = "memory-check")]
+        if !info.dlpi_phdr.is_null() && !memory::is_readable(info.dlpi_phdr.addr()) {
+            return 0;
+        }
         let segments = if info.dlpi_phdr.is_null() {
             &[][..]
         } else {

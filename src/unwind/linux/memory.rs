@@ -148,9 +148,9 @@ impl Memory {
     }
 }
 
-/// Whether the page that begins there can be read. Asks the kernel to change the thread's signal mask from there
-/// in a way that there is not: it reads the mask first. (As Abseil's `AddressIsReadable` does.)
-fn is_readable(page: usize) -> bool {
+/// Whether the page of an address can be read. Asks the kernel to change the thread's signal mask from there in a
+/// way that there is not: it reads the mask first. (As Abseil's `AddressIsReadable` does.)
+pub(super) fn is_readable(address: usize) -> bool {
     const EINVAL: isize = -(libc::EINVAL as isize);
     const NO_SUCH_WAY: usize = !0;
     let mut result: isize;
@@ -161,7 +161,7 @@ fn is_readable(page: usize) -> bool {
             "syscall",
             inlateout("rax") libc::SYS_rt_sigprocmask as isize => result,
             in("rdi") NO_SUCH_WAY,
-            in("rsi") page,
+            in("rsi") address,
             in("rdx") 0,
             in("r10") 8,
             out("rcx") _,
@@ -173,7 +173,7 @@ fn is_readable(page: usize) -> bool {
             "svc 0",
             in("x8") libc::SYS_rt_sigprocmask,
             inlateout("x0") NO_SUCH_WAY as isize => result,
-            in("x1") page,
+            in("x1") address,
             in("x2") 0,
             in("x3") 8,
             options(nostack),

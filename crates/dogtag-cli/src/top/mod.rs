@@ -215,6 +215,8 @@ fn ask(mut process: Process, interval: Option<Duration>, seen: &Mutex<Vec<u32>>,
                 return;
             }
             if is_trouble {
+                // It may be another program by now.
+                pace = Pace::new(interval, Instant::now());
                 break;
             }
         }

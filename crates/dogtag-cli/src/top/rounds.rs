@@ -2,6 +2,7 @@
 //! screen, and some of the others, in turn.
 
 use crate::figures::{Figures, Service};
+use crate::process::held;
 use dogtag::Usage;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,13 +31,16 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// Returns what to ask for, with those that are seen.
+    /// Returns what to ask for, with as many of those that are seen as a request holds.
     pub fn question(&self, seen: &[u32]) -> Question {
         match self.many {
             Some(many) if many < self.end => {
                 let first = if self.next < self.end { self.next } else { 0 };
                 let end = first.saturating_add(many);
-                let others = seen.iter().copied().filter(|slot| !(first..end).contains(slot)).collect();
+                let mut others: Vec<u32> =
+                    seen.iter().copied().filter(|slot| !(first..end).contains(slot)).collect();
+                // The others come in turn.
+                others.truncate(held(first, end, &others));
                 Question::Part(first, end, others)
             }
             _ => Question::All,
@@ -138,6 +142,21 @@ mod tests {
         assert_eq!(third, Question::Part(128, 192, vec![]));
         rounds.take(&third, answer(4, &[(129, 2)], 140));
         assert_eq!(rounds.question(&[]), Question::Part(0, 64, vec![]));
+    }
+
+    #[test]
+    fn who_does_not_fit_into_a_request_has_not_ended() {
+        let services: Vec<(u32, u64)> = (1000..1100).map(|slot| (slot, 10)).collect();
+        let mut rounds = Rounds::default();
+        rounds.take(&Question::All, answer(1, &services, 1100));
+        rounds.heed(&Question::All, MILLISECOND * 20, MILLISECOND);
+        let seen: Vec<u32> = (1000..1100).collect();
+        let question = rounds.question(&seen);
+        let Question::Part(0, 64, others) = &question else { panic!("{question:?}") };
+        assert_eq!(others[..], seen[..others.len()]);
+        assert!((20..60).contains(&others.len()), "{}", others.len());
+        let figures = rounds.take(&question, answer(2, &services[..others.len()], 1100));
+        assert_eq!((figures.services.len(), figures.totals.bytes()), (100, 1000));
     }
 
     #[test]

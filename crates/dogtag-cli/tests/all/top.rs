@@ -156,6 +156,10 @@ fn a_terminal_that_is_gone_ends_it() {
         let (mut near, far) = terminal();
         let mut command = place.command(["top", &running.pid.to_string()]);
         command.stdin(far.try_clone().unwrap()).stdout(far).stderr(Stdio::piped());
+        // One that reads what is gone for ever takes no more than this.
+        let most = libc::rlimit { rlim_cur: 60, rlim_max: 60 };
+        // SAFETY: one system call, of a value that the closure has.
+        unsafe { command.pre_exec(move || Ok(drop(libc::setrlimit(libc::RLIMIT_CPU, &most)))) };
         let mut top = command.spawn().unwrap();
         // Which holds the other descriptors of the terminal.
         drop(command);
