@@ -159,7 +159,12 @@ fn a_terminal_that_is_gone_ends_it() {
         // One that reads what is gone for ever takes no more than this.
         let most = libc::rlimit { rlim_cur: 60, rlim_max: 60 };
         // SAFETY: one system call, of a value that the closure has.
-        unsafe { command.pre_exec(move || Ok(drop(libc::setrlimit(libc::RLIMIT_CPU, &most)))) };
+        unsafe {
+            command.pre_exec(move || {
+                libc::setrlimit(libc::RLIMIT_CPU, &most);
+                Ok(())
+            })
+        };
         let mut top = command.spawn().unwrap();
         // Which holds the other descriptors of the terminal.
         drop(command);
