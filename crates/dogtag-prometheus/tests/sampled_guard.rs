@@ -23,7 +23,7 @@ fn scrape() -> String {
 fn the_sampled_guard_has_series_once_it_was_started() {
     let text = scrape();
     assert!(!text.contains("sampled_guard"), "{text}");
-    let figures = guarded::catches_one();
+    let Some(figures) = guarded::catches_one() else { return };
     let text = scrape();
     for line in [
         "# TYPE dogtag_sampled_guard_violations counter",
