@@ -144,7 +144,8 @@ impl GuardBuilder {
 
     /// Sets for how long a service that was cancelled may hold its memory before it is reported, and the next
     /// one is cancelled. One that goes on freeing has so long for each 64th of its bytes, and eight times
-    /// as long in all. Without it, half a second.
+    /// as long in all. What it has freed counts as still to come for a quarter of it, since a thread that frees
+    /// may have to wait for a core before the pages go back. Without it, half a second.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self

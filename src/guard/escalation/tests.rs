@@ -84,11 +84,11 @@ fn one_that_lets_go_is_waited_for_and_the_system_too() {
     steps.purged(ms(7), ms(1));
     assert_eq!(steps.next(look(7, CEILING + 2 * MIB), Callbacks::None, freed), Step::Rest);
     assert_eq!(steps.take_given_back(), 400 * MIB);
-    // That takes the system so long at most: 20 ms, and 400 MiB at 4 GiB a second.
-    assert_eq!(steps.next(look(123, CEILING + 2 * MIB), Callbacks::None, freed), Step::Rest);
-    assert_eq!(steps.next(look(124, CEILING + 2 * MIB), Callbacks::None, freed), Step::Purge);
-    steps.purged(ms(125), ms(1));
-    assert_eq!(steps.next(look(125, CEILING + 2 * MIB), Callbacks::None, nobody), Step::Cancel);
+    // That takes so long at most: a quarter of the grace, and 400 MiB at 4 GiB a second.
+    assert_eq!(steps.next(look(153, CEILING + 2 * MIB), Callbacks::None, freed), Step::Rest);
+    assert_eq!(steps.next(look(154, CEILING + 2 * MIB), Callbacks::None, freed), Step::Purge);
+    steps.purged(ms(155), ms(1));
+    assert_eq!(steps.next(look(155, CEILING + 2 * MIB), Callbacks::None, nobody), Step::Cancel);
     assert!(!steps.waits());
     assert_eq!(steps.take_given_back(), 0);
 }
