@@ -4,8 +4,8 @@
 # the front is told that the unit of time is a bad one: heaptrack writes `s`, and massif's are `i`, `ms` and `B`. Who writes
 # `ms` there has a graph, of the right height, whose milliseconds are seconds.
 #
-# Seen with heaptrack 1.4.0 and valgrind 3.19.0, as Debian 12 has them, for a program that holds 30,000,000 bytes (heaptrack counts 72,704 of
-# libstdc++, which it brings along).
+# Seen with heaptrack 1.4.0 and valgrind 3.19.0, as Debian 12 has them, for a program that holds 30,000,000
+# bytes (and 72,704 of libstdc++, which heaptrack brings along).
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
