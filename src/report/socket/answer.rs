@@ -183,7 +183,7 @@ fn own_processor_time() -> u64 {
 
 #[cfg(feature = "profile")]
 mod profiler {
-    use crate::profile::{self, Profiler};
+    use crate::profile::{self, ProfileError, Profiler};
 
     pub(super) fn is_profiled() -> bool {
         Profiler::running().is_some()
@@ -198,11 +198,11 @@ mod profiler {
     }
 
     pub(super) fn sample(interval: &str) -> Result<&'static str, String> {
-        if Profiler::running().is_some() {
-            return Ok("was on");
+        match Profiler::from_settings(&format!("interval={interval}")) {
+            Ok(_) => Ok("on"),
+            Err(ProfileError::Running) => Ok("was on"),
+            Err(error) => Err(error.to_string()),
         }
-        let settings = format!("interval={interval}");
-        Profiler::from_settings(&settings).map(|_| "on").map_err(|error| error.to_string())
     }
 
     pub(super) fn stop() -> Result<(), String> {
