@@ -98,6 +98,17 @@ pub(super) fn set(block: *mut u8, owner: u32) -> bool {
     true
 }
 
+/// Variant of [`set`] for where there is a leaf already. `false`, and nothing is written, if there is none.
+#[inline(always)]
+#[cfg(not(feature = "memory-check"))]
+pub(super) fn set_at_once(block: *mut u8, owner: u32) -> bool {
+    let (leaf, entry) = place(block);
+    // SAFETY: leaves are never unmapped.
+    let Some(leaf) = (unsafe { leaf.load(Ordering::Acquire).as_ref() }) else { return false };
+    leaf.0[entry].store(owner, Ordering::Relaxed);
+    true
+}
+
 #[inline]
 fn place(block: *const u8) -> (&'static AtomicPtr<Leaf>, usize) {
     let address = block.addr();

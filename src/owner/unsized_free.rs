@@ -10,12 +10,13 @@
 //! ```
 //!
 //! Those that are large (`page_map`) by their usable bytes have their owner beside the heap. In the
-//! same place stands how many usable bytes a block has, so that a free need not ask the
-//! backend: its own, or for smaller ones that of all blocks in the page, which have the same.
+//! same place stands how many bytes a block has, so that a free need not ask the
+//! backend: its own usable bytes, or for smaller ones those before a short cookie, of which all blocks in the
+//! page have as many.
 //!
 //! ```text
-//! an entry | 1 | KiB of a large block, or 0 | its owner, or a smaller one's usable bytes |
-//!           bit 31    bits 16 to 30                     bits 0 to 15
+//! an entry | 1 | KiB of a large block, or 0 | its owner, or the bytes before a smaller one's short cookie |
+//!           bit 31    bits 16 to 30                              bits 0 to 15
 //! ```
 
 use super::cookie::{self, LONG, SHORT};
@@ -60,6 +61,7 @@ pub const fn short_size(usable: usize) -> usize {
 
 /// What stands beside the heap for a block.
 #[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
 pub struct Beside(u32);
 
 impl Beside {
@@ -69,10 +71,22 @@ impl Beside {
         Self(page_map::get(block))
     }
 
-    /// The usable bytes of a block that is not large; otherwise something larger.
+    /// The bytes of a short slot's block that is not large, as [`short_size`]; otherwise more than those can be.
     #[inline(always)]
-    pub const fn small_usable(self) -> usize {
-        (self.0 ^ USABLE) as usize
+    pub const fn small_size(self) -> usize {
+        // Less a bit that is set; where it is not, this is too many. In 32 bits the compiler would flip the bit
+        // instead, by one instruction more.
+        (self.0 as usize).wrapping_sub(USABLE as usize)
+    }
+
+    /// The usable bytes and the mark of a large block; `None` where [`usable`](Self::usable) says 0, or the block is
+    /// not large.
+    #[inline(always)]
+    pub const fn large(self) -> Option<(usize, Mark)> {
+        if self.0 < USABLE | 1 << KIB {
+            return None;
+        }
+        Some(((self.large_kib() as usize) << 10, self.large_mark()))
     }
 
     /// The usable bytes, large or not; 0 if they were not noted: there was no memory for
@@ -81,9 +95,15 @@ impl Beside {
     pub const fn usable(self) -> usize {
         match (self.0 & USABLE, self.large_kib()) {
             (0, _) => 0,
-            (_, 0) => self.small_usable(),
+            (_, 0) => short_request(self.small_size()),
             (_, kib) => (kib as usize) << 10,
         }
+    }
+
+    /// The mark of a large block, as `Placement::read_mark`.
+    #[inline(always)]
+    const fn large_mark(self) -> Mark {
+        Mark::from_bits(self.owner() ^ page_map::UNATTRIBUTED)
     }
 
     const fn large_kib(self) -> u32 {
@@ -138,7 +158,7 @@ pub unsafe fn write(block: *mut u8, usable: usize, named: Named) -> bool {
 /// As for [`write`].
 #[inline(always)]
 pub unsafe fn write_short(block: *mut u8, usable: usize, mark: Mark) {
-    let entry = USABLE | usable as u32;
+    let entry = small_entry(usable);
     // Mostly it is there already. Pages of several threads have their entries in one
     // cache line, which stays everybody's if nobody writes.
     if page_map::get(block) != entry {
@@ -146,6 +166,23 @@ pub unsafe fn write_short(block: *mut u8, usable: usize, mark: Mark) {
     }
     // SAFETY: the block has `usable` bytes, and the last two of them are the cookie.
     unsafe { cookie::write_short(block, usable - SHORT, mark) };
+}
+
+/// Variant of [`write_short`] for a block whose page has its usable bytes noted already. `false`, and nothing
+/// is written, if it has not: so that the caller has no call on its hot path, which registers would be saved for.
+///
+/// # Safety
+///
+/// As for [`write`].
+#[inline(always)]
+#[must_use]
+pub unsafe fn write_short_at_once(block: *mut u8, usable: usize, mark: Mark) -> bool {
+    if page_map::get(block) != small_entry(usable) {
+        return false;
+    }
+    // SAFETY: the block has `usable` bytes, and the last two of them are the cookie.
+    unsafe { cookie::write_short(block, usable - SHORT, mark) };
+    true
 }
 
 /// Where there is no memory for it, a free asks the backend.
@@ -159,12 +196,29 @@ fn note_for_page(block: *mut u8, entry: u32) {
 #[inline]
 #[must_use]
 pub fn write_large(block: *mut u8, usable: usize, mark: Mark) -> bool {
+    page_map::set(block, large_entry(usable, mark))
+}
+
+/// Variant of [`write_large`] that asks the system for nothing. `false`, and nothing is written, where it has to.
+#[inline(always)]
+#[must_use]
+pub fn write_large_at_once(block: *mut u8, usable: usize, mark: Mark) -> bool {
+    page_map::set_at_once(block, large_entry(usable, mark))
+}
+
+#[inline(always)]
+const fn small_entry(usable: usize) -> u32 {
+    USABLE + short_size(usable) as u32
+}
+
+#[inline(always)]
+const fn large_entry(usable: usize, mark: Mark) -> u32 {
     let (owner, kib) = (mark.bits() ^ page_map::UNATTRIBUTED, usable >> 10);
     // From 4 KiB on size classes are whole KiB.
     if kib >= TOO_MANY || !usable.is_multiple_of(1 << 10) {
-        return page_map::set(block, owner);
+        return owner;
     }
-    page_map::set(block, USABLE | (kib as u32) << KIB | owner)
+    USABLE | (kib as u32) << KIB | owner
 }
 
 /// Notes of a block that it is the sampled guard's, so that a free of it leaves the hot path, whatever is behind
@@ -176,15 +230,16 @@ pub(crate) fn write_guarded(block: *mut u8) -> bool {
     page_map::set(block, USABLE | kib << KIB | (Mark::LONG.bits() ^ page_map::UNATTRIBUTED))
 }
 
-/// Reads the mark of a block, as `Placement::read_mark`.
+/// Reads the mark of a block, as `Placement::read_mark`. The caller has looked beside the heap already,
+/// which is not done twice.
 ///
 /// # Safety
 ///
 /// `block` must be a live block in `usable` bytes.
 #[inline(always)]
-pub unsafe fn read_mark(block: *const u8, usable: usize) -> Mark {
+pub unsafe fn read_mark(block: *const u8, usable: usize, beside: Beside) -> Mark {
     if is_large(usable) {
-        return Mark::from_bits(Beside::of(block).owner() ^ page_map::UNATTRIBUTED);
+        return beside.large_mark();
     }
     // SAFETY: the block is live, and the last two of its `usable` bytes are the cookie.
     unsafe { cookie::read_mark(block, usable - SHORT) }
@@ -197,11 +252,12 @@ pub unsafe fn read_mark(block: *const u8, usable: usize) -> Mark {
 /// As for [`read_mark`].
 #[inline]
 pub unsafe fn read(block: *const u8, usable: usize) -> Option<Named> {
+    let beside = Beside::of(block);
     if is_large(usable) {
-        return page_map::owner(Beside::of(block).owner());
+        return page_map::owner(beside.owner());
     }
     // SAFETY: the block is live, in `usable` bytes.
-    let mark = unsafe { read_mark(block, usable) };
+    let mark = unsafe { read_mark(block, usable, beside) };
     if mark != Mark::LONG {
         return Named::of_mark(mark);
     }
@@ -230,7 +286,7 @@ mod tests {
                 unsafe {
                     assert!(write(memory.as_mut_ptr(), usable, slot));
                     assert_eq!(read(memory.as_ptr(), usable), Some(slot));
-                    let mark = read_mark(memory.as_ptr(), usable);
+                    let mark = read_mark(memory.as_ptr(), usable, Beside::of(memory.as_ptr()));
                     assert_eq!(mark, slot.mark());
                 }
                 assert!(size(usable, slot) >= wanted);
@@ -246,7 +302,8 @@ mod tests {
     fn usable_bytes_are_noted_beside_the_owner() {
         // Where no process of ours has a heap.
         let block: *mut u8 = std::ptr::without_provenance_mut(0x1235 << 32);
-        assert_eq!(Beside::of(block).usable(), 0);
+        assert_eq!((Beside::of(block).usable(), Beside::of(block).large()), (0, None));
+        assert!(Beside::of(block).small_size() >= LARGE);
         for index in [0, 1, 255, 65_535, 70_000] {
             let Some(slot) = Slot::new(index).map(Named::Slot) else { continue };
             for usable in [4096, 5120, 1 << 20, 32_767 << 10, 1 << 25, 1 << 40] {
@@ -255,12 +312,13 @@ mod tests {
                     assert!(write(block, usable, slot));
                     assert_eq!(read(block, usable), Some(slot));
                     if slot.is_short() {
-                        assert_eq!(read_mark(block, usable), slot.mark());
+                        assert_eq!(read_mark(block, usable, Beside::of(block)), slot.mark());
                     }
                 }
                 let is_noted = slot.is_short() && usable < 1 << 25;
                 assert_eq!(Beside::of(block).usable(), if is_noted { usable } else { 0 });
-                assert!(Beside::of(block).small_usable() >= LARGE);
+                assert!(Beside::of(block).small_size() >= LARGE);
+                assert_eq!(Beside::of(block).large(), is_noted.then(|| (usable, slot.mark())));
             }
         }
         let mut page = [0_u64; 8];
@@ -268,8 +326,35 @@ mod tests {
         for usable in [8, 64] {
             // SAFETY: there are as many bytes.
             assert!(unsafe { write(block, usable, Slot::UNATTRIBUTED.into()) });
-            assert_eq!((Beside::of(block).usable(), Beside::of(block).small_usable()), (usable, usable));
+            let beside = Beside::of(block);
+            assert_eq!(
+                (beside.usable(), beside.small_size(), beside.large()),
+                (usable, usable - SHORT, None)
+            );
         }
+    }
+
+    #[test]
+    fn nothing_is_written_at_once_where_something_has_to_be_noted_first() {
+        let marks = [7, 8].map(|slot| Slot::new(slot).unwrap().mark());
+        let mut page = [0_u64; 8];
+        let block: *mut u8 = page.as_mut_ptr().cast();
+        // SAFETY: there are 64 bytes.
+        unsafe {
+            write_short(block, 64, marks[0]);
+            assert!(!write_short_at_once(block, 32, marks[1]), "another size class");
+            assert_eq!(Beside::of(block).usable(), 64);
+            assert_eq!(read_mark(block, 64, Beside::of(block)), marks[0]);
+            assert!(write_short_at_once(block, 64, marks[1]));
+            assert_eq!(read_mark(block, 64, Beside::of(block)), marks[1]);
+        }
+        assert_eq!(page[..7], [0; 7], "the block is touched");
+        // Where no process of ours has a heap, and no other test a block.
+        let large: *mut u8 = std::ptr::without_provenance_mut(0x1236 << 32);
+        assert!(!write_large_at_once(large, LARGE, marks[0]));
+        assert_eq!(Beside::of(large).large(), None);
+        assert!(write_large(large, LARGE, marks[0]) && write_large_at_once(large, 2 * LARGE, marks[1]));
+        assert_eq!(Beside::of(large).large(), Some((2 * LARGE, marks[1])));
     }
 
     #[test]

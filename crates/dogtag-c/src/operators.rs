@@ -85,6 +85,25 @@ operators! {
 
 #[inline(always)]
 fn new_or_throw<const ARRAY: bool>(alignment: Option<usize>, size: usize, passed_to: Option<&CStr>) -> Block {
+    if !are_known_as_own() || !is_alignment(alignment) {
+        return new_or_throw_slow::<ARRAY>(alignment, size, passed_to);
+    }
+    let block: Block = blocks::new::<ARRAY>(alignment, size).cast();
+    if block.is_null() {
+        return new_in_need(alignment, || allocate::<ARRAY>(alignment, size));
+    }
+    block
+}
+
+/// Variant of [`new_or_throw`] where some operator is the program's, it is not known yet, or the alignment is
+/// none.
+#[cold]
+#[inline(never)]
+fn new_or_throw_slow<const ARRAY: bool>(
+    alignment: Option<usize>,
+    size: usize,
+    passed_to: Option<&CStr>,
+) -> Block {
     if are_replaced()
         && let Some(block) = passed_to.and_then(|name| program_allocates(name, alignment, size))
     {
@@ -177,6 +196,30 @@ unsafe fn give_back<const ARRAY: bool>(
     passed_to: Option<&CStr>,
 ) {
     // SAFETY: the caller passes null or a live block of the operators that belong to this one, which
+    // are these.
+    unsafe {
+        if !are_known_as_own() {
+            give_back_slow::<ARRAY>(block, alignment, size, passed_to);
+        } else if !block.is_null() {
+            malloc_api::keeping_errno(|| blocks::delete::<ARRAY>(block.cast(), alignment, size));
+        }
+    }
+}
+
+/// Variant of [`give_back`] where some operator is the program's, or it is not known yet.
+///
+/// # Safety
+///
+/// As for [`give_back`].
+#[cold]
+#[inline(never)]
+unsafe fn give_back_slow<const ARRAY: bool>(
+    block: Block,
+    alignment: Option<usize>,
+    size: Option<usize>,
+    passed_to: Option<&CStr>,
+) {
+    // SAFETY: the caller passes null or a live block of the operators that belong to this one, which
     // are the program's if some are replaced, and these otherwise.
     unsafe {
         if are_replaced() {
@@ -252,6 +295,13 @@ const OWN: u8 = 1;
 const REPLACED: u8 = 2;
 
 static ARE_REPLACED: AtomicU8 = AtomicU8::new(UNKNOWN);
+
+/// Says whether all operators were found to be the library's own. What else there is takes a slow path, so
+/// that the hot one has no call for which registers would be saved.
+#[inline(always)]
+fn are_known_as_own() -> bool {
+    ARE_REPLACED.load(Ordering::Relaxed) == OWN
+}
 
 /// Says whether the program, or a library before this one, replaces some of the operators. The
 /// others are then as the C++ library's: on top of those, of `malloc` and `free`.

@@ -10,7 +10,7 @@ use dogtag::__private::blocks::unsized_free::{self, Beside};
 use dogtag::__private::blocks::guarded::{self, Found, Returned};
 use dogtag::__private::blocks::{Freed, LARGE, Named, Slot, Source, charge_ownerless, charged, owner_of};
 use dogtag::__private::thread;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::alloc::Layout;
 use std::ffi::c_int;
 use std::ptr;
@@ -20,27 +20,46 @@ use tikv_jemalloc_sys as jemalloc;
 #[inline(always)]
 pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
     current_owner::refresh();
-    let usable = small_usable(size);
-    if usable == 0 {
+    let size_of_block = small_size(size);
+    if size_of_block == 0 {
         return allocate_large::<ZEROED>(size);
     }
-    let size_of_block = unsized_free::short_size(usable);
+    let usable = unsized_free::short_request(size_of_block);
     if thread::current().needs_slow_path(size_of_block) {
         return allocate_slow::<ZEROED>(size);
     }
     // SAFETY: any size may be asked of jemalloc's `malloc`.
     let block: *mut u8 = unsafe { jemalloc::malloc(usable) }.cast();
-    if !block.is_null() {
-        let cell = thread::current();
-        // SAFETY: `usable` bytes were allocated just now: the block's, and behind it the cookie's.
-        unsafe {
-            if ZEROED {
-                block.write_bytes(0, size_of_block);
-            }
-            unsized_free::write_short(block, usable, cell.own_mark());
-        }
-        cell.charge(size_of_block);
+    if block.is_null() {
+        return block;
     }
+    let cell = thread::current();
+    // SAFETY: `usable` bytes were allocated just now: the block's, and behind it the cookie's.
+    unsafe {
+        if ZEROED {
+            block.write_bytes(0, size_of_block);
+        }
+        if !unsized_free::write_short_at_once(block, usable, cell.own_mark()) {
+            return note_and_charge(block, size_of_block);
+        }
+    }
+    cell.charge(size_of_block);
+    block
+}
+
+/// Charges a new block, the first of its size class in its page, to the current cell, and returns it. It
+/// takes the whole job over, so that the hot path has nothing to keep over a call.
+///
+/// # Safety
+///
+/// The block must have so many bytes and a cookie, not be large, and be within the cell's threshold.
+#[cold]
+#[inline(never)]
+unsafe fn note_and_charge(block: *mut u8, size: usize) -> *mut u8 {
+    let cell = thread::current();
+    // SAFETY: behind the block's bytes are the cookie's.
+    unsafe { unsized_free::write_short(block, unsized_free::short_request(size), cell.own_mark()) };
+    cell.charge(size);
     block
 }
 
@@ -60,19 +79,25 @@ pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
 /// It must be one of these, live, and not used again.
 #[inline(always)]
 pub(crate) unsafe fn free(block: *mut u8) {
-    let usable = Beside::of(block).small_usable();
+    let beside = Beside::of(block);
+    let size = beside.small_size();
+    let usable = unsized_free::short_request(size);
     // SAFETY: the caller passes a live block, so the page says its usable bytes, and its cookie stands
     // at their end. No one uses it after that.
     unsafe {
-        if unsized_free::is_large(usable) {
-            return free_large(block);
+        if size >= MOST_SMALL {
+            return free_large(block, beside);
         }
-        let mark = unsized_free::read_mark(block, usable);
-        let cell = thread::cell(mark);
-        if cell.own_mark() != mark {
-            return free_slow(block, usable);
+        let mark = unsized_free::read_mark(block, usable, beside);
+        // Mostly the cell that the thread charges to, which is one load away.
+        let mut cell = thread::current();
+        if !cell.is_own_for(mark) {
+            cell = thread::cell(mark);
+            if !cell.is_own_for(mark) {
+                return free_slow(block, usable);
+            }
         }
-        cell.refund(unsized_free::short_size(usable));
+        cell.refund(size);
         jemalloc::sdallocx(block.cast(), usable, 0);
     }
 }
@@ -127,18 +152,20 @@ pub(crate) unsafe fn resize(block: *mut u8, size: usize) -> *mut u8 {
     // one is jemalloc's, as large as its class, and another than the old, which is not used after it
     // is freed.
     unsafe {
-        let usable = usable_of(block);
-        let new_usable = small_usable(size);
-        let mark = unsized_free::read_mark(block, usable);
+        let beside = Beside::of(block);
+        let usable = usable_of(block, beside);
+        let new_size = small_size(size);
+        let new_usable = unsized_free::short_request(new_size);
+        let mark = unsized_free::read_mark(block, usable, beside);
         let owner = thread::cell(mark);
-        if new_usable == 0
+        if new_size == 0
             || unsized_free::is_large(usable)
             || owner.own_mark() != mark
-            || thread::current().needs_slow_path(unsized_free::short_size(new_usable))
+            || thread::current().needs_slow_path(new_size)
         {
             return resize_slow(block, usable, size);
         }
-        let (old_size, new_size) = (unsized_free::short_size(usable), unsized_free::short_size(new_usable));
+        let old_size = unsized_free::short_size(usable);
         let mut moved = block;
         if new_usable != usable {
             moved = jemalloc::malloc(new_usable).cast();
@@ -167,7 +194,7 @@ pub(crate) unsafe fn size(block: *mut u8) -> usize {
     }
     // SAFETY: the caller passes a live block, whose cookie stands at the end of its usable bytes.
     unsafe {
-        let usable = usable_of(block);
+        let usable = usable_of(block, Beside::of(block));
         unsized_free::size(usable, unsized_free::read(block, usable).unwrap_or(SHORT))
     }
 }
@@ -183,13 +210,26 @@ fn allocate_large<const ZEROED: bool>(size: usize) -> *mut u8 {
         return allocate_slow::<ZEROED>(size);
     }
     let block = from_jemalloc::<ZEROED>(usable);
-    if !block.is_null() {
-        let cell = thread::current();
-        if unsized_free::write_large(block, usable, cell.own_mark()) {
-            cell.charge(usable);
-        } else {
-            charge_ownerless(usable);
-        }
+    if block.is_null() {
+        return block;
+    }
+    let cell = thread::current();
+    if !unsized_free::write_large_at_once(block, usable, cell.own_mark()) {
+        return note_large_and_charge(block, usable);
+    }
+    cell.charge(usable);
+    block
+}
+
+/// Charges a new large block where no owner was noted before, as [`note_and_charge`].
+#[cold]
+#[inline(never)]
+fn note_large_and_charge(block: *mut u8, usable: usize) -> *mut u8 {
+    let cell = thread::current();
+    if unsized_free::write_large(block, usable, cell.own_mark()) {
+        cell.charge(usable);
+    } else {
+        charge_ownerless(usable);
     }
     block
 }
@@ -209,24 +249,51 @@ fn allocate_slow<const ZEROED: bool>(size: usize) -> *mut u8 {
     placed(size, 0, None, alone, from_jemalloc::<ZEROED>)
 }
 
-/// Frees a block of 4 KiB or more.
+/// Frees a block of 4 KiB or more. (As C's it does not unwind, so `free` jumps here, and has no frame for a call.)
 ///
 /// # Safety
 ///
-/// As for [`free`].
+/// As for [`free`], and `beside` is what stands beside the heap for the block.
 #[inline(never)]
-unsafe fn free_large(block: *mut u8) {
+unsafe extern "C" fn free_large(block: *mut u8, beside: Beside) {
+    // SAFETY: the caller passes a live block, of which so much is noted. No one uses it after that.
+    unsafe {
+        let Some((usable, mark)) = beside.large() else { return free_unnoted(block, beside) };
+        let mut cell = thread::current();
+        if !cell.is_own_for(mark) {
+            cell = thread::cell(mark);
+            if !cell.is_own_for(mark) {
+                return free_slow(block, usable);
+            }
+        }
+        cell.refund(usable);
+        // jemalloc's short way with the size ends here.
+        if usable == LARGE {
+            jemalloc::sdallocx(block.cast(), usable, 0);
+        } else {
+            jemalloc::free(block.cast());
+        }
+    }
+}
+
+/// Frees a block whose usable bytes are not noted.
+///
+/// # Safety
+///
+/// As for [`free_large`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn free_unnoted(block: *mut u8, beside: Beside) {
     // SAFETY: the caller passes a live block, so it has so many usable bytes, and its mark can be read.
     // No one uses it after that.
     unsafe {
-        let usable = usable_of(block);
-        let mark = unsized_free::read_mark(block, usable);
+        let usable = usable_of(block, beside);
+        let mark = unsized_free::read_mark(block, usable, beside);
         let cell = thread::cell(mark);
-        if cell.own_mark() != mark {
+        if !cell.is_own_for(mark) {
             return free_slow(block, usable);
         }
         cell.refund(unsized_free::size(usable, SHORT));
-        // With the size it would be no faster for these.
         jemalloc::free(block.cast());
     }
 }
@@ -238,7 +305,7 @@ unsafe fn free_large(block: *mut u8) {
 /// As for [`free`], and it has so many usable bytes.
 #[cold]
 #[inline(never)]
-unsafe fn free_slow(block: *mut u8, usable: usize) {
+unsafe extern "C" fn free_slow(block: *mut u8, usable: usize) {
     if let Some(returned) = guarded::take(block, None, Found::Dealloc) {
         if let Returned::Block(taken) = returned {
             taken.free();
@@ -376,10 +443,10 @@ fn from_jemalloc<const ZEROED: bool>(usable: usize) -> *mut u8 {
 ///
 /// # Safety
 ///
-/// As for [`free`].
+/// As for [`free_large`].
 #[inline(always)]
-unsafe fn usable_of(block: *mut u8) -> usize {
-    match Beside::of(block).usable() {
+unsafe fn usable_of(block: *mut u8, beside: Beside) -> usize {
+    match beside.usable() {
         // SAFETY: the caller passes a live block, which is jemalloc's.
         0 => unsafe { jemalloc::sallocx(block.cast(), 0) },
         usable => usable,
@@ -405,18 +472,20 @@ fn flags_of(alignment: usize) -> c_int {
     alignment.trailing_zeros() as c_int
 }
 
-/// Looks a small block's size class up in the table, as [`usable_for`] asks jemalloc for it, for a
-/// short slot and without flags; 0 if the block is large, or the table is not filled yet.
+/// Looks up in the table how many bytes a small block of a short slot has for a request of `size`: those of the
+/// size class that [`usable_for`] asks jemalloc for, less the cookie. 0 if the block is large, or the table is not
+/// filled yet.
 #[inline(always)]
-fn small_usable(size: usize) -> usize {
+fn small_size(size: usize) -> usize {
     if size > MOST_SMALL {
         return 0;
     }
-    SMALL[(unsized_free::short_request(size) - 1) / GRANULE].load(Ordering::Relaxed).into()
+    SMALL[(unsized_free::short_request(size) - 1) / GRANULE].load(Ordering::Relaxed) as usize
 }
 
-/// Size classes of small requests, by the granule that the request ends in.
-static SMALL: [AtomicU16; GRANULES] = [const { AtomicU16::new(0) }; GRANULES];
+/// Bytes of small blocks, by the granule that the request ends in: of 32 bits, which are a `usize` without further
+/// ado.
+static SMALL: [AtomicU32; GRANULES] = [const { AtomicU32::new(0) }; GRANULES];
 
 /// jemalloc's size classes are multiples of this. (Those from [`ALIGN`] on are aligned to it.)
 const GRANULE: usize = 8;
@@ -440,11 +509,11 @@ fn learn_sizes() {
         usable.store(unsafe { jemalloc::nallocx((kib + 1) * KIB, 0) } as u16, Ordering::Relaxed);
     }
     // The first one last: it says that all are there.
-    for (granule, usable) in SMALL.iter().enumerate().rev() {
+    for (granule, size) in SMALL.iter().enumerate().rev() {
         // SAFETY: only looks a size class up; the size is not 0.
         let found = unsafe { jemalloc::nallocx(((granule + 1) * GRANULE).max(ALIGN), 0) };
         if !unsized_free::is_large(found) {
-            usable.store(found as u16, Ordering::Relaxed);
+            size.store(unsized_free::short_size(found) as u32, Ordering::Relaxed);
         }
     }
 }
