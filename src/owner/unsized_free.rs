@@ -245,6 +245,18 @@ pub unsafe fn read_mark(block: *const u8, usable: usize, beside: Beside) -> Mark
     unsafe { cookie::read_mark(block, usable - SHORT) }
 }
 
+/// Variant of [`read_mark`] for a block that has `size` bytes before a short cookie, as [`Beside::small_size`] says,
+/// and so is not large.
+///
+/// # Safety
+///
+/// `block` must be a live block in `size` bytes and two more.
+#[inline(always)]
+pub unsafe fn read_small_mark(block: *const u8, size: usize) -> Mark {
+    // SAFETY: the block is live, and the two bytes behind the first `size` ones are the cookie.
+    unsafe { cookie::read_mark(block, size) }
+}
+
 /// Reads the owner of a block or its sample, as `Placement::read`.
 ///
 /// # Safety
@@ -327,6 +339,9 @@ mod tests {
             // SAFETY: there are as many bytes.
             assert!(unsafe { write(block, usable, Slot::UNATTRIBUTED.into()) });
             let beside = Beside::of(block);
+            // SAFETY: the block was written just now.
+            let mark = unsafe { read_small_mark(block, beside.small_size()) };
+            assert_eq!(mark, Slot::UNATTRIBUTED.mark());
             assert_eq!(
                 (beside.usable(), beside.small_size(), beside.large()),
                 (usable, usable - SHORT, None)

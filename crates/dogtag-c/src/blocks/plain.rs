@@ -88,7 +88,7 @@ pub(crate) unsafe fn free(block: *mut u8) {
         if size >= MOST_SMALL {
             return free_large(block, beside);
         }
-        let mark = unsized_free::read_mark(block, usable, beside);
+        let mark = unsized_free::read_small_mark(block, size);
         // Mostly the cell that the thread charges to, which is one load away.
         let mut cell = thread::current();
         if !cell.is_own_for(mark) {
