@@ -1,6 +1,6 @@
 //! Which blocks are guarded, in how many slots, and that all are charged and refunded.
 
-use super::{LAYOUT, PAGE, SIZE, TABLE};
+use super::{LAYOUT, PAGE, PLACES, SIZE, TABLE, allocates, frees};
 use crate::child;
 use crate::watch::random::Random;
 use dogtag::Service;
@@ -92,6 +92,30 @@ fn the_pool_is_bounded_and_freed_slots_wait_for_longest() {
     // There may be fewer slots then, not more.
     assert!(SampledGuard::builder().slots(SLOTS + 1).start().is_err());
     assert!(SampledGuard::builder().slots(SLOTS).start().is_ok());
+}
+
+/// A live block takes a page of memory, a freed one none, as long as it waits for its slot to be used again.
+#[test]
+fn the_memory_of_freed_blocks_is_the_systems() {
+    /// Whether there is memory for the page that an address is in.
+    fn has_memory(address: usize) -> bool {
+        let page = std::ptr::without_provenance_mut(address / PAGE * PAGE);
+        let mut resident = 0;
+        // SAFETY: one page, which stays mapped, and a byte for it.
+        assert_eq!(unsafe { libc::mincore(page, PAGE, &mut resident) }, 0);
+        resident & 1 == 1
+    }
+
+    alone!();
+    SampledGuard::builder().rate(1).start().unwrap();
+    for place in PLACES {
+        let block = allocates(place);
+        // SAFETY: the block is live.
+        unsafe { block.write_bytes(1, SIZE) };
+        let with_block = has_memory(block.addr());
+        frees(block, LAYOUT, place);
+        assert_eq!((with_block, has_memory(block.addr())), (true, false), "{place:?}");
+    }
 }
 
 /// Whatever is guarded, all is charged and refunded to the byte; contents stay.
