@@ -141,7 +141,10 @@ fn one_that_does_not_react_is_told_once_and_the_next_one_is_cancelled() {
     let _little = small.run(|| block(1000));
     let unmarked = Service::register("unmarked").unwrap();
     let _most = unmarked.run(|| block(200 * MIB));
-    let _guard = above(64).grace(Duration::from_secs(1)).start().unwrap();
+    let (told, dispatch) = Told::new();
+    let guard = tracing::dispatcher::with_default(&dispatch, || {
+        above(64).grace(Duration::from_secs(1)).start().unwrap()
+    });
     let ceiling = until("a look", |now| now.ceiling > 0).ceiling;
     runtime.block_on(async {
         let task = spawn(&other, grows(MIB, 1 << 30, move |_| resident() > ceiling + 10 * MIB as u64));
@@ -149,7 +152,15 @@ fn one_that_does_not_react_is_told_once_and_the_next_one_is_cancelled() {
         assert!(is_ceiling(&cancelled.reason), "{cancelled}");
     });
     let after = until("all was given back", |now| now.used < now.ceiling);
-    assert_eq!((after.cancelled, after.unresponsive), (2, 1), "{after:?}");
+    assert_eq!(after.cancelled, 2, "{after:?}");
+    drop(guard);
+    let text = told.until_now(&dispatch, "the end");
+    let is_told = |service: &str| {
+        text.matches(&format!("a cancelled service does not let go of its memory service=\"{service}\""))
+            .count()
+    };
+    // On a busy machine the other one may be late, too.
+    assert_eq!((is_told("deaf"), is_told("deaf") + is_told("lets go")), (1, figures().unresponsive as usize));
     assert!(deaf.is_cancelled() && !small.is_cancelled() && !unmarked.is_cancelled());
 }
 
@@ -210,11 +221,12 @@ fn the_one_that_has_grown_most_is_first() {
     // Half of the ceiling is used, so what they hold is known after a look.
     let polls = figures().polls;
     until("two looks", |now| now.polls > polls + 2);
-    while !large.is_cancelled() && !growing.is_cancelled() {
-        assert!(blocks.len() < 400, "nobody is cancelled");
+    while !large.is_cancelled() && !growing.is_cancelled() && blocks.len() < 100 {
         blocks.push(growing.run(|| block(MIB)));
         std::thread::sleep(Duration::from_millis(1));
     }
+    // It is above the ceiling by now, however seldom the guard gets its turn.
+    until("somebody is cancelled", |now| now.cancelled > 0);
     assert!(growing.is_cancelled() && !large.is_cancelled());
 }
 
@@ -255,7 +267,8 @@ fn free_pages_are_given_back_first() {
     drop(query.run(|| (0..100).map(|_| block(MIB)).collect::<Vec<_>>()));
     let _rows = query.run(|| block(10 * MIB));
     let used = resident();
-    let _guard = above(1).start().unwrap();
+    let (told, dispatch) = Told::new();
+    let guard = tracing::dispatcher::with_default(&dispatch, || above(1).start().unwrap());
     let after = until("free pages were given back", |now| now.purges > 0 && now.purged_bytes > 0);
     // (jemalloc has given back a part by itself.)
     let least = 8 * MIB as u64;
@@ -263,6 +276,17 @@ fn free_pages_are_given_back_first() {
     let after = until("another look", |now| now.polls > after.polls + 1);
     assert!(after.used < used - least, "{after:?}");
     assert_eq!((after.cancelled, after.helpless), (0, 0));
+    drop(guard);
+    // The events say the same.
+    let text = told.until_now(&dispatch, "the end");
+    let given_back = |line: &str| -> u64 {
+        let (_, bytes) = line.split_once(" given_back=").unwrap();
+        bytes.split(' ').next().unwrap().parse().unwrap()
+    };
+    let purges = text.lines().filter(|line| line.contains("the allocator gave free pages back"));
+    let purges: Vec<u64> = purges.map(given_back).collect();
+    let figures = figures();
+    assert_eq!((purges.len() as u64, purges.iter().sum()), (figures.purges, figures.purged_bytes), "{text}");
 }
 
 #[test]
@@ -401,6 +425,13 @@ impl Told {
     fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
+
+    /// All that is told up to an event that is made here, with a name that no other has: what is told later comes
+    /// after what was told before.
+    fn until_now(&self, dispatch: &tracing::Dispatch, name: &str) -> String {
+        tracing::dispatcher::with_default(dispatch, || query(name).cancel("now"));
+        eventually(|| Some(self.text()).filter(|text| text.contains(name)).ok_or("it is not told"))
+    }
 }
 
 impl std::io::Write for Told {
@@ -435,11 +466,7 @@ fn what_cannot_be_read_is_counted_each_time_and_told_once() {
         becomes("/proc/self/statm");
         let failed = figures();
         until("it can be read", |now| now.polls - failed.polls > now.failed_polls - failed.failed_polls + 1);
-        // Whatever is told later comes after what was told before.
-        let name = format!("the end of round {round}");
-        tracing::dispatcher::with_default(&dispatch, || query(&name).cancel("now"));
-        let text =
-            eventually(|| Some(told.text()).filter(|text| text.contains(&name)).ok_or("it is not told"));
+        let text = told.until_now(&dispatch, &format!("the end of round {round}"));
         assert_eq!(text.matches("the guard cannot read what memory is used").count(), round, "{text}");
     }
     drop(guard);

@@ -32,6 +32,7 @@ fn what_costs_least_comes_first() {
     assert_eq!(steps.next(look(3, CEILING - 1), Callbacks::AtWork, nobody), Step::Rest);
     // They are still at work, and are not waited for.
     assert_eq!(steps.next(look(4, CEILING), Callbacks::AtWork, nobody), Step::Rest);
+    assert_eq!(steps.next(look(6, CEILING), Callbacks::AtWork, nobody), Step::Rest);
     assert_eq!(steps.next(look(7, CEILING), Callbacks::AtWork, nobody), Step::Cancel);
     // If that is long ago, free pages are given back once more.
     let at = look(60, CEILING);
@@ -80,15 +81,16 @@ fn one_that_lets_go_is_waited_for_and_the_system_too() {
     assert_eq!(steps.next(look(1, CEILING + MIB), Callbacks::None, |_| 401 * MIB), Step::Rest);
     // It is freed, and is not seen yet.
     let freed = |_: &usize| 0;
-    assert_eq!(steps.next(look(6, CEILING + 2 * MIB), Callbacks::None, freed), Step::Purge);
-    steps.purged(ms(7), ms(1));
-    assert_eq!(steps.next(look(7, CEILING + 2 * MIB), Callbacks::None, freed), Step::Rest);
+    assert_eq!(steps.next(look(4, CEILING + 2 * MIB), Callbacks::None, freed), Step::Rest);
+    assert_eq!(steps.next(look(5, CEILING + 2 * MIB), Callbacks::None, freed), Step::Purge);
+    steps.purged(ms(6), ms(1));
+    assert_eq!(steps.next(look(6, CEILING + 2 * MIB), Callbacks::None, freed), Step::Rest);
     assert_eq!(steps.take_given_back(), 400 * MIB);
     // That takes so long at most: a quarter of the grace, and 400 MiB at 4 GiB a second.
-    assert_eq!(steps.next(look(153, CEILING + 2 * MIB), Callbacks::None, freed), Step::Rest);
-    assert_eq!(steps.next(look(154, CEILING + 2 * MIB), Callbacks::None, freed), Step::Purge);
-    steps.purged(ms(155), ms(1));
-    assert_eq!(steps.next(look(155, CEILING + 2 * MIB), Callbacks::None, nobody), Step::Cancel);
+    assert_eq!(steps.next(look(151, CEILING + 2 * MIB), Callbacks::None, freed), Step::Rest);
+    assert_eq!(steps.next(look(152, CEILING + 2 * MIB), Callbacks::None, freed), Step::Purge);
+    steps.purged(ms(153), ms(1));
+    assert_eq!(steps.next(look(153, CEILING + 2 * MIB), Callbacks::None, nobody), Step::Cancel);
     assert!(!steps.waits());
     assert_eq!(steps.take_given_back(), 0);
 }
