@@ -81,12 +81,10 @@ fn events_tell_of_names_that_are_none() {
     tracing::subscriber::with_default(registry().with(dogtag::ServiceLayer::new()), || {
         for (name, cut) in [("", ""), (&*long, &long[..254])] {
             // Once a second, so it may take some.
-            let told = (0..600).find_map(|_| {
+            let (level, text) = watch::eventually(|| {
                 tracing::info_span!("a", service = name);
-                thread::sleep(Duration::from_millis(100));
-                told_of(cut).pop()
+                told_of(cut).pop().ok_or("it is not told")
             });
-            let (level, text) = told.expect("it is told");
             assert_eq!(level, Level::ERROR);
             assert!(text.contains("the one that it names cannot be registered"), "{text}");
             assert!(text.len() < 1500, "{} bytes", text.len());
