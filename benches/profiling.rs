@@ -8,10 +8,10 @@
 
 #[path = "programs/builder.rs"]
 mod builder;
+#[path = "programs/settings.rs"]
+mod settings;
 
-use builder::{build, fail};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use settings::{Run, build_as, by_turns, geometric_mean, median, path_of};
 
 const ROUNDS: usize = 11;
 const WORKLOADS: [&str; 7] = ["json", "strings", "regex", "lru", "requests", "merge", "log"];
@@ -63,35 +63,25 @@ fn main() {
         ("profiled", "profiled", "profile"),
         (JEMALLOC, "bare", "jemalloc-profiling"),
     ];
-    let programs = programs.map(|(name, binary, feature)| {
-        let folder = build(&["--features", feature, "--bin", binary]);
-        (name, kept(&folder.join(binary), &folder.join(format!("profiling-{name}"))))
-    });
-    let program = |name: &str| {
-        let found = programs.iter().find(|(known, _)| *known == name);
-        found.map_or_else(|| fail(name), |(_, path)| path.as_path())
-    };
+    let programs = programs
+        .map(|(name, binary, feature)| (name, build_as(&format!("profiling-{name}"), binary, feature)));
+    let contestants = CONTESTANTS
+        .each_ref()
+        .map(|it| settings::Contestant { program: path_of(&programs, it.program), setting: it.setting });
 
     print!("| {:<10} ", "");
     CONTESTANTS.iter().for_each(|contestant| print!("| {:>26} ", contestant.label));
     println!("|\n|{}|{}", "-".repeat(12), format!("{}:|", "-".repeat(27)).repeat(CONTESTANTS.len()));
     let mut all = vec![(Vec::new(), Vec::new()); CONTESTANTS.len()];
     for workload in workloads {
-        let mut measured = vec![Vec::new(); CONTESTANTS.len()];
-        for round in 0..rounds {
-            for turn in 0..CONTESTANTS.len() {
-                let who = (round + turn) % CONTESTANTS.len();
-                let Contestant { program: name, setting, .. } = &CONTESTANTS[who];
-                measured[who].push(run(program(name), *setting, workload));
-            }
-        }
+        let measured = by_turns(workload, rounds, &contestants);
         print!("| {workload:<10} ");
         for (who, contestant) in CONTESTANTS.iter().enumerate() {
             let base = &measured[contestant.yardstick];
-            let ratio = |of: fn(&(f64, f64)) -> f64| {
+            let ratio = |of: fn(&Run) -> f64| {
                 median(measured[who].iter().zip(base).map(|(own, base)| of(own) / of(base)))
             };
-            let (time, memory) = (ratio(|it| it.0), ratio(|it| it.1));
+            let (time, memory) = (ratio(|run| run.time), ratio(|run| run.memory));
             print!("| {:>26} ", format!("{time:.3}× {memory:.3}×"));
             all[who].0.push(time);
             all[who].1.push(memory);
@@ -103,36 +93,4 @@ fn main() {
         print!("| {:>26} ", format!("{:.3}× {:.3}×", geometric_mean(times), geometric_mean(memory)));
     }
     println!("|");
-}
-
-/// The program, under a name that the next build does not overwrite.
-fn kept(program: &Path, kept: &Path) -> PathBuf {
-    match std::fs::copy(program, kept) {
-        Ok(_) => kept.to_owned(),
-        Err(error) => fail(&format!("{}: {error}", kept.display())),
-    }
-}
-
-/// Nanoseconds for one operation, and the process's peak RSS in bytes.
-fn run(program: &Path, setting: (&str, &str), workload: &str) -> (f64, f64) {
-    let output = match Command::new(program).arg(workload).env(setting.0, setting.1).output() {
-        Ok(output) => output,
-        Err(error) => fail(&format!("{}: {error}", program.display())),
-    };
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut numbers = text.split_whitespace().map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(time)), Some(Ok(memory))) if output.status.success() => (time, memory),
-        _ => fail(&format!("{} {workload}: {}", program.display(), output.status)),
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn geometric_mean(values: &[f64]) -> f64 {
-    (values.iter().map(|value| value.ln()).sum::<f64>() / values.len() as f64).exp()
 }

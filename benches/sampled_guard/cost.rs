@@ -1,8 +1,6 @@
 //! What it costs real programs: the time, and the peak RSS.
 
-use crate::programs::{build, fail};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use crate::settings::{Contestant, build_as, by_turns, geometric_mean, median, path_of};
 
 const WORKLOADS: [&str; 10] =
     ["json", "strings", "words", "sort", "index", "regex", "lru", "requests", "merge", "log"];
@@ -18,14 +16,12 @@ const CONTESTANTS: [(&str, &str, &str); 4] = [
 const OFF: usize = 1;
 
 pub fn measure(rounds: usize, only: &[String]) {
-    let programs = [("dogtag", "dogtag"), ("guarded", "sampled-guard")].map(|(name, feature)| {
-        let folder = build(&["--features", feature, "--bin", name]);
-        (name, kept(&folder.join(name), &folder.join(format!("sampled-guard-{name}"))))
+    let programs = [("dogtag", "dogtag"), ("guarded", "sampled-guard")]
+        .map(|(name, feature)| (name, build_as(&format!("sampled-guard-{name}"), name, feature)));
+    let contestants = CONTESTANTS.map(|(name, setting, _)| Contestant {
+        program: path_of(&programs, name),
+        setting: ("DOGTAG_SAMPLED_GUARD", setting),
     });
-    let program = |name: &str| {
-        let found = programs.iter().find(|(known, _)| *known == name);
-        found.map_or_else(|| fail(name), |(_, path)| path.as_path())
-    };
     println!("\ntime, as a multiple of the same program with the guard off, and peak RSS, as KiB above it\n");
     print!("| {:<10} ", "");
     CONTESTANTS.iter().for_each(|(.., label)| print!("| {label:>21} "));
@@ -37,19 +33,12 @@ pub fn measure(rounds: usize, only: &[String]) {
         {
             continue;
         }
-        let mut measured = vec![Vec::new(); CONTESTANTS.len()];
-        for round in 0..rounds {
-            for turn in 0..CONTESTANTS.len() {
-                let who = (round + turn) % CONTESTANTS.len();
-                let (name, setting, _) = CONTESTANTS[who];
-                measured[who].push(run(program(name), setting, workload));
-            }
-        }
+        let measured = by_turns(workload, rounds, &contestants);
         print!("| {workload:<10} ");
         for (who, (times, memory)) in all.iter_mut().enumerate() {
             let pairs = || measured[who].iter().zip(&measured[OFF]);
-            let time = median(pairs().map(|(own, off)| own.0 / off.0));
-            let more = median(pairs().map(|(own, off)| (own.1 - off.1) / 1024.0));
+            let time = median(pairs().map(|(own, off)| own.time / off.time));
+            let more = median(pairs().map(|(own, off)| (own.memory - off.memory) / 1024.0));
             print!("| {:>21} ", format!("{time:.3}× {more:+.0} KiB"));
             times.push(time);
             memory.push(more);
@@ -62,36 +51,4 @@ pub fn measure(rounds: usize, only: &[String]) {
         print!("| {:>21} ", format!("{:.3}× {most:+.0} KiB", geometric_mean(times)));
     }
     println!("|");
-}
-
-/// The program, under a name that the next build does not overwrite.
-fn kept(program: &Path, kept: &Path) -> PathBuf {
-    match std::fs::copy(program, kept) {
-        Ok(_) => kept.to_owned(),
-        Err(error) => fail(&format!("{}: {error}", kept.display())),
-    }
-}
-
-/// Nanoseconds for one operation, and the process's peak RSS in bytes.
-fn run(program: &Path, setting: &str, workload: &str) -> (f64, f64) {
-    let output = match Command::new(program).arg(workload).env("DOGTAG_SAMPLED_GUARD", setting).output() {
-        Ok(output) => output,
-        Err(error) => fail(&format!("{}: {error}", program.display())),
-    };
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut numbers = text.split_whitespace().map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(time)), Some(Ok(memory))) if output.status.success() => (time, memory),
-        _ => fail(&format!("{} {workload}: {}", program.display(), output.status)),
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn geometric_mean(values: &[f64]) -> f64 {
-    (values.iter().map(|value| value.ln()).sum::<f64>() / values.len() as f64).exp()
 }

@@ -9,10 +9,12 @@
 //! `cost` runs the programs of the bench `overhead` without the feature, with it, and with the guard on. Every
 //! measurement is a fresh process; the contestants take turns within a round.
 
+#[path = "../programs/builder.rs"]
+mod builder;
 mod cost;
 mod crimes;
-#[path = "../programs/builder.rs"]
-mod programs;
+#[path = "../programs/settings.rs"]
+mod settings;
 
 use dogtag::Dogtag;
 
@@ -34,6 +36,6 @@ fn main() {
         }
         Some("crimes") => assert!(crimes::measure(number.unwrap_or(1_000_000)), "a promise is broken"),
         Some("cost") => cost::measure(number.map_or(11, |number| number as usize), &arguments[1..]),
-        Some(other) => programs::fail(&format!("{other:?} is no part: crimes, cost")),
+        Some(other) => builder::fail(&format!("{other:?} is no part: crimes, cost")),
     }
 }
