@@ -35,6 +35,8 @@ macro_rules! aborts {
 mod crimes;
 mod handlers;
 mod instances;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod libraries;
 mod quarantine;
 mod reactions;
 mod reports;
