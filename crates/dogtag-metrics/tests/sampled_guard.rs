@@ -2,22 +2,11 @@
 
 #[path = "../../../tests/guarded/mod.rs"]
 mod guarded;
-
-use dogtag::Dogtag;
-use dogtag_metrics::ServiceExporter;
-use metrics_exporter_prometheus::PrometheusBuilder;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
+mod shown;
 
 #[test]
 fn the_sampled_guard_has_series_once_it_was_started() {
-    let recorder = PrometheusBuilder::new().with_recommended_naming(true).build_recorder();
-    let (handle, exporter) = (recorder.handle(), ServiceExporter::new());
-    let show = || {
-        metrics::with_local_recorder(&recorder, || exporter.update());
-        handle.render()
-    };
+    let show = shown::recorder();
     assert!(!show().contains("\ndogtag_sampled_guard_violations_total "));
     let Some(figures) = guarded::catches_one() else { return };
     let text = show();

@@ -3,23 +3,11 @@
 
 #[path = "../../../tests/cancelled/mod.rs"]
 mod cancelled;
+mod shown;
 
+use dogtag::Service;
 use dogtag::guard::{Ceiling, Guard, fallible};
-use dogtag::{Dogtag, Service};
-use dogtag_prometheus::ServiceCollector;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::Registry;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
-
-fn scrape() -> String {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(ServiceCollector::new()));
-    let mut text = String::new();
-    encode(&mut text, &registry).unwrap();
-    text
-}
+use shown::scrape;
 
 #[test]
 fn cancelled_services_are_counted_and_told_apart() {

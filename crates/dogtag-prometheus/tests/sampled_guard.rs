@@ -2,22 +2,9 @@
 
 #[path = "../../../tests/guarded/mod.rs"]
 mod guarded;
+mod shown;
 
-use dogtag::Dogtag;
-use dogtag_prometheus::ServiceCollector;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::Registry;
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
-
-fn scrape() -> String {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(ServiceCollector::new()));
-    let mut text = String::new();
-    encode(&mut text, &registry).unwrap();
-    text
-}
+use shown::scrape;
 
 #[test]
 fn the_sampled_guard_has_series_once_it_was_started() {

@@ -2,19 +2,12 @@
 
 #[path = "../../../tests/guarded/mod.rs"]
 mod guarded;
+mod shown;
 
-use dogtag::Dogtag;
-use dogtag_tikv_prometheus::ServiceCollector;
-use prometheus::{Registry, TextEncoder};
-
-#[global_allocator]
-static ALLOC: Dogtag = Dogtag::new();
+use shown::scrape;
 
 #[test]
 fn the_sampled_guard_has_series_once_it_was_started() {
-    let registry = Registry::new();
-    registry.register(Box::new(ServiceCollector::new())).unwrap();
-    let scrape = || TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
     assert!(!scrape().contains("sampled_guard"));
     let Some(figures) = guarded::catches_one() else { return };
     let text = scrape();
