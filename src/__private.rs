@@ -21,6 +21,11 @@ pub mod series {
     };
 }
 
+/// For dogtag-cli: how names are written.
+pub mod format {
+    pub use crate::format::frame;
+}
+
 /// Reports that a region is dropped whose first address is `start` and in which blocks are live,
 /// and returns whether its memory has to stay: with memory-check, if the process goes on.
 #[must_use]

@@ -1,5 +1,8 @@
 //! How figures are written in tables.
 
+mod frame;
+
+pub use frame::frame;
 use std::fmt;
 
 /// A name that cannot break the table: control characters escaped, and cut

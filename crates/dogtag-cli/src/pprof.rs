@@ -1,6 +1,7 @@
 //! Heap profiles in pprof's format, as far as flame graphs and folded stacks need them.
 
 use crate::failure::{Context, Failure};
+use dogtag::__private::format::frame;
 use flate2::read::GzDecoder;
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
@@ -73,12 +74,13 @@ impl Profile {
         Some(Self { time: proto.time_nanos, stacks })
     }
 
-    /// Writes what is live as folded stacks: `service;main;read 4096`, a line for each.
+    /// Writes what is live as folded stacks: `service;main;read 4096`, a line for each, with names as dogtag itself
+    /// writes them.
     pub fn folded(&self) -> String {
         let mut sums: BTreeMap<String, i64> = BTreeMap::new();
         for stack in self.stacks.iter().filter(|stack| stack.live_bytes > 0) {
             let names = [&stack.service].into_iter().chain(&stack.functions);
-            let names: Vec<String> = names.map(|name| name.replace([';', '\n', '\r'], "_")).collect();
+            let names: Vec<String> = names.map(|name| frame(name)).collect();
             *sums.entry(names.join(";")).or_default() += stack.live_bytes;
         }
         sums.into_iter().map(|(stack, bytes)| format!("{stack} {bytes}\n")).collect()
@@ -196,7 +198,7 @@ pub mod tests {
         assert_eq!(first.functions, ["main", "re;ad"]);
         assert_eq!((first.service.as_str(), first.live_bytes, first.allocated_bytes), ("web", 60, 100));
         assert_eq!(second.functions, ["main", "re;ad", "0x2"]);
-        assert_eq!(profile.folded(), "web;main;re_ad 60\nweb;main;re_ad;0x2 5\n");
+        assert_eq!(profile.folded(), "web;main;re,ad 60\nweb;main;re,ad;0x2 5\n");
     }
 
     #[test]
