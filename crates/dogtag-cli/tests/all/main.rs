@@ -5,3 +5,5 @@ mod place;
 mod report;
 mod run;
 mod top;
+#[path = "../../../../tests/watch/mod.rs"]
+mod watch;

@@ -77,8 +77,19 @@ fn differences_are_shown_by_service() {
 #[test]
 fn a_page_is_written_from_a_run() {
     let place = Place::new();
-    let source = "#include <stdlib.h>\n#include <unistd.h>\n\
-                  int main(void) { void *kept = malloc(8 << 20); usleep(200000); return kept == 0; }";
+    // It ends when three lines more have been written.
+    let source = "#include <stdlib.h>
+        #include <sys/stat.h>
+        #include <unistd.h>
+        static long long written(void) { struct stat file; return stat(\"x.json\", &file) ? 0 : file.st_size; }
+        int main(void) {
+            void *kept = malloc(8 << 20);
+            for (int line = 0; line < 3; line++) {
+                long long before = written();
+                for (int wait = 0; wait < 600000 && written() == before; wait++) usleep(1000);
+            }
+            return kept == 0;
+        }";
     let program = place.compile("keeps", source, &[]);
     place
         .run(["run", "--profile=64K", "--every", "10ms", "-o", "x.json", "--", word(&program)])

@@ -1,6 +1,7 @@
 //! `dogtag top` and `dogtag profile`, of programs that run.
 
 use crate::place::{Done, Place, word};
+use crate::watch;
 use serde_json::Value;
 use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
@@ -66,9 +67,12 @@ fn figures(place: &Place, pid: u32) -> Value {
     serde_json::from_str(&done.out).unwrap()
 }
 
-/// Whether a process answers, which it may do a little later.
-fn is_seen(place: &Place, pid: u32) -> bool {
-    (0..1000).any(|_| place.run(["top", "--json", &pid.to_string()]).status == Some(0))
+/// Waits until a process answers.
+fn wait_for(place: &Place, pid: u32) {
+    watch::eventually(|| {
+        let done = place.run(["top", "--json", &pid.to_string()]);
+        if done.status == Some(0) { Ok(()) } else { Err(done.err) }
+    });
 }
 
 fn live(service: &Value) -> u64 {
@@ -109,13 +113,13 @@ fn children_have_a_socket_of_their_own_and_closed_ones_come_back() {
     let mut running = Running::start(&place, 3, 1, &[]);
     let child: u32 = running.ask("fork").parse().unwrap();
     // Its parent knows its number before it has begun.
-    assert!(is_seen(&place, child));
+    wait_for(&place, child);
     let services = |pid| figures(&place, pid)["services"].as_array().unwrap().len();
     assert_eq!(services(child), services(running.pid));
     Running::signal(child, libc::SIGKILL);
     assert_eq!(running.ask("close"), "closed");
     // The first question tells the thread that its socket is gone.
-    assert!(is_seen(&place, running.pid));
+    wait_for(&place, running.pid);
     running.end().has_status(0);
 }
 
