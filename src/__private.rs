@@ -252,6 +252,13 @@ pub mod memory_check {
         0
     }
 
+    /// Begins to look at the quarantine now and then, if the settings ask for that. For C's `malloc`, outside of
+    /// allocations.
+    pub fn scrub() {
+        #[cfg(feature = "memory-check")]
+        crate::check::scrubber::begin();
+    }
+
     /// [`verify`], unless a forked child has freed too little for that.
     pub fn verify_at_exit() {
         #[cfg(feature = "memory-check")]

@@ -9,6 +9,8 @@ compile_error!("dogtag needs a 64-bit Unix-like system (mmap, pthread keys); Lin
 
 #[cfg(not(dogtag_loom))]
 mod detached_thread;
+#[cfg(all(any(feature = "memory-check", feature = "sampled-guard"), not(dogtag_loom)))]
+pub(crate) mod fault;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod fork;
 #[cfg(all(

@@ -54,7 +54,7 @@ pub(crate) fn refresh_if_needed() {
 /// # Safety
 ///
 /// `context` must be what a signal handler was given that has not returned.
-#[cfg(all(feature = "sampled-guard", not(feature = "memory-check")))]
+#[cfg(any(feature = "sampled-guard", feature = "memory-check"))]
 pub(crate) unsafe fn capture_interrupted(context: *const std::ffi::c_void, frames: &mut [usize]) -> usize {
     // SAFETY: the caller's context.
     unsafe { system::capture_interrupted(context, frames) }

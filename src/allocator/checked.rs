@@ -385,12 +385,11 @@ fn counted(new: Option<Uncounted>, size: usize) -> *mut u8 {
 /// The block must have come from that backend, and be nobody's any more.
 #[inline]
 unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, header: BlockHeader) {
-    let offset = check::offset(header.layout().align());
     // SAFETY: where the block's memory begins, and the layout that it was
     // requested with.
     unsafe {
         if let Some(outer) = header.outer_layout(block) {
-            Counted(backend).dealloc(block.sub(offset).as_ptr(), outer);
+            Counted(backend).dealloc(block.sub(header.offset()).as_ptr(), outer);
         }
     }
 }

@@ -12,12 +12,13 @@ use super::block_state::{Entry, State};
 use super::claim::Claim;
 use super::handler::react;
 use super::inspect::{may_be_gone, pointer, violation};
+use super::protection;
 use super::settings::Settings;
 use super::shadow;
 use super::violation::Violation;
 use super::violation_kind::{Operation, ViolationKind};
 use crate::sync::{AtomicBool, Ordering};
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 /// Who makes an access, and of which kind.
 #[derive(Debug)]
@@ -104,18 +105,15 @@ fn look(access: Access, start: usize, entry: &'static Entry) {
     let Some(block) = pointer(start) else { return };
     let offset = access.address - start;
     let seen = entry.pinned_briefly(|state| {
-        let tag = match state {
-            State::Live => Tag::Live,
-            State::Quarantined => Tag::Freed,
-            // What was done to it has been reported; its header may say anything.
-            _ => return (state, Found::Fine),
-        };
+        let Some(tag) = tag(state) else { return (state, Found::Fine) };
         // SAFETY: the block is pinned, and live or in quarantine.
         let Some(header) = (unsafe { BlockHeader::read(block, tag) }) else { return (state, Found::Fine) };
         let size = header.layout().size();
         if offset >= size + header.tail() {
             return (state, Found::Elsewhere);
         }
+        // SAFETY: as above.
+        let Some(state) = (unsafe { reopened(state, block, &header) }) else { return (state, Found::Fine) };
         let is_over = offset.checked_add(access.length).is_none_or(|end| end > size);
         let (kind, wrong) = match (state, access.by.is_write) {
             (State::Live, _) if !is_over => return (state, Found::Fine),
@@ -145,16 +143,14 @@ fn ran_into(access: Access, start: usize, entry: &'static Entry) {
     let last = access.address.saturating_add(access.length) - 1;
     let wrong = last.min(start - 1);
     let seen = entry.pinned_briefly(|state| {
-        let tag = match state {
-            State::Live => Tag::Live,
-            State::Quarantined => Tag::Freed,
-            _ => return (state, None),
-        };
+        let Some(tag) = tag(state) else { return (state, None) };
         if may_be_gone(state) || wrong < start - HEAD {
             return (state, None);
         }
         // SAFETY: the block is pinned, and live or in quarantine.
         let Some(header) = (unsafe { BlockHeader::read(block, tag) }) else { return (state, None) };
+        // SAFETY: as above.
+        let Some(state) = (unsafe { reopened(state, block, &header) }) else { return (state, None) };
         let kind = if access.by.is_write { ViolationKind::Underrun } else { ViolationKind::Overread };
         let offset = wrong as isize - start as isize;
         // SAFETY: the block is pinned, and the header is its own.
@@ -177,6 +173,29 @@ fn tell(violation: &Violation) {
     react(violation);
     // SAFETY: the same.
     unsafe { *libc::__errno_location() = kept };
+}
+
+/// The dogtag of a block in that state. `None` if what was done to it has been reported; its header may say anything.
+fn tag(state: State) -> Option<Tag> {
+    match state {
+        State::Live => Some(Tag::Live),
+        State::Quarantined | State::Protected => Some(Tag::Freed),
+        _ => None,
+    }
+}
+
+/// Gives the access to a block back if it has none, since a report shows its contents, and returns its state then.
+/// `None` if the system refuses.
+///
+/// # Safety
+///
+/// The block must be pinned, and have that header.
+unsafe fn reopened(state: State, block: NonNull<u8>, header: &BlockHeader) -> Option<State> {
+    if state != State::Protected {
+        return Some(state);
+    }
+    // SAFETY: the caller's block, which has no access.
+    unsafe { protection::reopen_filled(block, header) }.then_some(State::Quarantined)
 }
 
 /// The block's state once it is reported: what was written to is not reported again.

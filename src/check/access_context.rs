@@ -72,6 +72,11 @@ impl AccessContext {
         threads::refresh_name();
         Self::of(stamp(backtrace))
     }
+
+    /// The calling thread, with that call stack.
+    pub(super) fn at(trace: u32) -> Self {
+        Self::of(Stamp { trace, ..stamp(false) })
+    }
 }
 
 /// Describes the access that the calling thread is making.

@@ -6,7 +6,9 @@
 //!            alignments
 //! ```
 //!
-//! The tail guard takes what would be left of the backend's size class, up to 256 bytes. One of its
+//! The tail guard takes what would be left of the backend's size class, up to 256 bytes. A large block begins
+//! with a page, and has all up to the end of its last one: so access to it can be taken away
+//! ([`protection`](super::protection)), and its header stays readable, in the page before. One of the tail's
 //! first bytes is 0, so that a text without an end ends there: the second one, since the zero that
 //! belongs behind a text is the most frequent overrun; the first one with `fill=zero`.
 //!
@@ -35,8 +37,13 @@ const fn least_tail(size: usize) -> usize {
 }
 
 const LEAST_TAIL: usize = 32;
-/// The most of them.
+/// The most of them, but for large blocks.
 const MOST_TAIL: usize = 256;
+
+/// Pages of large blocks, each a multiple of the system's.
+pub(crate) const PAGE: usize = if cfg!(target_arch = "x86_64") { 4 << 10 } else { 64 << 10 };
+/// Blocks from this size on are large: they share their pages with nobody.
+pub(crate) const LARGE: usize = 16 * PAGE;
 
 /// Rounds a size up to jemalloc's next size class: four to a doubling from 128 on.
 #[inline]
@@ -130,12 +137,14 @@ pub(crate) struct BlockHeader {
     size: u64,
     /// Who allocated it: as `freed`.
     allocated: u64,
-    /// A flag, milliseconds (39 bits), the family (2), the alignment's logarithm (6), the instance (16).
+    /// Two flags, milliseconds (38 bits), the family (2), the alignment's logarithm (6), the instance (16).
     packed: u64,
 }
 
 /// The flag of a block whose guard begins with the zero that ends a text.
 const ZERO_FIRST: u64 = 1 << 63;
+/// The flag of a block that was large when its memory was requested.
+const OWN_PAGES: u64 = 1 << 62;
 
 const HEADER: usize = size_of::<BlockHeader>();
 /// What stands in front of a block.
@@ -147,22 +156,54 @@ const _: () = assert!(HEADER == 48 && HEAD == 64);
 /// The layout to request for a block; `None` when it would overflow.
 #[inline]
 pub(crate) fn layout(block: Layout) -> Option<Layout> {
-    let size = block.size().checked_add(offset(block.align()) + MOST_TAIL)?;
-    let size = size - MOST_TAIL + tail(block);
+    if block.size() >= LARGE {
+        return large_layout(block);
+    }
+    // What fits is more than twice an alignment, and than these sizes.
+    let size = offset(block) + block.size() + tail(block);
     Layout::from_size_align(size, block.align().max(ALIGN)).ok().filter(|_| size as u64 <= SIZES)
+}
+
+#[cold]
+fn large_layout(block: Layout) -> Option<Layout> {
+    let size = block.size().checked_add(offset(block) + LARGE_TAIL)?.checked_next_multiple_of(PAGE)?;
+    Layout::from_size_align(size, block.align().max(PAGE)).ok().filter(|_| size as u64 <= SIZES)
 }
 
 /// The number of bytes behind a block in which any change is noticed.
 #[inline]
 pub(crate) fn tail(block: Layout) -> usize {
-    let size = block.size() + offset(block.align());
+    if block.size() >= LARGE {
+        return large_tail(block.size());
+    }
+    let size = block.size() + offset(block);
     (size_class(size + least_tail(block.size())) - size).min(MOST_TAIL)
+}
+
+/// The least number of bytes behind a large block.
+const LARGE_TAIL: usize = least_tail(LARGE);
+
+/// Up to the end of a page.
+#[inline]
+fn large_tail(size: usize) -> usize {
+    (size + LARGE_TAIL).next_multiple_of(PAGE) - size
+}
+
+/// How far a block of that size is to be found from addresses in and behind it.
+#[inline]
+pub(crate) fn reach(size: usize) -> usize {
+    size + if size >= LARGE { LARGE_TAIL + PAGE } else { GUARD }
 }
 
 /// How far into the requested memory the block begins.
 #[inline]
-pub(crate) fn offset(align: usize) -> usize {
-    HEAD.max(align)
+pub(crate) fn offset(block: Layout) -> usize {
+    offset_of(block.align(), block.size() >= LARGE)
+}
+
+#[inline]
+fn offset_of(align: usize, has_own_pages: bool) -> usize {
+    (if has_own_pages { PAGE } else { HEAD }).max(align)
 }
 
 /// What a size fits into, as addresses do.
@@ -175,9 +216,10 @@ const MUCH: u64 = u64::MAX >> SIZE;
 pub(crate) const ALIGN: usize = 16;
 
 /// How many bytes are looked at behind a block, as it stands above the number of a call stack: so many more than
-/// the least, or those of a block that has shrunk in its place.
+/// the least, or those of a large block, or of one that has shrunk in its place.
 const SHRUNK: u32 = 0xff;
-const _: () = assert!(MOST_TAIL - LEAST_TAIL < SHRUNK as usize);
+const TO_END_OF_PAGE: u32 = 0xfe;
+const _: () = assert!(MOST_TAIL - LEAST_TAIL < TO_END_OF_PAGE as usize);
 /// What the number of an allocation's call stack fits into.
 const TRACE: u32 = 24;
 const TRACES: u32 = (1 << TRACE) - 1;
@@ -216,13 +258,18 @@ impl BlockHeader {
     ) -> Self {
         let shift = u64::from(layout.align().trailing_zeros());
         let family = family as u64;
+        let (tail, own_pages) = if layout.size() >= LARGE {
+            (TO_END_OF_PAGE, OWN_PAGES)
+        } else {
+            ((tail(layout) - LEAST_TAIL) as u32, 0)
+        };
         Self {
             sealed: 0,
             size: layout.size() as u64,
             allocated: allocated.who(),
             freed: of_sample(sample),
-            traces: with_trace((tail(layout) - LEAST_TAIL) as u32, allocated.trace),
-            packed: born << 25 >> 1 | family << 22 | shift << 16 | u64::from(instance),
+            traces: with_trace(tail, allocated.trace),
+            packed: own_pages | born << 26 >> 2 | family << 22 | shift << 16 | u64::from(instance),
         }
     }
 
@@ -292,7 +339,7 @@ impl BlockHeader {
 
     /// When it was allocated, on the clock of [`sys::milliseconds`](crate::sys::milliseconds).
     pub(crate) fn born(&self) -> u64 {
-        self.packed << 1 >> 25
+        self.packed << 2 >> 26
     }
 
     /// Makes the first byte behind the block, rather than the second, the zero that ends a text.
@@ -306,9 +353,29 @@ impl BlockHeader {
     #[inline]
     pub(crate) fn tail(&self) -> usize {
         match self.traces as u32 >> TRACE {
-            SHRUNK => GUARD,
-            more => LEAST_TAIL + more as usize,
+            more @ 0..TO_END_OF_PAGE => LEAST_TAIL + more as usize,
+            TO_END_OF_PAGE => large_tail(self.layout().size()),
+            _ => GUARD,
         }
+    }
+
+    /// How far into the requested memory the block begins.
+    #[inline]
+    pub(crate) fn offset(&self) -> usize {
+        offset_of(self.layout().align(), self.has_own_pages())
+    }
+
+    #[inline]
+    fn has_own_pages(&self) -> bool {
+        self.packed & OWN_PAGES != 0
+    }
+
+    /// The length of the pages from the block's beginning on that are its alone, to the end of the requested
+    /// memory. `None` if it was never large, or has shrunk.
+    #[inline]
+    pub(crate) fn own_pages(&self) -> Option<usize> {
+        let size = self.layout().size();
+        (self.traces as u32 >> TRACE == TO_END_OF_PAGE).then(|| size + large_tail(size))
     }
 
     /// Which of the bytes behind the block is the zero that ends a text.
@@ -326,14 +393,15 @@ impl BlockHeader {
     #[inline]
     pub(crate) unsafe fn outer_layout(&self, block: NonNull<u8>) -> Option<Layout> {
         let layout = self.layout();
-        let mut size = offset(layout.align()) + layout.size() + self.tail();
+        let mut size = self.offset() + layout.size() + self.tail();
         match self.size >> SIZE {
             // SAFETY: a block that has become so much smaller has memory for both words behind the guard.
             MUCH => size += unsafe { read_much(block, layout.size()) }?,
             more => size += more as usize,
         }
+        let align = if self.has_own_pages() { PAGE } else { ALIGN };
         // SAFETY: it was valid when the block was handed out.
-        Some(unsafe { Layout::from_size_align_unchecked(size, layout.align().max(ALIGN)) })
+        Some(unsafe { Layout::from_size_align_unchecked(size, layout.align().max(align)) })
     }
 
     /// Makes a block smaller in the memory that was requested for it, as if it had been allocated
@@ -357,7 +425,7 @@ impl BlockHeader {
         if align != former && align.max(former) > ALIGN {
             return false;
         }
-        let more = outer.size() - (offset(former) + size + GUARD);
+        let more = outer.size() - (self.offset() + size + GUARD);
         self.size = size as u64 | (more as u64).min(MUCH) << SIZE;
         self.packed = self.packed & !(0xff << 16) | u64::from(align.trailing_zeros()) << 16;
         self.allocated = allocated.who();

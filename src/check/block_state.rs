@@ -2,7 +2,7 @@
 //! exactly one finds it live.
 //!
 //! ```text
-//!     none ─ hand out ─▶ live ── seize ─▶ busy ─ retire ─▶ quarantined
+//!     none ─ hand out ─▶ live ── seize ─▶ busy ─ retire ─▶ quarantined (or protected)
 //!      ▲                 │  ▲              │ │                │     │
 //!      │        reported │  └─ in vain ────┘ └ violation ─▶ leaked ◀─┤ reported
 //!      │                 ▼                                  ▲       │
@@ -33,6 +33,8 @@ pub(crate) enum State {
     Leaked = 4,
     /// Somebody is changing its state.
     Busy = 5,
+    /// Freed, and kept back without access to it. Only what stands in front of it can be read.
+    Protected = 6,
 }
 
 /// Bits of a state; above them stands the generation of whoever pins the block,
@@ -63,11 +65,14 @@ impl Entry {
         self.seize_slowly(State::Live, State::Condemned)
     }
 
-    /// Makes a block in quarantine the caller's alone. `false` if it is in
-    /// another state by now.
+    /// Makes a block in quarantine the caller's alone, and says in which of both states it was. `None` if it is in
+    /// another one by now.
     #[inline]
-    pub(crate) fn seize_quarantined(&self) -> bool {
-        self.seize(State::Quarantined) || self.seize_slowly(State::Quarantined, State::Quarantined).is_ok()
+    pub(crate) fn seize_quarantined(&self) -> Option<State> {
+        match self.seize(State::Quarantined) {
+            true => Some(State::Quarantined),
+            false => self.seize_slowly(State::Quarantined, State::Protected).ok(),
+        }
     }
 
     #[inline]
@@ -181,6 +186,7 @@ fn state(bits: u8) -> State {
         2 => State::Condemned,
         3 => State::Quarantined,
         4 => State::Leaked,
+        6 => State::Protected,
         _ => State::Busy,
     }
 }
@@ -355,7 +361,7 @@ mod model {
 
         /// As a block that leaves the quarantine is released.
         fn release(&self) -> bool {
-            let is_released = self.entry.seize_quarantined();
+            let is_released = self.entry.seize_quarantined().is_some();
             if is_released {
                 // SAFETY: the model fails if two threads are here at once.
                 self.memory.with_mut(|memory| unsafe { *memory += 10 });

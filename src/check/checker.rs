@@ -3,7 +3,7 @@
 
 use super::access_context::stamp;
 use super::address_ranges::Spans;
-use super::block::{self, BlockHeader, Family, GUARD, Tag};
+use super::block::{self, BlockHeader, Family, LARGE, Tag};
 use super::block_state::{self, Entry, State};
 use super::claim::Claim;
 use super::depot::{Open, magazines, places_of, take_kept};
@@ -14,8 +14,10 @@ use super::inspect::{
     wrong_with_live,
 };
 use super::instance_id::{Identity, NUMBERS};
+use super::protection;
 use super::quarantine::MagazineQueue;
 use super::release::{Release, give_back_after_forks, release_block};
+use super::scrubber;
 use super::settings::{Fill, Settings};
 use super::shadow;
 use super::threads;
@@ -93,7 +95,7 @@ impl Checker {
     ) -> Option<NonNull<u8>> {
         let settings = Settings::get();
         // SAFETY: the memory is larger than the offset.
-        let block = unsafe { base.add(block::offset(layout.align())) };
+        let block = unsafe { base.add(block::offset(layout)) };
         let entry = shadow::occupy(block.addr().get())?;
         let header = BlockHeader::new(
             layout,
@@ -110,7 +112,7 @@ impl Checker {
             block::write_guards(block, &header);
         }
         self.spans.note(block.addr().get());
-        shadow::cover(block.addr().get(), block.addr().get() + layout.size() + GUARD);
+        shadow::cover(block.addr().get(), block.addr().get() + block::reach(layout.size()));
         entry.set(State::Live);
         Some(block)
     }
@@ -287,14 +289,20 @@ impl Checker {
             self.release.store(release as *mut (), Ordering::Relaxed);
         }
         threads::settle_name();
+        let size = header.layout().size();
         // SAFETY: the block is the caller's alone.
-        unsafe {
-            if let Some(freed) = settings.fill.freed() {
-                fill(block.as_ptr(), freed, header.layout().size());
-            }
+        let state = unsafe {
             header.set_freed(block, stamp(settings.backtrace));
-        }
-        entry.set(State::Quarantined);
+            if size >= LARGE && protection::close(block, &header, settings) {
+                State::Protected
+            } else {
+                if let Some(freed) = settings.fill.freed() {
+                    fill(block.as_ptr(), freed, size);
+                }
+                State::Quarantined
+            }
+        };
+        entry.set(state);
 
         let magazines = magazines(settings);
         // SAFETY: all that is in there was put in by this function, for that backend.
@@ -320,6 +328,7 @@ impl Checker {
                     release_block,
                 );
                 give_back_after_forks(less);
+                scrubber::begin_by_free(settings);
             }
             None => magazines.empty(open.magazine, release_block),
         }
@@ -377,8 +386,8 @@ impl Checker {
                         .filter_map(|tag| unsafe { BlockHeader::read(block, *tag) })
                         .any(|known| known.instance() == identity.number());
                 match state {
-                    State::Quarantined if is_own => (state, Found::KeptBack),
-                    State::Quarantined => (state, Found::Others),
+                    State::Quarantined | State::Protected if is_own => (state, Found::KeptBack),
+                    State::Quarantined | State::Protected => (state, Found::Others),
                     _ if is_own => (State::None, Found::Forgotten),
                     _ => {
                         if matches!(state, State::Condemned | State::Leaked) {

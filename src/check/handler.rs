@@ -114,7 +114,8 @@ fn exchange(place: *mut Handler) -> Option<Handler> {
 #[cold]
 #[inline(never)]
 pub(super) fn react(violation: &Violation) {
-    let violation = if Settings::get().backtrace { &violation.with_backtrace() } else { violation };
+    let lacks_backtrace = Settings::get().backtrace && violation.met().backtrace().is_none();
+    let violation = if lacks_backtrace { &violation.with_backtrace() } else { violation };
     let Some(_inside) = Inside::enter() else {
         stderr::print(format_args!(
             "dogtag: {} of {:#x} was met while another violation was being reported\n",

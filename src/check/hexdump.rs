@@ -1,6 +1,6 @@
 //! A hexdump of what was found, with the wrong bytes in brackets.
 
-use super::block::{self, BlockHeader, GUARD};
+use super::block::{self, BlockHeader, GUARD, HEAD};
 use std::fmt;
 use std::ptr::NonNull;
 
@@ -31,9 +31,9 @@ impl Hexdump {
         filled: Option<u8>,
     ) -> Self {
         let (end, head) = match header {
-            Some(header) => (header.layout().size() + header.tail(), block::offset(header.layout().align())),
+            Some(header) => (header.layout().size() + header.tail(), header.offset()),
             // As much as every block has.
-            None => (GUARD, block::offset(1)),
+            None => (GUARD, HEAD),
         };
         let first = -(head.min(isize::MAX as usize) as isize);
         let start = (offset.div_euclid(ROW) * ROW - ROW).max(first);

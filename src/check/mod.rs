@@ -6,10 +6,11 @@
 //!
 //! | violation | how sure |
 //! | --- | --- |
-//! | [`Overrun`](ViolationKind::Overrun): a write past the requested size, if only of a bit | certain for the first 32 bytes (16 of one that has shrunk in its place), 64 from 512 bytes on, and up to the backend's size class (256 at most), but for a zero at the second byte |
+//! | [`Overrun`](ViolationKind::Overrun): a write past the requested size, if only of a bit | certain for the first 32 bytes (16 of one that has shrunk in its place), 64 from 512 bytes on, and up to the backend's size class (256 at most) or, from 64 KiB on, to the end of a page, but for a zero at the second byte |
 //! | [`Underrun`](ViolationKind::Underrun): a write in front of the block | certain for the first 16 bytes |
 //! | [`DoubleFree`](ViolationKind::DoubleFree): at once, later, from another thread | certain while the block is in quarantine |
-//! | [`WriteAfterFree`](ViolationKind::WriteAfterFree) | certain while the block is in quarantine |
+//! | [`WriteAfterFree`](ViolationKind::WriteAfterFree) | certain while the block is in quarantine; of a block of 64 KiB or more at the write |
+//! | [`ReadAfterFree`](ViolationKind::ReadAfterFree) | of a block of 64 KiB or more certain, at the read, while the block is in quarantine |
 //! | [`LayoutMismatch`](ViolationKind::LayoutMismatch): freed or resized with another size or alignment | certain |
 //! | [`InvalidFree`](ViolationKind::InvalidFree): of a pointer that was never handed out, such as one to the stack, into a block, or from another allocator | certain; the pointer is not followed |
 //! | [`RegionInUse`](ViolationKind::RegionInUse): a mapped region that is dropped before its blocks | certain |
@@ -18,8 +19,9 @@
 //! | the same by C's functions that copy, fill, print, read and write memory, such as `memcpy`, over either end of a block or in a freed one; [`Overread`](ViolationKind::Overread), [`ReadAfterFree`](ViolationKind::ReadAfterFree) | certain, at the call, while the block is live or in quarantine; with dogtag-c's feature `interpose` |
 //!
 //! A violation is found when the block is freed or reallocated, a write after free when the block
-//! leaves the quarantine; [`verify`] finds both earlier. A write that leaves every byte as it was
-//! cannot be seen.
+//! leaves the quarantine; [`verify`] finds both earlier, and the setting `look` the latter. A write that leaves every
+//! byte as it was cannot be seen. Large freed blocks [have no access](#large-blocks): who reads or writes one is found
+//! at once.
 //!
 //! A [handler](set_handler) decides what is done about a violation. Without one it is
 //! [reported](report), and the process aborts.
@@ -61,6 +63,34 @@
 //! the block, so that stale pointers to the old one are found; only a block that does not grow stays
 //! in its place where there is no memory for a copy.
 //!
+//! # Large blocks
+//!
+//! A block of 64 KiB or more (1 MiB on systems other than x86-64) begins with a page of memory, and shares its pages
+//! with nobody. While it is in quarantine these pages have no access: whoever reads or writes there is reported at
+//! once, with the call stack if these are kept. If the process goes on, the access is let through, and from then on
+//! the block is like any other in quarantine. (One access is reported, not those that follow.)
+//!
+//! For that a handler of `SIGSEGV` and `SIGBUS` is set when the first such block is freed. Handlers from before, and the
+//! default, are called for every fault that is no freed block's, as their flags and masks say. If the program sets
+//! another one later, faults are that one's, and no more blocks lose their access. The handler of violations runs on
+//! the stack of the thread that made the access, not on its small one for signals. Rust's standard library sets a
+//! handler before `main`, and only where there is none: where large blocks were freed before, a stack overflow ends the
+//! process without the line "has overflowed its stack".
+//!
+//! No more than 8,192 blocks at once have no access, and none of more than 256 MiB, since the system bounds a process's mappings;
+//! and none whose pages the system refuses to change. What the kernel accesses for the program is no fault: a `read`
+//! into such a block fails with `EFAULT`. A free takes some microseconds, of which a part is that other threads of the process
+//! are interrupted. With the system's allocator as backend zeroed blocks of that size are written to, and so are in memory.
+//! `protect=0` leaves all blocks their access.
+//!
+//! # Looks
+//!
+//! With `look=100` a thread of dogtag's looks at blocks in quarantine every 100 milliseconds, up to some thousands each
+//! time, and reports a write after free that it finds, so that it is known soon and not at the process's end. The
+//! thread begins when a thread has freed some 32 blocks; in C programs, when they are loaded. Forked children begin one
+//! when they free as many; those of C programs have none. There is none by default, since a program may depend on
+//! having no other thread.
+//!
 //! # Copies
 //!
 //! With its feature `interpose` the crate dogtag-c replaces C's `memcpy`, `memmove`, `memset`, `strcpy`,
@@ -95,24 +125,26 @@
 //! | `alloc-dealloc-mismatch` | `all` | which blocks are reported that another family's function frees: `new` only those of `new` and `new[]`, for programs with two C++ libraries, one of them on top of `malloc`; `none` |
 //! | `new-delete-type-mismatch` | `1` | 0 does not report C++'s `delete` with another size or alignment |
 //! | `copies` | `1` | 0 does not look at what C's functions read and write |
+//! | `protect` | `64K` | the size from which on freed blocks in quarantine [have no access](#large-blocks), `64K` at least; 0 for none |
+//! | `look` | `0` | milliseconds from one [look](#looks) at the quarantine to the next; 0 for none |
 //!
 //! # Memory
 //!
 //! The cost is 64 bytes in front of each block, or its alignment if that is larger,
-//! and 32 or more behind; a byte for each 16 bytes of the heap, which a fork gives back where there are no
-//! blocks; the quarantine; and with
+//! and 32 or more behind; a page in front of each block of 64 KiB or more; a byte for each 16 bytes of the heap,
+//! which a fork gives back where there are no blocks; the quarantine; and with
 //! `backtrace=1` some 280 bytes for each different call stack.
 //!
 //! # Limits
 //!
-//! A write far from the block, a read past its end or of freed memory but by C's [functions](#copies), and
+//! A write far from the block, a read past its end or of small freed blocks but by C's [functions](#copies), and
 //! a violation of memory from elsewhere are not seen; sanitizers see them. A pointer
 //! that is freed again after its memory has been handed out once more is taken
 //! for the new block. Of more than 65,534 allocators at once the others are not told apart,
 //! and have no quarantine.
 //!
 //! A signal handler must not allocate or free, here as with nearly every allocator: the
-//! thread may be reading the very block, and would wait for itself. A handler's copy that is a violation is
+//! thread may be reading the very block, and would wait for itself. A handler's copy or access that is a violation is
 //! reported in it, which allocates.
 //!
 //! [`Snapshot::lost`]: crate::Snapshot::lost
@@ -147,11 +179,15 @@ mod inspect;
 #[cfg(not(dogtag_loom))]
 mod live;
 #[cfg(not(dogtag_loom))]
+mod protection;
+#[cfg(not(dogtag_loom))]
 mod reaction;
 #[cfg(not(dogtag_loom))]
 mod release;
 #[cfg(not(dogtag_loom))]
 mod report_thread;
+#[cfg(not(dogtag_loom))]
+pub(crate) mod scrubber;
 #[cfg(not(dogtag_loom))]
 mod settings;
 #[cfg(not(dogtag_loom))]
@@ -177,12 +213,14 @@ use crate::sys::fork::{ForkHook, ForkOrder};
 
 /// Keeps what a fork has to copy from growing with all that was ever allocated.
 #[cfg(not(dogtag_loom))]
-static FORK_HOOK: ForkHook = ForkHook {
-    order: ForkOrder::Last,
-    before: about_to_fork,
-    in_parent: || (),
-    in_child: block_state::in_the_child,
-};
+static FORK_HOOK: ForkHook =
+    ForkHook { order: ForkOrder::Last, before: about_to_fork, in_parent: || (), in_child: in_the_child };
+
+#[cfg(not(dogtag_loom))]
+fn in_the_child() {
+    block_state::in_the_child();
+    scrubber::in_the_child();
+}
 
 #[cfg(not(dogtag_loom))]
 fn about_to_fork() {
@@ -205,7 +243,7 @@ pub use {
 };
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
-    block::{AROUND, BlockHeader, Family, layout, offset},
+    block::{AROUND, BlockHeader, Family, layout},
     checker::{Checker, Returned, Whole},
     claim::Claim,
     depot::quarantined,

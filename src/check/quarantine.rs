@@ -242,6 +242,14 @@ impl Magazine {
         (self.bytes.load(Ordering::Relaxed), self.blocks.load(Ordering::Relaxed))
     }
 
+    /// Calls `look` for what may be blocks in it, for who does not have the magazine: all may have changed meanwhile.
+    #[cfg_attr(dogtag_loom, allow(dead_code))]
+    pub(crate) fn each_hint(&self, look: impl FnMut(usize)) {
+        let blocks = self.holds().1 as usize;
+        let addresses = self.addresses.iter().take(blocks);
+        addresses.map(|address| address.load(Ordering::Relaxed)).for_each(look);
+    }
+
     /// Calls `release` for all blocks, in the order in which they were put in.
     fn each(&self, mut release: impl FnMut(usize)) {
         /// How far ahead a block is fetched: it has not been touched for long.

@@ -1,9 +1,10 @@
 //! The way of blocks out of the quarantine, back to the backend.
 
 use super::block::BlockHeader;
-use super::block_state::{self, State};
+use super::block_state::{self, Entry, State};
 use super::handler::react;
 use super::inspect::{pointer, whole_and_freed, wrong_with_freed};
+use super::protection;
 use super::settings::Settings;
 use super::shadow;
 use super::violation_kind::Operation;
@@ -22,23 +23,50 @@ pub(super) type Release<B> = unsafe fn(&B, NonNull<u8>, BlockHeader);
 #[inline]
 pub(super) unsafe fn release_block<B>(address: usize, settings: &Settings, backend: &B, release: Release<B>) {
     let (Some(entry), Some(block)) = (shadow::entry(address), pointer(address)) else { return };
-    if !entry.seize_quarantined() {
-        // `verify` has found a violation there.
-        return;
-    }
+    // None if `verify` has found a violation there.
+    let Some(state) = entry.seize_quarantined() else { return };
     // SAFETY: it was in quarantine and has been seized.
-    match unsafe { whole_and_freed(block, settings) } {
+    let whole = unsafe {
+        match state {
+            State::Protected => reopened(block, entry),
+            _ => whole_and_freed(block, settings),
+        }
+    };
+    match whole {
         Some(header) => {
             shadow::vacate(address, entry);
             // SAFETY: the block is seized, and was requested from that backend.
             unsafe { release(backend, block, header) };
         }
+        // It was not reopened.
+        None if state == State::Protected => {}
         None => {
             // SAFETY: it was in quarantine and has been seized.
             let violation = unsafe { wrong_with_freed(block, Operation::Reuse, settings) };
             entry.set(State::Leaked);
             react(&violation);
         }
+    }
+}
+
+/// Gives the access to a block back that has left the quarantine. `None`, and it is never used again, if what stands in
+/// front of it was overwritten, which is reported, or if the system refuses.
+///
+/// # Safety
+///
+/// The block must have been protected, and have been seized.
+#[cold]
+unsafe fn reopened(block: NonNull<u8>, entry: &Entry) -> Option<BlockHeader> {
+    // SAFETY: the block is the caller's alone.
+    unsafe {
+        let whole = protection::whole(block);
+        let header = whole.filter(|header| protection::reopen(block, header));
+        if header.is_none() {
+            let violation = whole.is_none().then(|| protection::wrong(block, Operation::Reuse));
+            entry.set(State::Leaked);
+            violation.iter().for_each(react);
+        }
+        header
     }
 }
 

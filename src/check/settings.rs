@@ -1,7 +1,7 @@
 //! The settings in `DOGTAG_CHECK`: read once, by the first allocation, and therefore
 //! without allocating.
 
-use super::block::{FREED, FRESH};
+use super::block::{FREED, FRESH, LARGE};
 use super::quarantine::MAGAZINE;
 use crate::format;
 use crate::sys::{self, stderr};
@@ -28,6 +28,10 @@ pub(crate) struct Settings {
     pub(crate) new_delete_type: bool,
     /// Whether what C's functions read and write is looked at.
     pub(crate) copies: bool,
+    /// The size of large blocks from which on freed ones have no access; 0 for none.
+    pub(crate) protect: u64,
+    /// Milliseconds from one look at the quarantine to the next; 0 for none.
+    pub(crate) look: u64,
 }
 
 /// Selects what fresh and freed memory is filled with.
@@ -84,6 +88,8 @@ impl Settings {
         alloc_dealloc: Reported::All,
         new_delete_type: true,
         copies: true,
+        protect: LARGE as u64,
+        look: 0,
     };
 
     /// The settings in force before the environment can be read. There is no quarantine yet, since
@@ -130,6 +136,8 @@ impl Settings {
             b"alloc-dealloc-mismatch" => self.alloc_dealloc = reported(value)?,
             b"new-delete-type-mismatch" => self.new_delete_type = switch(value)?,
             b"copies" => self.copies = switch(value)?,
+            b"protect" => self.protect = number(value)?,
+            b"look" => self.look = number(value)?,
             _ => return None,
         }
         Some(())
@@ -157,7 +165,7 @@ fn report_unknown(setting: &[u8]) {
         "dogtag: DOGTAG_CHECK: \"{}\" is no setting and is ignored; \
          there are quarantine=BYTES (0 for none; K, M, G), quarantine-blocks=NUMBER (up to {MOST_BLOCKS}), \
          fill=0|1|zero, backtrace=0|1, reaction=abort|leak, alloc-dealloc-mismatch=none|new|all, \
-         new-delete-type-mismatch=0|1, copies=0|1\n",
+         new-delete-type-mismatch=0|1, copies=0|1, protect=BYTES (0 for none), look=MILLISECONDS (0 for none)\n",
         setting.escape_ascii(),
     ));
 }
@@ -226,9 +234,11 @@ mod tests {
             alloc_dealloc: Reported::New,
             new_delete_type: false,
             copies: false,
+            protect: 1 << 20,
+            look: 100,
         };
         let text = "quarantine=16M, quarantine-blocks = 1000,fill=zero,backtrace=1,,reaction=leak,\
-                    alloc-dealloc-mismatch=new,new-delete-type-mismatch=0,copies=0";
+                    alloc-dealloc-mismatch=new,new-delete-type-mismatch=0,copies=0,protect=1M,look=100";
         assert_eq!(parse(text), (all, vec![]));
         assert_eq!(parse("quarantine=0").0.quarantine, 0);
         assert_eq!(parse("quarantine=3k").0.quarantine, 3072);
@@ -249,6 +259,8 @@ mod tests {
             "reaction=panic",
             "alloc-dealloc-mismatch=1",
             "new-delete-type-mismatch=all",
+            "protect=yes",
+            "look=100ms",
             "color=red",
             "=1",
         ] {
@@ -267,7 +279,7 @@ mod tests {
     /// Settings, things that look like some, and others.
     fn setting() -> impl Strategy<Value = String> {
         let name = "quarantine|quarantine-blocks|fill|backtrace|reaction|alloc-dealloc-mismatch|\
-                    new-delete-type-mismatch|copies|[a-z-]{0,9}";
+                    new-delete-type-mismatch|copies|protect|look|[a-z-]{0,9}";
         let value = "[0-9]{0,4}[kKmMgG]?|[0-9]{5,22}|0|1|zero|abort|leak|none|new|all|.{0,9}";
         (name, " ?", value).prop_map(|(name, space, value)| format!("{space}{name}{space}={space}{value}"))
     }

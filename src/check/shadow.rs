@@ -231,7 +231,7 @@ pub(crate) fn below(address: usize) -> Option<(usize, &'static Entry)> {
 }
 
 /// How far [`below`] and [`covering`] look: 256 MiB.
-const REACH: usize = 256 << 20;
+pub(crate) const REACH: usize = 256 << 20;
 
 /// Bits of an address that a process of this size of word can have.
 const ADDRESS_BITS: u32 = 48;

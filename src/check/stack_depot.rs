@@ -6,6 +6,7 @@ use crate::ledger::thread::{self, Word};
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::{self, resolve};
 use crate::unwind;
+use std::ffi::c_void;
 use std::fmt;
 use std::ptr;
 
@@ -52,6 +53,26 @@ pub(crate) fn take() -> u32 {
     let number = take_alone();
     Word::IsTakingStack.set(0);
     number
+}
+
+/// Variant of [`take`] for a signal handler: takes the call stack that the signal has interrupted.
+///
+/// # Safety
+///
+/// `context` must be what the handler was given, which has not returned.
+#[cold]
+pub(crate) unsafe fn take_interrupted(context: *const c_void) -> u32 {
+    let Some(table) = table() else { return 0 };
+    if Word::CheckInside.get() != 0 || Word::IsTakingStack.replace(1) != 0 {
+        return 0;
+    }
+    let mut frames = [0; FRAMES];
+    // SAFETY: the caller's context.
+    let length = unsafe { unwind::capture_interrupted(context, &mut frames) };
+    Word::IsTakingStack.set(0);
+    let stack = &frames[..length];
+    let hash = hash(stack);
+    find(table, hash).unwrap_or_else(|| insert(table, hash, stack))
 }
 
 /// [`take`], of a thread that does nothing else of memory-check's meanwhile. (It is not inside of it: what a look

@@ -7,9 +7,12 @@ use super::handler::react;
 use super::inspect::{
     pointer, violation, whole_and_freed, whole_and_live, wrong_with_freed, wrong_with_live,
 };
+use super::protection;
 use super::settings::Settings;
 use super::shadow;
+use super::violation::Violation;
 use super::violation_kind::{Operation, ViolationKind};
+use std::ptr::NonNull;
 
 /// Verifies every block, live or in quarantine, and calls the handler for each violation, as a free
 /// does.
@@ -36,30 +39,21 @@ pub fn verify() -> Verified {
         let Some(block) = pointer(address) else { return };
         let violation = |kind| violation(kind, Operation::Verify, block.as_ptr(), Claim::default());
         let found = entry.pinned(|state| {
-            // SAFETY: the block is pinned.
-            let found = unsafe {
-                match state {
-                    State::Live if whole_and_live(block).is_none() => {
-                        Some(wrong_with_live(violation, block, ViolationKind::Overrun))
-                    }
-                    State::Quarantined if whole_and_freed(block, settings).is_none() => {
-                        Some(wrong_with_freed(block, Operation::Verify, settings))
-                    }
-                    _ => None,
-                }
-            };
             match state {
                 State::Live | State::Condemned => verified.live_blocks += 1,
-                State::Quarantined => verified.quarantined_blocks += 1,
+                State::Quarantined | State::Protected => verified.quarantined_blocks += 1,
                 _ => {}
             }
-            // Reported now, and not again when the block is freed or reused.
-            let next = match (&found, state) {
-                (Some(_), State::Live) => State::Condemned,
-                (Some(_), _) => State::Leaked,
-                (None, state) => state,
-            };
-            (next, found)
+            // SAFETY: the block is pinned.
+            unsafe {
+                match state {
+                    // Reported now, and not again when the block is freed.
+                    State::Live if whole_and_live(block).is_none() => {
+                        (State::Condemned, Some(wrong_with_live(violation, block, ViolationKind::Overrun)))
+                    }
+                    _ => wrong_in_quarantine(block, state, Operation::Verify, settings),
+                }
+            }
         });
         if let Some(Some(violation)) = found {
             verified.violations += 1;
@@ -67,6 +61,33 @@ pub fn verify() -> Verified {
         }
     });
     verified
+}
+
+/// Looks at a block that may be in quarantine. Returns the state that it is in from then on, and its violation if
+/// there is one: it is reported now, and not again when the block leaves.
+///
+/// # Safety
+///
+/// The block must be in that state, and be pinned.
+pub(super) unsafe fn wrong_in_quarantine(
+    block: NonNull<u8>,
+    state: State,
+    operation: Operation,
+    settings: &Settings,
+) -> (State, Option<Violation>) {
+    // SAFETY: the caller's block, in that state.
+    let wrong = unsafe {
+        match state {
+            State::Quarantined if whole_and_freed(block, settings).is_none() => {
+                Some(wrong_with_freed(block, operation, settings))
+            }
+            State::Protected if protection::whole(block).is_none() => {
+                Some(protection::wrong(block, operation))
+            }
+            _ => None,
+        }
+    };
+    (if wrong.is_some() { State::Leaked } else { state }, wrong)
 }
 
 /// Runs [`verify`] at the end of a process, where nobody asked for it. Skips a forked child that has

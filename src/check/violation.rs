@@ -1,7 +1,7 @@
 //! Violations, as data and as reports.
 
 use super::access_context::AccessContext;
-use super::block::{self, BlockHeader, Family, Tag};
+use super::block::{BlockHeader, Family, HEAD, Tag};
 use super::claim::Claim;
 use super::hexdump::Hexdump;
 use super::settings::Settings;
@@ -148,6 +148,13 @@ impl Violation {
         self
     }
 
+    /// Sets the call stack of the thread that made the access: its number in the
+    /// [depot](super::stack_depot), 0 for none.
+    pub(super) fn met_at(mut self, trace: u32) -> Self {
+        self.met = AccessContext::at(trace);
+        self
+    }
+
     pub(super) fn with_access(mut self, first: isize, length: usize) -> Self {
         self.accessed = Some((first, length));
         self
@@ -185,7 +192,7 @@ impl Violation {
         let around = match (first_wrong, header) {
             (Some(offset), _) => Some(offset),
             // Not a guard, then: what stands before it.
-            (None, None) => Some(-(block::offset(1) as isize)),
+            (None, None) => Some(-(HEAD as isize)),
             (None, Some(_)) => None,
         };
         if let Some(around) = around {

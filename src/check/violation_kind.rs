@@ -62,6 +62,10 @@ pub enum Operation {
     Reuse,
     /// [`verify`](super::verify) was called.
     Verify,
+    /// A large freed block was read or written, which has no access.
+    Access,
+    /// The quarantine was looked at, as the setting `look` asks for.
+    Look,
     /// A mapped region was dropped.
     Unmap,
     /// `malloc_usable_size` was called.
@@ -78,6 +82,8 @@ impl fmt::Display for Operation {
             Self::Realloc => "realloc",
             Self::Reuse => "leaving the quarantine",
             Self::Verify => "verify",
+            Self::Access => "an access",
+            Self::Look => "a look at the quarantine",
             Self::Unmap => "unmapping a region",
             Self::UsableSize => "malloc_usable_size",
             Self::Call(function) => function,

@@ -173,7 +173,7 @@ fn have_reported() -> Step {
 }
 
 /// The calling thread, as itself knows it. Not 0.
-pub(super) fn own_thread() -> usize {
+fn own_thread() -> usize {
     // SAFETY: asks for a number, and has no preconditions.
     unsafe { libc::pthread_self() as usize }
 }

@@ -50,7 +50,7 @@ pub(super) fn capture_known(frames: &mut [usize]) -> (usize, bool) {
 /// # Safety
 ///
 /// `context` must be what a signal handler was given that has not returned.
-#[cfg(all(feature = "sampled-guard", not(feature = "memory-check")))]
+#[cfg(any(feature = "sampled-guard", feature = "memory-check"))]
 pub(super) unsafe fn capture_interrupted(context: *const std::ffi::c_void, frames: &mut [usize]) -> usize {
     // SAFETY: the caller's context, which is one of these on Linux.
     let registers = unsafe { Registers::of_context(&*context.cast::<libc::ucontext_t>()) };

@@ -13,7 +13,7 @@ pub(super) fn refresh_if_needed() {}
 /// # Safety
 ///
 /// None.
-#[cfg(all(feature = "sampled-guard", not(feature = "memory-check")))]
+#[cfg(any(feature = "sampled-guard", feature = "memory-check"))]
 pub(super) unsafe fn capture_interrupted(_: *const std::ffi::c_void, _: &mut [usize]) -> usize {
     0
 }

@@ -8,6 +8,7 @@
 //! What a function of the system or of stdio writes is known only when it has: `read`, `fgets`,
 //! `snprintf` and their kin are checked when they return.
 
+use crate::errno;
 use crate::process::Next;
 use dogtag::__private::blocks::{Accessor, check_access, check_accesses, set_fill};
 use std::ffi::{c_char, c_int, c_void};
@@ -460,24 +461,30 @@ type Length = *mut libc::socklen_t;
 
 fn nothing(_: &'static Name) {}
 
-/// Checks what a system call has written, unless it failed.
-fn received(to: Any, result: isize, name: &'static Name) {
-    writes(to.cast::<u8>(), usize::try_from(result).unwrap_or(0), name);
+/// Checks what a system call has written, or was to write where it could not access all of that: nobody can access
+/// large freed blocks.
+fn received(to: Any, size: usize, result: isize, name: &'static Name) {
+    let length = match usize::try_from(result) {
+        Ok(length) => length.min(size),
+        Err(_) if errno::get() == libc::EFAULT => size,
+        Err(_) => 0,
+    };
+    writes(to.cast::<u8>(), length, name);
 }
 
 passed_on! {
     read, READ (file: c_int, to: Any, size: usize) -> isize,
-        before: nothing, after: |got, name| received(to, got, name);
+        before: nothing, after: |got, name| received(to, size, got, name);
     __read_chk, READ_CHK (file: c_int, to: Any, size: usize, room: usize) -> isize,
-        before: nothing, after: |got, name| received(to, got, name);
+        before: nothing, after: |got, name| received(to, size, got, name);
     pread, PREAD (file: c_int, to: Any, size: usize, at: libc::off_t) -> isize,
-        before: nothing, after: |got, name| received(to, got, name);
+        before: nothing, after: |got, name| received(to, size, got, name);
     pread64, PREAD64 (file: c_int, to: Any, size: usize, at: libc::off64_t) -> isize,
-        before: nothing, after: |got, name| received(to, got, name);
+        before: nothing, after: |got, name| received(to, size, got, name);
     recv, RECV (file: c_int, to: Any, size: usize, flags: c_int) -> isize,
-        before: nothing, after: |got: isize, name| received(to, got.min(size as isize), name);
+        before: nothing, after: |got: isize, name| received(to, size, got, name);
     recvfrom, RECVFROM (file: c_int, to: Any, size: usize, flags: c_int, from: Address, length: Length) -> isize,
-        before: nothing, after: |got: isize, name| received(to, got.min(size as isize), name);
+        before: nothing, after: |got: isize, name| received(to, size, got, name);
     fread, FREAD (to: Any, size: usize, count: usize, file: File) -> usize,
         before: nothing, after: |got: usize, name| writes(to.cast::<u8>(), got.saturating_mul(size), name);
     fread_unlocked, FREAD_UNLOCKED (to: Any, size: usize, count: usize, file: File) -> usize,

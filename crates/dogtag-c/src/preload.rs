@@ -38,6 +38,7 @@ extern "C" fn begin() {
     profile::begin();
     sampled_guard::begin();
     violations::begin();
+    memory_check::scrub();
     if memory_check::IS_ON {
         // SAFETY: the function has this signature; a library whose handler is registered here stays
         // loaded until the handler has run. It is called before the reports, which came first.

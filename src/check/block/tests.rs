@@ -126,7 +126,52 @@ fn layouts_that_overflow_are_refused() {
     assert_eq!(layout(of(1, 1 << 62)), None);
     assert_eq!(layout(of(1, 4096)), Some(of(4096 + 1 + MOST_TAIL, 4096)));
     assert_eq!(layout(of(100, 1)), Some(of(224, 16)));
-    assert_eq!(layout(of(1 << 20, 1)), Some(of(HEAD + (1 << 20) + MOST_TAIL, 16)));
+    assert_eq!(layout(of(LARGE - 1, 1)), Some(of(HEAD + LARGE - 1 + MOST_TAIL, 16)));
+    assert_eq!(layout(of(LARGE, 1)), Some(of(LARGE + 2 * PAGE, PAGE)));
+    assert_eq!(layout(of(LARGE, 1 << 63)), None);
+    assert_eq!(layout(of(isize::MAX as usize - PAGE, 1)), None);
+}
+
+/// A large block begins with a page, and so does what is behind all that was requested for it.
+#[test]
+fn large_blocks_share_their_pages_with_nobody() {
+    let other = Stamp { slot: 1, generation: 2, thread: 3, trace: 4 };
+    for size in [LARGE, LARGE + 1, LARGE + PAGE - 64, LARGE + PAGE - 63, 20 * LARGE] {
+        for align in [1, 64, PAGE, 4 * PAGE] {
+            let block = Layout::from_size_align(size, align).unwrap();
+            let outer = layout(block).expect("small");
+            assert!(outer.align() >= PAGE && outer.size().is_multiple_of(PAGE));
+            assert!((64..PAGE + 64).contains(&tail(block)));
+            // SAFETY: the layout is not empty. The block is within that memory, and nobody else has it.
+            unsafe {
+                let base = NonNull::new(std::alloc::alloc(outer)).expect("memory");
+                let block_at = base.add(offset(block));
+                assert!(block_at.addr().get().is_multiple_of(PAGE));
+                let header = BlockHeader::new(block, Family::New, 3, (1 << 38) - 1, stamp(), None);
+                header.write(block_at, Tag::Live);
+                write_guards(block_at, &header);
+                let mut read = BlockHeader::read(block_at, Tag::Live).expect("whole");
+                assert!(has_guards(block_at, &read));
+                assert_eq!((read.layout(), read.family()), (block, Family::New));
+                assert_eq!((read.tail(), read.born()), (tail(block), (1 << 38) - 1));
+                assert_eq!((read.offset(), read.outer_layout(block_at)), (offset(block), Some(outer)));
+                assert_eq!(read.own_pages(), Some(outer.size() - offset(block)));
+                let end = block_at.add(size + tail(block) - 1).as_ptr();
+                *end ^= 1;
+                assert_eq!(wrong_guard(block_at, &read), Some((size + tail(block) - 1) as isize));
+                *end ^= 1;
+                read.set_freed(block_at, other);
+                let freed = BlockHeader::read(block_at, Tag::Freed).expect("whole");
+                assert_eq!((freed.freed(), freed.own_pages()), (other, read.own_pages()));
+                // Smaller in its place, it goes back as it was requested.
+                assert!(header.shrink(block_at, 100, align, other, None));
+                let shrunk = BlockHeader::read(block_at, Tag::Live).expect("whole");
+                assert_eq!((shrunk.layout().size(), shrunk.tail(), shrunk.own_pages()), (100, GUARD, None));
+                assert_eq!((shrunk.offset(), shrunk.outer_layout(block_at)), (offset(block), Some(outer)));
+                std::alloc::dealloc(base.as_ptr(), outer);
+            }
+        }
+    }
 }
 
 #[test]
@@ -139,7 +184,7 @@ fn a_tail_is_what_is_left_of_the_size_class() {
                 }));
             classes.into_iter().find(|class| *class >= size)
         };
-    for size in (0..70_000).chain([1 << 20, (5 << 20) - 96, (5 << 20) - 64]) {
+    for size in 0..LARGE {
         let block = Layout::from_size_align(size, 16).unwrap();
         let (tail, outer) = (tail(block), layout(block).expect("small").size());
         assert_eq!(outer, HEAD + size + tail);

@@ -44,7 +44,7 @@ impl Registers {
     }
 
     /// The registers of a thread that a signal has interrupted.
-    #[cfg(all(feature = "sampled-guard", not(feature = "memory-check"), target_arch = "x86_64"))]
+    #[cfg(all(any(feature = "sampled-guard", feature = "memory-check"), target_arch = "x86_64"))]
     pub(super) fn of_context(context: &libc::ucontext_t) -> Self {
         use libc::{
             REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RAX, REG_RBP, REG_RBX,
@@ -63,7 +63,7 @@ impl Registers {
     }
 
     /// The registers of a thread that a signal has interrupted.
-    #[cfg(all(feature = "sampled-guard", not(feature = "memory-check"), target_arch = "aarch64"))]
+    #[cfg(all(any(feature = "sampled-guard", feature = "memory-check"), target_arch = "aarch64"))]
     pub(super) fn of_context(context: &libc::ucontext_t) -> Self {
         let mut by_number = [0; COUNT];
         for (place, value) in by_number.iter_mut().zip(context.uc_mcontext.regs) {

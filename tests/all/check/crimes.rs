@@ -215,7 +215,11 @@ crimes! {
             *block ^= 1;
             check::verify();
         },
-        says: |_| Says { freed: Some(MAIN), wrong: Some(0), marked: 1, ..says("write after free", "verify") },
+        says: |layout| match layout.size() {
+            // There is no access to it.
+            LARGE.. => Says { freed: Some(MAIN), wrong: Some(0), ..says("write after free", "an access") },
+            _ => Says { freed: Some(MAIN), wrong: Some(0), marked: 1, ..says("write after free", "verify") },
+        },
     }
     write_after_free_met_when_the_block_leaves_the_quarantine {
         commit: |block, layout| unsafe {
@@ -223,11 +227,50 @@ crimes! {
             block.add(layout.size() - 1).write(0);
             push_out(layout);
         },
-        says: |layout| Says {
-            freed: Some(("janitor", "janitor")),
-            wrong: Some(layout.size() as isize - 1),
-            marked: 1,
-            ..says("write after free", "leaving the quarantine")
+        says: |layout| match layout.size() {
+            LARGE.. => Says {
+                freed: Some(("janitor", "janitor")),
+                wrong: Some(layout.size() as isize - 1),
+                inside: Some(layout.size() - 1),
+                ..says("write after free", "an access")
+            },
+            _ => Says {
+                freed: Some(("janitor", "janitor")),
+                wrong: Some(layout.size() as isize - 1),
+                marked: 1,
+                ..says("write after free", "leaving the quarantine")
+            },
+        },
+    }
+    read_after_free {
+        commit: |block, layout| unsafe {
+            dealloc(block, layout);
+            black_box(block.add(layout.size() / 2).read_volatile());
+        },
+        says: |layout| match layout.size() {
+            LARGE.. => Says {
+                freed: Some(MAIN),
+                wrong: Some(layout.size() as isize / 2),
+                inside: Some(layout.size() / 2),
+                ..says("read after free", "an access")
+            },
+            // Not found.
+            _ => Says { kind: "", ..Says::default() },
+        },
+    }
+    overrun_by_a_bit_at_the_end_of_the_last_page {
+        commit: |block, layout| unsafe {
+            *block.add(end_of_page(layout) - 1) ^= 1;
+            dealloc(block, layout);
+        },
+        says: |layout| match layout.size() {
+            LARGE.. => Says {
+                wrong: Some(end_of_page(layout) as isize - 1),
+                marked: 1,
+                ..says("overrun", "dealloc")
+            },
+            // Some are another's bytes.
+            _ => Says { kind: "", ..Says::default() },
         },
     }
     layout_mismatch_of_size {
@@ -285,6 +328,15 @@ crimes! {
             inside => Says { inside: Some(inside), ..says("invalid free", "dealloc") },
         },
     }
+}
+
+/// Blocks from this size on share their pages with nobody.
+const LARGE: usize = 16 * PAGE;
+const PAGE: usize = if cfg!(target_arch = "x86_64") { 4 << 10 } else { 64 << 10 };
+
+/// How many bytes there are from a large block's beginning to the end of its last page.
+fn end_of_page(layout: Layout) -> usize {
+    (layout.size() + 64).next_multiple_of(PAGE)
 }
 
 const READER: Accessor = Accessor { function: "memcpy", is_write: false };

@@ -37,6 +37,8 @@ mod handlers;
 mod instances;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod libraries;
+mod looks;
+mod protection;
 mod quarantine;
 mod reactions;
 mod reports;

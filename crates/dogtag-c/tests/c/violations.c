@@ -7,6 +7,7 @@
 #include "check.h"
 #include "dogtag.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -129,6 +130,51 @@ static void write_after_free(void)
 	CHECK_EQUAL(dogtag_verify(), 1);
 	/* Reported once. */
 	CHECK_EQUAL(dogtag_verify(), 0);
+}
+
+/* So large that nobody can access it when it is freed. */
+#define LARGE 3000000
+
+static volatile unsigned char sink;
+
+static void large_write_after_free(void)
+{
+	victim = allocate(LARGE);
+	give_back(victim);
+	victim[0] = 1;
+	/* Reported once, and let through. */
+	victim[1] = 2;
+	CHECK_EQUAL(victim[0], 1);
+	CHECK_EQUAL(dogtag_verify(), 0);
+}
+
+static void large_read_after_free(void)
+{
+	victim = allocate(LARGE);
+	give_back(victim);
+	sink = victim[0];
+	sink = victim[LARGE - 1];
+	CHECK_EQUAL(dogtag_verify(), 0);
+}
+
+static void large_read_after_realloc(void)
+{
+	unsigned char *moved;
+
+	victim = allocate(LARGE);
+	victim[LARGE / 2] = 7;
+	moved = resize(victim, LARGE + 1);
+	CHECK_EQUAL(moved[LARGE / 2], 7);
+	sink = victim[0];
+	give_back(moved);
+}
+
+static void large_overrun(void)
+{
+	victim = allocate(LARGE);
+	/* The last byte of a page. */
+	spoil((LARGE + 64 + 4095) / 4096 * 4096 - 1);
+	give_back(victim);
 }
 
 static void invalid_free_stack(void)
@@ -314,6 +360,26 @@ static void read_over(void)
 	CHECK_EQUAL(write(ends[1], elsewhere, 14), 14);
 	CHECK_EQUAL(read(ends[0], victim, 20), 14);
 	give_back(victim);
+}
+
+/* The system cannot access it either. */
+static void read_to_large_freed(void)
+{
+	int ends[2];
+
+	victim = allocate(LARGE);
+	give_back(victim);
+	CHECK_EQUAL(pipe(ends), 0);
+	CHECK_EQUAL(write(ends[1], elsewhere, 14), 14);
+	CHECK_EQUAL(read(ends[0], victim, 14), -1);
+	CHECK_EQUAL(errno, EFAULT);
+}
+
+static void memcpy_large_freed(void)
+{
+	victim = allocate(LARGE);
+	give_back(victim);
+	copy(victim, elsewhere, 5);
 }
 
 static void (*volatile give_back_sized)(void *, size_t) = free_sized;
@@ -549,6 +615,12 @@ static const struct test_case {
 	{ "double-free", "double free", double_free, DOGTAG_DOUBLE_FREE, 13 },
 	{ "double-free-thread", "double free", double_free_thread, DOGTAG_DOUBLE_FREE, 13 },
 	{ "write-after-free", "write after free", write_after_free, DOGTAG_WRITE_AFTER_FREE, 13 },
+#ifdef __x86_64__
+	{ "large-write", "write after free", large_write_after_free, DOGTAG_WRITE_AFTER_FREE, LARGE },
+	{ "large-read", "read after free", large_read_after_free, DOGTAG_READ_AFTER_FREE, LARGE },
+	{ "large-realloc", "read after free", large_read_after_realloc, DOGTAG_READ_AFTER_FREE, LARGE },
+	{ "large-overrun", "overrun", large_overrun, DOGTAG_OVERRUN, LARGE },
+#endif
 	{ "invalid-free-stack", "invalid free", invalid_free_stack, DOGTAG_INVALID_FREE, 0 },
 	{ "invalid-free-inside", "invalid free", invalid_free_inside, DOGTAG_INVALID_FREE, 64 },
 	{ "invalid-free-static", "invalid free", invalid_free_static, DOGTAG_INVALID_FREE, 0 },
@@ -574,6 +646,10 @@ static const struct test_case {
 	{ "strcpy-over", "overrun", strcpy_over, DOGTAG_OVERRUN, 13 },
 	{ "snprintf-over", "overrun", snprintf_over, DOGTAG_OVERRUN, 13 },
 	{ "read-over", "overrun", read_over, DOGTAG_OVERRUN, 13 },
+	{ "memcpy-large-freed", "write after free", memcpy_large_freed, DOGTAG_WRITE_AFTER_FREE, LARGE },
+#ifdef __x86_64__
+	{ "read-large-freed", "write after free", read_to_large_freed, DOGTAG_WRITE_AFTER_FREE, LARGE },
+#endif
 	{ "free-sized", "layout mismatch", wrong_size, DOGTAG_LAYOUT_MISMATCH, 13 },
 	{ "free-aligned", "layout mismatch", wrong_alignment, DOGTAG_LAYOUT_MISMATCH, 13 },
 	{ "free-sized-freed", "double free", free_sized_freed, DOGTAG_DOUBLE_FREE, 13 },

@@ -1,0 +1,251 @@
+//! Takes the access to large freed blocks away, so that who reads or writes one is found at once.
+//!
+//! A large block begins with a page and shares its pages with nobody ([`block`]). When it is freed they lose
+//! access, before they are in quarantine, and have it back before the memory goes back to the backend. The
+//! header stands in the page before, and can be read all the time.
+//!
+//! Nobody can write to such a block, so it is not filled, nor looked at. Once a violation has given the access
+//! back, the block is like any other in quarantine.
+
+use super::block::{self, BlockHeader, PAGE, Tag};
+use super::block_state::{Entry, State};
+use super::claim::Claim;
+use super::fill::fill;
+use super::handler::react;
+use super::inspect::{pointer, violation};
+use super::settings::Settings;
+use super::shadow;
+use super::stack_depot;
+use super::violation::Violation;
+use super::violation_kind::{Operation, ViolationKind};
+use crate::sync::{AtomicUsize, Ordering, spin};
+use crate::sys::fault::{self, Access, Fault, FaultHook, Outcome};
+use std::ffi::{c_int, c_void};
+use std::ptr::{self, NonNull};
+
+/// How many blocks have no access.
+static CLOSED: AtomicUsize = AtomicUsize::new(0);
+
+/// How many may have none. Each makes two mappings more, of which Linux lets a process have some 65,000.
+const MOST: usize = 8192;
+
+/// Where blocks have ever had none: the first address, and the end.
+static FROM: AtomicUsize = AtomicUsize::new(usize::MAX);
+static TO: AtomicUsize = AtomicUsize::new(0);
+
+static FAULT_HOOK: FaultHook = FaultHook { handle };
+
+/// Takes the access to a block away that is being freed, if it is large enough and the system lets it. If not, `false`,
+/// and nothing has changed.
+///
+/// # Safety
+///
+/// The block must be the caller's alone, and have that header.
+#[cold]
+#[inline(never)]
+pub(super) unsafe fn close(block: NonNull<u8>, header: &BlockHeader, settings: &Settings) -> bool {
+    let is_wanted = settings.protect != 0 && header.layout().size() as u64 >= settings.protect && !cfg!(miri);
+    // Who faults farther from the block's beginning would not be told whose it is.
+    let Some(length) = header.own_pages().filter(|length| is_wanted && *length <= shadow::REACH) else {
+        return false;
+    };
+    fault::tell(&FAULT_HOOK);
+    // Else whoever has set a handler of his own would have to tell of it.
+    if !fault::is_told() {
+        return false;
+    }
+    if CLOSED.fetch_add(1, Ordering::Relaxed) >= MOST {
+        CLOSED.fetch_sub(1, Ordering::Relaxed);
+        return false;
+    }
+    FROM.fetch_min(block.addr().get(), Ordering::Relaxed);
+    TO.fetch_max(block.addr().get() + length, Ordering::Relaxed);
+    // SAFETY: pages that are the block's alone.
+    unsafe {
+        if protect(block, length, libc::PROT_NONE) {
+            return true;
+        }
+        // What was done in part stays, should the system refuse this, too.
+        !open(block, length)
+    }
+}
+
+/// Gives the access to a block back; `false` if the system refuses. Call it with the block pinned or seized.
+///
+/// # Safety
+///
+/// The block must have been [closed](close), and have that header.
+pub(super) unsafe fn reopen(block: NonNull<u8>, header: &BlockHeader) -> bool {
+    // SAFETY: pages that are the block's alone.
+    header.own_pages().is_none_or(|length| unsafe { open(block, length) })
+}
+
+/// Gives the access to a block back and fills it, for it to be in quarantine like others.
+///
+/// # Safety
+///
+/// As for [`reopen`].
+pub(super) unsafe fn reopen_filled(block: NonNull<u8>, header: &BlockHeader) -> bool {
+    // SAFETY: the block is the caller's, as for `reopen`, and can be written then.
+    unsafe {
+        let is_open = reopen(block, header);
+        if is_open && let Some(freed) = Settings::get().fill.freed() {
+            fill(block.as_ptr(), freed, header.layout().size());
+        }
+        is_open
+    }
+}
+
+/// Reads the header of a block without access; `None` if it, or the guard before the block, has been overwritten.
+///
+/// # Safety
+///
+/// The block must be pinned or seized.
+pub(super) unsafe fn whole(block: NonNull<u8>) -> Option<BlockHeader> {
+    // SAFETY: the page before the block can be read.
+    unsafe {
+        let header = BlockHeader::read(block, Tag::Freed)?;
+        block::wrong_head(block).is_none().then_some(header)
+    }
+}
+
+/// Describes the violation of a block without access whose [header or guard](whole) was overwritten, and gives the
+/// access to it back as far as the report shows it. The block is never used again.
+///
+/// # Safety
+///
+/// As for [`whole`].
+#[cold]
+pub(super) unsafe fn wrong(block: NonNull<u8>, operation: Operation) -> Violation {
+    // SAFETY: the page before the block can be read. The first page is the block's, however large that is.
+    unsafe {
+        let header = BlockHeader::read(block, Tag::Freed);
+        let is_open = match &header {
+            Some(header) => reopen_filled(block, header),
+            None => protect(block, PAGE, libc::PROT_READ | libc::PROT_WRITE),
+        };
+        let wrong = block::wrong_head(block).filter(|_| is_open);
+        let violation = violation(ViolationKind::WriteAfterFree, operation, block.as_ptr(), Claim::default());
+        violation.about(block, header.as_ref(), Tag::Freed, wrong)
+    }
+}
+
+/// # Safety
+///
+/// The pages must be a closed block's.
+unsafe fn open(block: NonNull<u8>, length: usize) -> bool {
+    // SAFETY: as the caller says.
+    let is_open = unsafe { protect(block, length, libc::PROT_READ | libc::PROT_WRITE) };
+    if is_open {
+        CLOSED.fetch_sub(1, Ordering::Relaxed);
+    }
+    is_open
+}
+
+/// # Safety
+///
+/// The pages must be a block's, which nobody may use.
+unsafe fn protect(pages: NonNull<u8>, length: usize, access: c_int) -> bool {
+    // SAFETY: as the caller says. `errno` stays as it is: C's `free` does not change it.
+    unsafe { fault::keep_errno(|| libc::mprotect(pages.as_ptr().cast(), length, access) == 0) }
+}
+
+/// Tells of a fault in a block without access. May be on a small stack.
+fn handle(fault: &Fault) -> Outcome {
+    /// How often a thread looks at a block that another one is looking at, or releases: for seconds.
+    const TRIES: u32 = 10_000;
+
+    let address = fault.address;
+    if !(FROM.load(Ordering::Relaxed)..TO.load(Ordering::Relaxed)).contains(&address) {
+        return Outcome::Nothing;
+    }
+    let Some((start, entry)) = shadow::covering(address) else {
+        // The block may have left the quarantine meanwhile.
+        return if fault::may_try_again(address) { Outcome::TryAgain } else { Outcome::Nothing };
+    };
+    for attempt in 0..TRIES {
+        match entry.get() {
+            State::Protected => {
+                let mut outcome = None;
+                // SAFETY: the context that the handler of this fault was given.
+                unsafe { fault::work_as_interrupted(fault.context, || outcome = tell(fault, start, entry)) };
+                if let Some(outcome) = outcome {
+                    return outcome;
+                }
+            }
+            // Somebody is about to give the access back.
+            State::Busy => {}
+            // It was given back as far as was known.
+            State::Leaked if fault::may_try_again(address) => {
+                let page = pointer(address & !(PAGE - 1));
+                // SAFETY: memory that is never used again.
+                let is_open = page
+                    .is_some_and(|page| unsafe { protect(page, PAGE, libc::PROT_READ | libc::PROT_WRITE) });
+                return if is_open { Outcome::TryAgain } else { Outcome::Nothing };
+            }
+            // It was given back meanwhile, or taken away by the program.
+            _ if fault::may_try_again(address) => return Outcome::TryAgain,
+            _ => return Outcome::Nothing,
+        }
+        spin(attempt);
+    }
+    Outcome::Nothing
+}
+
+/// Reports an access to a block without access, which it then has; `None` if somebody has the block at this moment,
+/// or it has become another one's.
+fn tell(fault: &Fault, start: usize, entry: &'static Entry) -> Option<Outcome> {
+    let block = pointer(start)?;
+    // SAFETY: the block is pinned, and without access.
+    let seen = entry.pinned_briefly(|state| match state {
+        State::Protected => unsafe { look(fault, block) },
+        _ => (state, (None, None)),
+    });
+    let (violation, outcome) = seen?;
+    if let Some(violation) = violation {
+        react(&violation.met_at(trace(fault.context)));
+    }
+    outcome
+}
+
+/// Says what is wrong with an access, gives it back, and says in which state the block is from then on.
+///
+/// # Safety
+///
+/// The block must be pinned, and without access.
+unsafe fn look(fault: &Fault, block: NonNull<u8>) -> (State, (Option<Violation>, Option<Outcome>)) {
+    // SAFETY: the page before the block can be read.
+    let Some(header) = (unsafe { BlockHeader::read(block, Tag::Freed) }) else {
+        // Whatever the access is: what is known of the block was written to before.
+        // SAFETY: the caller's block.
+        let violation = unsafe { wrong(block, Operation::Access) };
+        return (State::Leaked, (Some(violation), Some(Outcome::TryAgain)));
+    };
+    let offset = fault.address - block.addr().get();
+    if header.own_pages().is_none_or(|length| offset >= length) {
+        return (State::Protected, (None, Some(Outcome::Nothing)));
+    }
+    let is_write = fault.access == Access::Write;
+    let kind = if is_write { ViolationKind::WriteAfterFree } else { ViolationKind::ReadAfterFree };
+    let address = ptr::with_exposed_provenance_mut(fault.address);
+    // SAFETY: the caller's block, of which that is the header.
+    let (is_open, violation) = unsafe {
+        let is_open = reopen_filled(block, &header);
+        let wrong = Some(offset as isize).filter(|_| is_open);
+        let violation = violation(kind, Operation::Access, address, Claim::default());
+        (is_open, violation.about(block, Some(&header), Tag::Freed, wrong))
+    };
+    let (state, outcome) = match is_open {
+        // What is written to it is not reported again.
+        true if is_write => (State::Leaked, Outcome::TryAgain),
+        true => (State::Quarantined, Outcome::TryAgain),
+        false => (State::Protected, Outcome::Told),
+    };
+    (state, (Some(violation), Some(outcome)))
+}
+
+/// The call stack of the interrupted thread, if call stacks are kept.
+fn trace(context: *mut c_void) -> u32 {
+    // SAFETY: the context that the handler of this fault was given.
+    if Settings::get().backtrace { unsafe { stack_depot::take_interrupted(context) } } else { 0 }
+}

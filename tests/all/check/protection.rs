@@ -1,0 +1,499 @@
+//! Large freed blocks, to which the access is taken away while they are in quarantine.
+#![allow(clippy::undocumented_unsafe_blocks, reason = "most tests violate an invariant on purpose")]
+
+use super::{met, note, victim};
+use crate::child::{self, dealloc};
+use crate::watch;
+use dogtag::Dogtag;
+use dogtag::check::{self, Operation, Reaction, Violation, ViolationKind};
+use std::alloc::{GlobalAlloc, Layout, System, alloc, realloc};
+use std::ffi::c_void;
+use std::fs;
+use std::hint::black_box;
+use std::os::unix::process::ExitStatusExt;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const SIZE: usize = 1 << 20;
+const LAYOUT: Layout = Layout::new::<[u8; SIZE]>();
+
+/// Blocks from this size on lose their access.
+const LARGE: usize = if cfg!(target_arch = "x86_64") { 64 << 10 } else { 1 << 20 };
+
+fn layout(size: usize) -> Layout {
+    Layout::from_size_align(size, 8).unwrap()
+}
+
+/// A block of the victim's that was freed.
+fn freed(size: usize) -> *mut u8 {
+    unsafe {
+        let block = victim().run(|| alloc(layout(size)));
+        assert!(!block.is_null());
+        block.write_bytes(7, size);
+        dealloc(block, layout(size));
+        block
+    }
+}
+
+fn read(address: *mut u8) -> u8 {
+    unsafe { address.read_volatile() }
+}
+
+fn write(address: *mut u8) {
+    unsafe { address.write_volatile(1) };
+}
+
+/// Whether a block is told of when it is read, by a handler that goes on.
+fn is_told(block: *mut u8) -> bool {
+    assert_eq!(met(), []);
+    read(block);
+    match *met() {
+        [] => false,
+        [(ViolationKind::ReadAfterFree, address)] if address == block as usize => true,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_access_is_told_once_and_let_through() {
+    survives!("");
+    check::set_handler(note);
+    for offset in [0, 1, 4095, 4096, SIZE / 2, SIZE - 1, SIZE, SIZE + 63] {
+        let block = freed(SIZE);
+        let address = block.wrapping_add(offset);
+        let found = read(address);
+        assert_eq!(met(), [(ViolationKind::ReadAfterFree, address as usize)], "{offset}");
+        assert!(offset >= SIZE || found == 0xDD, "{found:x}");
+        // From here on it is like any other in quarantine.
+        assert_eq!((read(block), read(block.wrapping_add(SIZE - 1))), (0xDD, 0xDD));
+        assert_eq!(check::verify().violations, 0);
+        write(block);
+        assert_eq!(check::verify().violations, 1);
+        assert_eq!(met(), [(ViolationKind::WriteAfterFree, block as usize)]);
+
+        let block = freed(SIZE);
+        let address = block.wrapping_add(offset);
+        write(address);
+        assert_eq!(met(), [(ViolationKind::WriteAfterFree, address as usize)], "{offset}");
+        assert_eq!(read(address), 1);
+        write(block.wrapping_add(5));
+        assert_eq!((met(), check::verify().violations), (vec![], 0));
+        // Whoever frees it again is told all the same.
+        unsafe { dealloc(block, LAYOUT) };
+        assert_eq!(met(), [(ViolationKind::DoubleFree, block as usize)]);
+    }
+}
+
+/// Wherever in a table of states its last page is.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn an_access_to_the_end_of_the_last_page_is_told() {
+    survives!("");
+    check::set_handler(note);
+    for pages in 1..40 {
+        let size = SIZE + pages * 4096 - 20;
+        let last = freed(size).wrapping_add(size + 20 + 4095);
+        assert!(is_told(last), "{size}");
+    }
+}
+
+#[test]
+fn which_blocks_have_no_access_is_set() {
+    survives!("protect=1M");
+    check::set_handler(note);
+    for (size, expected) in [(65_536, false), (SIZE - 1, false), (SIZE, true), (4 * SIZE, true)] {
+        assert_eq!(is_told(freed(size)), expected, "{size}");
+    }
+}
+
+#[test]
+fn small_blocks_keep_their_access() {
+    survives!("protect=1");
+    check::set_handler(note);
+    for (size, expected) in [(1, false), (LARGE - 1, false), (LARGE, true)] {
+        assert_eq!(is_told(freed(size)), expected, "{size}");
+    }
+}
+
+#[test]
+fn all_blocks_keep_their_access() {
+    survives!("protect=0");
+    check::set_handler(note);
+    let block = freed(SIZE);
+    assert!(!is_told(block));
+    assert_eq!(read(block), 0xDD);
+    write(block);
+    assert_eq!(check::verify().violations, 1);
+}
+
+/// The library's default reaction: a report, as of any other violation, and the end.
+#[test]
+fn an_access_is_reported_with_the_call_stack_of_who_made_it() {
+    const SAID: [&str; 4] = [
+        "dogtag: read after free: something read a block of 1048576 bytes after it was freed",
+        "allocated  by victim",
+        "in an access",
+        "met at\n",
+    ];
+
+    #[inline(never)]
+    fn reads_what_was_freed(block: *mut u8) {
+        read(black_box(block));
+        black_box(());
+    }
+
+    aborts!("backtrace=1", SAID[0], SAID[1], SAID[2], SAID[3], "reads_what_was_freed", super::LINES);
+    reads_what_was_freed(freed(SIZE));
+}
+
+#[test]
+fn reaction_leak_lets_accesses_through() {
+    survives!(
+        "reaction=leak",
+        "dogtag: read after free: something read a block of 1048576 bytes after it was freed",
+        "dogtag: write after free: something wrote to a block of 1048576 bytes after it was freed"
+    );
+    assert_eq!(read(freed(SIZE)), 0xDD);
+    let block = freed(SIZE);
+    write(block);
+    assert_eq!(read(block), 1);
+}
+
+/// Handlers take what stack they like, and may find violations themselves, whatever stack the signal came on.
+#[test]
+fn a_handler_has_the_threads_own_stack() {
+    const DEEP: usize = 400 << 10;
+
+    extern "C" fn on_a_plain_thread(block: *mut c_void) -> *mut c_void {
+        read(block.cast());
+        ptr::null_mut()
+    }
+
+    static OTHER: AtomicUsize = AtomicUsize::new(0);
+
+    fn deep(violation: &Violation) -> Reaction {
+        let mut large = [0_u8; DEEP];
+        black_box(&mut large).fill(1);
+        let other = OTHER.swap(0, Ordering::Relaxed);
+        if other != 0 {
+            // Said in a line, and let through.
+            read(other as *mut u8);
+        }
+        assert!(black_box(&large).iter().all(|byte| *byte == 1));
+        note(violation)
+    }
+
+    survives!("", "was met while another violation was being reported");
+    check::set_handler(deep);
+    // Threads of std have a small stack for signals.
+    assert!(is_told(freed(SIZE)));
+    OTHER.store(freed(SIZE) as usize, Ordering::Relaxed);
+    assert!(is_told(freed(SIZE)));
+    assert!(is_told(freed(SIZE)));
+    let block = freed(SIZE);
+    unsafe {
+        let mut thread = std::mem::zeroed();
+        assert_eq!(libc::pthread_create(&mut thread, ptr::null(), on_a_plain_thread, block.cast()), 0);
+        assert_eq!(libc::pthread_join(thread, ptr::null_mut()), 0);
+    }
+    assert_eq!(met(), [(ViolationKind::ReadAfterFree, block as usize)]);
+}
+
+#[test]
+fn of_many_threads_that_read_a_block_one_is_told_of() {
+    survives!("");
+    check::set_handler(note);
+    for _ in 0..50 {
+        let block = freed(SIZE) as usize;
+        let barrier = std::sync::Barrier::new(4);
+        std::thread::scope(|threads| {
+            for thread in 0..4 {
+                let barrier = &barrier;
+                threads.spawn(move || {
+                    barrier.wait();
+                    read((block + thread * 5000) as *mut u8);
+                });
+            }
+        });
+        let met = met();
+        assert!(matches!(*met, [(ViolationKind::ReadAfterFree, _)]), "{met:?}");
+    }
+}
+
+/// Whoever had the signal before is called for all else; who sets a handler later tells of faults himself, so no more
+/// blocks lose their access.
+#[test]
+fn the_programs_own_handlers_of_faults_work() {
+    const CODE: i32 = 42;
+
+    extern "C" fn own(_: i32, info: *mut libc::siginfo_t, _: *mut c_void) {
+        unsafe { libc::_exit(if (*info).si_addr().addr() == 64 { CODE } else { 1 }) };
+    }
+
+    static PROTECTED: AtomicUsize = AtomicUsize::new(0);
+
+    extern "C" fn lets_through(_: i32, info: *mut libc::siginfo_t, _: *mut c_void) {
+        let page = PROTECTED.load(Ordering::Relaxed);
+        unsafe {
+            assert_eq!((*info).si_addr().addr(), page);
+            libc::mprotect(page as *mut c_void, 4096, libc::PROT_READ | libc::PROT_WRITE);
+        }
+    }
+
+    fn set(handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void)) {
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            assert_eq!(libc::sigaction(libc::SIGSEGV, &action, ptr::null_mut()), 0);
+        }
+    }
+
+    fn overflow(depth: u64) -> u64 {
+        let large = black_box([depth; 1000]);
+        if depth == u64::MAX { 0 } else { overflow(depth + 1) + black_box(large)[7] }
+    }
+
+    if let Some(task) = child::task() {
+        check::set_handler(note);
+        match task.as_str() {
+            "before" => {
+                set(own);
+                assert!(is_told(freed(SIZE)));
+                write(ptr::without_provenance_mut(64));
+            }
+            "without" => {
+                assert!(is_told(freed(SIZE)));
+                write(ptr::without_provenance_mut(64));
+            }
+            "barrier" => {
+                set(lets_through);
+                assert!(is_told(freed(SIZE)));
+                // The program's own protection of a live block.
+                let page = Layout::from_size_align(SIZE, 4096).unwrap();
+                unsafe {
+                    let block = alloc(page);
+                    PROTECTED.store(block as usize, Ordering::Relaxed);
+                    libc::mprotect(block.cast(), 4096, libc::PROT_READ);
+                    write(block);
+                    assert_eq!((read(block), met()), (1, vec![]));
+                    dealloc(block, page);
+                }
+            }
+            "later" => {
+                assert!(is_told(freed(SIZE)));
+                set(own);
+                let block = freed(SIZE);
+                assert!(!is_told(block));
+                write(block);
+                assert_eq!(check::verify().violations, 1);
+                write(ptr::without_provenance_mut(64));
+            }
+            _ => {
+                assert!(is_told(freed(SIZE)));
+                black_box(overflow(0));
+            }
+        }
+        return;
+    }
+    let test = here!();
+    let run = |task| child::run(test, task, "");
+    for task in ["before", "later"] {
+        let output = run(task);
+        assert_eq!(output.status.code(), Some(CODE), "{task}: {output:?}");
+    }
+    let output = run("without");
+    assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{output:?}");
+    let output = run("barrier");
+    assert!(output.status.success(), "{output:?}");
+    let overflown = run("overflow");
+    assert!(String::from_utf8_lossy(&overflown.stderr).contains("has overflowed its stack"), "{overflown:?}");
+}
+
+#[test]
+fn a_forked_child_tells_of_its_parents_blocks_and_its_own() {
+    survives!("");
+    check::set_handler(note);
+    let block = freed(SIZE);
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let is_right = is_told(block) && is_told(freed(SIZE)) && check::verify().violations == 0;
+        unsafe { libc::_exit(i32::from(!is_right)) };
+    }
+    let status = watch::ended(child);
+    assert!(status.success(), "{status}");
+    // What the child did is its own.
+    assert!(is_told(block));
+}
+
+#[test]
+fn realloc_leaves_a_block_without_access_behind() {
+    survives!("");
+    check::set_handler(note);
+    unsafe {
+        let mut block = victim().run(|| alloc(layout(SIZE)));
+        block.write_bytes(7, SIZE);
+        let mut size = SIZE;
+        for new_size in [2 * SIZE, SIZE + 1, SIZE + 5000, 70_000, 65_536, 100, 3 * SIZE] {
+            let moved = victim().run(|| realloc(block, layout(size), new_size));
+            assert_ne!(moved, block);
+            let kept = std::slice::from_raw_parts(moved, new_size.min(size));
+            assert!(kept[..100].iter().all(|byte| *byte == 7));
+            assert_eq!(is_told(block), size >= LARGE, "{size}");
+            moved.write_bytes(7, new_size);
+            (block, size) = (moved, new_size);
+        }
+        dealloc(block, layout(size));
+    }
+    assert_eq!((victim().usage().bytes(), check::verify().violations), (0, 0));
+}
+
+/// Memory for some blocks, which the backend uses itself as soon as they are given back.
+struct Few {
+    left: AtomicUsize,
+}
+
+unsafe impl GlobalAlloc for Few {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let take = |left: usize| left.checked_sub(1);
+        if layout.size() >= SIZE && self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_err()
+        {
+            return ptr::null_mut();
+        }
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        self.left.fetch_add(usize::from(layout.size() >= SIZE), Ordering::SeqCst);
+        unsafe {
+            block.write_bytes(0x55, layout.size());
+            System.dealloc(block, layout);
+        }
+    }
+}
+
+#[test]
+fn blocks_have_their_access_back_when_there_is_no_memory_left_and_when_the_allocator_ends() {
+    survives!("");
+    check::set_handler(note);
+    let memory = Dogtag::with_backend(Few { left: AtomicUsize::new(20) });
+    for _ in 0..3 {
+        unsafe {
+            // More than there are, unless those in quarantine are given up.
+            let blocks: Vec<_> = (0..15).map(|_| memory.alloc(LAYOUT)).collect();
+            for block in &blocks {
+                assert!(!block.is_null());
+                block.write_bytes(9, SIZE);
+            }
+            for block in &blocks {
+                memory.dealloc(*block, LAYOUT);
+            }
+            assert!(is_told(blocks[14]));
+        }
+    }
+    drop(memory);
+    assert_eq!(met(), []);
+}
+
+#[test]
+fn the_memory_is_used_again_when_blocks_have_left_the_quarantine() {
+    survives!("quarantine=8M");
+    check::set_handler(note);
+    for round in 0..300_usize {
+        let size = 65_536 + round * 7919 % SIZE;
+        unsafe {
+            let block = alloc(layout(size));
+            block.write_bytes(3, size);
+            dealloc(block, layout(size));
+        }
+    }
+    let before = watch::memory().mapped;
+    (0..300).for_each(|_| _ = freed(SIZE));
+    assert!(watch::memory().mapped <= before + (16 << 20));
+    assert_eq!((met(), check::verify().violations), (vec![], 0));
+}
+
+/// What stands in front of a block can be overwritten all the time.
+#[test]
+fn a_header_that_is_overwritten_is_told_of_wherever_it_is_met() {
+    survives!("quarantine=8M");
+    check::set_handler(note);
+    let told = |block: *mut u8| vec![(ViolationKind::WriteAfterFree, block as usize)];
+    for (offset, length) in [(1, 1), (40, 8), (64, 64)] {
+        let overwritten = || {
+            let block = freed(SIZE);
+            unsafe { block.sub(offset).write_bytes(1, length) };
+            block
+        };
+        let block = overwritten();
+        assert_eq!(check::verify().violations, 1);
+        assert_eq!(met(), told(block));
+        assert_eq!(check::verify().violations, 0);
+        // Its pages are nobody's any more; who goes on to use them is let through.
+        write(block);
+        write(block.wrapping_add(SIZE / 2));
+        assert_eq!(met(), []);
+
+        let block = overwritten();
+        (0..100).for_each(|_| _ = freed(SIZE));
+        assert_eq!(met(), told(block));
+
+        let block = overwritten();
+        read(block.wrapping_add(SIZE / 2));
+        let met = met();
+        assert!(
+            matches!(*met, [(ViolationKind::WriteAfterFree | ViolationKind::ReadAfterFree, _)]),
+            "{met:?}"
+        );
+        check::verify();
+        super::met();
+    }
+}
+
+/// Each makes mappings more, of which the system lets a process have no more than so many.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_more_blocks_lose_their_access_than_the_system_has_mappings_for() {
+    survives!("quarantine=4G,quarantine-blocks=200000,fill=0");
+    const MOST: usize = 8192;
+
+    let closed = || {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().filter(|line| line.split(' ').nth(1) == Some("---p")).count()
+    };
+    let before = closed();
+    let size = layout(LARGE);
+    let blocks: Vec<_> = (0..MOST + 100).map(|_| unsafe { alloc(size) }).collect();
+    blocks.into_iter().for_each(|block| unsafe { dealloc(block, size) });
+    let after = closed();
+    assert!((before + MOST - 10..=before + MOST).contains(&after), "{before}, {after}");
+}
+
+/// The kernel's accesses are no faults.
+#[test]
+fn a_system_call_with_a_freed_block_fails() {
+    survives!("");
+    check::set_handler(note);
+    let block = freed(SIZE);
+    let file = fs::File::open("/dev/zero").unwrap();
+    let read = unsafe { libc::read(std::os::fd::AsRawFd::as_raw_fd(&file), block.cast(), 100) };
+    assert_eq!((read, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EFAULT)));
+    assert_eq!((met(), check::verify().violations), (vec![], 0));
+}
+
+#[test]
+fn an_access_says_what_it_was() {
+    survives!("");
+    check::set_handler(|violation| {
+        assert_eq!(violation.operation(), Operation::Access);
+        assert_eq!(violation.layout(), Some(layout(SIZE)));
+        assert_eq!(violation.first_wrong(), Some(100));
+        assert_eq!(violation.address(), violation.block().unwrap() + 100);
+        assert_eq!(violation.allocated().map(|context| context.service()), Some("victim"));
+        assert!(violation.freed().is_some());
+        note(violation)
+    });
+    read(freed(SIZE).wrapping_add(100));
+    write(freed(SIZE).wrapping_add(100));
+    assert_eq!(met().len(), 2);
+}
