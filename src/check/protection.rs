@@ -196,8 +196,8 @@ fn handle(fault: &Fault) -> Outcome {
 /// or it has become another one's.
 fn tell(fault: &Fault, start: usize, entry: &'static Entry) -> Option<Outcome> {
     let block = pointer(start)?;
-    // SAFETY: the block is pinned, and without access.
     let seen = entry.pinned_briefly(|state| match state {
+        // SAFETY: the block is pinned, and without access.
         State::Protected => unsafe { look(fault, block) },
         _ => (state, (None, None)),
     });
