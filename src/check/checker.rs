@@ -293,7 +293,7 @@ impl Checker {
         // SAFETY: the block is the caller's alone.
         let state = unsafe {
             header.set_freed(block, stamp(settings.backtrace));
-            if size >= LARGE && protection::close(block, &header, settings) {
+            if size >= LARGE && protection::close(block, settings) {
                 State::Protected
             } else {
                 if let Some(freed) = settings.fill.freed() {

@@ -40,10 +40,13 @@ static FAULT_HOOK: FaultHook = FaultHook { handle };
 ///
 /// # Safety
 ///
-/// The block must be the caller's alone, and have that header.
+/// The block must be the caller's alone, and its header say that it is freed.
 #[cold]
 #[inline(never)]
-pub(super) unsafe fn close(block: NonNull<u8>, header: &BlockHeader, settings: &Settings) -> bool {
+pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> bool {
+    // SAFETY: the block is the caller's alone. (A header that was passed would have to be in memory, for small
+    // blocks as well.)
+    let Some(header) = (unsafe { BlockHeader::read(block, Tag::Freed) }) else { return false };
     let is_wanted = settings.protect != 0 && header.layout().size() as u64 >= settings.protect && !cfg!(miri);
     // Who faults farther from the block's beginning would not be told whose it is.
     let Some(length) = header.own_pages().filter(|length| is_wanted && *length <= shadow::REACH) else {

@@ -25,21 +25,17 @@ pub(super) unsafe fn release_block<B>(address: usize, settings: &Settings, backe
     let (Some(entry), Some(block)) = (shadow::entry(address), pointer(address)) else { return };
     // None if `verify` has found a violation there.
     let Some(state) = entry.seize_quarantined() else { return };
+    if state == State::Protected {
+        // SAFETY: it was protected and has been seized, and was requested from that backend.
+        return unsafe { release_protected(block, entry, backend, release) };
+    }
     // SAFETY: it was in quarantine and has been seized.
-    let whole = unsafe {
-        match state {
-            State::Protected => reopened(block, entry),
-            _ => whole_and_freed(block, settings),
-        }
-    };
-    match whole {
+    match unsafe { whole_and_freed(block, settings) } {
         Some(header) => {
             shadow::vacate(address, entry);
             // SAFETY: the block is seized, and was requested from that backend.
             unsafe { release(backend, block, header) };
         }
-        // It was not reopened.
-        None if state == State::Protected => {}
         None => {
             // SAFETY: it was in quarantine and has been seized.
             let violation = unsafe { wrong_with_freed(block, Operation::Reuse, settings) };
@@ -49,24 +45,27 @@ pub(super) unsafe fn release_block<B>(address: usize, settings: &Settings, backe
     }
 }
 
-/// Gives the access to a block back that has left the quarantine. `None`, and it is never used again, if what stands in
-/// front of it was overwritten, which is reported, or if the system refuses.
+/// Gives the access to a block back that leaves the quarantine, and the block to the backend. It is never used again if
+/// what stands in front of it was overwritten, which is reported, or if the system refuses.
 ///
 /// # Safety
 ///
-/// The block must have been protected, and have been seized.
+/// The block must have been protected, have been seized, and be from that backend.
 #[cold]
-unsafe fn reopened(block: NonNull<u8>, entry: &Entry) -> Option<BlockHeader> {
+#[inline(never)]
+unsafe fn release_protected<B>(block: NonNull<u8>, entry: &'static Entry, backend: &B, release: Release<B>) {
     // SAFETY: the block is the caller's alone.
     unsafe {
         let whole = protection::whole(block);
-        let header = whole.filter(|header| protection::reopen(block, header));
-        if header.is_none() {
-            let violation = whole.is_none().then(|| protection::wrong(block, Operation::Reuse));
-            entry.set(State::Leaked);
-            violation.iter().for_each(react);
+        if let Some(header) = whole
+            && protection::reopen(block, &header)
+        {
+            shadow::vacate(block.addr().get(), entry);
+            return release(backend, block, header);
         }
-        header
+        let violation = whole.is_none().then(|| protection::wrong(block, Operation::Reuse));
+        entry.set(State::Leaked);
+        violation.iter().for_each(react);
     }
 }
 
