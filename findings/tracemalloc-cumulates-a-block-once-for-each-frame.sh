@@ -4,7 +4,7 @@
 # once for each line or file. A function that calls itself has its block at each depth; a file whose functions call
 # one another has it, by `filename`, as often as they are deep, without any recursion. So a file has more memory "in it"
 # than the process, and the order of the table is not that of the memory: of two files the one with a quarter of
-# the bytes is above the other. pprof's `cum` counts each sample once. (The sampling profiler of Python 3.15 did the same
+# the bytes is above the other. `cum` of pprof's `-top` counts each sample once. (The sampling profiler of Python 3.15 did the same
 # as tracemalloc while it was made, and that was mended as a bug: python/cpython#142374.)
 #
 # Seen with CPython 3.11.2, as Debian 12 has it: 1 MiB and 4 MiB are 6 MiB and 4 MiB, of 5 MiB together; 6 blocks and 1.

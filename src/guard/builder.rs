@@ -144,8 +144,11 @@ impl GuardBuilder {
 
     /// Sets for how long a service that was cancelled may hold its memory before it is reported, and the next
     /// one is cancelled. One that goes on freeing has so long for each 64th of its bytes, and eight times
-    /// as long in all. What it has freed counts as still to come for a quarter of it, since a thread that frees
-    /// may have to wait for a core before the pages go back. Without it, half a second.
+    /// as long in all. The default is half a second.
+    ///
+    /// What it has freed counts as still to come for a quarter of the grace, and a second for each 4 GiB, since a
+    /// thread that frees may have to wait for a core before the pages go back; or until less is used than the
+    /// ceiling. If others allocate as much meanwhile, the ceiling is passed by that, and for so long.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self

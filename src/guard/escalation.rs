@@ -100,8 +100,9 @@ const PATIENCE: Duration = Duration::from_millis(5);
 /// How old a purge may be when somebody is cancelled.
 const FRESH: Duration = Duration::from_millis(50);
 /// How long it takes until freed pages are given back: a part of the grace, since the thread that frees counts
-/// first, and may then wait for a core; and a second for so many bytes.
+/// first, and may then wait for a core; so long at least; and a second for so many bytes.
 const SETTLE: u32 = 4;
+const LEAST_SETTLE: Duration = Duration::from_millis(20);
 const SETTLE_RATE: u64 = 4 << 30;
 /// How long one is given that goes on letting go, in graces.
 const MOST_GRACES: u32 = 8;
@@ -234,7 +235,7 @@ impl<S: Clone> Escalation<S> {
                 }
                 one.unsettled += freed;
                 let takes = Duration::from_secs_f64(one.unsettled as f64 / SETTLE_RATE as f64);
-                one.settles_at = now + *grace / SETTLE + takes;
+                one.settles_at = now + (*grace / SETTLE).max(LEAST_SETTLE) + takes;
             }
             // Who goes on letting go is given the time for it.
             one.moved_to = one.moved_to.max(one.holds);

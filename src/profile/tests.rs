@@ -132,6 +132,11 @@ fn a_stopped_profiler_samples_nothing_and_starts_again() {
     let service = Service::register("sampled: stopped").unwrap();
     let profiler = super::Profiler::builder().interval(1).start().unwrap();
     assert_eq!(super::Profiler::builder().start(), Err(super::ProfileError::Running));
+    // What is wrong with settings is told before that: who asks for samples from outside depends on it.
+    let refused = |settings| super::Profiler::from_settings(settings).unwrap_err();
+    assert!(matches!(refused("interval=none"), super::ProfileError::Setting { .. }));
+    assert_eq!(refused("interval=0"), super::ProfileError::NoInterval);
+    assert_eq!(refused("interval=64K"), super::ProfileError::Running);
     assert_eq!(super::Profiler::running(), Some(profiler));
     let first = Blocks::of(&service, [100; 10]);
     profiler.stop();

@@ -63,6 +63,8 @@ static void on_another_thread(void *(*work)(void *), void *argument)
 
 static const size_t LARGE[] = {
 	8191, 8192, 8193, 16384, 20000, 65535, 65536, 100000, MIB - 1, MIB, MIB + 1, 3 * MIB, 8 * MIB + 1,
+	/* From 32 MiB on the size does not stand beside the heap. */
+	32 * MIB - 1, 32 * MIB, 32 * MIB + 1,
 };
 
 /* Each block is written from end to end while its neighbour is there. */
