@@ -128,7 +128,7 @@ pub(crate) fn quarantined() -> (u64, u64) {
 
 impl Magazine {
     /// Whether the allocator has ended, and so its blocks have been released.
-    fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.identity().is_some_and(|identity| NUMBERS.has_ended(identity))
     }
 }

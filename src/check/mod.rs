@@ -10,7 +10,7 @@
 //! | [`Underrun`](ViolationKind::Underrun): a write in front of the block | certain for the first 16 bytes |
 //! | [`DoubleFree`](ViolationKind::DoubleFree): at once, later, from another thread | certain while the block is in quarantine |
 //! | [`WriteAfterFree`](ViolationKind::WriteAfterFree) | certain while the block is in quarantine; of a block of 64 KiB or more at the write |
-//! | [`ReadAfterFree`](ViolationKind::ReadAfterFree) | of a block of 64 KiB or more certain, at the read, while the block is in quarantine |
+//! | [`ReadAfterFree`](ViolationKind::ReadAfterFree) | of a block of 64 KiB or more certain, at the read, while the block is in quarantine, with [exceptions](#large-blocks) |
 //! | [`LayoutMismatch`](ViolationKind::LayoutMismatch): freed or resized with another size or alignment | certain |
 //! | [`InvalidFree`](ViolationKind::InvalidFree): of a pointer that was never handed out, such as one to the stack, into a block, or from another allocator | certain; the pointer is not followed |
 //! | [`RegionInUse`](ViolationKind::RegionInUse): a mapped region that is dropped before its blocks | certain |
@@ -49,7 +49,7 @@
 //! write it. In front of them is the block's
 //! header, all mixed with the block's address. The block's *state* (live, freed) is kept
 //! apart from the heap, where no overrun reaches it. Fresh memory is filled with
-//! `0xCD` (the first 64 MiB of a block), freed memory with `0xDD` (the patterns
+//! `0xCD` (the first 64 MiB of a block), freed memory with `0xDD`, unless it has no access (the patterns
 //! of Microsoft's debug heap); zeroed memory is zero. A pointer that is read from either pattern
 //! faults on x86-64.
 //!
@@ -67,8 +67,9 @@
 //!
 //! A block of 64 KiB or more (1 MiB on systems other than x86-64) begins with a page of memory, and shares its pages
 //! with nobody. While it is in quarantine these pages have no access: whoever reads or writes there is reported at
-//! once, with the call stack if these are kept. If the process goes on, the access is let through, and from then on
-//! the block is like any other in quarantine. (One access is reported, not those that follow.)
+//! once, with the call stack, if call stacks are kept (as far as libraries go that were known before). If the process
+//! goes on, the access is let through. A block that was read is like any other in quarantine then; one that was written to
+//! is never used again. (One access is reported, not those that follow.)
 //!
 //! For that a handler of `SIGSEGV` and `SIGBUS` is set when the first such block is freed. Handlers from before, and the
 //! default, are called for every fault that is no freed block's, as their flags and masks say. If the program sets
@@ -77,7 +78,11 @@
 //! handler before `main`, and only where there is none: where large blocks were freed before, a stack overflow ends the
 //! process without the line "has overflowed its stack".
 //!
-//! No more than 8,192 blocks at once have no access, and none of more than 256 MiB, since the system bounds a process's mappings;
+//! A thread that blocks `SIGSEGV`, or whose own stack is the freed block and that has no other one for signals, ends the
+//! process without a report, since the handler has no place there. A filter of system calls must allow `mprotect`,
+//! `sigaction` and `sigaltstack`. `protect=0` helps in all these cases. A debugger stops at the access, not at the end.
+//!
+//! No more than 8,192 blocks at once have no access, and none of 256 MiB or more, since the system bounds a process's mappings;
 //! and none whose pages the system refuses to change. What the kernel accesses for the program is no fault: a `read`
 //! into such a block fails with `EFAULT`. A free takes some microseconds, of which a part is that other threads of the process
 //! are interrupted. With the system's allocator as backend zeroed blocks of that size are written to, and so are in memory.
@@ -85,7 +90,7 @@
 //!
 //! # Looks
 //!
-//! With `look=100` a thread of dogtag's looks at blocks in quarantine every 100 milliseconds, up to some thousands each
+//! With `look=100` a thread of dogtag's looks at blocks in quarantine every 100 milliseconds, up to 2,048 each
 //! time, and reports a write after free that it finds, so that it is known soon and not at the process's end. The
 //! thread begins when a thread has freed some 32 blocks; in C programs, when they are loaded. Forked children begin one
 //! when they free as many; those of C programs have none. There is none by default, since a program may depend on
@@ -125,7 +130,7 @@
 //! | `alloc-dealloc-mismatch` | `all` | which blocks are reported that another family's function frees: `new` only those of `new` and `new[]`, for programs with two C++ libraries, one of them on top of `malloc`; `none` |
 //! | `new-delete-type-mismatch` | `1` | 0 does not report C++'s `delete` with another size or alignment |
 //! | `copies` | `1` | 0 does not look at what C's functions read and write |
-//! | `protect` | `64K` | the size from which on freed blocks in quarantine [have no access](#large-blocks), `64K` at least; 0 for none |
+//! | `protect` | `64K` (`1M` other than on x86-64) | the size from which on freed blocks in quarantine [have no access](#large-blocks), and no less than the default; 0 for none |
 //! | `look` | `0` | milliseconds from one [look](#looks) at the quarantine to the next; 0 for none |
 //!
 //! # Memory

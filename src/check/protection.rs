@@ -22,12 +22,13 @@ use crate::sync::{AtomicUsize, Ordering, spin};
 use crate::sys::fault::{self, Access, Fault, FaultHook, Outcome};
 use std::ffi::{c_int, c_void};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicIsize;
 
 /// How many blocks have no access.
-static CLOSED: AtomicUsize = AtomicUsize::new(0);
+static CLOSED: AtomicIsize = AtomicIsize::new(0);
 
 /// How many may have none. Each makes two mappings more, of which Linux lets a process have some 65,000.
-const MOST: usize = 8192;
+const MOST: isize = 8192;
 
 /// Where blocks have ever had none: the first address, and the end.
 static FROM: AtomicUsize = AtomicUsize::new(usize::MAX);
@@ -52,11 +53,12 @@ pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> bool {
     let Some(length) = header.own_pages().filter(|length| is_wanted && *length <= shadow::REACH) else {
         return false;
     };
-    fault::tell(&FAULT_HOOK);
+    fault::register_fault_hook(&FAULT_HOOK);
     // Else whoever has set a handler of his own would have to tell of it.
-    if !fault::is_told() {
+    if !fault::is_installed() {
         return false;
     }
+    // (A fork amid a count may have the child count down twice.)
     if CLOSED.fetch_add(1, Ordering::Relaxed) >= MOST {
         CLOSED.fetch_sub(1, Ordering::Relaxed);
         return false;
@@ -65,11 +67,16 @@ pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> bool {
     TO.fetch_max(block.addr().get() + length, Ordering::Relaxed);
     // SAFETY: pages that are the block's alone.
     unsafe {
-        if protect(block, length, libc::PROT_NONE) {
+        let Err(error) = protect(block, length, libc::PROT_NONE) else { return true };
+        if open(block, length) {
+            return false;
+        }
+        // Where there was no memory, a part may have been done. All else is refused as a whole.
+        if error == libc::ENOMEM {
             return true;
         }
-        // What was done in part stays, should the system refuse this, too.
-        !open(block, length)
+        CLOSED.fetch_sub(1, Ordering::Relaxed);
+        false
     }
 }
 
@@ -125,7 +132,10 @@ pub(super) unsafe fn wrong(block: NonNull<u8>, operation: Operation) -> Violatio
         let header = BlockHeader::read(block, Tag::Freed);
         let is_open = match &header {
             Some(header) => reopen_filled(block, header),
-            None => protect(block, PAGE, libc::PROT_READ | libc::PROT_WRITE),
+            None => {
+                LOST.add(block.addr().get());
+                protect(block, PAGE, libc::PROT_READ | libc::PROT_WRITE).is_ok()
+            }
         };
         let wrong = block::wrong_head(block).filter(|_| is_open);
         let violation = violation(ViolationKind::WriteAfterFree, operation, block.as_ptr(), Claim::default());
@@ -138,19 +148,47 @@ pub(super) unsafe fn wrong(block: NonNull<u8>, operation: Operation) -> Violatio
 /// The pages must be a closed block's.
 unsafe fn open(block: NonNull<u8>, length: usize) -> bool {
     // SAFETY: as the caller says.
-    let is_open = unsafe { protect(block, length, libc::PROT_READ | libc::PROT_WRITE) };
+    let is_open = unsafe { protect(block, length, libc::PROT_READ | libc::PROT_WRITE) }.is_ok();
     if is_open {
         CLOSED.fetch_sub(1, Ordering::Relaxed);
     }
     is_open
 }
 
+/// Changes the access to pages. If the system refuses, returns its error number.
+///
 /// # Safety
 ///
 /// The pages must be a block's, which nobody may use.
-unsafe fn protect(pages: NonNull<u8>, length: usize, access: c_int) -> bool {
-    // SAFETY: as the caller says. `errno` stays as it is: C's `free` does not change it.
-    unsafe { fault::keep_errno(|| libc::mprotect(pages.as_ptr().cast(), length, access) == 0) }
+unsafe fn protect(pages: NonNull<u8>, length: usize, access: c_int) -> Result<(), c_int> {
+    // `errno` stays as it is: C's `free` does not change it.
+    fault::keep_errno(|| {
+        // SAFETY: as the caller says.
+        match unsafe { libc::mprotect(pages.as_ptr().cast(), length, access) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)),
+        }
+    })
+}
+
+/// Blocks whose header was overwritten, so that nobody knows how many pages are theirs: only the first one has its
+/// access back at once, the others when they are accessed. The oldest are forgotten.
+struct Lost {
+    blocks: [AtomicUsize; 64],
+    count: AtomicUsize,
+}
+
+static LOST: Lost = Lost { blocks: [const { AtomicUsize::new(0) }; 64], count: AtomicUsize::new(0) };
+
+impl Lost {
+    fn add(&self, block: usize) {
+        let place = self.count.fetch_add(1, Ordering::Relaxed) % self.blocks.len();
+        self.blocks[place].store(block, Ordering::Relaxed);
+    }
+
+    fn has(&self, block: usize) -> bool {
+        self.blocks.iter().any(|known| known.load(Ordering::Relaxed) == block)
+    }
 }
 
 /// Tells of a fault in a block without access. May be on a small stack.
@@ -170,8 +208,17 @@ fn handle(fault: &Fault) -> Outcome {
         match entry.get() {
             State::Protected => {
                 let mut outcome = None;
+                // A coroutine may have freed the stack that it is on.
+                let is_usable = |stack: usize| {
+                    let below = shadow::covering(stack - 1);
+                    below.is_none_or(|(_, entry)| !matches!(entry.get(), State::Protected | State::Busy))
+                };
                 // SAFETY: the context that the handler of this fault was given.
-                unsafe { fault::work_as_interrupted(fault.context, || outcome = tell(fault, start, entry)) };
+                unsafe {
+                    fault::work_as_interrupted(fault.context, is_usable, || {
+                        outcome = tell(fault, start, entry)
+                    });
+                }
                 if let Some(outcome) = outcome {
                     return outcome;
                 }
@@ -179,11 +226,12 @@ fn handle(fault: &Fault) -> Outcome {
             // Somebody is about to give the access back.
             State::Busy => {}
             // It was given back as far as was known.
-            State::Leaked if fault::may_try_again(address) => {
+            State::Leaked if LOST.has(start) && fault::may_try_again(address) => {
                 let page = pointer(address & !(PAGE - 1));
                 // SAFETY: memory that is never used again.
-                let is_open = page
-                    .is_some_and(|page| unsafe { protect(page, PAGE, libc::PROT_READ | libc::PROT_WRITE) });
+                let is_open = page.is_some_and(|page| unsafe {
+                    protect(page, PAGE, libc::PROT_READ | libc::PROT_WRITE).is_ok()
+                });
                 return if is_open { Outcome::TryAgain } else { Outcome::Nothing };
             }
             // It was given back meanwhile, or taken away by the program.

@@ -5,12 +5,14 @@
 //! whoever has it: the addresses that are read there are hints. What counts is the block's state, which the
 //! thread [pins](super::block_state) while it reads the block, as [`verify`](super::verify()) does.
 
+use super::block_state::State;
 use super::depot::magazines;
 use super::handler::react;
 use super::inspect::pointer;
 use super::quarantine::Magazines;
 use super::settings::Settings;
 use super::shadow;
+use super::threads;
 use super::verify::wrong_in_quarantine;
 use super::violation_kind::Operation;
 use crate::ledger::slots::UNATTRIBUTED;
@@ -22,22 +24,18 @@ use std::time::Duration;
 /// Whether there is a thread, or one is about to begin.
 static HAS_THREAD: AtomicBool = AtomicBool::new(false);
 
-/// Whether frees begin none: they may come from within the C library, which has its locks then.
-static NOT_BY_FREES: AtomicBool = AtomicBool::new(false);
-
 /// Begins the thread if there is to be one, for C's `malloc`. Call it when the library is loaded.
 pub fn begin() {
-    NOT_BY_FREES.store(true, Ordering::Relaxed);
     if Settings::get().look != 0 {
         start();
     }
 }
 
 /// Begins the thread if there is to be one and it is not there yet. By a thread that has put a magazine into
-/// quarantine.
+/// quarantine; not by C's frees, which may come from within the C library, where it has its locks.
 #[inline]
 pub(super) fn begin_by_free(settings: &Settings) {
-    if settings.look != 0 && !HAS_THREAD.load(Ordering::Relaxed) && !NOT_BY_FREES.load(Ordering::Relaxed) {
+    if settings.look != 0 && !HAS_THREAD.load(Ordering::Relaxed) && !threads::has_source() {
         start();
     }
 }
@@ -82,6 +80,10 @@ fn look(magazines: &Magazines<'_>, first: usize, settings: &Settings) -> usize {
         if looked_at == MAGAZINES {
             return index;
         }
+        // Its memory may be gone.
+        if magazine.has_ended() {
+            continue;
+        }
         looked_at += usize::from(magazine.holds().1 != 0);
         magazine.each_hint(|address| look_at(address, settings));
     }
@@ -90,6 +92,10 @@ fn look(magazines: &Magazines<'_>, first: usize, settings: &Settings) -> usize {
 
 fn look_at(address: usize, settings: &Settings) {
     let (Some(entry), Some(block)) = (shadow::entry(address), pointer(address)) else { return };
+    // A block that is live by now is left to its owner, who would have to wait.
+    if !matches!(entry.get(), State::Quarantined | State::Protected) {
+        return;
+    }
     // SAFETY: the block is pinned.
     let found =
         entry.pinned_briefly(|state| unsafe { wrong_in_quarantine(block, state, Operation::Look, settings) });

@@ -119,6 +119,12 @@ pub fn learn_names_from(source: NameSource) {
     }
 }
 
+/// Whether there is a source of names, and so C's `malloc` is dogtag's.
+#[inline]
+pub(super) fn has_source() -> bool {
+    !SOURCE.load(Ordering::Relaxed).is_null()
+}
+
 /// Asks for the calling thread's name.
 pub type NameSource = fn() -> [u8; LENGTH];
 

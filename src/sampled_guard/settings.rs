@@ -205,7 +205,7 @@ impl SampledGuardBuilder {
         }
         if is_first {
             region::register();
-            crate::sys::fault::tell(&fault::FAULT_HOOK);
+            crate::sys::fault::register_fault_hook(&fault::FAULT_HOOK);
         }
         report::start_thread();
         pool::use_slots(self.slots);

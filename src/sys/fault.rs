@@ -27,6 +27,10 @@ pub(crate) struct Fault {
 
 /// What the program did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))),
+    allow(dead_code)
+)]
 pub(crate) enum Access {
     Read,
     Write,
@@ -56,9 +60,9 @@ unsafe impl Sync for Former {}
 const SIGNALS: [c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 static FORMER: [Former; 2] = [const { Former(UnsafeCell::new(MaybeUninit::zeroed())) }; 2];
 
-/// Has a module told of faults from now on, and sets the handler, the first time. Takes no lock and allocates
+/// Registers a module's hook. Sets the handler, the first time. Takes no lock and allocates
 /// nothing. Where another thread is setting the handler at this moment, it may not be there yet.
-pub(crate) fn tell(hook: &'static FaultHook) {
+pub(crate) fn register_fault_hook(hook: &'static FaultHook) {
     static IS_SET: AtomicBool = AtomicBool::new(false);
 
     HOOKS.add(hook);
@@ -72,9 +76,13 @@ pub(crate) fn tell(hook: &'static FaultHook) {
         // SAFETY: `action` is ours; `former` is read by the handler only, which is not there yet.
         unsafe {
             libc::sigaction(signal, ptr::null(), (*former.0.get()).as_mut_ptr());
-            // As the former one had it: a handler that wants its own signal to come through gets it.
-            let flags = (*former.0.get()).assume_init_ref().sa_flags & libc::SA_NODEFER;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | flags;
+            // As the former handler had them, which is called on this stack.
+            let former = (*former.0.get()).assume_init_ref();
+            let flags = match former.sa_sigaction {
+                libc::SIG_DFL | libc::SIG_IGN => libc::SA_ONSTACK,
+                _ => former.sa_flags & (libc::SA_NODEFER | libc::SA_ONSTACK | libc::SA_RESTART),
+            };
+            action.sa_flags = libc::SA_SIGINFO | flags;
             libc::sigemptyset(&mut action.sa_mask);
             libc::sigaction(signal, &action, ptr::null_mut());
         }
@@ -83,7 +91,7 @@ pub(crate) fn tell(hook: &'static FaultHook) {
 
 /// Whether the handler is there, and nobody has set another one since.
 #[cfg(feature = "memory-check")]
-pub(crate) fn is_told() -> bool {
+pub(crate) fn is_installed() -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: `action` is a place for the result, and read only if it was filled.
     unsafe {
@@ -92,7 +100,7 @@ pub(crate) fn is_told() -> bool {
     }
 }
 
-extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+extern "C-unwind" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the system's; of signals that a fault has, the address is there.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
     let errno = Errno::save();
@@ -126,15 +134,19 @@ fn denies_access(signal: c_int, code: c_int) -> bool {
 /// Whether a thread may try an access again that nothing seems to forbid, since that may have changed meanwhile.
 /// Not twice in a row: then the program has protected the page itself, or cannot use it so.
 pub(crate) fn may_try_again(address: usize) -> bool {
-    static LAST: AtomicUsize = AtomicUsize::new(0);
+    const PLACES: usize = 256;
+    /// Each thread's last attempt. Threads that share a place may try more often.
+    static LAST: [AtomicUsize; PLACES] = [const { AtomicUsize::new(0) }; PLACES];
 
     // SAFETY: asks for a number, and has no preconditions.
     let thread = unsafe { libc::pthread_self() as usize };
+    // What differs between threads is above a page; 2^64 by the golden ratio mixes it.
+    let place = ((thread as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize % PLACES;
     let attempt = thread.rotate_left(32) ^ address;
-    LAST.swap(attempt, Ordering::Relaxed) != attempt
+    LAST[place].swap(attempt, Ordering::Relaxed) != attempt
 }
 
-/// Has the former action done.
+/// Calls the former handler, or does what the system does without one.
 fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let Some(place) = SIGNALS.iter().position(|&known| known == signal) else { return };
     // SAFETY: written before this handler was set.
@@ -153,10 +165,10 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
                 reset(signal);
             }
             if former.sa_flags & libc::SA_SIGINFO != 0 {
-                type Handler = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+                type Handler = unsafe extern "C-unwind" fn(c_int, *mut libc::siginfo_t, *mut c_void);
                 std::mem::transmute::<usize, Handler>(former.sa_sigaction)(signal, info, context);
             } else {
-                type Handler = unsafe extern "C" fn(c_int);
+                type Handler = unsafe extern "C-unwind" fn(c_int);
                 std::mem::transmute::<usize, Handler>(former.sa_sigaction)(signal);
             }
             libc::pthread_sigmask(libc::SIG_SETMASK, mask.as_ptr(), ptr::null_mut());
@@ -184,7 +196,7 @@ fn reset(signal: c_int) {
     }
 }
 
-/// What the program did; `None` if it was about to run what is there, which no page that is told of lets it.
+/// What the program did; `None` for an instruction fetch: no module's page is executable.
 ///
 /// # Safety
 ///
@@ -202,8 +214,8 @@ unsafe fn access(context: *mut c_void) -> Option<Access> {
     Some(if error & IS_WRITE != 0 { Access::Write } else { Access::Read })
 }
 
-/// What the program did: by the register ESR, which is among the records behind the others. `None` if it was about
-/// to run what is there, which no page that is told of lets it.
+/// What the program did: by the register ESR, which is among the records behind the others. `None` for an
+/// instruction fetch: no module's page is executable.
 ///
 /// # Safety
 ///
@@ -279,15 +291,19 @@ impl Errno {
 
 /// Has `work` done on the stack that the fault has interrupted, where the handler is on another one, and with the
 /// handler's signals let through: for work that takes as much stack as it likes, and may fault itself. It must not
-/// unwind.
+/// unwind. Where that stack is not usable, as `is_usable` says of its top, the work is done on the handler's.
 ///
 /// # Safety
 ///
 /// `context` must be what the signal handler was given that is running on this thread.
 #[cfg(feature = "memory-check")]
-pub(crate) unsafe fn work_as_interrupted(context: *mut c_void, work: impl FnOnce()) {
+pub(crate) unsafe fn work_as_interrupted(
+    context: *mut c_void,
+    is_usable: impl FnOnce(usize) -> bool,
+    work: impl FnOnce(),
+) {
     // SAFETY: the caller's context.
-    let stack = unsafe { interrupted_stack(context) };
+    let stack = unsafe { interrupted_stack(context) }.filter(|stack| is_usable(*stack));
     match stack.and_then(|stack| Some((stack, OtherStack::current(stack)?))) {
         Some((stack, other)) => {
             // What comes on the other stack meanwhile would begin at its top, where this handler is.

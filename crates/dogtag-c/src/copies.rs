@@ -461,12 +461,12 @@ type Length = *mut libc::socklen_t;
 
 fn nothing(_: &'static Name) {}
 
-/// Checks what a system call has written, or was to write where it could not access all of that: nobody can access
-/// large freed blocks.
+/// Checks what a system call has written; or, where it could not access something, the first byte that it was to
+/// write: nobody can access large freed blocks. (How many it would have written is not known.)
 fn received(to: Any, size: usize, result: isize, name: &'static Name) {
     let length = match usize::try_from(result) {
         Ok(length) => length.min(size),
-        Err(_) if errno::get() == libc::EFAULT => size,
+        Err(_) if errno::get() == libc::EFAULT => size.min(1),
         Err(_) => 0,
     };
     writes(to.cast::<u8>(), length, name);

@@ -4,6 +4,7 @@ use super::{LAYOUT, culprit, met, note};
 use crate::child::dealloc;
 use crate::watch;
 use dogtag::check::{self, Operation, Reaction, Violation, ViolationKind};
+#[cfg(target_os = "linux")]
 use std::fs;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ fn wait() -> Vec<(ViolationKind, usize)> {
     }
 }
 
+#[cfg(target_os = "linux")]
 fn names_of_threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let name = |task: std::io::Result<fs::DirEntry>| fs::read_to_string(task.ok()?.path().join("comm")).ok();

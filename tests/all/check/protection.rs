@@ -231,6 +231,7 @@ fn the_programs_own_handlers_of_faults_work() {
     }
 
     static PROTECTED: AtomicUsize = AtomicUsize::new(0);
+    static LET_THROUGH: AtomicUsize = AtomicUsize::new(0);
 
     extern "C" fn lets_through(_: i32, info: *mut libc::siginfo_t, _: *mut c_void) {
         let page = PROTECTED.load(Ordering::Relaxed);
@@ -238,6 +239,7 @@ fn the_programs_own_handlers_of_faults_work() {
             assert_eq!((*info).si_addr().addr(), page);
             libc::mprotect(page as *mut c_void, 4096, libc::PROT_READ | libc::PROT_WRITE);
         }
+        LET_THROUGH.fetch_add(1, Ordering::Relaxed);
     }
 
     fn set(handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void)) {
@@ -256,6 +258,7 @@ fn the_programs_own_handlers_of_faults_work() {
 
     if let Some(task) = child::task() {
         check::set_handler(note);
+        let page = Layout::from_size_align(SIZE, 4096).unwrap();
         match task.as_str() {
             "before" => {
                 set(own);
@@ -270,7 +273,6 @@ fn the_programs_own_handlers_of_faults_work() {
                 set(lets_through);
                 assert!(is_told(freed(SIZE)));
                 // The program's own protection of a live block.
-                let page = Layout::from_size_align(SIZE, 4096).unwrap();
                 unsafe {
                     let block = alloc(page);
                     PROTECTED.store(block as usize, Ordering::Relaxed);
@@ -279,6 +281,24 @@ fn the_programs_own_handlers_of_faults_work() {
                     assert_eq!((read(block), met()), (1, vec![]));
                     dealloc(block, page);
                 }
+                assert_eq!(LET_THROUGH.load(Ordering::Relaxed), 1);
+            }
+            "leaked" => {
+                set(lets_through);
+                // Among blocks without access, one that was leaked when it had its access.
+                let mut blocks: Vec<*mut u8> = (0..20).map(|_| unsafe { alloc(page) }).collect();
+                blocks.sort();
+                let leaked = blocks.remove(10);
+                blocks.into_iter().for_each(|block| unsafe { dealloc(block, page) });
+                unsafe {
+                    leaked.add(SIZE).write(1);
+                    dealloc(leaked, page);
+                    assert_eq!(met().len(), 1);
+                    PROTECTED.store(leaked as usize, Ordering::Relaxed);
+                    libc::mprotect(leaked.cast(), 4096, libc::PROT_NONE);
+                }
+                write(leaked);
+                assert_eq!((LET_THROUGH.load(Ordering::Relaxed), met()), (1, vec![]));
             }
             "later" => {
                 assert!(is_told(freed(SIZE)));
@@ -304,8 +324,10 @@ fn the_programs_own_handlers_of_faults_work() {
     }
     let output = run("without");
     assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{output:?}");
-    let output = run("barrier");
-    assert!(output.status.success(), "{output:?}");
+    for task in ["barrier", "leaked"] {
+        let output = run(task);
+        assert!(output.status.success(), "{task}: {output:?}");
+    }
     let overflown = run("overflow");
     assert!(String::from_utf8_lossy(&overflown.stderr).contains("has overflowed its stack"), "{overflown:?}");
 }

@@ -195,6 +195,22 @@ static void files(char *to)
 		close(ends[i]), close(sockets[i]);
 }
 
+/* What the system could not access need not be the destination. */
+static void refused_by_the_system(void)
+{
+	char *volatile to = malloc(10);
+	volatile size_t more = 100;
+	struct sockaddr from;
+	int sockets[2];
+
+	CHECK_EQUAL(socketpair(AF_UNIX, SOCK_DGRAM, 0, sockets), 0);
+	CHECK_EQUAL(send(sockets[0], "short", 5, 0), 5);
+	errno = 0;
+	CHECK(recvfrom(sockets[1], to, more, 0, &from, (socklen_t *)8) == -1 && errno == EFAULT);
+	close(sockets[0]), close(sockets[1]);
+	free(to);
+}
+
 /* The functions that know the destination's size end the process themselves. */
 static void too_small(void)
 {
@@ -287,6 +303,7 @@ int main(void)
 		wide((wchar_t *)to);
 		files(to);
 	}
+	refused_by_the_system();
 	too_small();
 	in_signal_handlers();
 	free(blocks[0]);

@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 
 #define PAGE 4096
-#define LARGE 1000000
+#define LARGE 3000000
 
 static unsigned char *volatile page;
 static volatile int faults;
