@@ -252,6 +252,12 @@ pub mod memory_check {
         0
     }
 
+    /// Makes no more system calls than other allocators: the program is about to filter its own.
+    pub fn confine() {
+        #[cfg(feature = "memory-check")]
+        crate::check::protection::confine();
+    }
+
     /// Begins to look at the quarantine now and then, if the settings ask for that. For C's `malloc`, outside of
     /// allocations.
     pub fn scrub() {

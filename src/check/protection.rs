@@ -18,11 +18,19 @@ use super::shadow;
 use super::stack_depot;
 use super::violation::Violation;
 use super::violation_kind::{Operation, ViolationKind};
-use crate::sync::{AtomicUsize, Ordering, spin};
+use crate::sync::{AtomicBool, AtomicUsize, Ordering, spin};
 use crate::sys::fault::{self, Access, Fault, FaultHook, Outcome};
 use std::ffi::{c_int, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicIsize;
+
+/// Whether the program lets itself make few kinds of system calls from now on.
+static IS_CONFINED: AtomicBool = AtomicBool::new(false);
+
+/// Leaves further blocks their access: to take it away takes system calls that may end the process from now on.
+pub(crate) fn confine() {
+    IS_CONFINED.store(true, Ordering::Relaxed);
+}
 
 /// How many blocks have no access.
 static CLOSED: AtomicIsize = AtomicIsize::new(0);
@@ -48,7 +56,10 @@ pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> bool {
     // SAFETY: the block is the caller's alone. (A header that was passed would have to be in memory, for small
     // blocks as well.)
     let Some(header) = (unsafe { BlockHeader::read(block, Tag::Freed) }) else { return false };
-    let is_wanted = settings.protect != 0 && header.layout().size() as u64 >= settings.protect && !cfg!(miri);
+    let is_wanted = settings.protect != 0
+        && header.layout().size() as u64 >= settings.protect
+        && !IS_CONFINED.load(Ordering::Relaxed)
+        && !cfg!(miri);
     // Who faults farther from the block's beginning would not be told whose it is.
     let Some(length) = header.own_pages().filter(|length| is_wanted && *length <= shadow::REACH) else {
         return false;

@@ -3,6 +3,7 @@
 
 use crate::names;
 use crate::thread_name::ThreadName;
+use dogtag::__private::memory_check;
 use std::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use std::mem;
 use std::ptr;
@@ -33,13 +34,17 @@ unsafe extern "C" fn pthread_setname_np(thread: libc::pthread_t, name: *const c_
     }
 }
 
-/// Makes the system call, and notes the name if a thread renames itself by it. The call takes five
+/// Makes the system call, and notes the name if a thread renames itself by it, or that system calls are about to be
+/// filtered (libseccomp, which filters by another call, makes the one for privileges before). The call takes five
 /// words, however many of them it needs, and so does the C library's function.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int {
     // SAFETY: the kernel gets the words that C's caller passed for it. If it could read a name at
     // `a`, up to a zero or 15 bytes, so can this.
     unsafe {
+        if matches!(option, libc::PR_SET_SECCOMP | libc::PR_SET_NO_NEW_PRIVS) {
+            memory_check::confine();
+        }
         let result = libc::syscall(libc::SYS_prctl, option, a, b, c, d) as c_int;
         if option == libc::PR_SET_NAME && result == 0 {
             names::set_own(ThreadName::from_ptr(ptr::with_exposed_provenance(a as usize)));
