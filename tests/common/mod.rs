@@ -20,13 +20,29 @@ pub const CHECKED: bool = cfg!(feature = "memory-check");
 
 /// Bytes of the backend's memory around a block of [`Counting`]'s.
 pub fn around(layout: Layout) -> u64 {
-    if CHECKED { (layout.align().max(64) + tail(layout)) as u64 } else { every_cookie() }
+    if CHECKED { (before(layout) + tail(layout)) as u64 } else { every_cookie() }
 }
 
-/// The bytes behind a checked block that are its guard: 32 or more, up to jemalloc's size class.
+/// Checked blocks from 16 of these on have their pages alone, and one more in front.
+const PAGE: usize = if cfg!(target_arch = "x86_64") { 4 << 10 } else { 64 << 10 };
+
+fn has_own_pages(layout: Layout) -> bool {
+    layout.size() >= 16 * PAGE
+}
+
+/// The bytes in front of a checked block.
+pub fn before(layout: Layout) -> usize {
+    layout.align().max(if has_own_pages(layout) { PAGE } else { 64 })
+}
+
+/// The bytes behind a checked block that are its guard: 32 or more, up to jemalloc's size class, or to the end of a
+/// page of its own.
 pub fn tail(layout: Layout) -> usize {
-    let inner = layout.size() + layout.align().max(64);
+    let inner = layout.size() + before(layout);
     let least = inner + if layout.size() < 512 { 32 } else { 64 };
+    if has_own_pages(layout) {
+        return least.next_multiple_of(PAGE) - inner;
+    }
     let spacing = if least <= 128 { 16 } else { least.next_power_of_two() / 8 };
     (least.next_multiple_of(spacing) - inner).min(256)
 }

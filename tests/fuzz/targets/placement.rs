@@ -3,8 +3,12 @@
 
 #![no_main]
 
+#[path = "../../common/mod.rs"]
+mod common;
+
 use allocator_api2::alloc::Allocator;
 use arbitrary::Arbitrary;
+use common::{CHECKED, before, tail};
 use dogtag::{Service, Usage};
 use dogtag_fuzz::engine::piece::{Piece, WHOLE, are_all};
 use dogtag_fuzz::{Align, Size, layout, pick};
@@ -15,9 +19,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::LazyLock;
-
-/// Freed blocks of collections stay in the region with it, in quarantine.
-const CHECKED: bool = cfg!(feature = "memory-check");
 
 static SERVICE: LazyLock<Service> = LazyLock::new(|| Service::register("placement").expect("a service"));
 
@@ -205,7 +206,7 @@ impl Machine {
             return 0..0;
         }
         assert!(self.region.contains(start.as_ptr()));
-        let before = if CHECKED && way == Way::Collection { layout.align().max(64) } else { 0 };
+        let before = if CHECKED && way == Way::Collection { before(layout) } else { 0 };
         let offset = start.addr().get() - self.window() - before;
         assert!(offset.is_multiple_of(self.granule), "it begins in the middle of a granule");
         let first = offset / self.granule;
@@ -330,7 +331,7 @@ impl Machine {
 /// What the region is asked for.
 fn outer(way: Way, layout: Layout) -> Layout {
     let around = match way {
-        Way::Collection if CHECKED => layout.align().max(64) + 16,
+        Way::Collection if CHECKED => before(layout) + tail(layout),
         Way::Collection => 2,
         Way::Backend => 0,
     };
