@@ -1,7 +1,7 @@
 //! A resize without growth is never denied: the block goes to the service that the thread is in, or
 //! stays its former owner's where that service is at its limit.
 
-use crate::common::{CHECKED, Counting};
+use crate::common::{CHECKED, Counting, before, tail};
 use crate::watch;
 use dogtag::{Dogtag, Service, Usage};
 use std::alloc::{GlobalAlloc, Layout, alloc, dealloc, realloc};
@@ -411,7 +411,7 @@ fn allocators_of_collections_shrink() {
             shrinks(&Dogtag::with_backend(window), &owner, &full, old, new);
             // Where there is no space for another one, it stays where it is.
             if from == to {
-                let rest = if CHECKED { 80 } else { 2 };
+                let rest = if CHECKED { before(old) + tail(old) } else { 2 };
                 let window = region((old.size() + rest).next_multiple_of(4096));
                 shrinks(&window, &owner, &full, old, new);
             }
