@@ -62,8 +62,11 @@ pub fn balance() -> Balance {
     }
     let blocks = (counted + cookies).saturating_sub(in_regions);
     let stacks: Vec<usize> = ledger::stacks().collect();
-    let mut mappings = Vec::with_capacity(256);
-    let like_jemallocs = |mapping, resident| mappings.push((mapping, resident));
+    let mut mappings = others::Mappings::new();
+    let like_jemallocs = |mapping: Range<usize>, resident| {
+        let is_part = has_no_access(mapping.start);
+        mappings.add(mapping, resident, is_part);
+    };
     let resident =
         Resident::read(&stacks, &regions, like_jemallocs).ok().filter(|resident| resident.sum() > 0);
 
@@ -301,6 +304,16 @@ fn around(record: &slots::Record) -> u64 {
     {
         if owner::has_table() { 0 } else { Named::Slot(record.slot()).cookie_size() as u64 }
     }
+}
+
+/// Whether a block begins there that was freed and has lost its access.
+fn has_no_access(_address: usize) -> bool {
+    #[cfg(feature = "memory-check")]
+    {
+        crate::check::has_no_access(_address)
+    }
+    #[cfg(not(feature = "memory-check"))]
+    false
 }
 
 fn quarantined() -> u64 {

@@ -19,9 +19,35 @@ use crate::sys::smaps;
 use std::cmp::Reverse;
 use std::ops::Range;
 
+/// Mappings that are like jemalloc's, and what of each is in memory.
+pub(super) struct Mappings {
+    all: Vec<(Range<usize>, u64)>,
+    has_part_last: bool,
+}
+
+impl Mappings {
+    pub(super) fn new() -> Self {
+        Self { all: Vec::with_capacity(256), has_part_last: false }
+    }
+
+    /// Adds the next one, which is joined with those beside it if it `is_part` of an extent: the system has
+    /// parted them since a freed block lost its access.
+    pub(super) fn add(&mut self, mapping: Range<usize>, resident: u64, is_part: bool) {
+        let is_joined = is_part || self.has_part_last;
+        self.has_part_last = is_part;
+        match self.all.last_mut() {
+            Some((last, in_memory)) if is_joined && last.end == mapping.start => {
+                last.end = mapping.end;
+                *in_memory += resident;
+            }
+            _ => self.all.push((mapping, resident)),
+        }
+    }
+}
+
 /// Returns how many bytes in memory are not jemalloc's, of mappings that are like its own and of
 /// which it has `held` in memory at most.
-pub(super) fn in_memory(own: &Extents, mappings: &[(Range<usize>, u64)], held: u64) -> u64 {
+pub(super) fn in_memory(own: &Extents, Mappings { all: mappings, .. }: &Mappings, held: u64) -> u64 {
     let resident: u64 = mappings.iter().map(|(_, resident)| resident).sum();
     let all: u64 = mappings.iter().map(|(mapping, _)| mapping.len() as u64).sum();
     let mut theirs = all.saturating_sub(own.mapped);
@@ -189,6 +215,23 @@ mod tests {
         assert_eq!(runs(&(0..WHOLE, 0), |_| false, &mut 1000), []);
         // Who has no patience left takes the rest for unknown.
         assert_eq!(runs(&(0..WHOLE, 7), |page| page < 50 * PAGE, &mut 10), [run(10..100, false, None)]);
+    }
+
+    #[test]
+    fn parts_of_extents_are_joined_with_what_is_beside_them() {
+        let joined = |mappings: &[(Range<usize>, bool)]| {
+            let mut all = Mappings::new();
+            mappings.iter().for_each(|(mapping, is_part)| all.add(mapping.clone(), 1, *is_part));
+            all.all
+        };
+        let (whole, part) = (false, true);
+        assert_eq!(joined(&[(0..10, whole), (10..20, part), (20..30, whole)]), [(0..30, 3)]);
+        assert_eq!(joined(&[(0..10, whole), (10..20, whole), (20..30, part)]), [(0..10, 1), (10..30, 2)]);
+        assert_eq!(joined(&[(0..10, part), (10..20, whole), (20..30, whole)]), [(0..20, 2), (20..30, 1)]);
+        assert_eq!(
+            joined(&[(0..10, whole), (11..20, part), (21..30, whole)]),
+            [(0..10, 1), (11..20, 1), (21..30, 1)]
+        );
     }
 
     #[test]

@@ -253,6 +253,7 @@ pub(crate) use {
     checker::{Checker, Returned, Whole},
     claim::Claim,
     depot::quarantined,
+    protection::has_no_access,
     settings::Settings,
 };
 

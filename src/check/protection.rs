@@ -91,6 +91,11 @@ pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> bool {
     }
 }
 
+/// Whether a block begins there that has no access.
+pub(crate) fn has_no_access(address: usize) -> bool {
+    shadow::entry(address).is_some_and(|entry| entry.get() == State::Protected)
+}
+
 /// Gives the access to a block back; `false` if the system refuses. Call it with the block pinned or seized.
 ///
 /// # Safety

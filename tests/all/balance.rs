@@ -99,6 +99,8 @@ fn other_allocators_are_found_on_every_side_of_jemallocs_mappings() {
     let blocks: Vec<Vec<u8>> = (0..4000).map(|i| vec![i as u8; 10_000]).collect();
     let large = vec![1_u8; 9 << 20];
     drop(black_box(blocks));
+    // With memory-check this one parts the mapping that it is in.
+    drop(black_box(vec![1_u8; 4 << 20]));
     let before = checked();
     // What others have is found, but for what may have come since jemalloc was asked. What else is
     // found is what others had before, and some of jemalloc's bookkeeping.
