@@ -62,6 +62,15 @@
 //! Without that feature this crate defines none of the C library's symbols, whatever features other
 //! crates turn on in dogtag itself.
 //!
+//! # In skynet itself
+//!
+//! Build the library with `--features interpose,skynet`, take `malloc_hook.c` out of `SKYNET_SRC` in
+//! skynet's `Makefile`, and have the linker take in what only skynet's services use:
+//!
+//! ```sh
+//! make linux MALLOC_STATICLIB=…/libdogtag_c.a JEMALLOC_INC=. EXPORT='-Wl,-E -Wl,-u,skynet_lalloc'
+//! ```
+//!
 //! # How large a block is
 //!
 //! C frees blocks without their size. So a block is as large as its size class in jemalloc, less the
