@@ -80,6 +80,9 @@ unsafe extern "C" fn skynet_lalloc(block: *mut c_void, _old_size: usize, new_siz
         if new_size == 0 {
             jemalloc::free(block);
             ptr::null_mut()
+        } else if block.is_null() {
+            // `realloc` does the same by a longer way.
+            jemalloc::malloc(new_size)
         } else {
             jemalloc::realloc(block, new_size)
         }
