@@ -99,9 +99,9 @@
 //!
 //! The block's header has a page in front of that one. There are 4,096 such pairs, made when they are needed, 16 MiB in
 //! memory if all are in use or in quarantine (where they do not count towards its bytes); the system bounds a
-//! process's mappings. From then on, and if they are to be aligned to more than 4 KiB (64 KiB other than on x86-64), blocks of 0 bytes are
-//! like any others: a write is found when they are freed, a read is not seen. So it is with a block that skynet's
-//! `realloc` makes so small. Rust has no blocks of 0 bytes.
+//! process's mappings. Where there are no more, or a block is to be aligned to more than 4 KiB (64 KiB other than on
+//! x86-64), it is like any other: a write is found when it is freed, and a read is not seen. So it is with a block
+//! that skynet's `realloc` makes so small. Rust has no blocks of 0 bytes.
 //!
 //! # Looks
 //!

@@ -6,8 +6,8 @@
 //!             └── slot 0 ─────┘
 //! ```
 //!
-//! The block begins with the page behind. The header stands at the end of the page before, as with
-//! [large blocks](super::block). So there is no guard behind the block. A slot is made when there is no free one; from then on its block
+//! The block begins with the page behind, so there is no guard behind it. The header stands at the end of the page
+//! before, as with [large blocks](super::block). A slot is made when there is no free one; from then on its block
 //! is allocated and freed without a system call. Freed blocks are in quarantine as large ones are
 //! ([`State::Protected`]).
 //!
