@@ -190,6 +190,13 @@ pub mod blocks {
         heap.alloc_as(family, layout)
     }
 
+    /// Allocates a block of 0 bytes, at a page without access if there is one.
+    #[inline]
+    pub fn allocate_zero_sized<B: GlobalAlloc>(heap: &Dogtag<B>, family: Family, layout: Layout) -> *mut u8 {
+        debug_assert_eq!(layout.size(), 0);
+        heap.alloc_zero_sized(family, layout)
+    }
+
     /// Frees a block, which is taken for what the program says, and reported if it is not that.
     ///
     /// # Safety

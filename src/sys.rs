@@ -35,7 +35,7 @@ pub use detached_thread::{spawn, try_box};
 pub(crate) use parker::Parker;
 
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, shared};
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::ptr::{self, NonNull};
 
 /// Maps a `T` into fresh, zeroed pages that live as long as the process.
@@ -188,6 +188,24 @@ pub(crate) unsafe fn unmap_slice<T>(mapped: &'static [T]) {
     unsafe { libc::munmap(mapped.as_ptr().cast_mut().cast(), size_of_val(mapped)) };
 }
 
+/// Reserves addresses without access, in small pages, which count as dogtag's own when they are used. `None` when
+/// the operating system refuses.
+#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+pub(crate) fn reserve(length: usize) -> Option<NonNull<u8>> {
+    map_with(length, libc::PROT_NONE)
+}
+
+/// Takes back what [`reserve`] gave.
+///
+/// # Safety
+///
+/// Nobody may use it.
+#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+pub(crate) unsafe fn unreserve(reserved: NonNull<u8>, length: usize) {
+    // SAFETY: as the caller says. A refusal leaks it, no more.
+    unsafe { libc::munmap(reserved.as_ptr().cast(), length) };
+}
+
 /// Gives whole pages of mapped memory back to the operating system, if it makes zeros of them.
 ///
 /// # Safety
@@ -306,17 +324,14 @@ pub(crate) fn is_time(last: &AtomicU64) -> bool {
 
 #[cfg_attr(dogtag_loom, allow(dead_code))]
 fn map(len: usize) -> Option<NonNull<u8>> {
+    map_with(len, libc::PROT_READ | libc::PROT_WRITE)
+}
+
+#[cfg_attr(dogtag_loom, allow(dead_code))]
+fn map_with(len: usize, access: c_int) -> Option<NonNull<u8>> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a fresh anonymous mapping touches no memory that exists.
-    let address = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
+    let address = unsafe { libc::mmap(ptr::null_mut(), len, access, flags, -1, 0) };
     if address == libc::MAP_FAILED {
         return None;
     }

@@ -57,6 +57,20 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         }
     }
 
+    /// Allocates a block of 0 bytes: at a page without access, or where there is none, as any other.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc_zero_sized(&self, family: Family, layout: Layout) -> *mut u8 {
+        let Some(asked) = ask(0, None) else { return ptr::null_mut() };
+        match self.checker.hand_out_zero_sized(layout, family, asked.sample()) {
+            Some(block) => counted(Some((block, asked)), 0),
+            None => {
+                drop(asked);
+                self.alloc_as(family, layout)
+            }
+        }
+    }
+
     /// Frees a block, and reports it if it is not what the program says.
     ///
     /// # Safety
@@ -90,9 +104,9 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         // What is left of the block that can be copied, if that is known, and whether
         // its service gets it back.
         let (old_size, owner) = match &returned {
-            Returned::Whole(Whole { header, .. }) | Returned::Leaked(Some(header)) => {
-                (Some(header.layout().size()), header.owner())
-            }
+            Returned::Whole(Whole { header, .. })
+            | Returned::ZeroSized(Whole { header, .. })
+            | Returned::Leaked(Some(header)) => (Some(header.layout().size()), header.owner()),
             Returned::Leaked(None) => (claim.size, None),
             Returned::Refused => return ptr::null_mut(),
         };
@@ -324,6 +338,11 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         match returned {
             // SAFETY: the block is seized, and was requested from this allocator's backend.
             Returned::Whole(whole) => unsafe { self.retire(whole) },
+            Returned::ZeroSized(whole) => {
+                refund(block, Some(&whole.header), None);
+                // SAFETY: the block is seized, and was allocated here.
+                unsafe { self.checker.retire_zero_sized(whole, &self.backend, release::<B>) };
+            }
             Returned::Leaked(known) => refund(block, known.as_ref(), claim.size),
             Returned::Refused => {}
         }

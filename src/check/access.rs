@@ -109,18 +109,18 @@ fn look(access: Access, start: usize, entry: &'static Entry) {
         // SAFETY: the block is pinned, and live or in quarantine.
         let Some(header) = (unsafe { BlockHeader::read(block, tag) }) else { return (state, Found::Fine) };
         let size = header.layout().size();
-        if offset >= size + header.tail() {
+        if offset >= header.extent() {
             return (state, Found::Elsewhere);
         }
         // SAFETY: as above.
         let Some(state) = (unsafe { reopened(state, block, &header) }) else { return (state, Found::Fine) };
         let is_over = offset.checked_add(access.length).is_none_or(|end| end > size);
-        let (kind, wrong) = match (state, access.by.is_write) {
-            (State::Live, _) if !is_over => return (state, Found::Fine),
-            (State::Live, true) => (ViolationKind::Overrun, offset.max(size)),
-            (State::Live, false) => (ViolationKind::Overread, offset.max(size)),
-            (_, true) => (ViolationKind::WriteAfterFree, offset),
-            (_, false) => (ViolationKind::ReadAfterFree, offset),
+        let (kind, wrong) = match (tag, access.by.is_write) {
+            (Tag::Live, _) if !is_over => return (state, Found::Fine),
+            (Tag::Live, true) => (ViolationKind::Overrun, offset.max(size)),
+            (Tag::Live, false) => (ViolationKind::Overread, offset.max(size)),
+            (Tag::Freed, true) => (ViolationKind::WriteAfterFree, offset),
+            (Tag::Freed, false) => (ViolationKind::ReadAfterFree, offset),
         };
         // SAFETY: the block is pinned, and the header is its own.
         (
@@ -178,29 +178,32 @@ fn tell(violation: &Violation) {
 /// The dogtag of a block in that state. `None` if what was done to it has been reported; its header may say anything.
 fn tag(state: State) -> Option<Tag> {
     match state {
-        State::Live => Some(Tag::Live),
+        State::Live | State::ZeroSized => Some(Tag::Live),
         State::Quarantined | State::Protected => Some(Tag::Freed),
         _ => None,
     }
 }
 
 /// Gives the access to a block back if it has none, since a report shows its contents, and returns its state then.
-/// `None` if the system refuses.
+/// `None` if the system refuses. A block of 0 bytes has no contents.
 ///
 /// # Safety
 ///
 /// The block must be pinned, and have that header.
 unsafe fn reopened(state: State, block: NonNull<u8>, header: &BlockHeader) -> Option<State> {
-    if state != State::Protected {
+    if state != State::Protected || header.is_zero_sized() {
         return Some(state);
     }
     // SAFETY: the caller's block, which has no access.
     unsafe { protection::reopen_filled(block, header) }.then_some(State::Quarantined)
 }
 
-/// The block's state once it is reported: what was written to is not reported again.
+/// The block's state once it is reported: what was written to is not reported again, nor is a block of 0 bytes,
+/// which is about to have its access.
 fn after(access: Access, state: State) -> State {
     match state {
+        State::ZeroSized => State::Condemned,
+        State::Protected => State::Leaked,
         State::Live if access.by.is_write => State::Condemned,
         State::Quarantined if access.by.is_write => State::Leaked,
         state => state,

@@ -8,7 +8,8 @@
 //!
 //! The tail guard takes what would be left of the backend's size class, up to 256 bytes. A large block begins
 //! with a page, and has all up to the end of its last one: so access to it can be taken away
-//! ([`protection`](super::protection)), and its header stays readable, in the page before. One of the tail's
+//! ([`protection`](super::protection)), and its header stays readable, in the page before. A block of 0 bytes may have
+//! [no tail](super::zero_sized). One of the tail's
 //! first bytes is 0, so that a text without an end ends there: the second one, since the zero that
 //! belongs behind a text is the most frequent overrun; the first one with `fill=zero`.
 //!
@@ -219,7 +220,9 @@ pub(crate) const ALIGN: usize = 16;
 /// the least, or those of a large block, or of one that has shrunk in its place.
 const SHRUNK: u32 = 0xff;
 const TO_END_OF_PAGE: u32 = 0xfe;
-const _: () = assert!(MOST_TAIL - LEAST_TAIL < TO_END_OF_PAGE as usize);
+/// None at all: behind the block is a page without access.
+const ZERO_SIZED: u32 = 0xfd;
+const _: () = assert!(MOST_TAIL - LEAST_TAIL < ZERO_SIZED as usize);
 /// What the number of an allocation's call stack fits into.
 const TRACE: u32 = 24;
 const TRACES: u32 = (1 << TRACE) - 1;
@@ -353,10 +356,29 @@ impl BlockHeader {
     #[inline]
     pub(crate) fn tail(&self) -> usize {
         match self.traces as u32 >> TRACE {
-            more @ 0..TO_END_OF_PAGE => LEAST_TAIL + more as usize,
+            more @ 0..ZERO_SIZED => LEAST_TAIL + more as usize,
+            ZERO_SIZED => 0,
             TO_END_OF_PAGE => large_tail(self.layout().size()),
             _ => GUARD,
         }
+    }
+
+    /// Makes it the header of a block of 0 bytes behind which there is no guard, but a page
+    /// [without access](super::zero_sized).
+    pub(crate) fn zero_sized(mut self) -> Self {
+        self.traces = with_trace(ZERO_SIZED, self.traces as u32);
+        self
+    }
+
+    #[inline]
+    pub(crate) fn is_zero_sized(&self) -> bool {
+        self.traces as u32 >> TRACE == ZERO_SIZED
+    }
+
+    /// How many bytes there are from the block's beginning on that are nobody else's.
+    #[inline]
+    pub(crate) fn extent(&self) -> usize {
+        if self.is_zero_sized() { PAGE } else { self.layout().size() + self.tail() }
     }
 
     /// How far into the requested memory the block begins.
@@ -560,6 +582,17 @@ pub(crate) unsafe fn write_guards(block: NonNull<u8>, header: &BlockHeader) {
         behind.add(tail - GUARD).cast().write_unaligned(guards.last);
         behind.cast().write_unaligned(guards.first);
     }
+}
+
+/// Writes the guard in front of a block.
+///
+/// # Safety
+///
+/// As for [`BlockHeader::write`].
+pub(crate) unsafe fn write_head(block: NonNull<u8>) {
+    let guard = guard(block);
+    // SAFETY: the requested memory holds it.
+    unsafe { block.sub(GUARD).cast().write_unaligned(Bytes([guard, guard])) };
 }
 
 /// Whether both guards are as they were written.

@@ -35,6 +35,8 @@ pub(crate) enum State {
     Busy = 5,
     /// Freed, and kept back without access to it. Only what stands in front of it can be read.
     Protected = 6,
+    /// The program has it, and nobody has access to it: it is of 0 bytes, and a page behind it.
+    ZeroSized = 7,
 }
 
 /// Bits of a state; above them stands the generation of whoever pins the block,
@@ -59,10 +61,10 @@ impl Entry {
         self.seize(State::Live)
     }
 
-    /// Makes a block the caller's alone that the program has, and says whether
-    /// it was live or condemned. Otherwise it says what it is.
+    /// Makes a block the caller's alone that the program has, and says in which of these states
+    /// it was. Otherwise it says what it is.
     pub(crate) fn seize_any_live(&self) -> Result<State, State> {
-        self.seize_slowly(State::Live, State::Condemned)
+        self.seize_slowly(&[State::Live, State::Condemned, State::ZeroSized])
     }
 
     /// Makes a block in quarantine the caller's alone, and says in which of both states it was. `None` if it is in
@@ -71,7 +73,7 @@ impl Entry {
     pub(crate) fn seize_quarantined(&self) -> Option<State> {
         match self.seize(State::Quarantined) {
             true => Some(State::Quarantined),
-            false => self.seize_slowly(State::Quarantined, State::Protected).ok(),
+            false => self.seize_slowly(&[State::Quarantined, State::Protected]).ok(),
         }
     }
 
@@ -83,7 +85,7 @@ impl Entry {
     /// Changes the state from outside: waits for those who look at the block.
     /// `false` if it is in another state by then.
     pub(crate) fn change(&self, from: State, to: State) -> bool {
-        let is_seized = self.seize_slowly(from, from).is_ok();
+        let is_seized = self.seize_slowly(&[from]).is_ok();
         if is_seized {
             self.set(to);
         }
@@ -91,12 +93,12 @@ impl Entry {
     }
 
     #[cold]
-    fn seize_slowly(&self, from: State, or_from: State) -> Result<State, State> {
+    fn seize_slowly(&self, from: &[State]) -> Result<State, State> {
         let mut waited = 0;
         loop {
             let bits = self.0.load(Ordering::Relaxed);
             let state = state(bits);
-            if state != from && state != or_from {
+            if !from.contains(&state) {
                 return Err(state);
             }
             let busy = State::Busy as u8;
@@ -187,6 +189,7 @@ fn state(bits: u8) -> State {
         3 => State::Quarantined,
         4 => State::Leaked,
         6 => State::Protected,
+        7 => State::ZeroSized,
         _ => State::Busy,
     }
 }

@@ -10,7 +10,7 @@ use super::depot::{Open, magazines, places_of, take_kept};
 use super::fill::fill;
 use super::handler::react;
 use super::inspect::{
-    SOME_HAVE_ENDED, about_any, inside_another, may_be_gone, pointer, violation, whole_and_live,
+    SOME_HAVE_ENDED, about_any, inside_another, may_be_gone, pointer, violation, whole_and_live, whole_in,
     wrong_with_live,
 };
 use super::instance_id::{Identity, NUMBERS};
@@ -22,6 +22,7 @@ use super::settings::{Fill, Settings};
 use super::shadow;
 use super::threads;
 use super::violation_kind::{Operation, ViolationKind};
+use super::zero_sized;
 use crate::owner::SampleId;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys;
@@ -53,6 +54,9 @@ pub(crate) enum Returned {
     /// All is well, and the block is the caller's alone until it is
     /// [retired](Checker::retire) or [kept](Checker::keep).
     Whole(Whole),
+    /// All is well with a block of 0 bytes, which is the caller's alone until it is
+    /// [retired](Checker::retire_zero_sized) or [kept](Checker::keep).
+    ZeroSized(Whole),
     /// It was violated, which has been reported. For the program it is freed; its memory stays
     /// as it is. `None` if its header has been overwritten.
     Leaked(Option<BlockHeader>),
@@ -117,6 +121,34 @@ impl Checker {
         Some(block)
     }
 
+    /// Makes a block of 0 bytes to which nobody has access; `None` if there can be [none](zero_sized::take).
+    #[cold]
+    pub(crate) fn hand_out_zero_sized(
+        &self,
+        layout: Layout,
+        family: Family,
+        sample: Option<SampleId>,
+    ) -> Option<NonNull<u8>> {
+        let settings = Settings::get();
+        let block = zero_sized::take(layout.align(), settings)?;
+        let Some(entry) = shadow::occupy(block.addr().get()) else {
+            // SAFETY: it was taken just now.
+            unsafe { zero_sized::put(block) };
+            return None;
+        };
+        let (identity, allocated) = (self.identity(), stamp(settings.backtrace));
+        let born = sys::milliseconds();
+        let header = BlockHeader::new(layout, family, identity.number(), born, allocated, sample);
+        // SAFETY: the page before the block is the caller's alone.
+        unsafe {
+            header.zero_sized().write(block, Tag::Live);
+            block::write_head(block);
+        }
+        self.spans.note(block.addr().get());
+        entry.set(State::ZeroSized);
+        Some(block)
+    }
+
     /// Takes a block that the program gives back, if it is live and all is well
     /// with it. Otherwise nothing has changed, and [`take_back`](Self::take_back)
     /// is called for. What the program takes it for may be left open, as C does.
@@ -142,8 +174,13 @@ impl Checker {
     unsafe fn whole(&self, entry: &'static Entry, block: NonNull<u8>, claim: Claim) -> Option<Whole> {
         // SAFETY: the block is seized, so nobody else changes what stands around it.
         let header = unsafe { whole_and_live(block) }?;
-        let is_meant = claim.mismatch(&header).is_none() && header.instance() == self.identity().number();
-        is_meant.then_some(Whole { block, entry, header })
+        self.is_meant(&header, claim).then_some(Whole { block, entry, header })
+    }
+
+    /// Whether the program takes a block for what it is.
+    #[inline(always)]
+    fn is_meant(&self, header: &BlockHeader, claim: Claim) -> bool {
+        claim.mismatch(header).is_none() && header.instance() == self.identity().number()
     }
 
     /// Takes a block that the program gives back. Reports what was done to it, or that it is no live
@@ -160,7 +197,14 @@ impl Checker {
             Ok(State::Live) => match unsafe { self.whole(entry, block, claim) } {
                 // It was pinned a moment ago.
                 Some(whole) => Returned::Whole(whole),
-                None => leak(entry, block, claim, operation),
+                None => leak(entry, block, State::Live, claim, operation),
+            },
+            // SAFETY: it was the program's and has been seized.
+            Ok(State::ZeroSized) => match unsafe { zero_sized::whole(block) } {
+                Some(header) if self.is_meant(&header, claim) => {
+                    Returned::ZeroSized(Whole { block, entry, header })
+                }
+                _ => leak(entry, block, State::ZeroSized, claim, operation),
             },
             // What was done to it has been reported before.
             Ok(_) => {
@@ -194,7 +238,7 @@ impl Checker {
             // SAFETY: the block is pinned.
             unsafe {
                 match state {
-                    State::Live => match whole_and_live(block) {
+                    State::Live | State::ZeroSized => match whole_in(block, state) {
                         Some(known) if known.instance() == self.identity().number() => {
                             (state, Ok(Some(known)))
                         }
@@ -234,6 +278,7 @@ impl Checker {
         let Some(entry) = shadow::entry(block.addr()) else { return };
         match returned {
             Returned::Whole(..) => entry.set(State::Live),
+            Returned::ZeroSized(..) => entry.set(State::ZeroSized),
             Returned::Leaked(_) => {
                 entry.change(State::Leaked, State::Condemned);
             }
@@ -303,9 +348,54 @@ impl Checker {
             }
         };
         entry.set(state);
+        // SAFETY: as the caller says.
+        unsafe { self.keep_back(block, footprint, settings, identity, backend, release) }
+    }
 
+    /// Variant of [`retire`](Self::retire) for a block of 0 bytes, to which nobody has access.
+    ///
+    /// # Safety
+    ///
+    /// As for [`retire`](Self::retire).
+    #[cold]
+    pub(crate) unsafe fn retire_zero_sized<B>(&self, whole: Whole, backend: &B, release: Release<B>) {
+        let Whole { block, entry, mut header } = whole;
+        let settings = Settings::get();
+        let identity = self.identity();
+        if identity == Identity::UNNUMBERED || !has_quarantine(settings) {
+            shadow::vacate(block.addr().get(), entry);
+            // SAFETY: the block was seized, and nobody has it any more.
+            return unsafe { zero_sized::put(block) };
+        }
+        if self.release.load(Ordering::Relaxed).is_null() {
+            self.release.store(release as *mut (), Ordering::Relaxed);
+        }
+        threads::settle_name();
+        // SAFETY: the block is the caller's alone. It takes nothing of the backend's.
+        unsafe {
+            header.set_freed(block, stamp(settings.backtrace));
+            entry.set(State::Protected);
+            self.keep_back(block, 0, settings, identity, backend, release);
+        }
+    }
+
+    /// Puts a freed block into quarantine, and releases the blocks that leave it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`retire`](Self::retire).
+    #[inline(always)]
+    unsafe fn keep_back<B>(
+        &self,
+        block: NonNull<u8>,
+        footprint: usize,
+        settings: &Settings,
+        identity: Identity,
+        backend: &B,
+        release: Release<B>,
+    ) {
         let magazines = magazines(settings);
-        // SAFETY: all that is in there was put in by this function, for that backend.
+        // SAFETY: all that is in there was put in here, for that backend.
         let release_block = |address| unsafe { release_block(address, settings, backend, release) };
         let Some(open) = Open::new(&magazines, identity) else {
             return release_block(block.addr().get());
@@ -462,11 +552,17 @@ fn has_quarantine(settings: &Settings) -> bool {
 
 /// Reports a block that has been seized and is not whole.
 #[cold]
-fn leak(entry: &'static Entry, block: NonNull<u8>, claim: Claim, operation: Operation) -> Returned {
+fn leak(
+    entry: &'static Entry,
+    block: NonNull<u8>,
+    state: State,
+    claim: Claim,
+    operation: Operation,
+) -> Returned {
     let violation = |kind| violation(kind, operation, block.as_ptr(), claim);
-    // SAFETY: the block was live and has been seized.
+    // SAFETY: the block was in that state and has been seized.
     let (violation, known) = unsafe {
-        let violation = match whole_and_live(block) {
+        let violation = match whole_in(block, state) {
             Some(known) => {
                 // None, and so it is another allocator's.
                 let kind = claim.mismatch(&known).unwrap_or(ViolationKind::InvalidFree);

@@ -1,6 +1,7 @@
 //! A hexdump of what was found, with the wrong bytes in brackets.
 
 use super::block::{self, BlockHeader, GUARD, HEAD};
+use super::zero_sized;
 use std::fmt;
 use std::ptr::NonNull;
 
@@ -32,8 +33,8 @@ impl Hexdump {
     ) -> Self {
         let (end, head) = match header {
             Some(header) => (header.layout().size() + header.tail(), header.offset()),
-            // As much as every block has.
-            None => (GUARD, HEAD),
+            // As much as every block has that can be read.
+            None => (if zero_sized::has(block.addr().get()) { 0 } else { GUARD }, HEAD),
         };
         let first = -(head.min(isize::MAX as usize) as isize);
         let start = (offset.div_euclid(ROW) * ROW - ROW).max(first);

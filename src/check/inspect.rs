@@ -7,6 +7,7 @@ use super::settings::Settings;
 use super::shadow;
 use super::violation::Violation;
 use super::violation_kind::{Operation, ViolationKind};
+use super::zero_sized;
 use crate::sync::{AtomicBool, Ordering};
 use std::ptr::{self, NonNull};
 
@@ -35,6 +36,21 @@ pub(super) unsafe fn whole_and_live(block: NonNull<u8>) -> Option<BlockHeader> {
     unsafe {
         let header = BlockHeader::read(block, Tag::Live)?;
         block::has_guards(block, &header).then_some(header)
+    }
+}
+
+/// Variant of [`whole_and_live`] for a block in one of both states in which all is well with it.
+///
+/// # Safety
+///
+/// As for [`whole_and_live`]; the block must have been in that state.
+pub(super) unsafe fn whole_in(block: NonNull<u8>, state: State) -> Option<BlockHeader> {
+    // SAFETY: as the caller says.
+    unsafe {
+        match state {
+            State::ZeroSized => zero_sized::whole(block),
+            _ => whole_and_live(block),
+        }
     }
 }
 

@@ -46,7 +46,8 @@ pub fn live_blocks(service: &Service) -> LiveBlocks {
         shadow::for_each(|address, entry| {
             let Some(block) = NonNull::new(ptr::with_exposed_provenance_mut(address)) else { return };
             let known = entry.pinned(|state| {
-                let is_live = matches!(state, State::Live | State::Condemned) && !may_be_gone(state);
+                let is_live =
+                    matches!(state, State::Live | State::Condemned | State::ZeroSized) && !may_be_gone(state);
                 // SAFETY: the block is pinned.
                 (state, if is_live { unsafe { BlockHeader::read(block, Tag::Live) } } else { None })
             });

@@ -6,11 +6,12 @@
 //!
 //! | violation | how sure |
 //! | --- | --- |
-//! | [`Overrun`](ViolationKind::Overrun): a write past the requested size, if only of a bit | certain for the first 32 bytes (16 of one that has shrunk in its place), 64 from 512 bytes on, and up to the backend's size class (256 at most) or, from 64 KiB on, to the end of a page, but for a zero at the second byte |
+//! | [`Overrun`](ViolationKind::Overrun): a write past the requested size, if only of a bit | certain for the first 32 bytes (16 of one that has shrunk in its place), 64 from 512 bytes on, and up to the backend's size class (256 at most) or, from 64 KiB on, to the end of a page, but for a zero at the second byte; of [C's blocks of 0 bytes](#blocks-of-0-bytes) certain, at the write, up to the end of a page |
 //! | [`Underrun`](ViolationKind::Underrun): a write in front of the block | certain for the first 16 bytes |
 //! | [`DoubleFree`](ViolationKind::DoubleFree): at once, later, from another thread | certain while the block is in quarantine |
 //! | [`WriteAfterFree`](ViolationKind::WriteAfterFree) | certain while the block is in quarantine; of a block of 64 KiB or more at the write |
-//! | [`ReadAfterFree`](ViolationKind::ReadAfterFree) | of a block of 64 KiB or more certain, at the read, while the block is in quarantine, with [exceptions](#large-blocks) |
+//! | [`ReadAfterFree`](ViolationKind::ReadAfterFree) | of a block of 64 KiB or more certain, at the read, while the block is in quarantine, with [exceptions](#large-blocks); of [C's of 0 bytes](#blocks-of-0-bytes), too |
+//! | [`Overread`](ViolationKind::Overread) | of [C's blocks of 0 bytes](#blocks-of-0-bytes) certain, at the read |
 //! | [`LayoutMismatch`](ViolationKind::LayoutMismatch): freed or resized with another size or alignment | certain |
 //! | [`InvalidFree`](ViolationKind::InvalidFree): of a pointer that was never handed out, such as one to the stack, into a block, or from another allocator | certain; the pointer is not followed |
 //! | [`RegionInUse`](ViolationKind::RegionInUse): a mapped region that is dropped before its blocks | certain |
@@ -89,6 +90,19 @@
 //! are interrupted. With the system's allocator as backend zeroed blocks of that size are written to, and so are in memory.
 //! `protect=0` leaves all blocks their access.
 //!
+//! # Blocks of 0 bytes
+//!
+//! C's `malloc(0)` and its kin, and C++'s `new char[0]`, return a pointer to a page without access: who reads or
+//! writes there is reported at once, while the block is live and when it has been freed. What is said above of signals,
+//! handlers and filters of system calls holds for these pages, too (another handler is noticed within a second), and
+//! `protect=0` leaves them out. If the process goes on, the access is let through, and the page is not used again.
+//!
+//! The block's header has a page in front of that one. There are 4,096 such pairs, made when they are needed, 16 MiB in
+//! memory if all are in use or in quarantine (where they do not count towards its bytes); the system bounds a
+//! process's mappings. Where there are no more, or a block is to be aligned to more than 4 KiB (64 KiB other than on
+//! x86-64), it is like any other: a write is found when it is freed, and a read is not seen. So it is with a block
+//! that skynet's `realloc` makes so small. Rust has no blocks of 0 bytes.
+//!
 //! # Looks
 //!
 //! With `look=100` a thread of dogtag's looks at blocks in quarantine every 100 milliseconds, up to 2,048 each
@@ -131,13 +145,13 @@
 //! | `alloc-dealloc-mismatch` | `all` | which blocks are reported that another family's function frees: `new` only those of `new` and `new[]`, for programs with two C++ libraries, one of them on top of `malloc`; `none` |
 //! | `new-delete-type-mismatch` | `1` | 0 does not report C++'s `delete` with another size or alignment |
 //! | `copies` | `1` | 0 does not look at what C's functions read and write |
-//! | `protect` | `64K` (`1M` other than on x86-64) | the size from which on freed blocks in quarantine [have no access](#large-blocks), and no less than the default; 0 for none |
+//! | `protect` | `64K` (`1M` other than on x86-64) | the size from which on freed blocks in quarantine [have no access](#large-blocks), and no less than the default; 0 for none, and for no pages behind [blocks of 0 bytes](#blocks-of-0-bytes) |
 //! | `look` | `0` | milliseconds from one [look](#looks) at the quarantine to the next; 0 for none |
 //!
 //! # Memory
 //!
 //! The cost is 64 bytes in front of each block, or its alignment if that is larger,
-//! and 32 or more behind; a page in front of each block of 64 KiB or more; a byte for each 16 bytes of the heap,
+//! and 32 or more behind; a page in front of each block of 64 KiB or more, and of each of C's of 0 bytes; a byte for each 16 bytes of the heap,
 //! which a fork gives back where there are no blocks; the quarantine; and with
 //! `backtrace=1` some 280 bytes for each different call stack.
 //!
@@ -210,6 +224,8 @@ mod verify;
 mod violation;
 #[cfg(not(dogtag_loom))]
 mod violation_kind;
+#[cfg(not(dogtag_loom))]
+mod zero_sized;
 
 #[cfg(not(dogtag_loom))]
 pub(crate) use threads::{learn_names_from, renamed as thread_was_renamed};

@@ -18,6 +18,7 @@ use super::shadow;
 use super::stack_depot;
 use super::violation::Violation;
 use super::violation_kind::{Operation, ViolationKind};
+use super::zero_sized;
 use crate::sync::{AtomicBool, AtomicUsize, Ordering, spin};
 use crate::sys::fault::{self, Access, Fault, FaultHook, Outcome};
 use std::ffi::{c_int, c_void};
@@ -32,6 +33,11 @@ pub(crate) fn confine() {
     IS_CONFINED.store(true, Ordering::Relaxed);
 }
 
+/// Whether it does.
+pub(super) fn is_confined() -> bool {
+    IS_CONFINED.load(Ordering::Relaxed)
+}
+
 /// How many blocks have no access.
 static CLOSED: AtomicIsize = AtomicIsize::new(0);
 
@@ -43,6 +49,13 @@ static FROM: AtomicUsize = AtomicUsize::new(usize::MAX);
 static TO: AtomicUsize = AtomicUsize::new(0);
 
 static FAULT_HOOK: FaultHook = FaultHook { handle };
+
+/// Whether faults come to this module: it sets the signal's handler if that was never done. `false` if somebody has
+/// set another one since.
+pub(super) fn hears_of_faults() -> bool {
+    fault::register_fault_hook(&FAULT_HOOK);
+    fault::is_installed()
+}
 
 /// Takes the access to a block away that is being freed, if it is large enough and the system lets it. If not, `false`,
 /// and nothing has changed.
@@ -58,15 +71,14 @@ pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> bool {
     let Some(header) = (unsafe { BlockHeader::read(block, Tag::Freed) }) else { return false };
     let is_wanted = settings.protect != 0
         && header.layout().size() as u64 >= settings.protect
-        && !IS_CONFINED.load(Ordering::Relaxed)
+        && !is_confined()
         && !cfg!(miri);
     // Who faults farther from the block's beginning would not be told whose it is.
     let Some(length) = header.own_pages().filter(|length| is_wanted && *length <= shadow::REACH) else {
         return false;
     };
-    fault::register_fault_hook(&FAULT_HOOK);
     // Else whoever has set a handler of his own would have to tell of it.
-    if !fault::is_installed() {
+    if !hears_of_faults() {
         return false;
     }
     // (A fork amid a count may have the child count down twice.)
@@ -148,6 +160,8 @@ pub(super) unsafe fn wrong(block: NonNull<u8>, operation: Operation) -> Violatio
         let header = BlockHeader::read(block, Tag::Freed);
         let is_open = match &header {
             Some(header) => reopen_filled(block, header),
+            // There is nothing to be shown.
+            None if zero_sized::has(block.addr().get()) => true,
             None => {
                 LOST.add(block.addr().get());
                 protect(block, PAGE, libc::PROT_READ | libc::PROT_WRITE).is_ok()
@@ -176,7 +190,7 @@ unsafe fn open(block: NonNull<u8>, length: usize) -> bool {
 /// # Safety
 ///
 /// The pages must be a block's, which nobody may use.
-unsafe fn protect(pages: NonNull<u8>, length: usize, access: c_int) -> Result<(), c_int> {
+pub(super) unsafe fn protect(pages: NonNull<u8>, length: usize, access: c_int) -> Result<(), c_int> {
     // `errno` stays as it is: C's `free` does not change it.
     fault::keep_errno(|| {
         // SAFETY: as the caller says.
@@ -207,12 +221,15 @@ impl Lost {
     }
 }
 
+/// How often a thread looks at a block that another one is looking at, or releases: for seconds.
+pub(super) const TRIES: u32 = 10_000;
+
 /// Tells of a fault in a block without access. May be on a small stack.
 fn handle(fault: &Fault) -> Outcome {
-    /// How often a thread looks at a block that another one is looking at, or releases: for seconds.
-    const TRIES: u32 = 10_000;
-
     let address = fault.address;
+    if zero_sized::has(address) {
+        return zero_sized::handle(fault);
+    }
     if !(FROM.load(Ordering::Relaxed)..TO.load(Ordering::Relaxed)).contains(&address) {
         return Outcome::Nothing;
     }
@@ -223,19 +240,7 @@ fn handle(fault: &Fault) -> Outcome {
     for attempt in 0..TRIES {
         match entry.get() {
             State::Protected => {
-                let mut outcome = None;
-                // A coroutine may have freed the stack that it is on.
-                let is_usable = |stack: usize| {
-                    let below = shadow::covering(stack - 1);
-                    below.is_none_or(|(_, entry)| !matches!(entry.get(), State::Protected | State::Busy))
-                };
-                // SAFETY: the context that the handler of this fault was given.
-                unsafe {
-                    fault::work_as_interrupted(fault.context, is_usable, || {
-                        outcome = tell(fault, start, entry)
-                    });
-                }
-                if let Some(outcome) = outcome {
+                if let Some(outcome) = as_interrupted(fault, || tell(fault, start, entry)) {
                     return outcome;
                 }
             }
@@ -257,6 +262,19 @@ fn handle(fault: &Fault) -> Outcome {
         spin(attempt);
     }
     Outcome::Nothing
+}
+
+/// Has `tell` called on the stack that the fault has interrupted.
+pub(super) fn as_interrupted(fault: &Fault, tell: impl FnOnce() -> Option<Outcome>) -> Option<Outcome> {
+    let mut outcome = None;
+    // A coroutine may have freed the stack that it is on.
+    let is_usable = |stack: usize| {
+        let below = shadow::covering(stack - 1);
+        below.is_none_or(|(_, entry)| !matches!(entry.get(), State::Protected | State::Busy))
+    };
+    // SAFETY: the context that the handler of this fault was given.
+    unsafe { fault::work_as_interrupted(fault.context, is_usable, || outcome = tell()) };
+    outcome
 }
 
 /// Reports an access to a block without access, which it then has; `None` if somebody has the block at this moment,
@@ -312,7 +330,7 @@ unsafe fn look(fault: &Fault, block: NonNull<u8>) -> (State, (Option<Violation>,
 }
 
 /// The call stack of the interrupted thread, if call stacks are kept.
-fn trace(context: *mut c_void) -> u32 {
+pub(super) fn trace(context: *mut c_void) -> u32 {
     // SAFETY: the context that the handler of this fault was given.
     if Settings::get().backtrace { unsafe { stack_depot::take_interrupted(context) } } else { 0 }
 }

@@ -8,6 +8,7 @@ use super::protection;
 use super::settings::Settings;
 use super::shadow;
 use super::violation_kind::Operation;
+use super::zero_sized;
 use crate::backend;
 use crate::sync::{AtomicU64, Ordering};
 use std::ptr::NonNull;
@@ -46,7 +47,8 @@ pub(super) unsafe fn release_block<B>(address: usize, settings: &Settings, backe
 }
 
 /// Gives the access to a block back that leaves the quarantine, and the block to the backend. It is never used again if
-/// what stands in front of it was overwritten, which is reported, or if the system refuses.
+/// what stands in front of it was overwritten, which is reported, or if the system refuses. The pages of a block of 0
+/// bytes are for another one.
 ///
 /// # Safety
 ///
@@ -57,6 +59,10 @@ unsafe fn release_protected<B>(block: NonNull<u8>, entry: &'static Entry, backen
     // SAFETY: the block is the caller's alone.
     unsafe {
         let whole = protection::whole(block);
+        if whole.is_some_and(|header| header.is_zero_sized()) {
+            shadow::vacate(block.addr().get(), entry);
+            return zero_sized::put(block);
+        }
         if let Some(header) = whole
             && protection::reopen(block, &header)
         {

@@ -93,8 +93,8 @@ impl Settings {
     };
 
     /// The settings in force before the environment can be read. There is no quarantine yet, since
-    /// the first free settles its size for good.
-    const EARLY: Self = Self { quarantine: 0, ..Self::DEFAULT };
+    /// the first free settles its size for good, and no signal's handler is set.
+    const EARLY: Self = Self { quarantine: 0, protect: 0, ..Self::DEFAULT };
 
     /// The settings of this process.
     #[inline]

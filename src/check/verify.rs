@@ -4,9 +4,7 @@ use super::block_state;
 use super::block_state::State;
 use super::claim::Claim;
 use super::handler::react;
-use super::inspect::{
-    pointer, violation, whole_and_freed, whole_and_live, wrong_with_freed, wrong_with_live,
-};
+use super::inspect::{pointer, violation, whole_and_freed, whole_in, wrong_with_freed, wrong_with_live};
 use super::protection;
 use super::settings::Settings;
 use super::shadow;
@@ -40,7 +38,7 @@ pub fn verify() -> Verified {
         let violation = |kind| violation(kind, Operation::Verify, block.as_ptr(), Claim::default());
         let found = entry.pinned(|state| {
             match state {
-                State::Live | State::Condemned => verified.live_blocks += 1,
+                State::Live | State::Condemned | State::ZeroSized => verified.live_blocks += 1,
                 State::Quarantined | State::Protected => verified.quarantined_blocks += 1,
                 _ => {}
             }
@@ -48,7 +46,7 @@ pub fn verify() -> Verified {
             unsafe {
                 match state {
                     // Reported now, and not again when the block is freed.
-                    State::Live if whole_and_live(block).is_none() => {
+                    State::Live | State::ZeroSized if whole_in(block, state).is_none() => {
                         (State::Condemned, Some(wrong_with_live(violation, block, ViolationKind::Overrun)))
                     }
                     _ => wrong_in_quarantine(block, state, Operation::Verify, settings),

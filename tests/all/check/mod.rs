@@ -42,6 +42,7 @@ mod protection;
 mod quarantine;
 mod reactions;
 mod reports;
+mod zero_sized;
 
 /// Runs a test in a process of its own; `false` in that process.
 fn has_ended(test: &str, settings: &str, signal: Option<i32>, said: &[&str]) -> bool {

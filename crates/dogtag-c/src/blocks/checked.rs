@@ -17,19 +17,30 @@ static HEAP: Dogtag<Jemalloc> = Dogtag::with_backend(Jemalloc);
 /// Allocates a block of `size` bytes, all zeros if `ZEROED`.
 pub(crate) fn allocate<const ZEROED: bool>(size: usize) -> *mut u8 {
     let Some(layout) = layout(ALIGN, size) else { return ptr::null_mut() };
+    if size == 0 {
+        return allocate_nothing(Family::Malloc, layout);
+    }
     prepare();
-    // SAFETY: with memory-check an empty layout may be passed to `Dogtag`: the backend gets a
-    // layout with guards, which is not empty.
+    // SAFETY: the layout is not empty.
     unsafe { if ZEROED { HEAP.alloc_zeroed(layout) } else { HEAP.alloc(layout) } }
 }
 
 /// Allocates a block of `size` bytes and an alignment, a power of two.
 pub(crate) fn allocate_aligned(alignment: usize, size: usize) -> *mut u8 {
     let Some(layout) = layout(alignment.max(ALIGN), size) else { return ptr::null_mut() };
+    if size == 0 {
+        return allocate_nothing(Family::Malloc, layout);
+    }
     prepare();
-    // SAFETY: with memory-check an empty layout may be passed to `Dogtag`: the backend gets a
-    // layout with guards, which is not empty.
+    // SAFETY: the layout is not empty.
     unsafe { HEAP.alloc(layout) }
+}
+
+/// Allocates a block of 0 bytes.
+#[cold]
+fn allocate_nothing(family: Family, layout: Layout) -> *mut u8 {
+    prepare();
+    heap::allocate_zero_sized(&HEAP, family, layout)
 }
 
 /// Frees a block.
@@ -59,6 +70,9 @@ pub(crate) unsafe fn free_told(block: *mut u8, alignment: usize, size: usize) {
 #[cfg(feature = "interpose")]
 pub(crate) fn new<const ARRAY: bool>(alignment: Option<usize>, size: usize) -> *mut u8 {
     let Some(layout) = layout(alignment.unwrap_or(ALIGN).max(ALIGN), size) else { return ptr::null_mut() };
+    if size == 0 {
+        return allocate_nothing(family::<ARRAY>(), layout);
+    }
     prepare();
     heap::allocate_as(&HEAP, family::<ARRAY>(), layout)
 }

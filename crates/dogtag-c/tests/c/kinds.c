@@ -163,6 +163,24 @@ static void sized_wrong(void) { free_sized(block, size + 1); after(); }
 /* Of no bytes: the size says only how many of them there are. */
 static void nothing_store(void) { block = (byte *)malloc(0); store(0); }
 static void nothing_load(void) { block = (byte *)malloc(0); sink = *block; after(); }
+static void cleared_store(void) { block = (byte *)calloc(0, size); store(0); }
+static void aligned_load(void) { block = (byte *)memalign(64, 0); sink = *block; after(); }
+static void resized_store(void) { block = (byte *)realloc(NULL, 0); store(1); }
+static void nothing_freed_store(void) { block = (byte *)malloc(0); free(block); store(0); }
+static void nothing_freed_load(void) { block = (byte *)malloc(0); free(block); sink = *block; after(); }
+static void nothing_grown_load(void)
+{
+	byte *grown;
+
+	block = (byte *)malloc(0);
+	grown = (byte *)realloc(block, size);
+	sink = *block;
+	after();
+	free(grown);
+}
+static void nothing_twice(void) { block = (byte *)malloc(0); free(block); free(block); after(); }
+static void nothing_copy_to(void) { block = (byte *)malloc(0); memcpy(block, source, 1); after(); }
+static void nothing_copy_from(void) { block = (byte *)malloc(0); memcpy(source, block, 1); after(); }
 
 #ifdef __cplusplus
 static void delete_of_array(void) { byte *mine = new byte[size]; operator delete(mine); after(); }
@@ -174,6 +192,10 @@ static void delete_alignment(void)
 	after();
 }
 static void delete_of_malloc(void) { operator delete(block); after(); }
+static void array_store(void) { block = new byte[0]; store(0); }
+static void array_load(void) { block = new byte[0]; sink = *block; after(); }
+static void array_freed_load(void) { block = new byte[0]; delete[] block; sink = *block; after(); }
+static void array_delete(void) { block = new byte[0]; operator delete(block); after(); }
 static void free_of_new(void) { free(operator new(size)); after(); }
 #endif
 
@@ -229,6 +251,15 @@ static const struct kind {
 	{ "free_sized wrong", "layout mismatch", sized_wrong },
 	{ "store to 0 bytes", "overrun", nothing_store },
 	{ "load from 0 bytes", "overread", nothing_load },
+	{ "store to 0 bytes of calloc", "overrun", cleared_store },
+	{ "load from 0 bytes, aligned", "overread", aligned_load },
+	{ "store to 0 bytes of realloc", "overrun", resized_store },
+	{ "store to 0 bytes freed", "write after free", nothing_freed_store },
+	{ "load from 0 bytes freed", "read after free", nothing_freed_load },
+	{ "load from 0 bytes once grown", "read after free", nothing_grown_load },
+	{ "free 0 bytes twice", "double free", nothing_twice },
+	{ "memcpy to 0 bytes", "overrun", nothing_copy_to },
+	{ "memcpy from 0 bytes", "overread", nothing_copy_from },
 #ifdef __cplusplus
 	{ "delete of new[]", "alloc-dealloc mismatch", delete_of_array },
 	{ "delete[] of new", "alloc-dealloc mismatch", array_of_new },
@@ -236,6 +267,10 @@ static const struct kind {
 	{ "delete with another alignment", "layout mismatch", delete_alignment },
 	{ "delete of malloc", "alloc-dealloc mismatch", delete_of_malloc },
 	{ "free of new", "alloc-dealloc mismatch", free_of_new },
+	{ "store to new[0]", "overrun", array_store },
+	{ "load from new[0]", "overread", array_load },
+	{ "load from new[0], deleted", "read after free", array_freed_load },
+	{ "delete of new[0]", "alloc-dealloc mismatch", array_delete },
 #endif
 };
 
