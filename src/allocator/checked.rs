@@ -2,7 +2,7 @@
 //! writes and verifies what stands around a block.
 
 use super::{Counted, Dogtag};
-use crate::check::{self, BlockHeader, Claim, Family, Operation, Returned, Settings, Whole};
+use crate::check::{self, BlockHeader, Claim, Family, Fill, Operation, Returned, Settings, Whole};
 use crate::ledger::samples;
 use crate::ledger::sampling::Decision;
 use crate::ledger::slots::{self, UNATTRIBUTED};
@@ -82,7 +82,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
             // SAFETY: the block came from here.
             Some(whole) => unsafe { self.retire(whole) },
             // SAFETY: the block came from this allocator, and `free_slowly` verifies everything else.
-            None => unsafe { self.free_slowly(block, claim) },
+            None => unsafe { self.free_slowly(block, claim.family, claim.size, claim.alignment) },
         }
     }
 
@@ -198,10 +198,13 @@ const MOST_FILLED: usize = 64 << 20;
 /// Fills a new block.
 #[inline]
 fn fill_fresh(block: NonNull<u8>, size: usize) {
-    if let Some(fresh) = Settings::get().fill.fresh() {
-        // A program may well reserve more than it will ever touch.
-        // SAFETY: the block is new, and as long as that.
-        unsafe { check::fill::fill(block.as_ptr(), fresh, size.min(MOST_FILLED)) };
+    // A program may well reserve more than it will ever touch.
+    // SAFETY: the block is new, and as long as that.
+    let fill = |byte| unsafe { check::fill::fill(block.as_ptr(), byte, size.min(MOST_FILLED)) };
+    match Settings::get().fill {
+        Fill::Patterns => fill(check::FRESH),
+        Fill::Zeros => fill(0),
+        Fill::Nothing => {}
     }
 }
 
@@ -216,7 +219,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         family: Family,
         allocate: impl Fn(Layout) -> *mut u8,
     ) -> Option<NonNull<u8>> {
-        if thread::current().needs_slow_path(layout.size()) {
+        if thread::current().needs_slow_path(layout.size()) || !check::is_plain(layout) {
             return None;
         }
         let block = self.hand_out(layout, check::layout(layout)?, family, None, allocate)?;
@@ -287,7 +290,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         None
     }
 
-    #[inline]
+    #[inline(always)]
     fn hand_out(
         &self,
         layout: Layout,
@@ -298,7 +301,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     ) -> Option<NonNull<u8>> {
         let base = NonNull::new(allocate(outer))?;
         // SAFETY: the memory is ours, and of that layout.
-        let Some(block) = (unsafe { self.checker.hand_out(base, layout, family, sample) }) else {
+        let Some(block) = (unsafe { self.checker.hand_out(base, layout, outer, family, sample) }) else {
             // SAFETY: the memory is ours, of that layout, and nobody has seen it.
             unsafe { self.counted().dealloc(base.as_ptr(), outer) };
             return None;
@@ -318,14 +321,22 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         unsafe { self.checker.retire(whole, &self.backend, release::<B>) };
     }
 
-    /// Frees what is not simply a live block.
+    /// Frees what is not simply a live block. What the program says of it is passed in parts, since a
+    /// whole would be written to memory before it is known to be needed.
     ///
     /// # Safety
     ///
     /// As for [`free`](Self::free).
     #[cold]
     #[inline(never)]
-    unsafe fn free_slowly(&self, block: *mut u8, claim: Claim) {
+    unsafe fn free_slowly(
+        &self,
+        block: *mut u8,
+        family: Option<Family>,
+        size: Option<usize>,
+        alignment: Option<usize>,
+    ) {
+        let claim = Claim { family, size, alignment };
         let returned = self.checker.take_back(block, claim, Operation::Dealloc);
         // SAFETY: what was taken back is seized, and so this thread's alone.
         unsafe { self.finish(block, returned, claim) };
@@ -397,20 +408,15 @@ fn counted(new: Option<Uncounted>, size: usize) -> *mut u8 {
     block.as_ptr()
 }
 
-/// Gives a block's memory back.
+/// Gives a block's memory back, that was requested for it and around it.
 ///
 /// # Safety
 ///
-/// The block must have come from that backend, and be nobody's any more.
+/// The memory must have come from that backend with that layout, and be nobody's any more.
 #[inline]
-unsafe fn release<B: GlobalAlloc>(backend: &B, block: NonNull<u8>, header: BlockHeader) {
-    // SAFETY: where the block's memory begins, and the layout that it was
-    // requested with.
-    unsafe {
-        if let Some(outer) = header.outer_layout(block) {
-            Counted(backend).dealloc(block.sub(header.offset()).as_ptr(), outer);
-        }
-    }
+unsafe fn release<B: GlobalAlloc>(backend: &B, base: NonNull<u8>, outer: Layout) {
+    // SAFETY: the caller's memory, which was requested with that layout.
+    unsafe { Counted(backend).dealloc(base.as_ptr(), outer) };
 }
 
 /// Counts a block as freed by its owner, or as lost if something has

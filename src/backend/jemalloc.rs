@@ -77,7 +77,8 @@ unsafe impl GlobalAlloc for Jemalloc {
 /// # Safety
 ///
 /// As for [`GlobalAlloc::alloc`].
-#[inline(never)]
+#[cfg_attr(not(feature = "memory-check"), inline(never))]
+#[cfg_attr(feature = "memory-check", inline(always))]
 unsafe fn alloc_aligned(layout: Layout) -> *mut u8 {
     // SAFETY: the size is not 0, and the flags say the alignment where the size class has none.
     unsafe {
@@ -92,7 +93,8 @@ unsafe fn alloc_aligned(layout: Layout) -> *mut u8 {
 /// # Safety
 ///
 /// As for [`GlobalAlloc::dealloc`].
-#[inline(never)]
+#[cfg_attr(not(feature = "memory-check"), inline(never))]
+#[cfg_attr(feature = "memory-check", inline(always))]
 unsafe fn dealloc_aligned(block: *mut u8, layout: Layout) {
     // SAFETY: the block is live, and was requested with the same flags, which its layout decides.
     unsafe {

@@ -54,41 +54,44 @@ impl AccessContext {
 
     pub(crate) fn of(stamp: Stamp) -> Self {
         // `None` if another service has the slot by now.
-        let service = Slot::new(stamp.slot).and_then(slots::any_record).and_then(|record| {
-            let is_it = || record.generation() as u16 == stamp.generation;
+        let service = Slot::new(stamp.slot()).and_then(slots::any_record).and_then(|record| {
+            let is_it = || record.generation() as u16 == stamp.generation();
             record.lifecycle().pinned(|| is_it().then(|| (record.name().into(), record.handle())))?
         });
         let (name, handle) = service.unwrap_or_else(|| ("(ended)".into(), 0));
         Self {
             name,
             handle,
-            thread: stamp.thread,
-            thread_name: threads::name(stamp.thread),
+            thread: stamp.thread(),
+            thread_name: threads::name(stamp.thread()),
             backtrace: Backtrace::from_number(stamp.trace),
         }
     }
 
     pub(super) fn now(backtrace: bool) -> Self {
         threads::refresh_name();
-        Self::of(stamp(backtrace))
+        Self::of(stamp(backtrace)).on(threads::number())
     }
 
     /// The calling thread, with that call stack.
     pub(super) fn at(trace: u32) -> Self {
-        Self::of(Stamp { trace, ..stamp(false) })
+        let mut stamp = stamp(false);
+        stamp.trace = trace;
+        Self::of(stamp).on(threads::number())
+    }
+
+    /// By a thread whose number is known as a whole.
+    fn on(self, thread: u32) -> Self {
+        Self { thread, thread_name: threads::name(thread), ..self }
     }
 }
 
 /// Describes the access that the calling thread is making.
-#[inline]
+#[inline(always)]
 pub(crate) fn stamp(backtrace: bool) -> Stamp {
-    let service = thread::current_record();
-    Stamp {
-        slot: service.index(),
-        generation: service.generation() as u16,
-        thread: threads::number(),
-        trace: if backtrace { stack_depot::take() } else { 0 },
-    }
+    let (service, place) = thread::current_noted(|service| Stamp::place(service.index(), threads::number()));
+    let trace = if backtrace { stack_depot::take() } else { 0 };
+    Stamp::of(place, service.generation() as u16, trace)
 }
 
 impl fmt::Display for AccessContext {

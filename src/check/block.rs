@@ -109,23 +109,21 @@ impl Family {
 /// Who did something to a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
-    /// The service: its slot, and which of those that have had it.
-    pub(crate) slot: u32,
-    pub(crate) generation: u16,
-    /// The thread's number: [`threads`](super::threads). Those from 2^24 - 1 on
-    /// are not distinguished.
-    pub(crate) thread: u32,
+    who: Who,
     /// The call stack's number in [`stack_depot`](super::stack_depot); 0 for none.
     pub(crate) trace: u32,
 }
+
+/// A service and a thread, as they stand in a header: slot (24 bits), generation (16), thread (24).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Who(u64);
 
 /// What is known of a block, as it stands in front of it: whole words, since
 /// all of them are read and written on every allocation and free.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct BlockHeader {
-    /// Who freed the block: slot (24 bits), generation (16), thread (24); of a
-    /// live one, its sample, counted from 1, or zeros.
+    /// [`Who`] freed the block; of a live one, its sample, counted from 1, or zeros.
     freed: u64,
     /// The call stack of the allocation (24 bits), how many bytes are looked at behind the block (8), and the
     /// call stack of the free (32).
@@ -153,6 +151,12 @@ pub(crate) const HEAD: usize = HEADER + GUARD;
 /// What a block needs at least beside itself.
 pub(crate) const AROUND: usize = HEAD + LEAST_TAIL;
 const _: () = assert!(HEADER == 48 && HEAD == 64);
+
+/// Whether a block is neither large nor aligned more than all are, as nearly all are.
+#[inline]
+pub(crate) fn is_plain(block: Layout) -> bool {
+    block.size() < LARGE && block.align() <= ALIGN
+}
 
 /// The layout to request for a block; `None` when it would overflow.
 #[inline]
@@ -238,21 +242,45 @@ const SLOTS: u32 = Slot::COUNT - 1;
 const THREADS: u32 = (1 << 24) - 1;
 
 impl Stamp {
-    #[inline]
-    fn who(&self) -> u64 {
-        let thread = self.thread.min(THREADS);
-        u64::from(self.slot) | u64::from(self.generation) << 24 | u64::from(thread) << 40
+    /// Makes the stamp of a service, by its slot and which of those it is that have had the slot; of a thread, by its
+    /// number in [`threads`](super::threads), of which those from 2^24 - 1 on are not distinguished; and of a call
+    /// stack.
+    #[cfg(test)]
+    pub(crate) fn new(slot: u32, generation: u16, thread: u32, trace: u32) -> Self {
+        Self::of(Self::place(slot, thread), generation, trace)
     }
 
-    fn new(who: u64, trace: u32) -> Self {
-        Self { slot: who as u32 & SLOTS, generation: (who >> 24) as u16, thread: (who >> 40) as u32, trace }
+    /// The part of a stamp that is a slot and a thread.
+    #[inline]
+    pub(crate) fn place(slot: u32, thread: u32) -> u64 {
+        u64::from(slot) | u64::from(thread.min(THREADS)) << 40
+    }
+
+    /// Makes a stamp of such a part.
+    #[inline(always)]
+    pub(crate) fn of(place: u64, generation: u16, trace: u32) -> Self {
+        Self { who: Who(place | u64::from(generation) << 24), trace }
+    }
+
+    pub(crate) fn slot(&self) -> u32 {
+        self.who.0 as u32 & SLOTS
+    }
+
+    pub(crate) fn generation(&self) -> u16 {
+        (self.who.0 >> 24) as u16
+    }
+
+    pub(crate) fn thread(&self) -> u32 {
+        (self.who.0 >> 40) as u32
     }
 }
 
 impl BlockHeader {
-    #[inline]
+    /// Makes the header of a block for which `outer` was requested, its [`layout`](fn@self::layout).
+    #[inline(always)]
     pub(crate) fn new(
         layout: Layout,
+        outer: Layout,
         family: Family,
         instance: u16,
         born: u64,
@@ -264,12 +292,12 @@ impl BlockHeader {
         let (tail, own_pages) = if layout.size() >= LARGE {
             (TO_END_OF_PAGE, OWN_PAGES)
         } else {
-            ((tail(layout) - LEAST_TAIL) as u32, 0)
+            ((outer.size() - offset(layout) - layout.size() - LEAST_TAIL) as u32, 0)
         };
         Self {
             sealed: 0,
             size: layout.size() as u64,
-            allocated: allocated.who(),
+            allocated: allocated.who.0,
             freed: of_sample(sample),
             traces: with_trace(tail, allocated.trace),
             packed: own_pages | born << 26 >> 2 | family << 22 | shift << 16 | u64::from(instance),
@@ -283,7 +311,7 @@ impl BlockHeader {
     /// As for [`write`](Self::write).
     #[inline]
     pub(crate) unsafe fn set_freed(&mut self, block: NonNull<u8>, freed: Stamp) {
-        self.freed = freed.who();
+        self.freed = freed.who.0;
         self.traces = pair(self.traces as u32, freed.trace);
         self.sealed ^= (Tag::Live as u32 ^ Tag::Freed as u32) as u64;
         // SAFETY: in front of the block there is the header's memory, which is the caller's alone. The rest of
@@ -298,12 +326,12 @@ impl BlockHeader {
 
     /// Who allocated the block.
     pub(crate) fn allocated(&self) -> Stamp {
-        Stamp::new(self.allocated, unpair(self.traces).0 & TRACES)
+        Stamp { who: Who(self.allocated), trace: unpair(self.traces).0 & TRACES }
     }
 
     /// Who freed it; of a live block, nobody.
     pub(crate) fn freed(&self) -> Stamp {
-        Stamp::new(self.freed, unpair(self.traces).1)
+        Stamp { who: Who(self.freed), trace: unpair(self.traces).1 }
     }
 
     /// A live block's sample; not to be believed, since no checksum is over it.
@@ -414,6 +442,9 @@ impl BlockHeader {
     /// As for [`read`](Self::read).
     #[inline]
     pub(crate) unsafe fn outer_layout(&self, block: NonNull<u8>) -> Option<Layout> {
+        if let Some(outer) = self.plain_outer_layout() {
+            return Some(outer);
+        }
         let layout = self.layout();
         let mut size = self.offset() + layout.size() + self.tail();
         match self.size >> SIZE {
@@ -424,6 +455,20 @@ impl BlockHeader {
         let align = if self.has_own_pages() { PAGE } else { ALIGN };
         // SAFETY: it was valid when the block was handed out.
         Some(unsafe { Layout::from_size_align_unchecked(size, layout.align().max(align)) })
+    }
+
+    /// Variant of [`outer_layout`](Self::outer_layout) for nearly all blocks: neither large, nor shrunk, nor aligned more
+    /// than all are.
+    #[inline(always)]
+    fn plain_outer_layout(&self) -> Option<Layout> {
+        let (more, logarithm) = (self.traces as u32 >> TRACE, self.packed >> 16 & 63);
+        let is_plain = self.size <= SIZES
+            && more < ZERO_SIZED
+            && !self.has_own_pages()
+            && logarithm <= ALIGN.trailing_zeros().into();
+        let size = HEAD + self.size as usize + LEAST_TAIL + more as usize;
+        // SAFETY: it was valid when the block was handed out.
+        is_plain.then(|| unsafe { Layout::from_size_align_unchecked(size, ALIGN) })
     }
 
     /// Makes a block smaller in the memory that was requested for it, as if it had been allocated
@@ -450,7 +495,7 @@ impl BlockHeader {
         let more = outer.size() - (self.offset() + size + GUARD);
         self.size = size as u64 | (more as u64).min(MUCH) << SIZE;
         self.packed = self.packed & !(0xff << 16) | u64::from(align.trailing_zeros()) << 16;
-        self.allocated = allocated.who();
+        self.allocated = allocated.who.0;
         self.freed = of_sample(sample);
         self.traces = with_trace(SHRUNK, allocated.trace);
         // SAFETY: the block is the caller's alone, and its memory ends behind the new guard.
@@ -531,20 +576,46 @@ unsafe fn read_much(block: NonNull<u8>, size: usize) -> Option<usize> {
     (more == !inverted).then_some(more)
 }
 
-/// Has the processor fetch what will be looked at of a block and around it.
-#[inline]
-pub(crate) fn prefetch(address: usize) {
+/// Has the processor fetch what will be looked at of a block that somebody frees, if it is one of that size. (It
+/// waits for each line where a locked instruction comes before.)
+#[inline(always)]
+pub(crate) fn prefetch_freed(block: *const u8, size: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, which any address will do for.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let block = ptr::without_provenance::<i8>(address);
-        _mm_prefetch::<_MM_HINT_T0>(block.wrapping_sub(HEAD));
-        _mm_prefetch::<_MM_HINT_T0>(block);
+        _mm_prefetch::<_MM_HINT_T0>(block.wrapping_sub(HEAD).cast());
+        _mm_prefetch::<_MM_HINT_T0>(block.wrapping_sub(1).cast());
+        _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(size).cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+    let _ = (block, size);
 }
+
+/// Has the processor fetch what will be looked at of a block and around it.
+///
+/// What is larger than some lines is left to the processor, which notices where it leads.
+#[inline(always)]
+pub(crate) fn prefetch(address: usize, footprint: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which any address will do for.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let head = ptr::without_provenance::<i8>(address.wrapping_sub(HEAD));
+        _mm_prefetch::<_MM_HINT_T0>(head);
+        _mm_prefetch::<_MM_HINT_T0>(head.wrapping_add(LINE));
+        _mm_prefetch::<_MM_HINT_T0>(head.wrapping_add(2 * LINE));
+        if footprint > 3 * LINE {
+            _mm_prefetch::<_MM_HINT_T0>(head.wrapping_add(3 * LINE));
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (address, footprint);
+}
+
+/// What the processor fetches at once.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
 
 /// How a sample stands where later stands who freed the block.
 #[inline]
@@ -607,29 +678,37 @@ pub(crate) unsafe fn has_guards(block: NonNull<u8>, header: &BlockHeader) -> boo
     // SAFETY: the guards were written when the block was handed out.
     unsafe {
         let behind = block.add(size);
-        let mut wrong = block.sub(GUARD).cast::<Bytes>().read_unaligned().differs(guards.head);
-        wrong |= behind.cast::<Bytes>().read_unaligned().differs(guards.first);
+        let mut wrong = Bytes::default();
+        wrong.add(block.sub(GUARD), guards.head);
+        wrong.add(behind, guards.first);
         let mut at = GUARD;
         while at + GUARD < tail {
-            wrong |= behind.add(at).cast::<Bytes>().read_unaligned().differs(guards.next);
+            wrong.add(behind.add(at), guards.next);
             at += GUARD;
         }
         if tail > GUARD {
-            wrong |= behind.add(tail - GUARD).cast::<Bytes>().read_unaligned().differs(guards.last);
+            wrong.add(behind.add(tail - GUARD), guards.last);
         }
-        wrong == 0
+        wrong.0[0] | wrong.0[1] == 0
     }
 }
 
-/// Some bytes of a guard.
-#[derive(Clone, Copy)]
+/// Some bytes of a guard, or what is wrong with them.
+#[derive(Clone, Copy, Default)]
 struct Bytes([u64; 2]);
 
 impl Bytes {
-    /// What of them is not the other ones.
+    /// Adds what is not as it was meant. By the word, so that the compiler compares both at once.
+    ///
+    /// # Safety
+    ///
+    /// So many bytes must be there.
     #[inline(always)]
-    fn differs(self, other: Self) -> u64 {
-        self.0[0] ^ other.0[0] | self.0[1] ^ other.0[1]
+    unsafe fn add(&mut self, place: NonNull<u8>, meant: Self) {
+        // SAFETY: the caller's bytes.
+        let found = unsafe { place.cast::<Self>().read_unaligned() };
+        self.0[0] |= found.0[0] ^ meant.0[0];
+        self.0[1] |= found.0[1] ^ meant.0[1];
     }
 }
 
@@ -727,6 +806,48 @@ pub(crate) unsafe fn wrong_fill(block: NonNull<u8>, size: usize, filled: u8) -> 
     // may write to.
     let bytes = unsafe { NonNull::slice_from_raw_parts(block, size).as_ref() };
     if filled == 0 { wrong_byte::<0>(bytes) } else { wrong_byte::<FREED>(bytes) }
+}
+
+/// Whether a freed block is still what it was filled with, or was not filled.
+///
+/// # Safety
+///
+/// As for [`wrong_fill`].
+#[inline]
+pub(crate) unsafe fn has_fill(block: NonNull<u8>, size: usize, filled: Option<u8>) -> bool {
+    // SAFETY: the caller's block.
+    let bytes = unsafe { NonNull::slice_from_raw_parts(block, size).as_ref() };
+    match filled {
+        Some(0) => wrong_byte::<0>(bytes).is_none(),
+        Some(_) => has_pattern(bytes),
+        None => true,
+    }
+}
+
+/// Whether all bytes are [`FREED`].
+#[inline]
+fn has_pattern(bytes: &[u8]) -> bool {
+    const MEANT: u128 = u128::from_ne_bytes([FREED; 16]);
+    let wrong = |bytes: &[u8; 16]| u128::from_ne_bytes(*bytes) ^ MEANT;
+
+    // A few of them at once, since a way out after each takes longer than the comparisons.
+    let (runs, rest) = bytes.as_chunks::<64>();
+    for run in runs {
+        let (words, _) = run.as_chunks::<16>();
+        if words.iter().fold(0, |sum, word| sum | wrong(word)) != 0 {
+            return false;
+        }
+    }
+    if rest.is_empty() {
+        return true;
+    }
+    let (words, few) = rest.as_chunks::<16>();
+    let sum = words.iter().fold(0, |sum, word| sum | wrong(word));
+    match bytes.last_chunk::<16>() {
+        // The last ones again, with some of those before them.
+        Some(last) => sum | wrong(last) == 0,
+        None => few.iter().all(|byte| *byte == FREED),
+    }
 }
 
 /// The first byte that is another one.

@@ -3,10 +3,10 @@
 
 use super::access_context::stamp;
 use super::address_ranges::Spans;
-use super::block::{self, BlockHeader, Family, LARGE, Tag};
+use super::block::{self, BlockHeader, FREED, Family, LARGE, Tag};
 use super::block_state::{self, Entry, State};
 use super::claim::Claim;
-use super::depot::{Open, magazines, places_of, take_kept};
+use super::depot::{is_free, kept_for, magazines, place_for, places_of, take_kept};
 use super::fill::fill;
 use super::handler::react;
 use super::inspect::{
@@ -14,15 +14,17 @@ use super::inspect::{
     wrong_with_live,
 };
 use super::instance_id::{Identity, NUMBERS};
+use super::magazine::{self, Place};
 use super::protection;
-use super::quarantine::MagazineQueue;
-use super::release::{Release, give_back_after_forks, release_block};
+use super::quarantine::{Magazine, MagazineQueue};
+use super::release::{Release, give_back, give_back_after_forks, release_block};
 use super::scrubber;
 use super::settings::{Fill, Settings};
-use super::shadow;
+use super::shadow::{self, Credits, Vacancies};
 use super::threads;
 use super::violation_kind::{Operation, ViolationKind};
 use super::zero_sized;
+use crate::ledger::thread;
 use crate::owner::SampleId;
 use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sys;
@@ -87,22 +89,24 @@ impl Checker {
     ///
     /// # Safety
     ///
-    /// `base` must be memory of the layout that [`block::layout`] says, and the
+    /// `base` must be memory of the layout `outer`, which [`block::layout`] says, and the
     /// caller's alone.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn hand_out(
         &self,
         base: NonNull<u8>,
         layout: Layout,
+        outer: Layout,
         family: Family,
         sample: Option<SampleId>,
     ) -> Option<NonNull<u8>> {
         let settings = Settings::get();
         // SAFETY: the memory is larger than the offset.
         let block = unsafe { base.add(block::offset(layout)) };
-        let entry = shadow::occupy(block.addr().get())?;
+        let entry = shadow::occupy(block.addr().get(), thread::numbers().map(Credits))?;
         let header = BlockHeader::new(
             layout,
+            outer,
             family,
             self.identity().number(),
             sys::milliseconds(),
@@ -130,15 +134,17 @@ impl Checker {
         sample: Option<SampleId>,
     ) -> Option<NonNull<u8>> {
         let settings = Settings::get();
+        // As if it were requested: the header says that nothing was.
+        let outer = block::layout(layout)?;
         let block = zero_sized::take(layout.align(), settings)?;
-        let Some(entry) = shadow::occupy(block.addr().get()) else {
+        let Some(entry) = shadow::occupy(block.addr().get(), None) else {
             // SAFETY: it was taken just now.
             unsafe { zero_sized::put(block) };
             return None;
         };
         let (identity, allocated) = (self.identity(), stamp(settings.backtrace));
         let born = sys::milliseconds();
-        let header = BlockHeader::new(layout, family, identity.number(), born, allocated, sample);
+        let header = BlockHeader::new(layout, outer, family, identity.number(), born, allocated, sample);
         // SAFETY: the page before the block is the caller's alone.
         unsafe {
             header.zero_sized().write(block, Tag::Live);
@@ -154,6 +160,7 @@ impl Checker {
     /// is called for. What the program takes it for may be left open, as C does.
     #[inline(always)]
     pub(crate) fn take_whole(&self, address: *mut u8, claim: Claim) -> Option<Whole> {
+        block::prefetch_freed(address, claim.size.unwrap_or(0));
         let entry = shadow::entry(address.addr())?;
         let block = NonNull::new(address)?;
         if !entry.seize_live() {
@@ -328,7 +335,7 @@ impl Checker {
         if !is_kept_back {
             shadow::vacate(block.addr().get(), entry);
             // SAFETY: the block is seized, and was requested from that backend.
-            return unsafe { release(backend, block, header) };
+            return unsafe { give_back(block, &header, backend, release) };
         }
         if self.release.load(Ordering::Relaxed).is_null() {
             self.release.store(release as *mut (), Ordering::Relaxed);
@@ -341,9 +348,7 @@ impl Checker {
             if size >= LARGE && protection::close(block, settings) {
                 State::Protected
             } else {
-                if let Some(freed) = settings.fill.freed() {
-                    fill(block.as_ptr(), freed, size);
-                }
+                fill_freed(block, size, settings);
                 State::Quarantined
             }
         };
@@ -389,30 +394,82 @@ impl Checker {
         &self,
         block: NonNull<u8>,
         footprint: usize,
-        settings: &Settings,
+        settings: &'static Settings,
         identity: Identity,
         backend: &B,
         release: Release<B>,
     ) {
-        let magazines = magazines(settings);
-        // SAFETY: all that is in there was put in here, for that backend.
-        let release_block = |address| unsafe { release_block(address, settings, backend, release) };
-        let Some(open) = Open::new(&magazines, identity) else {
-            return release_block(block.addr().get());
-        };
-        let is_full =
-            open.magazine.push(block.addr().get(), footprint, self.quarantine.heavy(settings.quarantine));
-        if !is_full && open.keep(&magazines, identity) {
-            return;
+        let address = block.addr().get();
+        let heavy = self.quarantine.heavy(settings.quarantine);
+        let place = place_for(identity);
+        // SAFETY: the block was requested from that backend.
+        unsafe {
+            match place.and_then(|place| Some((place, kept_for(place, identity)?))) {
+                Some((place, kept)) => {
+                    if kept.push(address, footprint, heavy) && magazine::take_out(place) {
+                        self.enter(kept, settings, backend, release);
+                    }
+                }
+                None => self.begin_magazine((address, footprint), place, identity, backend, release),
+            }
         }
+    }
+
+    /// Puts a freed block into a magazine that the calling thread keeps from then on, if it can.
+    ///
+    /// # Safety
+    ///
+    /// As for [`retire`](Self::retire).
+    #[inline(never)]
+    unsafe fn begin_magazine<B>(
+        &self,
+        (address, footprint): (usize, usize),
+        place: Option<&'static Place>,
+        identity: Identity,
+        backend: &B,
+        release: Release<B>,
+    ) {
+        let settings = Settings::get();
+        let magazines = magazines(settings);
+        let place = place.filter(|place| is_free(&magazines, place));
+        let Some(magazine) = magazines.take(identity) else {
+            // SAFETY: the caller has put it into quarantine, and it was requested from that backend.
+            return unsafe { release_block(address, &mut Vacancies::default(), settings, backend, release) };
+        };
+        let is_full = magazine.push(address, footprint, self.quarantine.heavy(settings.quarantine));
+        match place {
+            Some(place) if !is_full => magazine::put(place, magazine),
+            // SAFETY: the caller's block is from that backend.
+            _ => unsafe { self.enter(magazine, settings, backend, release) },
+        }
+    }
+
+    /// Puts a magazine that the caller has into quarantine, and releases the blocks that leave it.
+    ///
+    /// # Safety
+    ///
+    /// What is in it, and in quarantine, must be from that backend.
+    #[inline(never)]
+    unsafe fn enter<B>(
+        &self,
+        magazine: &'static Magazine,
+        settings: &'static Settings,
+        backend: &B,
+        release: Release<B>,
+    ) {
+        let magazines = magazines(settings);
+        let mut vacancies = Vacancies::default();
+        // SAFETY: all that is in there was put in by `retire`, for that backend.
+        let release_block =
+            |address| unsafe { release_block(address, &mut vacancies, settings, backend, release) };
+        // Nothing is kept while blocks are released: that may come back here.
         match self.places_or_map(settings) {
-            // Nothing is kept while blocks are released: that may come back here.
             Some(places) => {
                 block_state::count_magazine();
                 let less = self.quarantine.enter(
                     places,
                     &magazines,
-                    open.magazine,
+                    magazine,
                     settings.quarantine,
                     block_state::forks(),
                     release_block,
@@ -420,7 +477,7 @@ impl Checker {
                 give_back_after_forks(less);
                 scrubber::begin_by_free(settings);
             }
-            None => magazines.empty(open.magazine, release_block),
+            None => magazines.empty(magazine, release_block),
         }
     }
 
@@ -439,15 +496,16 @@ impl Checker {
         };
         let magazines = magazines(settings);
         let mut were_any = false;
+        let mut vacancies = Vacancies::default();
         let mut release_block = |address| {
             were_any = true;
             // SAFETY: put in by `retire`, for that backend.
-            unsafe { release_block(address, settings, backend, release) };
+            unsafe { release_block(address, &mut vacancies, settings, backend, release) };
         };
         if let Some(places) = self.places(settings) {
             self.quarantine.clear(places, &magazines, &mut release_block);
         }
-        take_kept(&magazines, identity, |magazine| magazines.empty(magazine, &mut release_block));
+        take_kept(&magazines, identity, &mut release_block);
         were_any
     }
 
@@ -466,6 +524,7 @@ impl Checker {
         };
         let settings = Settings::get();
         let release = *self.release.get_mut();
+        let mut vacancies = Vacancies::default();
         self.spans.for_each(|address, entry| {
             let Some(block) = pointer(address) else { return };
             let found = entry.pinned(|state| {
@@ -489,14 +548,14 @@ impl Checker {
                 }
             });
             if matches!(found, Some(Found::Forgotten)) {
-                shadow::vacated(address);
+                shadow::vacated(address, 1);
             }
             if matches!(found, Some(Found::KeptBack)) && !release.is_null() {
                 // SAFETY: put in by `retire`, and only this allocator would take
                 // it out; only `retire` stores there, such a function.
                 unsafe {
                     let release = std::mem::transmute::<*mut (), Release<B>>(release);
-                    release_block(address, settings, backend, release);
+                    release_block(address, &mut vacancies, settings, backend, release);
                 }
             }
         });
@@ -540,6 +599,22 @@ impl Checker {
         let first = given.err().and_then(Identity::from_bits);
         // Another thread was faster.
         first.inspect(|_| NUMBERS.take_back(identity)).unwrap_or(identity)
+    }
+}
+
+/// Fills a freed block.
+///
+/// # Safety
+///
+/// The block must be the caller's alone, and of that size.
+#[inline(always)]
+unsafe fn fill_freed(block: NonNull<u8>, size: usize, settings: &Settings) {
+    // SAFETY: the caller's block.
+    let fill = |byte| unsafe { fill(block.as_ptr(), byte, size) };
+    match settings.fill {
+        Fill::Patterns => fill(FREED),
+        Fill::Zeros => fill(0),
+        Fill::Nothing => {}
     }
 }
 

@@ -45,28 +45,30 @@ impl Claim {
         let is_right = self.size.is_none_or(|size| size == known.layout().size())
             && self.alignment.is_none_or(|alignment| alignment == known.layout().align())
             && self.family.is_none_or(|family| family == known.family());
-        // By value: the hot path keeps both in registers.
-        if is_right { None } else { self.reported_mismatch(*known) }
+        // Not all of both: the hot path keeps them in registers.
+        if is_right { None } else { reported_mismatch(self.family, known.family()) }
     }
+}
 
-    #[cold]
-    #[inline(never)]
-    fn reported_mismatch(self, known: BlockHeader) -> Option<ViolationKind> {
-        let (settings, allocated) = (Settings::get(), known.family());
-        match self.family.unwrap_or(allocated) {
-            family if family == allocated => {
-                let is_reported = family == Family::Malloc || settings.new_delete_type;
-                is_reported.then_some(ViolationKind::LayoutMismatch)
-            }
-            family => {
-                let is_reported = match settings.alloc_dealloc {
-                    Reported::None => false,
-                    Reported::New => ![family, allocated].contains(&Family::Malloc),
-                    Reported::All => true,
-                };
-                // If it is not, the sizes are none of its business: C++ runtimes round theirs up.
-                is_reported.then_some(ViolationKind::AllocDeallocMismatch)
-            }
+/// What is reported of a block that is not what the program says, by which family's function it frees the
+/// block if it does say that.
+#[cold]
+#[inline(never)]
+fn reported_mismatch(family: Option<Family>, allocated: Family) -> Option<ViolationKind> {
+    let settings = Settings::get();
+    match family.unwrap_or(allocated) {
+        family if family == allocated => {
+            let is_reported = family == Family::Malloc || settings.new_delete_type;
+            is_reported.then_some(ViolationKind::LayoutMismatch)
+        }
+        family => {
+            let is_reported = match settings.alloc_dealloc {
+                Reported::None => false,
+                Reported::New => ![family, allocated].contains(&Family::Malloc),
+                Reported::All => true,
+            };
+            // If it is not, the sizes are none of its business: C++ runtimes round theirs up.
+            is_reported.then_some(ViolationKind::AllocDeallocMismatch)
         }
     }
 }

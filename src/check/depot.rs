@@ -1,7 +1,7 @@
 //! All magazines of the process: in rings, kept by threads, and free ones.
 
 use super::instance_id::{Identity, NUMBERS};
-use super::magazine::{Kept, Place, put};
+use super::magazine::{self, Place};
 use super::quarantine::{MAGAZINE, Magazine, Magazines};
 use super::settings::Settings;
 use crate::ledger::thread;
@@ -32,77 +32,41 @@ pub(super) fn magazines(settings: &Settings) -> Magazines<'static> {
     Magazines { all: all.unwrap_or_default(), next: &NEXT }
 }
 
-/// A magazine that the calling thread fills for an allocator, and has alone.
-pub(super) struct Open {
-    pub(super) magazine: &'static Magazine,
-    /// Where it may be kept, if it can be.
-    place: Option<&'static Place>,
+/// Where the calling thread keeps a magazine for an allocator, if it can.
+#[inline(always)]
+pub(super) fn place_for(identity: Identity) -> Option<&'static Place> {
+    thread::keepsake(place_number(identity))
 }
 
-impl Open {
-    /// The one that the thread keeps, or a free one; `None` if there is none.
-    #[inline]
-    pub(super) fn new(magazines: &Magazines<'static>, identity: Identity) -> Option<Self> {
-        let place = thread::keepsake(place_number(identity));
-        let Some((place, kept)) = place.and_then(|place| Some((place, Kept::find(place)?))) else {
-            return Some(Self { magazine: magazines.take(identity)?, place });
-        };
-        if let Some(magazine) = take_own(magazines, place, kept, identity) {
-            return Some(Self { magazine, place: Some(place) });
-        }
-        let is_free = Kept::find(place).is_none_or(|kept| has_left(magazines, place, kept));
-        Some(Self { magazine: magazines.take(identity)?, place: is_free.then_some(place) })
-    }
-
-    /// Keeps it for the thread's next block; `false` if that cannot be.
-    #[inline]
-    pub(super) fn keep(&self, magazines: &Magazines<'_>, identity: Identity) -> bool {
-        if let Some(place) = self.place {
-            put(place, identity, magazines.number(self.magazine));
-        }
-        self.place.is_some()
-    }
+/// The magazine that the calling thread keeps for an allocator in its place.
+#[inline(always)]
+pub(super) fn kept_for(place: &'static Place, identity: Identity) -> Option<&'static Magazine> {
+    // SAFETY: the place is the calling thread's; magazines are never unmapped.
+    unsafe { magazine::kept(place) }.filter(|magazine| magazine.identity() == Some(identity))
 }
 
-/// Takes out what is kept for an allocator. What was kept for another one, which has ended
-/// and looks the same, is given back.
-fn take_own(
-    magazines: &Magazines<'static>,
-    place: &Place,
-    kept: Kept,
-    identity: Identity,
-) -> Option<&'static Magazine> {
-    if !kept.is_for(identity) || !kept.take_from(place) {
-        return None;
+/// Whether a place is empty. What was kept there for an allocator that has ended is given back.
+pub(super) fn is_free(magazines: &Magazines<'_>, place: &Place) -> bool {
+    // SAFETY: the place is the calling thread's; magazines are never unmapped.
+    let Some(kept) = (unsafe { magazine::kept(place) }) else { return true };
+    let has_ended = kept.has_ended();
+    if has_ended && magazine::take_out(place) {
+        magazines.give_back(kept);
     }
-    let magazine = magazines.get(kept.magazine())?;
-    if magazine.identity() == Some(identity) {
-        return Some(magazine);
-    }
-    magazines.give_back(magazine);
-    None
+    has_ended
 }
 
-/// Gives a magazine back that the calling thread keeps, if its allocator has ended.
-#[cold]
-fn has_left(magazines: &Magazines<'_>, place: &Place, kept: Kept) -> bool {
-    let magazine = magazines.get(kept.magazine());
-    // Whose it is can be believed only if it is there still when it is taken.
-    let left = magazine.filter(|magazine| magazine.has_ended() && kept.take_from(place));
-    left.inspect(|magazine| magazines.give_back(magazine)).is_some()
-}
-
-/// Takes away what threads keep for an allocator, and calls `each` for it.
-pub(super) fn take_kept(
-    magazines: &Magazines<'static>,
-    identity: Identity,
-    mut each: impl FnMut(&'static Magazine),
-) {
+/// Takes away the blocks that threads keep for an allocator, and calls `release` for each.
+pub(super) fn take_kept(magazines: &Magazines<'static>, identity: Identity, release: &mut impl FnMut(usize)) {
+    let is_own = |magazine: &Magazine| magazine.identity() == Some(identity);
     for place in thread::keepsakes(place_number(identity)) {
-        if let Some(kept) = Kept::find(place)
-            && let Some(magazine) = take_own(magazines, place, kept, identity)
-        {
-            each(magazine);
+        // SAFETY: magazines are never unmapped.
+        if let Some(left) = unsafe { magazine::take_blocks(place, is_own, release) } {
+            // Another's, which has come to the same place in the meantime, stay in quarantine for good.
+            if is_own(left) {
+                left.take_blocks(release);
+            }
+            magazines.give_back(left);
         }
     }
 }
@@ -135,27 +99,29 @@ impl Magazine {
 
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
+    use super::super::quarantine;
     use super::*;
-    use crate::sync::Ordering;
 
     #[test]
-    fn a_magazine_is_not_another_allocators_whose_generation_looks_the_same() {
-        let identity = |generation: u64| Identity::from_bits(generation << 16 | 7).unwrap();
-        let (old, new) = (identity(5), identity(5 + (1 << 24)));
+    fn a_magazine_is_not_another_allocators_and_leaves_with_its_own() {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let all: &[Magazine] = Box::leak(Box::new([super::super::quarantine::magazine()]));
+        let all: &[Magazine] = Box::leak(Box::new([quarantine::magazine(), quarantine::magazine()]));
         let magazines = Magazines { all, next: &NEXT };
-        let place = Place::default();
-        let keep = |identity| {
-            let magazine = magazines.take(identity).expect("given back before");
-            put(&place, identity, magazines.number(magazine));
-            Kept::find(&place).expect("put there")
-        };
-        let kept = keep(old);
-        assert!(kept.is_for(new), "it does not look the same");
-        assert!(take_own(&magazines, &place, kept, new).is_none(), "another's blocks are in it");
-        assert!(place.load(Ordering::Relaxed).is_null());
-        let kept = keep(new);
-        assert!(take_own(&magazines, &place, kept, new).is_some());
+        let place: &Place = Box::leak(Box::default());
+        let [old, other] = [(); 2].map(|()| NUMBERS.give().expect("there are enough"));
+        let magazine = magazines.take(old).expect("both are free");
+        magazine.push(16, 100, u64::MAX);
+        magazine::put(place, magazine);
+        assert!(kept_for(place, old).is_some() && kept_for(place, other).is_none());
+        assert!(!is_free(&magazines, place), "its blocks are in quarantine");
+        NUMBERS.take_back(old);
+        let again = NUMBERS.give().expect("one was taken back");
+        assert!(again.number() == old.number() && kept_for(place, again).is_none(), "another's blocks");
+        assert!(is_free(&magazines, place) && is_free(&magazines, place));
+        assert!(kept_for(place, old).is_none() && magazine.holds() == (0, 0));
+        assert!(
+            [again, other].iter().all(|identity| magazines.take(*identity).is_some()),
+            "it was given back"
+        );
     }
 }

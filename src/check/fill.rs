@@ -20,12 +20,23 @@ pub fn set_function(function: Memset) {
 /// # Safety
 ///
 /// The memory must be valid for writes of that length.
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn fill(start: *mut u8, byte: u8, length: usize) {
-    if (LEAST..=4 * LEAST).contains(&length) {
-        // SAFETY: the memory is valid for writes, and as long as that.
-        return unsafe { fill_few(start, byte, length) };
+    // SAFETY: the memory is valid for writes, and as long as that.
+    unsafe {
+        match length {
+            MANY.. => fill_many(start, byte, length),
+            LEAST.. => fill_some(start, byte, length),
+            _ => fill_few(start, byte, length),
+        }
     }
+}
+
+/// # Safety
+///
+/// As for [`fill`].
+#[inline(never)]
+unsafe fn fill_many(start: *mut u8, byte: u8, length: usize) {
     let function = FUNCTION.load(Ordering::Relaxed);
     // SAFETY: only `set_function` stores there, such a function; the caller's memory is valid for writes.
     unsafe {
@@ -37,25 +48,53 @@ pub(crate) unsafe fn fill(start: *mut u8, byte: u8, length: usize) {
 }
 
 /// What is written at once.
-const LEAST: usize = 2 * WORD;
-const WORD: usize = size_of::<u64>();
+const LEAST: usize = 16;
+/// From this length on the C library's function takes less time.
+const MANY: usize = 8 * LEAST + 1;
 
-/// Fills few bytes, from both ends towards the middle.
+/// Fills some bytes, from both ends towards the middle.
 ///
 /// # Safety
 ///
-/// As for [`fill`], for a length from [`LEAST`] to four times as much.
+/// As for [`fill`], for a length from [`LEAST`] up to eight times as much.
+#[inline(always)]
+unsafe fn fill_some(start: *mut u8, byte: u8, length: usize) {
+    // SAFETY: all are within the length, which is at least twice the larger offset.
+    let write = |offset: usize| unsafe { start.add(offset).cast::<[u8; LEAST]>().write([byte; LEAST]) };
+    let write_both = |offset: usize| {
+        write(offset);
+        write(length - LEAST - offset);
+    };
+    write_both(0);
+    if length > 2 * LEAST {
+        write_both(LEAST);
+        if length > 4 * LEAST {
+            write_both(2 * LEAST);
+            write_both(3 * LEAST);
+        }
+    }
+}
+
+/// Fills less than [`LEAST`], in the same way.
+///
+/// # Safety
+///
+/// As for [`fill`], for such a length.
 #[inline(always)]
 unsafe fn fill_few(start: *mut u8, byte: u8, length: usize) {
-    let words = [u64::from_ne_bytes([byte; WORD]); LEAST / WORD];
-    // SAFETY: all are within the length, which is at least twice the larger offset.
-    let write =
-        |offset: usize| unsafe { start.add(offset).cast::<[u64; LEAST / WORD]>().write_unaligned(words) };
-    write(0);
-    write(length - LEAST);
-    if length > 2 * LEAST {
-        write(LEAST);
-        write(length - 2 * LEAST);
+    // SAFETY: within the length, which is at least the size of what is written.
+    unsafe {
+        if length >= 8 {
+            start.cast::<[u8; 8]>().write([byte; 8]);
+            start.add(length - 8).cast::<[u8; 8]>().write([byte; 8]);
+        } else if length >= 4 {
+            start.cast::<[u8; 4]>().write([byte; 4]);
+            start.add(length - 4).cast::<[u8; 4]>().write([byte; 4]);
+        } else if length != 0 {
+            *start = byte;
+            *start.add(length / 2) = byte;
+            *start.add(length - 1) = byte;
+        }
     }
 }
 
@@ -65,8 +104,8 @@ mod tests {
 
     #[test]
     fn all_bytes_are_filled_and_no_others() {
-        for length in 0..100 {
-            let mut memory = [1_u8; 120];
+        for length in 0..200 {
+            let mut memory = [1_u8; 220];
             // SAFETY: within the array.
             unsafe { fill(memory[10..].as_mut_ptr(), 0xAB, length) };
             let is_right =

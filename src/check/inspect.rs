@@ -65,9 +65,7 @@ pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) ->
     // SAFETY: the state says that a block begins here, so its head and tail are mapped.
     unsafe {
         let header = BlockHeader::read(block, Tag::Freed)?;
-        let filled = settings.fill.freed();
-        let is_filled =
-            || filled.and_then(|filled| block::wrong_fill(block, header.layout().size(), filled)).is_none();
+        let is_filled = || block::has_fill(block, header.layout().size(), settings.fill.freed());
         (block::has_guards(block, &header) && is_filled()).then_some(header)
     }
 }

@@ -58,7 +58,7 @@ pub fn live_blocks(service: &Service) -> LiveBlocks {
                     address,
                     layout: known.layout(),
                     age: Duration::from_millis(now.saturating_sub(known.born())),
-                    thread: known.allocated().thread,
+                    thread: known.allocated().thread(),
                     backtrace: Backtrace::from_number(known.allocated().trace),
                 });
             }

@@ -1,121 +1,207 @@
 //! The magazines that threads keep for themselves while they fill them, each in a place
 //! of its thread's.
 //!
-//! A place holds a magazine's number and whose blocks it is for, in one word: so who takes
-//! it out knows that it is the one that was looked at. The thread takes its magazine out
-//! while it works with it and puts it back, and nobody else puts anything there. But
-//! others take it out too, when an allocator has run out of memory.
+//! Only the thread puts a magazine into its place and takes it out, and only the thread puts blocks in: with plain
+//! loads and stores, since that is done for each block that is freed. Another thread, whose allocator has run
+//! out of memory, takes the blocks out and leaves the magazine where it is. Meanwhile the place is marked. If the
+//! thread finds the mark when the magazine is full, it leaves the magazine to the other one.
 
-use super::instance_id::Identity;
+use super::quarantine::Magazine;
 use crate::sync::{AtomicPtr, Ordering};
 use std::ptr;
 
-/// Where a thread keeps a magazine, or none.
+/// Where a thread keeps a magazine, or none. The lowest bit of its address is the mark.
 pub(crate) type Place = AtomicPtr<()>;
 
-/// What was found in a place, and may be gone by now.
-#[derive(Clone, Copy)]
-pub(crate) struct Kept(*mut ());
+/// Set while another thread takes blocks out.
+const MARK: usize = 1;
+const _: () = assert!(align_of::<Magazine>() > MARK);
 
-/// Bits for a magazine's number. Above them stands the allocator's identity without the
-/// upper bits of its generation: it may be that of another one, 2^24 generations older. So whoever
-/// has taken the magazine out asks that whose it is.
-const NUMBER_BITS: u32 = 24;
-
-impl Kept {
-    #[inline]
-    pub(crate) fn find(place: &Place) -> Option<Self> {
-        let word = place.load(Ordering::Relaxed);
-        (!word.is_null()).then_some(Self(word))
-    }
-
-    #[inline]
-    pub(crate) fn is_for(self, identity: Identity) -> bool {
-        self.0.addr() >> NUMBER_BITS == upper(identity)
-    }
-
-    #[inline]
-    pub(crate) fn magazine(self) -> u32 {
-        self.0.addr() as u32 & ((1 << NUMBER_BITS) - 1)
-    }
-
-    /// Takes the magazine out; `false` if it is not there any more. What was done with it
-    /// comes before what will be.
-    #[inline]
-    pub(crate) fn take_from(self, place: &Place) -> bool {
-        place.compare_exchange(self.0, ptr::null_mut(), Ordering::Acquire, Ordering::Relaxed).is_ok()
-    }
+/// The magazine that the calling thread keeps.
+///
+/// # Safety
+///
+/// The place must be the calling thread's, and what was ever put there outlive the result.
+#[inline(always)]
+pub(crate) unsafe fn kept<'a>(place: &Place) -> Option<&'a Magazine> {
+    let word = place.load(Ordering::Relaxed);
+    // SAFETY: `put` has stored it, or its address with the mark; the caller says that it is still there.
+    unsafe { word.map_addr(|address| address & !MARK).cast::<Magazine>().as_ref() }
 }
 
-/// Puts a magazine into an empty place of the calling thread's.
-#[inline]
-pub(crate) fn put(place: &Place, identity: Identity, magazine: u32) {
-    let word = upper(identity) << NUMBER_BITS | magazine as usize;
-    place.store(ptr::without_provenance_mut(word), Ordering::Release);
+/// Puts a magazine that the calling thread has into its place, which is empty.
+pub(crate) fn put(place: &Place, magazine: &Magazine) {
+    place.store(ptr::from_ref(magazine).cast_mut().cast(), Ordering::Release);
 }
 
-#[inline]
-fn upper(identity: Identity) -> usize {
-    identity.bits() as usize & ((1 << (usize::BITS - NUMBER_BITS)) - 1)
+/// Takes the magazine out that the calling thread keeps. `false` if it is left to another thread, which takes
+/// the blocks out.
+pub(crate) fn take_out(place: &Place) -> bool {
+    place.swap(ptr::null_mut(), Ordering::AcqRel).addr() & MARK == 0
+}
+
+/// Takes the blocks out of the magazine in a place of any thread's, if `is_wanted` says so, and calls `release` for
+/// each. Returns the magazine if it was left to the caller; nobody else has it then.
+///
+/// # Safety
+///
+/// What was ever put there must outlive the result.
+pub(crate) unsafe fn take_blocks<'a>(
+    place: &Place,
+    is_wanted: impl Fn(&Magazine) -> bool,
+    release: &mut impl FnMut(usize),
+) -> Option<&'a Magazine> {
+    let word = place.load(Ordering::Acquire);
+    if word.is_null() || word.addr() & MARK != 0 {
+        return None;
+    }
+    // SAFETY: `put` has stored it.
+    let magazine = unsafe { &*word.cast::<Magazine>() };
+    // A hint, so that others' are not marked for nothing.
+    if !is_wanted(magazine) {
+        return None;
+    }
+    let marked = word.map_addr(|address| address | MARK);
+    place.compare_exchange(word, marked, Ordering::Acquire, Ordering::Relaxed).ok()?;
+    // From here on the magazine stays what it is, since the thread gives none back that is marked.
+    if is_wanted(magazine) {
+        magazine.take_blocks(release);
+    }
+    place.compare_exchange(marked, word, Ordering::Release, Ordering::Acquire).is_err().then_some(magazine)
 }
 
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
+    use super::super::quarantine;
     use super::*;
 
     #[test]
-    fn a_place_says_which_magazine_is_there_and_whose() {
+    fn a_thread_keeps_one_magazine_and_others_take_the_blocks() {
+        let magazine = quarantine::magazine();
         let place = Place::default();
-        assert!(Kept::find(&place).is_none());
-        let identity = |generation: u64| Identity::from_bits(generation << 16 | 65_534).unwrap();
-        put(&place, identity(7), (1 << 24) - 1);
-        let kept = Kept::find(&place).expect("put there");
-        assert_eq!(kept.magazine(), (1 << 24) - 1);
-        assert!(kept.is_for(identity(7)) && !kept.is_for(identity(9)) && !kept.is_for(identity(7 << 16)));
-        assert!(kept.take_from(&place) && !kept.take_from(&place) && Kept::find(&place).is_none());
+        let kept = || {
+            // SAFETY: the magazine is there until the end.
+            unsafe { kept(&place) }
+        };
+        let take = |is_wanted, blocks: &mut Vec<usize>| {
+            // SAFETY: the magazine is there until the end.
+            let left = unsafe { take_blocks(&place, |_| is_wanted, &mut |address| blocks.push(address)) };
+            assert!(left.is_none());
+        };
+        let mut blocks = Vec::new();
+        take(true, &mut blocks);
+        assert!(kept().is_none() && blocks.is_empty());
+        put(&place, &magazine);
+        magazine.push(16, 100, u64::MAX);
+        magazine.push(1 << 47, 2000, u64::MAX);
+        take(false, &mut blocks);
+        assert!(blocks.is_empty());
+        take(true, &mut blocks);
+        assert_eq!((&blocks[..], magazine.holds()), (&[16, 1 << 47][..], (0, 0)));
+        magazine.push(48, 300, u64::MAX);
+        assert_eq!(magazine.holds(), (300, 1));
+        assert!(kept().is_some_and(|kept| ptr::eq(kept, &magazine)) && take_out(&place) && kept().is_none());
+    }
+
+    #[test]
+    fn who_takes_the_blocks_has_the_magazine_that_is_left_to_him() {
+        let magazine = quarantine::magazine();
+        let place = Place::default();
+        put(&place, &magazine);
+        let mut blocks = Vec::new();
+        magazine.push(16, 100, u64::MAX);
+        let mut amid = |address| {
+            blocks.push(address);
+            // SAFETY: the magazine is there until the end.
+            assert!(unsafe { kept(&place) }.is_some(), "it can be filled on");
+            // SAFETY: as above.
+            assert!(
+                unsafe { take_blocks(&place, |_| true, &mut |_| unreachable!()) }.is_none(),
+                "one at a time"
+            );
+            magazine.push(32, 100, u64::MAX);
+            assert!(!take_out(&place));
+        };
+        // SAFETY: as above.
+        let left = unsafe { take_blocks(&place, |_| true, &mut amid) };
+        assert!(left.is_some_and(|left| ptr::eq(left, &magazine)));
+        magazine.take_blocks(&mut |address| blocks.push(address));
+        assert_eq!((&blocks[..], magazine.holds()), (&[16, 32][..], (0, 0)));
     }
 }
 
 #[cfg(all(test, dogtag_loom))]
 mod model {
+    use super::super::quarantine;
     use super::*;
+    use crate::sync::whole_model;
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
 
-    /// A thread works with its magazine while another takes it away: never both at once,
-    /// and every block is in one of their hands.
+    struct Shared {
+        place: Place,
+        magazines: [Magazine; 2],
+        /// What was done with each block before it was put in, and is to be done once by who takes it out.
+        blocks: [UnsafeCell<u32>; 2],
+    }
+
+    impl Shared {
+        fn put_in(&self, magazine: &Magazine, block: usize) -> bool {
+            // SAFETY: nobody has the block yet, or the model fails.
+            self.blocks[block].with_mut(|block| unsafe { *block += 1 });
+            magazine.push((block + 1) * 16, 100, u64::MAX)
+        }
+
+        fn release(&self, address: usize) {
+            // SAFETY: the block is this thread's alone, or the model fails.
+            self.blocks[address / 16 - 1].with_mut(|block| unsafe { *block += 10 });
+        }
+    }
+
+    /// A thread fills magazines, each of which is full with one block, while another takes the blocks away: each
+    /// is taken out once, after it was put in, and each magazine is had by one thread in the end.
     #[test]
-    fn a_magazine_is_in_one_hand_only() {
-        crate::sync::model(|| {
-            let identity = Identity::from_bits(1 << 16 | 1).unwrap();
-            // The place, and the blocks of two magazines, which loom watches over.
-            let shared = Arc::new((Place::default(), [UnsafeCell::new(0), UnsafeCell::new(0)]));
+    fn a_block_is_taken_out_once() {
+        whole_model(|| {
+            let shared = Arc::new(Shared {
+                place: Place::new(ptr::null_mut()),
+                magazines: [quarantine::magazine(), quarantine::magazine()],
+                blocks: [UnsafeCell::new(0), UnsafeCell::new(0)],
+            });
             let other = thread::spawn({
                 let shared = shared.clone();
                 move || {
-                    let (place, magazines) = &*shared;
-                    let stolen =
-                        Kept::find(place).filter(|kept| kept.is_for(identity) && kept.take_from(place));
-                    stolen.map_or(0, |kept| {
-                        // SAFETY: the blocks are this thread's alone, or else the model fails.
-                        magazines[kept.magazine() as usize].with_mut(|blocks| unsafe { blocks.replace(0) })
+                    // SAFETY: the magazines are there until the end.
+                    let left = unsafe { take_blocks(&shared.place, |_| true, &mut |at| shared.release(at)) };
+                    left.map_or(0, |magazine| {
+                        magazine.take_blocks(&mut |at| shared.release(at));
+                        assert_eq!(magazine.holds(), (0, 0));
+                        1
                     })
                 }
             });
-            let (place, magazines) = &*shared;
-            let mut fresh = 0;
-            for _ in 0..2 {
-                let own = Kept::find(place).filter(|kept| kept.take_from(place));
-                let number = own.map_or_else(|| std::mem::replace(&mut fresh, 1), Kept::magazine);
-                // SAFETY: the model fails if two threads are here at once.
-                magazines[number as usize].with_mut(|blocks| unsafe { *blocks += 1 });
-                put(place, identity, number);
+            let mut had = 0;
+            for (number, magazine) in shared.magazines.iter().enumerate() {
+                put(&shared.place, magazine);
+                // SAFETY: the magazines are there until the end.
+                let kept = unsafe { kept(&shared.place) }.expect("put there");
+                assert!(shared.put_in(kept, number), "it is full");
+                if take_out(&shared.place) {
+                    had += 1;
+                    let (bytes, blocks) = kept.holds();
+                    let mut left = 0;
+                    kept.each(|at| {
+                        left += 1;
+                        shared.release(at);
+                    });
+                    assert_eq!((bytes, blocks), (left * 100, left));
+                }
             }
-            let stolen = other.join().unwrap();
-            // SAFETY: the model fails if two threads are here at once.
-            let left: i32 = magazines.iter().map(|blocks| blocks.with(|blocks| unsafe { *blocks })).sum();
-            assert_eq!(stolen + left, 2);
+            assert_eq!(had + other.join().unwrap(), 2);
+            // SAFETY: the other thread has ended.
+            let sums = shared.blocks.each_ref().map(|block| block.with(|block| unsafe { *block }));
+            assert_eq!(sums, [11, 11]);
         });
     }
 }

@@ -265,12 +265,12 @@ pub use {
 };
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
-    block::{AROUND, BlockHeader, Family, layout},
+    block::{AROUND, BlockHeader, FRESH, Family, is_plain, layout},
     checker::{Checker, Returned, Whole},
     claim::Claim,
     depot::quarantined,
     protection::has_no_access,
-    settings::Settings,
+    settings::{Fill, Settings},
 };
 
 /// Calls the handler for a region that is dropped while blocks in it are live. Returns if the process

@@ -10,22 +10,30 @@
 
 use super::block::prefetch;
 use super::instance_id::Identity;
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, const_unless_loom};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, const_unless_loom};
 
 /// A queue of magazines, bounded by the number of its places, which callers
 /// keep (a power of two), and in bytes. It is full of numbers: each stands for a
 /// magazine in [`Magazines`], and 0 for none.
 #[derive(Debug)]
 pub(crate) struct MagazineQueue {
+    /// Bytes that may be in, unless the limit is lower.
+    allowed: AtomicU64,
+    /// The number of forks when a magazine was put in last.
+    forks: AtomicU64,
+    counts: Counts,
+}
+
+/// What all threads change, for each magazine. Apart from what they read for each block, which would have to be
+/// fetched again each time.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Counts {
     /// How many magazines were ever put in; the next one's place is this,
     /// modulo the number of places.
     entered: AtomicU64,
     /// The oldest magazine's turn, unless the ring's turn made it leave.
     oldest: AtomicU64,
-    /// Bytes that may be in, unless the limit is lower.
-    allowed: AtomicU64,
-    /// The number of forks when a magazine was put in last.
-    forks: AtomicU64,
     /// Bytes that are in. Counted a moment after the places are changed, so it
     /// may wrap around below 0 and is read as signed.
     bytes: AtomicU64,
@@ -35,11 +43,13 @@ impl MagazineQueue {
     const_unless_loom! {
         pub(crate) fn new() -> Self {
             Self {
-                entered: AtomicU64::new(0),
-                oldest: AtomicU64::new(0),
                 allowed: AtomicU64::new(u64::MAX),
                 forks: AtomicU64::new(0),
-                bytes: AtomicU64::new(0),
+                counts: Counts {
+                    entered: AtomicU64::new(0),
+                    oldest: AtomicU64::new(0),
+                    bytes: AtomicU64::new(0),
+                },
             }
         }
     }
@@ -58,10 +68,10 @@ impl MagazineQueue {
     ) -> u64 {
         let (bytes, _) = magazine.holds();
         let limit = self.limit(limit, bytes, forks);
-        let turn = self.entered.fetch_add(1, Ordering::Relaxed);
+        let turn = self.counts.entered.fetch_add(1, Ordering::Relaxed);
         let displaced = swap(places, turn, magazines.number(magazine));
         let before = self.bytes();
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.empty(magazines, displaced, &mut release);
         // Others, whose limit may be higher by now, go on to put some in: those are not waited for.
         while self.bytes() > limit
@@ -108,7 +118,7 @@ impl MagazineQueue {
         mut release: impl FnMut(usize),
     ) {
         // Others may go on to put magazines in, perhaps for ever: those are left.
-        let end = self.entered.load(Ordering::Relaxed);
+        let end = self.counts.entered.load(Ordering::Relaxed);
         while let Some(oldest) = self.leave(places, end) {
             self.empty(magazines, oldest, &mut release);
         }
@@ -117,24 +127,25 @@ impl MagazineQueue {
     /// Empties a magazine that was swapped out.
     fn empty(&self, magazines: &Magazines<'_>, number: u32, release: impl FnMut(usize)) {
         let Some(magazine) = magazines.get(number) else { return };
-        self.bytes.fetch_sub(magazine.holds().0, Ordering::Relaxed);
+        self.counts.bytes.fetch_sub(magazine.holds().0, Ordering::Relaxed);
         magazines.empty(magazine, release);
     }
 
     fn bytes(&self) -> u64 {
-        (self.bytes.load(Ordering::Relaxed) as i64).max(0) as u64
+        (self.counts.bytes.load(Ordering::Relaxed) as i64).max(0) as u64
     }
 
     /// Takes out the oldest magazine whose turn was before `end`; `None` when there is none.
     fn leave(&self, places: &[AtomicU32], end: u64) -> Option<u32> {
         loop {
-            let oldest = self.oldest.load(Ordering::Relaxed);
-            let entered = self.entered.load(Ordering::Relaxed);
+            let oldest = self.counts.oldest.load(Ordering::Relaxed);
+            let entered = self.counts.entered.load(Ordering::Relaxed);
             let turn = oldest.max(entered.saturating_sub(places.len() as u64));
             if turn >= end {
                 return None;
             }
-            let next = self.oldest.compare_exchange(oldest, turn + 1, Ordering::Relaxed, Ordering::Relaxed);
+            let next =
+                self.counts.oldest.compare_exchange(oldest, turn + 1, Ordering::Relaxed, Ordering::Relaxed);
             // An empty place is one whose magazine is still on its way in, or
             // has left: then the next.
             if next.is_ok() {
@@ -186,8 +197,9 @@ impl<'a> Magazines<'a> {
 
     /// Makes a magazine free, whatever is in it.
     pub(crate) fn give_back(&self, magazine: &Magazine) {
-        magazine.blocks.store(0, Ordering::Relaxed);
-        magazine.bytes.store(0, Ordering::Relaxed);
+        for counter in [&magazine.blocks, &magazine.bytes, &magazine.taken_blocks, &magazine.taken_bytes] {
+            counter.store(0, Ordering::Relaxed);
+        }
         magazine.taken.store(false, Ordering::Release);
         // So that the same few are used over and over.
         self.next.store(self.number(magazine) - 1, Ordering::Relaxed);
@@ -204,15 +216,55 @@ impl<'a> Magazines<'a> {
 }
 
 /// Some freed blocks of one allocator. Whoever has taken it, or has swapped it
-/// out of the ring, has it alone; others may read what it holds.
+/// out of the ring, has it alone; others may read what it holds. While a thread
+/// [keeps](super::magazine) it, another may take blocks out.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Magazine {
     taken: AtomicBool,
     identity: AtomicU64,
+    /// How many blocks were put in, and their bytes.
     blocks: AtomicU64,
     bytes: AtomicU64,
-    addresses: [AtomicUsize; MAGAZINE],
+    /// Those of them that another thread has taken out.
+    taken_blocks: AtomicU64,
+    taken_bytes: AtomicU64,
+    /// The blocks that were put in; 0 for one that was taken out.
+    contents: [AtomicU64; MAGAZINE],
+}
+
+/// A block in a magazine: its address, and the bytes that it counts for, or the most that can be told.
+#[derive(Clone, Copy)]
+struct Packed(u64);
+
+/// Bits for an address, which is a multiple of 16.
+const ADDRESS: u32 = 44;
+
+impl Packed {
+    #[inline(always)]
+    fn new(address: usize, bytes: usize) -> Self {
+        const MOST: usize = (1 << (u64::BITS - ADDRESS)) - 1;
+
+        Self((bytes.min(MOST) as u64) << ADDRESS | address as u64 >> 4)
+    }
+
+    #[inline(always)]
+    fn address(self) -> usize {
+        (self.0 << (u64::BITS - ADDRESS) >> (u64::BITS - ADDRESS - 4)) as usize
+    }
+
+    #[inline(always)]
+    fn bytes(self) -> usize {
+        (self.0 >> ADDRESS) as usize
+    }
+
+    /// Has the processor fetch what will be looked at.
+    #[inline(always)]
+    fn prefetch(self) {
+        prefetch(self.address(), self.bytes());
+        #[cfg(not(dogtag_loom))]
+        super::shadow::prefetch(self.address());
+    }
 }
 
 /// Blocks in a magazine.
@@ -225,44 +277,71 @@ impl Magazine {
         Identity::from_bits(self.identity.load(Ordering::Relaxed))
     }
 
-    /// Puts a block in, and says whether the magazine is full now or holds more than `heavy`
-    /// bytes. The caller has the magazine, which is not full yet.
-    #[inline]
+    /// Puts a block in, and says whether the magazine is full now or more than `heavy`
+    /// bytes were put in. The caller has or keeps the magazine, which is not full yet.
+    #[inline(always)]
     pub(crate) fn push(&self, address: usize, bytes: usize, heavy: u64) -> bool {
         let blocks = self.blocks.load(Ordering::Relaxed);
-        self.addresses[blocks as usize % MAGAZINE].store(address, Ordering::Relaxed);
+        self.contents[blocks as usize % MAGAZINE].store(Packed::new(address, bytes).0, Ordering::Relaxed);
         let sum = self.bytes.load(Ordering::Relaxed) + bytes as u64;
         self.bytes.store(sum, Ordering::Relaxed);
-        self.blocks.store(blocks + 1, Ordering::Relaxed);
+        // For who takes blocks out: they are there.
+        self.blocks.store(blocks + 1, Ordering::Release);
         blocks + 1 == MAGAZINE as u64 || sum > heavy
+    }
+
+    /// Takes the blocks out while another thread keeps the magazine and puts more in; one thread at a time. Calls
+    /// `release` for each. (Those that are so large that [`Packed`] does not tell have made the magazine full.)
+    pub(crate) fn take_blocks(&self, release: &mut impl FnMut(usize)) {
+        let blocks = self.blocks.load(Ordering::Acquire) as usize;
+        for content in &self.contents[..blocks.min(MAGAZINE)] {
+            let block = Packed(content.swap(0, Ordering::Relaxed));
+            if block.0 != 0 {
+                let count = |counter: &AtomicU64, more: u64| {
+                    counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+                };
+                count(&self.taken_blocks, 1);
+                count(&self.taken_bytes, block.bytes() as u64);
+                release(block.address());
+            }
+        }
     }
 
     /// Bytes and blocks.
     pub(crate) fn holds(&self) -> (u64, u64) {
-        (self.bytes.load(Ordering::Relaxed), self.blocks.load(Ordering::Relaxed))
+        let left = |taken: &AtomicU64, all: &AtomicU64| {
+            // In this order: all of what was taken out had been put in.
+            let taken = taken.load(Ordering::Relaxed);
+            all.load(Ordering::Relaxed).saturating_sub(taken)
+        };
+        (left(&self.taken_bytes, &self.bytes), left(&self.taken_blocks, &self.blocks))
     }
 
     /// Calls `look` for what may be blocks in it, for who does not have the magazine: all may have changed meanwhile.
     #[cfg_attr(dogtag_loom, allow(dead_code))]
     pub(crate) fn each_hint(&self, look: impl FnMut(usize)) {
-        let blocks = self.holds().1 as usize;
-        let addresses = self.addresses.iter().take(blocks);
-        addresses.map(|address| address.load(Ordering::Relaxed)).for_each(look);
+        let blocks = self.blocks.load(Ordering::Relaxed) as usize;
+        let contents = self.contents.iter().take(blocks);
+        contents.map(|content| Packed(content.load(Ordering::Relaxed)).address()).for_each(look);
     }
 
     /// Calls `release` for all blocks, in the order in which they were put in.
-    fn each(&self, mut release: impl FnMut(usize)) {
+    pub(super) fn each(&self, mut release: impl FnMut(usize)) {
         /// How far ahead a block is fetched: it has not been touched for long.
         const AHEAD: usize = 4;
 
         let blocks = self.blocks.load(Ordering::Relaxed) as usize;
-        let addresses = &self.addresses[..blocks.min(MAGAZINE)];
-        addresses.iter().take(AHEAD).for_each(|address| prefetch(address.load(Ordering::Relaxed)));
-        for (index, address) in addresses.iter().enumerate() {
-            if let Some(ahead) = addresses.get(index + AHEAD) {
-                prefetch(ahead.load(Ordering::Relaxed));
+        let contents = &self.contents[..blocks.min(MAGAZINE)];
+        let load = |content: &AtomicU64| Packed(content.load(Ordering::Relaxed));
+        contents.iter().take(AHEAD).for_each(|content| load(content).prefetch());
+        for (index, content) in contents.iter().enumerate() {
+            if let Some(ahead) = contents.get(index + AHEAD) {
+                load(ahead).prefetch();
             }
-            release(address.load(Ordering::Relaxed));
+            let block = load(content);
+            if block.0 != 0 {
+                release(block.address());
+            }
         }
     }
 }
@@ -279,7 +358,9 @@ pub(super) fn magazine() -> Magazine {
         identity: AtomicU64::new(0),
         blocks: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
-        addresses: std::array::from_fn(|_| AtomicUsize::new(0)),
+        taken_blocks: AtomicU64::new(0),
+        taken_bytes: AtomicU64::new(0),
+        contents: std::array::from_fn(|_| AtomicU64::new(0)),
     }
 }
 
@@ -440,7 +521,7 @@ mod model {
                 for number in thread * each..(thread + 1) * each {
                     let magazine = &shared.all[number];
                     magazine.taken.store(true, Ordering::Relaxed);
-                    magazine.push(number + 1, 16, u64::MAX);
+                    magazine.push((number + 1) * 16, 16, u64::MAX);
                     let release = |address| released.push(address);
                     shared.quarantine.enter(&shared.places, &pool, magazine, limit, 0, release);
                 }
@@ -463,7 +544,7 @@ mod model {
             }
             assert_eq!(shared.quarantine.bytes(), left * 16);
             seen.sort_unstable();
-            assert_eq!(seen, (1..=2 * each).collect::<Vec<_>>());
+            assert_eq!(seen, (1..=2 * each).map(|number| number * 16).collect::<Vec<_>>());
         });
     }
 
@@ -486,7 +567,7 @@ mod model {
                 let pool = Magazines { all: &shared.0, next: &shared.1 };
                 pool.take(identity(1)).map(|magazine| {
                     assert_eq!(magazine.holds(), (0, 0), "somebody else has it");
-                    magazine.push(1, 16, u64::MAX);
+                    magazine.push(16, 16, u64::MAX);
                     pool.give_back(magazine);
                 })
             };

@@ -6,15 +6,36 @@ use super::handler::react;
 use super::inspect::{pointer, whole_and_freed, wrong_with_freed};
 use super::protection;
 use super::settings::Settings;
-use super::shadow;
+use super::shadow::{self, Vacancies};
 use super::violation_kind::Operation;
 use super::zero_sized;
 use crate::backend;
 use crate::sync::{AtomicU64, Ordering};
+use std::alloc::Layout;
 use std::ptr::NonNull;
 
-/// Gives a block's memory back to the backend.
-pub(super) type Release<B> = unsafe fn(&B, NonNull<u8>, BlockHeader);
+/// Gives the memory that was requested for a block back to the backend.
+pub(super) type Release<B> = unsafe fn(&B, NonNull<u8>, Layout);
+
+/// Gives a block's memory back, unless something has overwritten how much it is.
+///
+/// # Safety
+///
+/// The block must have been requested from that backend, have that header, and be nobody's any more.
+#[inline(always)]
+pub(super) unsafe fn give_back<B>(
+    block: NonNull<u8>,
+    header: &BlockHeader,
+    backend: &B,
+    release: Release<B>,
+) {
+    // SAFETY: where the block's memory begins, and the layout that it was requested with.
+    unsafe {
+        if let Some(outer) = header.outer_layout(block) {
+            release(backend, block.sub(header.offset()), outer);
+        }
+    }
+}
 
 /// Releases a block that has left the quarantine, unless something wrote to it.
 ///
@@ -22,7 +43,13 @@ pub(super) type Release<B> = unsafe fn(&B, NonNull<u8>, BlockHeader);
 ///
 /// [`Checker::retire`](super::Checker::retire) must have put it in, for that backend.
 #[inline]
-pub(super) unsafe fn release_block<B>(address: usize, settings: &Settings, backend: &B, release: Release<B>) {
+pub(super) unsafe fn release_block<B>(
+    address: usize,
+    vacancies: &mut Vacancies,
+    settings: &Settings,
+    backend: &B,
+    release: Release<B>,
+) {
     let (Some(entry), Some(block)) = (shadow::entry(address), pointer(address)) else { return };
     // None if `verify` has found a violation there.
     let Some(state) = entry.seize_quarantined() else { return };
@@ -33,17 +60,27 @@ pub(super) unsafe fn release_block<B>(address: usize, settings: &Settings, backe
     // SAFETY: it was in quarantine and has been seized.
     match unsafe { whole_and_freed(block, settings) } {
         Some(header) => {
-            shadow::vacate(address, entry);
+            vacancies.vacate(address, entry);
             // SAFETY: the block is seized, and was requested from that backend.
-            unsafe { release(backend, block, header) };
+            unsafe { give_back(block, &header, backend, release) };
         }
-        None => {
-            // SAFETY: it was in quarantine and has been seized.
-            let violation = unsafe { wrong_with_freed(block, Operation::Reuse, settings) };
-            entry.set(State::Leaked);
-            react(&violation);
-        }
+        // SAFETY: it was in quarantine and has been seized.
+        None => unsafe { keep_for_good(block, entry, settings) },
     }
+}
+
+/// Reports a block in quarantine that something wrote to. It is never used again.
+///
+/// # Safety
+///
+/// The block must have been in quarantine, and have been seized.
+#[cold]
+#[inline(never)]
+unsafe fn keep_for_good(block: NonNull<u8>, entry: &'static Entry, settings: &Settings) {
+    // SAFETY: the caller's block.
+    let violation = unsafe { wrong_with_freed(block, Operation::Reuse, settings) };
+    entry.set(State::Leaked);
+    react(&violation);
 }
 
 /// Gives the access to a block back that leaves the quarantine, and the block to the backend. It is never used again if
@@ -67,7 +104,7 @@ unsafe fn release_protected<B>(block: NonNull<u8>, entry: &'static Entry, backen
             && protection::reopen(block, &header)
         {
             shadow::vacate(block.addr().get(), entry);
-            return release(backend, block, header);
+            return give_back(block, &header, backend, release);
         }
         let violation = whole.is_none().then(|| protection::wrong(block, Operation::Reuse));
         entry.set(State::Leaked);

@@ -1,7 +1,7 @@
 //! The settings in `DOGTAG_CHECK`: read once, by the first allocation, and therefore
 //! without allocating.
 
-use super::block::{FREED, FRESH, LARGE};
+use super::block::{FREED, LARGE};
 use super::quarantine::MAGAZINE;
 use crate::format;
 use crate::sys::{self, stderr};
@@ -39,23 +39,13 @@ pub(crate) struct Settings {
 pub(crate) enum Fill {
     /// Nothing.
     Nothing,
-    /// [`FRESH`] and [`FREED`].
+    /// [`FRESH`](super::block::FRESH) and [`FREED`].
     Patterns,
     /// Zeros.
     Zeros,
 }
 
 impl Fill {
-    /// The byte for fresh memory.
-    #[inline]
-    pub(crate) fn fresh(self) -> Option<u8> {
-        match self {
-            Self::Nothing => None,
-            Self::Patterns => Some(FRESH),
-            Self::Zeros => Some(0),
-        }
-    }
-
     /// The byte for freed memory.
     #[inline]
     pub(crate) fn freed(self) -> Option<u8> {
@@ -103,9 +93,7 @@ impl Settings {
         static SETTINGS: OnceLock<Settings> = OnceLock::new();
         match SETTINGS.get() {
             Some(settings) => settings,
-            // Preloaded, the first allocation may come before there is an environment.
-            None if !sys::has_environment() => &Self::EARLY,
-            None => SETTINGS.get_or_init(read),
+            None => first(&SETTINGS),
         }
     }
 
@@ -146,6 +134,13 @@ impl Settings {
 
 /// The most blocks that a quarantine may hold: 128 MiB of them.
 const MOST_BLOCKS: u64 = 1 << 24;
+
+#[cold]
+#[inline(never)]
+fn first(settings: &'static OnceLock<Settings>) -> &'static Settings {
+    // Preloaded, the first allocation may come before there is an environment.
+    if sys::has_environment() { settings.get_or_init(read) } else { &Settings::EARLY }
+}
 
 #[cold]
 fn read() -> Settings {

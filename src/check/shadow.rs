@@ -7,11 +7,14 @@
 //!
 //! A fork copies what maps these tables, so a page of them in which there is no block any more is
 //! given back to the operating system at the next fork. That is known by a count of the blocks
-//! for each page. Whoever counts a block in waits while its page is given back.
+//! for each page. Whoever counts a block in waits while its page is given back. A thread counts some blocks in
+//! ahead ([`Credits`]), and blocks out that leave the quarantine together ([`Vacancies`]), since each count is a
+//! locked instruction.
 
 use super::block::ALIGN;
 use super::block_state::{self, Entry, EntryTable, State};
-use crate::sync::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, yield_now};
+use crate::ledger::thread;
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, yield_now};
 use crate::sys;
 use std::ops::{Range, RangeInclusive};
 use std::ptr;
@@ -30,10 +33,26 @@ pub(crate) fn entry(address: usize) -> Option<&'static Entry> {
     }
 }
 
+/// Has the processor fetch the entry for an address.
+#[inline]
+pub(crate) fn prefetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(entry) = entry(address) {
+        // SAFETY: a hint, which any address will do for.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(entry).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// The entry for a block that is about to be handed out, with a table mapped if need be. It is
 /// counted until it is [vacated](vacate). `None` when the operating system gives no memory for it.
-#[inline]
-pub(crate) fn occupy(address: usize) -> Option<&'static Entry> {
+/// The credits must be the calling thread's own.
+#[inline(always)]
+pub(crate) fn occupy(address: usize, credits: Option<Credits>) -> Option<&'static Entry> {
     let (root, middle, leaf) = position(address)?;
     // SAFETY: all atomics, for which zeros are valid.
     unsafe {
@@ -43,8 +62,89 @@ pub(crate) fn occupy(address: usize) -> Option<&'static Entry> {
             Some(leaves) => leaves,
             None => map_leaf(middles, root, middle)?,
         };
-        middles.pages[page_of(middle, leaf)].count_in();
+        if credits.is_none_or(|credits| !credits.spend(address)) {
+            count_in(&middles.pages[page_of(middle, leaf)], address, credits);
+        }
         Some(&leaves.0[leaf])
+    }
+}
+
+/// Counts a block in where that was not done ahead.
+#[inline(never)]
+fn count_in(page: &Page, address: usize, credits: Option<Credits>) {
+    match credits {
+        Some(credits) => {
+            page.count_in(AHEAD);
+            credits.exchange(address, AHEAD - 1);
+        }
+        None => page.count_in(1),
+    }
+}
+
+/// How many blocks are counted in at once: fewer than a page holds, and many for a locked instruction.
+const AHEAD: u32 = 64;
+
+/// The blocks that a thread has counted in ahead: for some pages how many there are. A page that has any stays.
+#[derive(Clone, Copy)]
+pub(crate) struct Credits(pub(crate) &'static [AtomicU64; thread::NUMBERS]);
+
+impl Credits {
+    /// Uses up one of an address's page; `false` if there is none.
+    #[inline(always)]
+    fn spend(self, address: usize) -> bool {
+        let place = self.place(address);
+        let word = place.load(Ordering::Relaxed);
+        let has_any = word >> u32::BITS == (address / STRETCH) as u64 && word as u32 != 0;
+        if has_any {
+            place.store(word - 1, Ordering::Relaxed);
+        }
+        has_any
+    }
+
+    /// Keeps so many of an address's page, and gives back what there is of the page that was in their place.
+    fn exchange(self, address: usize, number: u32) {
+        let place = self.place(address);
+        let former = place.load(Ordering::Relaxed);
+        place.store(((address / STRETCH) as u64) << u32::BITS | u64::from(number), Ordering::Relaxed);
+        vacated((former >> u32::BITS) as usize * STRETCH, former as u32);
+    }
+
+    /// Where those of an address's page stand.
+    #[inline(always)]
+    fn place(self, address: usize) -> &'static AtomicU64 {
+        &self.0[address / STRETCH % thread::NUMBERS]
+    }
+}
+
+/// Blocks that have been vacated and not yet counted out, all in one page. They are when this is dropped.
+#[derive(Default)]
+pub(crate) struct Vacancies {
+    address: usize,
+    number: u32,
+}
+
+impl Vacancies {
+    /// Makes the entry of a block that has been seized one of no block.
+    #[inline]
+    pub(crate) fn vacate(&mut self, address: usize, entry: &'static Entry) {
+        entry.set(State::None);
+        if self.address / STRETCH != address / STRETCH {
+            self.count_out();
+            self.address = address;
+        }
+        self.number += 1;
+    }
+
+    #[inline]
+    fn count_out(&mut self) {
+        vacated(self.address, std::mem::take(&mut self.number));
+    }
+}
+
+impl Drop for Vacancies {
+    #[inline]
+    fn drop(&mut self) {
+        self.count_out();
     }
 }
 
@@ -63,16 +163,16 @@ fn map_leaf(middles: &'static Middle, root: usize, middle: usize) -> Option<&'st
 #[inline]
 pub(crate) fn vacate(address: usize, entry: &'static Entry) {
     entry.set(State::None);
-    vacated(address);
+    vacated(address, 1);
 }
 
-/// Counts a block out, whose entry has been set so.
+/// Counts so many blocks of an address's page out, whose entries have been set so.
 #[inline]
-pub(crate) fn vacated(address: usize) {
-    let Some((root, middle, leaf)) = position(address) else { return };
+pub(crate) fn vacated(address: usize, number: u32) {
+    let Some((root, middle, leaf)) = position(address).filter(|_| number != 0) else { return };
     // SAFETY: tables are never unmapped.
     if let Some(middles) = unsafe { TABLE[root].load(Ordering::Acquire).as_ref() } {
-        middles.pages[page_of(middle, leaf)].0.fetch_sub(1, Ordering::Release);
+        middles.pages[page_of(middle, leaf)].0.fetch_sub(number, Ordering::Release);
     }
 }
 
@@ -271,10 +371,10 @@ const COVERED: u32 = 1 << 29;
 const BLOCKS: u32 = COVERED - 1;
 
 impl Page {
-    /// Counts a block in. From here on the page stays.
+    /// Counts so many blocks in. From here on the page stays.
     #[inline]
-    fn count_in(&self) {
-        let before = self.0.fetch_add(1, Ordering::Acquire);
+    fn count_in(&self, number: u32) {
+        let before = self.0.fetch_add(number, Ordering::Acquire);
         if before & (USED | GOING) != USED {
             self.use_it();
         }
@@ -393,7 +493,7 @@ mod tests {
     fn a_pin_of_another_process_is_void() {
         // Where no program has blocks. Alone: all entries are read, which maps pages of zeros.
         let _alone = GIVER.lock();
-        let entry = occupy(5 << 32).expect("memory");
+        let entry = occupy(5 << 32, None).expect("memory");
         block_state::a_pin_of_another_process_is_void(entry);
         vacate(5 << 32, entry);
     }
@@ -413,7 +513,7 @@ mod tests {
         // From one root's tables to the next one's, with a leaf between that is not there.
         let _alone = GIVER.lock();
         let addresses = [START, START + 16, START + MIB - 16, START + 2 * MIB, START + 4 * MIB + 160];
-        addresses.iter().for_each(|at| occupy(*at).expect("memory").set(State::Live));
+        addresses.iter().for_each(|at| occupy(*at, None).expect("memory").set(State::Live));
         assert_eq!(found(START..=START + 5 * MIB), addresses);
         for (first, from) in addresses.iter().enumerate() {
             for (last, to) in addresses.iter().enumerate().skip(first) {
@@ -445,7 +545,7 @@ mod tests {
             (START + 5 * MIB + 48, 1),
         ];
         for (at, size) in blocks {
-            occupy(at).expect("memory").set(State::Live);
+            occupy(at, None).expect("memory").set(State::Live);
             cover(at, at + size);
         }
         let found = |address| covering(address).map(|(at, _)| at);
@@ -481,7 +581,7 @@ mod tests {
 
         let _alone = GIVER.lock();
         let all: Vec<usize> = (START..START + 2 * MIB).step_by(256).collect();
-        all.iter().for_each(|at| occupy(*at).expect("memory").set(State::Live));
+        all.iter().for_each(|at| occupy(*at, None).expect("memory").set(State::Live));
         give_back();
         assert!(all.iter().all(|at| is_in_memory(entry(*at).expect("there"))));
         let kept = START + MIB + 3 * 16 * PAGE + 256;
@@ -497,6 +597,58 @@ mod tests {
         give_back();
         assert!(!is_in_memory(entry(kept).expect("there")));
         assert!(found(START..=START + 2 * MIB).is_empty());
+    }
+
+    /// A thread's own, which has none yet.
+    fn no_credits() -> Credits {
+        Credits(Box::leak(Box::new([const { AtomicU64::new(0) }; thread::NUMBERS])))
+    }
+
+    /// The blocks that are counted in an address's page.
+    fn counted(address: usize) -> u32 {
+        let (root, middle, leaf) = position(address).expect("a block can begin there");
+        // SAFETY: tables are never unmapped.
+        let middles = unsafe { TABLE[root].load(Ordering::Acquire).as_ref() }.expect("mapped");
+        middles.pages[page_of(middle, leaf)].0.load(Ordering::Relaxed) & BLOCKS
+    }
+
+    #[test]
+    fn blocks_are_counted_in_ahead_and_out_together() {
+        const FIRST: usize = 13 << 32;
+        /// Its credits stand where the first one's do.
+        const SECOND: usize = FIRST + thread::NUMBERS * STRETCH;
+
+        let _alone = GIVER.lock();
+        let credits = no_credits();
+        let occupy = |at| {
+            let entry = occupy(at, Some(credits)).expect("memory");
+            entry.set(State::Live);
+            entry
+        };
+        let all: Vec<usize> = (0..=AHEAD as usize).map(|number| FIRST + 16 * number).collect();
+        let (last, others) = all.split_last().expect("many");
+        let mut entries: Vec<_> = others.iter().map(|at| occupy(*at)).collect();
+        assert_eq!(counted(FIRST), AHEAD, "each block has used one up");
+        entries.push(occupy(*last));
+        assert_eq!(counted(FIRST), 2 * AHEAD);
+        let second = occupy(SECOND);
+        assert_eq!((counted(FIRST), counted(SECOND)), (AHEAD + 1, AHEAD), "what was left is given back");
+        let mut vacancies = Vacancies::default();
+        entries.iter().zip(&all).for_each(|(entry, at)| vacancies.vacate(*at, entry));
+        assert_eq!((found(FIRST..=SECOND), counted(FIRST)), (vec![SECOND], AHEAD + 1));
+        vacancies.vacate(SECOND, second);
+        assert_eq!((counted(FIRST), counted(SECOND)), (0, AHEAD), "another page's");
+        drop(vacancies);
+        assert_eq!(counted(SECOND), AHEAD - 1);
+        give_back();
+        assert!(!is_in_memory(entries[0]) && is_in_memory(second), "a block may come without a count");
+        let last = occupy(SECOND + 16);
+        assert_eq!(counted(SECOND), AHEAD - 1);
+        vacate(SECOND + 16, last);
+        vacate(FIRST, occupy(FIRST));
+        assert_eq!((counted(FIRST), counted(SECOND)), (AHEAD - 1, 0));
+        give_back();
+        assert!(!is_in_memory(second));
     }
 
     #[test]
@@ -516,10 +668,11 @@ mod tests {
             });
             let workers = [0, 1, 2].map(|worker| {
                 threads.spawn(move || {
+                    let credits = (worker != 0).then(no_credits);
                     for round in 0..ROUNDS {
-                        // All in one page, and by turns in others.
-                        let at = START + round % 3 * 16 * PAGE + worker * 16;
-                        let entry = occupy(at).expect("memory");
+                        // All in one page, and by turns in others, whose credits stand in the same place.
+                        let at = START + round % 3 * thread::NUMBERS * STRETCH + worker * 16;
+                        let entry = occupy(at, credits).expect("memory");
                         entry.set(State::Live);
                         if round % 7 == 0 {
                             std::thread::yield_now();
@@ -534,7 +687,7 @@ mod tests {
             assert!(all_went_well);
         });
         give_back();
-        assert!(found(START..=START + MIB).is_empty());
+        assert!(found(START..=START + 3 * thread::NUMBERS * STRETCH).is_empty());
     }
 
     /// Held by a test that gives pages back, which one thread does at a time, or reads entries of all.

@@ -30,11 +30,16 @@ pub(crate) fn name(number: u32) -> Text {
 /// is named after its beginning, and may have allocated before.
 #[inline]
 pub(crate) fn settle_name() {
-    let number = number();
     if (Word::CheckNumber.get() as u32) & SETTLED == 0 {
-        Word::CheckNumber.set((number | SETTLED).into());
-        refresh_name();
+        settle();
     }
+}
+
+#[cold]
+#[inline(never)]
+fn settle() {
+    Word::CheckNumber.set((number() | SETTLED).into());
+    refresh_name();
 }
 
 /// Has reports to come show the calling thread's new name.

@@ -90,7 +90,14 @@ pub(crate) struct Shard {
     /// goes to the next thread with the rest.
     #[cfg(feature = "memory-check")]
     keepsakes: [AtomicPtr<()>; KEEPSAKES],
+    /// Numbers that another module keeps likewise.
+    #[cfg(feature = "memory-check")]
+    numbers: [AtomicU64; NUMBERS],
 }
+
+/// The number of numbers that a shard has for another module.
+#[cfg(feature = "memory-check")]
+pub(crate) const NUMBERS: usize = 16;
 
 /// The number of places that a shard has for what another module keeps there.
 #[cfg(feature = "memory-check")]
@@ -162,6 +169,12 @@ impl Shard {
     #[cfg(feature = "memory-check")]
     pub(crate) fn keepsake(&self, number: usize) -> &AtomicPtr<()> {
         &self.keepsakes[number % KEEPSAKES]
+    }
+
+    /// Only the thread that has the shard may change them.
+    #[cfg(feature = "memory-check")]
+    pub(crate) fn numbers(&self) -> &[AtomicU64; NUMBERS] {
+        &self.numbers
     }
 
     /// What was ever counted in this shard, of all services. Only the thread that
@@ -421,6 +434,8 @@ mod made {
                 is_free: AtomicBool::new(false),
                 #[cfg(feature = "memory-check")]
                 keepsakes: nulls(),
+                #[cfg(feature = "memory-check")]
+                numbers: std::array::from_fn(|_| AtomicU64::new(0)),
             }
         }
     }

@@ -21,16 +21,16 @@ use crate::ledger::anomalies;
 use crate::ledger::cell::Cell;
 #[cfg(not(feature = "memory-check"))]
 use crate::ledger::interval;
-#[cfg(feature = "memory-check")]
-pub(crate) use crate::ledger::shard::KEEPSAKES;
 use crate::ledger::shard::{Directory, EMPTY_DIRECTORY, SHARDS, Shard};
+#[cfg(feature = "memory-check")]
+pub(crate) use crate::ledger::shard::{KEEPSAKES, NUMBERS};
 #[cfg(feature = "memory-check")]
 use crate::ledger::slots;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
 use crate::owner::{Mark, Slot};
-#[cfg(feature = "memory-check")]
-use crate::sync::AtomicPtr;
 use crate::sync::Ordering;
+#[cfg(feature = "memory-check")]
+use crate::sync::{AtomicPtr, AtomicU64};
 use crate::sys;
 use crate::usage::Usage;
 use std::cell::Cell as Variable;
@@ -149,6 +149,19 @@ pub fn current_record() -> &'static Record {
     with(Thread::record)
 }
 
+/// Variant of [`current_record`] for every allocation and free: looks no service up again that was the
+/// last one. Returns what `note` makes of the service and the thread, too, which must always be the same.
+#[cfg(feature = "memory-check")]
+#[inline(always)]
+pub(crate) fn current_noted(note: fn(&'static Record) -> u64) -> (&'static Record, u64) {
+    with(|thread| {
+        // SAFETY: what the field says; cells are never unmapped.
+        let mark = unsafe { (*thread.cell.get()).mark() };
+        let (last, record, noted) = thread.last_record.get();
+        if mark == last { (record, noted) } else { thread.note_record(mark, note) }
+    })
+}
+
 /// Sends the calling thread's next allocation to the slow path. Signal handlers may call this.
 pub fn lower_threshold() {
     current().lower_threshold();
@@ -244,6 +257,9 @@ struct Thread {
     stays: Variable<u64>,
     /// What others keep here.
     words: [Variable<u64>; Word::COUNT],
+    /// A mark, the record of its slot, and what another module notes of both, if the thread was in that service.
+    #[cfg(feature = "memory-check")]
+    last_record: Variable<(Mark, &'static Record, u64)>,
 }
 
 /// Guards what memory-check does on a thread and must not do within itself.
@@ -274,6 +290,14 @@ pub(crate) fn keepsake(number: usize) -> Option<&'static AtomicPtr<()>> {
     with(|thread| thread.shard.get().map(|shard| shard.keepsake(number)))
 }
 
+/// Numbers that the calling thread's shard keeps for another module, which only this thread may change;
+/// `None` for threads without a shard.
+#[cfg(feature = "memory-check")]
+#[inline]
+pub(crate) fn numbers() -> Option<&'static [AtomicU64; NUMBERS]> {
+    with(|thread| thread.shard.get().map(Shard::numbers))
+}
+
 /// Iterates over that place of every shard, whether a thread has the shard or not.
 #[cfg(feature = "memory-check")]
 pub(crate) fn keepsakes(number: usize) -> impl Iterator<Item = &'static AtomicPtr<()>> {
@@ -296,6 +320,19 @@ impl Thread {
     fn record(&self) -> &'static Record {
         // SAFETY: what the field says.
         unsafe { Record::of_cell(self.cell.get()) }
+    }
+
+    #[cfg(feature = "memory-check")]
+    #[cold]
+    #[inline(never)]
+    fn note_record(&self, mark: Mark, note: fn(&'static Record) -> u64) -> (&'static Record, u64) {
+        let record = self.record();
+        let noted = note(record);
+        // Long slots have no mark of their own, and that of no service may be anybody's in the end.
+        if mark != Mark::LONG && record.slot().mark() == mark {
+            self.last_record.set((mark, record, noted));
+        }
+        (record, noted)
     }
 
     fn settle(&self, record: &'static Record) {
@@ -442,6 +479,9 @@ impl Thread {
             counts: Variable::new(false),
             stays: Variable::new(0),
             words: [const { Variable::new(0) }; Word::COUNT],
+            // No cell has that mark.
+            #[cfg(feature = "memory-check")]
+            last_record: Variable::new((Mark::from_bits(u32::MAX), &UNATTRIBUTED, 0)),
         }
     }
 }

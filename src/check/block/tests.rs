@@ -10,7 +10,7 @@ struct Memory([u8; HEAD + 40 + TAIL]);
 const TAIL: usize = 56;
 
 fn stamp() -> Stamp {
-    Stamp { slot: 7, generation: 6, thread: 8, trace: 9 }
+    Stamp::new(7, 6, 8, 9)
 }
 
 fn written() -> (Box<Memory>, NonNull<u8>) {
@@ -19,8 +19,9 @@ fn written() -> (Box<Memory>, NonNull<u8>) {
     let layout = Layout::from_size_align(40, 8).unwrap();
     // SAFETY: the memory is large enough and ours.
     unsafe {
+        let outer = super::layout(layout).expect("small");
         let header =
-            BlockHeader::new(layout, Family::NewArray, 3, 123_456_789_012, stamp(), SampleId::new(5));
+            BlockHeader::new(layout, outer, Family::NewArray, 3, 123_456_789_012, stamp(), SampleId::new(5));
         assert_eq!(header.tail(), TAIL);
         header.write(block, Tag::Live);
         write_guards(block, &header);
@@ -47,7 +48,7 @@ fn particulars_read_back() {
 #[test]
 fn who_freed_a_block_is_noted_beside_who_allocated_it() {
     let (_memory, block) = written();
-    let other = Stamp { slot: SLOTS, generation: u16::MAX, thread: THREADS, trace: u32::MAX };
+    let other = Stamp::new(SLOTS, u16::MAX, THREADS, u32::MAX);
     // SAFETY: written above.
     let read = unsafe {
         let mut read = BlockHeader::read(block, Tag::Live).expect("whole");
@@ -56,6 +57,10 @@ fn who_freed_a_block_is_noted_beside_who_allocated_it() {
         BlockHeader::read(block, Tag::Freed).expect("whole")
     };
     assert_eq!((read.allocated(), read.freed()), (stamp(), other));
+    let parts = |stamp: Stamp| (stamp.slot(), stamp.generation(), stamp.thread(), stamp.trace);
+    assert_eq!(parts(read.allocated()), (7, 6, 8, 9));
+    assert_eq!(parts(read.freed()), (SLOTS, u16::MAX, THREADS, u32::MAX));
+    assert_eq!(Stamp::new(1, 2, u32::MAX, 3), Stamp::new(1, 2, THREADS, 3));
 }
 
 #[test]
@@ -120,6 +125,27 @@ fn the_first_wrong_byte_is_found() {
 }
 
 #[test]
+fn every_byte_of_a_freed_block_counts() {
+    for length in (0..200).chain([1000, 4096]) {
+        let mut bytes = vec![FREED; length];
+        let block = NonNull::from(bytes.first_mut().unwrap_or(&mut 0));
+        // SAFETY: the bytes are there, and nobody else's.
+        let has_fill = |filled| unsafe { has_fill(block, length, filled) };
+        assert!(has_fill(Some(FREED)) && has_fill(None) && has_fill(Some(0)) == (length == 0));
+        for offset in 0..length {
+            // SAFETY: within the bytes.
+            unsafe { *block.as_ptr().add(offset) ^= 0x10 };
+            assert!(!has_fill(Some(FREED)) && has_fill(None), "byte {offset} of {length}");
+            // SAFETY: as above.
+            unsafe { *block.as_ptr().add(offset) ^= 0x10 };
+        }
+        // SAFETY: within the bytes.
+        unsafe { block.as_ptr().write_bytes(0, length) };
+        assert!(has_fill(Some(0)) && has_fill(Some(FREED)) == (length == 0));
+    }
+}
+
+#[test]
 fn layouts_that_overflow_are_refused() {
     let of = |size, align| Layout::from_size_align(size, align).unwrap();
     assert_eq!(layout(of(isize::MAX as usize, 1)), None);
@@ -135,7 +161,7 @@ fn layouts_that_overflow_are_refused() {
 /// A large block begins with a page, and so does what is behind all that was requested for it.
 #[test]
 fn large_blocks_share_their_pages_with_nobody() {
-    let other = Stamp { slot: 1, generation: 2, thread: 3, trace: 4 };
+    let other = Stamp::new(1, 2, 3, 4);
     for size in [LARGE, LARGE + 1, LARGE + PAGE - 64, LARGE + PAGE - 63, 20 * LARGE] {
         for align in [1, 64, PAGE, 4 * PAGE] {
             let block = Layout::from_size_align(size, align).unwrap();
@@ -147,7 +173,7 @@ fn large_blocks_share_their_pages_with_nobody() {
                 let base = NonNull::new(std::alloc::alloc(outer)).expect("memory");
                 let block_at = base.add(offset(block));
                 assert!(block_at.addr().get().is_multiple_of(PAGE));
-                let header = BlockHeader::new(block, Family::New, 3, (1 << 38) - 1, stamp(), None);
+                let header = BlockHeader::new(block, outer, Family::New, 3, (1 << 38) - 1, stamp(), None);
                 header.write(block_at, Tag::Live);
                 write_guards(block_at, &header);
                 let mut read = BlockHeader::read(block_at, Tag::Live).expect("whole");

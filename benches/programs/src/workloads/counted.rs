@@ -1,6 +1,6 @@
 //! Single operations, so many of them, for counting their instructions.
 
-use super::{Services, programs};
+use super::{Services, micro, programs};
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::hint::black_box;
 use std::task::{Context, Waker};
@@ -19,6 +19,10 @@ pub fn run(operation: &str, number: usize, services: impl Services) -> Option<()
                 dealloc(black_box(block), layout(128));
             }
         }),
+        "small-1k-live" => {
+            let mut churn = micro::Churn::new(0, 1..=128, 1_000);
+            Box::new(move || churn.replace(1))
+        }
         "freed-elsewhere-64" => {
             let (one, other) = (services.service(1), services.service(2));
             Box::new(move || {

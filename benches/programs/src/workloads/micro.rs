@@ -41,14 +41,14 @@ pub fn churn_on_threads(threads: usize, sizes: RangeInclusive<usize>, live: usiz
     })
 }
 
-struct Churn {
+pub(super) struct Churn {
     random: fastrand::Rng,
     sizes: RangeInclusive<usize>,
     blocks: Vec<(*mut u8, Layout)>,
 }
 
 impl Churn {
-    fn new(seed: usize, sizes: RangeInclusive<usize>, live: usize) -> Self {
+    pub(super) fn new(seed: usize, sizes: RangeInclusive<usize>, live: usize) -> Self {
         let mut new = Self { random: fastrand::Rng::with_seed(seed as u64), sizes, blocks: Vec::new() };
         for _ in 0..live {
             let block = new.fresh();
@@ -67,7 +67,7 @@ impl Churn {
         }
     }
 
-    fn replace(&mut self, operations: usize) {
+    pub(super) fn replace(&mut self, operations: usize) {
         for _ in 0..operations {
             let new = self.fresh();
             let at = self.random.usize(..self.blocks.len());
