@@ -45,6 +45,7 @@ pub(crate) mod tests;
 mod word;
 
 pub(crate) use names::{begin_startup, give, next_look};
+pub(crate) use scopes::enter_by;
 pub use scopes::{Entered, enter, go_to, leave, leave_for};
 #[cfg(feature = "tracing-layer")]
 pub(crate) use scopes::{leave_remembered_for, release, retain};
