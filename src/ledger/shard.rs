@@ -173,7 +173,7 @@ impl Shard {
         let place = Place::of_long(slot);
         // SAFETY: chunks are never unmapped.
         let chunk: &'static Chunk = unsafe { long.0[place.chunk].load(Ordering::Relaxed).as_ref() }?;
-        Some(&chunk.0[place.cell]).filter(|cell| cell.mark() == Mark::LONG)
+        Some(&chunk.0[place.cell]).filter(|cell| cell.is_own_for(Mark::LONG))
     }
 
     /// The chunk of that place, for a reader on any thread; `None` where no

@@ -116,7 +116,7 @@ pub(crate) fn current_long(size: usize) -> Option<(&'static Cell, Slot)> {
     with(|thread| {
         let (record, cell, slot) = thread.long.get()?;
         let is_current = ptr::eq(thread.cell.get(), record.as_cell()) && interval::rates().are_zero();
-        (is_current && cell.mark() == Mark::LONG && !cell.needs_grant(size)).then_some((cell, slot))
+        (is_current && cell.is_own_for(Mark::LONG) && !cell.needs_grant(size)).then_some((cell, slot))
     })
 }
 

@@ -126,6 +126,7 @@ pub(super) unsafe fn read_long(block: *const u8, size: usize) -> Option<Slot> {
 }
 
 /// To be called before a long cookie is written.
+#[inline]
 pub(super) fn note_long_one() {
     if !long_ones_exist() {
         LONG_ONES_EXIST.store(true, Ordering::Relaxed);
@@ -133,6 +134,7 @@ pub(super) fn note_long_one() {
 }
 
 /// Whether a long cookie was ever written.
+#[inline]
 pub(super) fn long_ones_exist() -> bool {
     LONG_ONES_EXIST.load(Ordering::Relaxed)
 }
