@@ -20,7 +20,7 @@ mod table;
 #[cfg(not(feature = "memory-check"))]
 pub mod unsized_free;
 
-use cookie::SHORT;
+use cookie::{LONG, SHORT};
 #[cfg(not(feature = "memory-check"))]
 pub use page_map::LARGE;
 pub use place::{Cookies, OwnerPlace, OwnerTable};
@@ -96,6 +96,20 @@ impl Placement {
         unsafe { Layout::from_size_align_unchecked(block.size() + SHORT, block.align()) }
     }
 
+    /// Variant of [`short_layout`](Self::short_layout) for a long slot.
+    ///
+    /// # Safety
+    ///
+    /// `block.size()` must be less than [`UNCHECKED_SIZES`], or `layout` must have returned a layout for the block.
+    #[inline(always)]
+    pub(crate) unsafe fn long_layout(self, block: Layout) -> Layout {
+        if self.is_beside(block.size()) {
+            return block;
+        }
+        // SAFETY: as in `short_layout`; there is as much space for six bytes as for two.
+        unsafe { Layout::from_size_align_unchecked(block.size() + LONG, block.align()) }
+    }
+
     /// Notes the owner of a block. `false` if the system gives no memory for that,
     /// which never happens to cookies; then it is the unattributed service's.
     ///
@@ -135,6 +149,42 @@ impl Placement {
         // SAFETY: `short_layout` asked for the cookie's bytes too, and `ptr` is valid for writes of it.
         unsafe { cookie::write_short(ptr, size, mark) };
         true
+    }
+
+    /// Notes the owner of a block, a long slot. `false` as in [`write`](Self::write).
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be valid for writes of what [`long_layout`](Self::long_layout) says.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) unsafe fn write_long(self, ptr: *mut u8, size: usize, slot: Slot) -> bool {
+        debug_assert!(!slot.is_short());
+        if self.is_beside(size) {
+            // SAFETY: nothing is written at `ptr`.
+            return unsafe { self.write(ptr, size, slot.into()) };
+        }
+        // SAFETY: `long_layout` asked for the cookie's bytes too, and `ptr` is valid for writes of it.
+        unsafe { cookie::write_long(ptr, size, slot) };
+        true
+    }
+
+    /// Reads the owner of a block if it is a long slot, which need not be in use.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be a live block of `size` bytes.
+    #[inline(always)]
+    pub(crate) unsafe fn read_long(self, ptr: *const u8, size: usize) -> Option<Slot> {
+        if self.is_beside(size) {
+            // SAFETY: the caller's block.
+            return match unsafe { self.read(ptr, size) } {
+                Some(Named::Slot(slot)) if !slot.is_short() => Some(slot),
+                _ => None,
+            };
+        }
+        // SAFETY: the block is live, and has a cookie behind it.
+        unsafe { cookie::read_long(ptr, size) }
     }
 
     /// Notes the owner of a block by its mark in the table, if that takes next to nothing there.
@@ -232,7 +282,6 @@ pub(crate) const UNCHECKED_SIZES: u64 = 1 << 61;
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
     use super::*;
-    use cookie::LONG;
 
     /// Cookies behind every block.
     const COOKIES: Placement = Placement::of::<u8, Cookies>();
@@ -249,6 +298,11 @@ mod tests {
         unsafe { COOKIES.read(memory.as_ptr(), size) }
     }
 
+    fn long_owner(memory: &[u8], size: usize) -> Option<Slot> {
+        // SAFETY: `written` left a cookie behind the first `size` bytes.
+        unsafe { COOKIES.read_long(memory.as_ptr(), size) }
+    }
+
     #[test]
     fn every_slot_reads_back_at_every_size() {
         for index in (0..70_000).chain([1 << 20, Slot::COUNT - 1]) {
@@ -256,9 +310,21 @@ mod tests {
             for size in [1, 2, 7, 8, 63] {
                 let memory = written(slot, size);
                 assert_eq!(owner(&memory, size), Some(slot.into()));
+                assert_eq!(long_owner(&memory, size), (!slot.is_short()).then_some(slot));
                 assert!(memory[..size].iter().all(|&byte| byte == 0xAA), "the block is touched");
                 let block = Layout::from_size_align(size, 1).unwrap();
-                let cookie = COOKIES.layout(block, slot.into()).unwrap().size() - size;
+                let outer = COOKIES.layout(block, slot.into()).unwrap();
+                let cookie = outer.size() - size;
+                // The shorter way.
+                if !slot.is_short() {
+                    let mut short_cut = vec![0xAA; size + LONG];
+                    // SAFETY: the vector holds the longest cookie behind the block.
+                    unsafe {
+                        assert!(COOKIES.write_long(short_cut.as_mut_ptr(), size, slot));
+                        assert_eq!(COOKIES.long_layout(block), outer);
+                    }
+                    assert_eq!(short_cut, memory);
+                }
                 assert!(memory[size + cookie..].iter().all(|&byte| byte == 0xAA), "written past");
             }
         }
@@ -271,6 +337,7 @@ mod tests {
             for size in [1, 2, 7, 8, 63] {
                 let memory = written(sample, size);
                 assert_eq!(owner(&memory, size), Some(sample));
+                assert_eq!(long_owner(&memory, size), None);
                 // Its free leaves the hot path.
                 // SAFETY: `written` left a cookie behind the first `size` bytes.
                 assert_eq!(unsafe { COOKIES.read_mark(memory.as_ptr(), size) }, Mark::LONG);
@@ -313,6 +380,7 @@ mod tests {
             memory[byte] ^= 0x41;
             memory[12] = 0;
             assert_eq!(owner(&memory, 8), None, "byte {byte}");
+            assert_eq!(long_owner(&memory, 8), None, "byte {byte}");
         }
     }
 

@@ -1,13 +1,14 @@
 //! Services: whoever memory is accounted to, and how code runs on their behalf.
 //!
 //! Users call these; the allocator never does. Registering may lock and
-//! allocate (the registry is a dashmap). Entering a service does neither.
+//! allocate (the registry has hash tables). Entering a service does neither.
 //!
-//! From the ground up: `error`, `scope`, `spare_slots`, `fork`, `registry` (names and handles),
+//! From the ground up: `error`, `scope`, `spare_slots`, `slot_table`, `assigned_handles`, `registry` (names and handles), `fork`,
 //! `retirement`, `thread_names`, `handle` ([`Service`]), `family`, `future`, `wrap`,
 //! `cancellations`, `waiters`, `cancel`, `or_cancelled`, `cancellable`, `limits`, `plan`, `register`,
 //! `builder`.
 
+mod assigned_handles;
 mod builder;
 #[cfg(feature = "guard")]
 pub(crate) mod cancel;
@@ -28,6 +29,7 @@ mod register;
 mod registry;
 mod retirement;
 mod scope;
+mod slot_table;
 mod spare_slots;
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests;

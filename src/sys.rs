@@ -132,7 +132,7 @@ pub(crate) unsafe fn get_or_map<T: Zeroed>(place: &AtomicPtr<T>) -> Option<&'sta
 /// # Safety
 ///
 /// As for [`map_zeroed`].
-#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+#[cfg(not(dogtag_loom))]
 pub(crate) unsafe fn map_zeroed_slice<T>(length: usize) -> Option<&'static [T]> {
     let pages = map(length.checked_mul(size_of::<T>())?)?;
     // SAFETY: the pages are fresh and large enough, and zeros are a valid `T`.
@@ -144,7 +144,7 @@ pub(crate) unsafe fn map_zeroed_slice<T>(length: usize) -> Option<&'static [T]> 
 /// # Safety
 ///
 /// As for [`get_or_map`].
-#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+#[cfg(not(dogtag_loom))]
 #[inline]
 pub(crate) unsafe fn get_or_map_slice<T>(place: &AtomicPtr<T>, length: usize) -> Option<&'static [T]> {
     let known = place.load(Ordering::Acquire);
@@ -159,7 +159,7 @@ pub(crate) unsafe fn get_or_map_slice<T>(place: &AtomicPtr<T>, length: usize) ->
 /// # Safety
 ///
 /// As for [`get_or_map`].
-#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+#[cfg(not(dogtag_loom))]
 #[cold]
 unsafe fn map_slice_into<T>(place: &AtomicPtr<T>, length: usize) -> Option<&'static [T]> {
     // SAFETY: zeros are a valid `T`, which the new pages hold.
@@ -182,7 +182,7 @@ unsafe fn map_slice_into<T>(place: &AtomicPtr<T>, length: usize) -> Option<&'sta
 /// # Safety
 ///
 /// As for [`unmap`].
-#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+#[cfg(not(dogtag_loom))]
 pub(crate) unsafe fn unmap_slice<T>(mapped: &'static [T]) {
     // SAFETY: the range is exactly one earlier mapping of ours, to which nobody else refers.
     unsafe { libc::munmap(mapped.as_ptr().cast_mut().cast(), size_of_val(mapped)) };

@@ -3,7 +3,8 @@
 //! ```text
 //!   never used ─┐
 //!               ├─ claim ─▶ claimed ─ begin ─▶ in use ─ end ─▶ ended ─┐
-//!               │              └──────── abandon ───────────────▲     │
+//!               │              ▲                 └─ end_and_claim ┐   │
+//!               │              └─────────────────────────────────┘    │
 //!               └──────────────────── claim ◀────────────────────────┘
 //! ```
 //!
@@ -63,13 +64,18 @@ impl Lifecycle {
         if self.word.compare_exchange(unused, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
         }
+        self.keep_claim(unused)
+    }
+
+    /// Gives up what was just claimed if a reader looks at it; it goes back to `unused`.
+    fn keep_claim(&self, unused: u64) -> bool {
         // Either this sees a reader's pin, or the reader, whose pin comes later
         // in the order of that word, sees the claim.
-        if self.pins.fetch_add(0, Ordering::AcqRel) != 0 {
+        let is_pinned = self.pins.fetch_add(0, Ordering::AcqRel) != 0;
+        if is_pinned {
             self.word.store(unused, Ordering::Release);
-            return false;
         }
-        true
+        !is_pinned
     }
 
     /// Begins a claimed slot's new service, with one clone.
@@ -88,9 +94,9 @@ impl Lifecycle {
         self.word.fetch_or(RETIRED, Ordering::AcqRel);
     }
 
-    /// Puts a claimed slot back, for which there is no service after all.
-    pub(crate) fn abandon(&self) {
-        self.word.store(ENDED, Ordering::Release);
+    /// Whether the slot is claimed. Whoever claimed it may pass it on.
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.word.load(Ordering::Acquire) & STATE == CLAIMED
     }
 
     /// Counts another clone. The caller has one.
@@ -127,19 +133,43 @@ impl Lifecycle {
         // may be another service's, whose last clone was just dropped: then it is that one
         // which the caller looks after, and not who dropped it.
         let last = before - CLONE;
-        self.word.compare_exchange(last, last | RETIRED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        // The mark is for `end`.
+        let retired = last | RETIRED | ENDING;
+        self.word.compare_exchange(last, retired, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Ends the service if it has neither clones nor, as `proof` says (`Some`),
     /// scopes and blocks. Only the thread that looks after the end may call this.
     pub(crate) fn end<T>(&self, proof: impl FnOnce() -> Option<T>) -> Option<T> {
-        let look = |word: u64| (word & (STATE | CLONES) == IN_USE).then_some(word | ENDING);
-        let before = self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, look).ok()?;
+        self.end_as(|retired| retired | ENDED, proof).map(|(_, proof)| proof)
+    }
+
+    /// Variant of [`end`](Self::end) that also claims the slot, in one step: nobody sees it as ended. `false` beside the
+    /// proof if a reader still looks at the service; then it has ended all the same.
+    pub(crate) fn end_and_claim<T>(&self, proof: impl FnOnce() -> Option<T>) -> Option<(T, bool)> {
+        let (retired, proof) = self.end_as(|_| CLAIMED, proof)?;
+        Some((proof, self.keep_claim(retired | ENDED)))
+    }
+
+    /// Ends the service in the state that `next` makes of the mark of retired ones, and returns that mark.
+    #[inline]
+    fn end_as<T>(
+        &self,
+        next: impl FnOnce(u64) -> u64,
+        proof: impl FnOnce() -> Option<T>,
+    ) -> Option<(u64, T)> {
+        let mut word = self.word.load(Ordering::Acquire);
+        // Mostly who dropped the last clone has made the mark.
+        if word & (STATE | CLONES | ENDING) != IN_USE | ENDING {
+            let look = |word: u64| (word & (STATE | CLONES) == IN_USE).then_some(word | ENDING);
+            word = self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, look).ok()? | ENDING;
+        }
         let proof = proof()?;
-        // Nobody else makes the mark, so if it is there it has been there all along.
-        let ended = before & RETIRED | ENDED;
-        let end = self.word.compare_exchange(before | ENDING, ended, Ordering::AcqRel, Ordering::Relaxed);
-        end.is_ok().then_some(proof)
+        // While a service has no clone nobody makes the mark but who looks after its end, so if it is there it has been
+        // there all along.
+        let retired = word & RETIRED;
+        let end = self.word.compare_exchange(word, next(retired), Ordering::AcqRel, Ordering::Relaxed);
+        end.is_ok().then_some((retired, proof))
     }
 
     #[inline]
@@ -198,11 +228,12 @@ mod tests {
     fn a_slot_is_claimed_once() {
         let life = never();
         assert!(!life.is_in_use() && !life.pin());
-        assert!(life.claim() && !life.claim() && !life.is_in_use() && !life.pin());
-        life.abandon();
-        assert!(life.claim());
+        assert!(life.claim() && !life.claim() && life.is_claimed() && !life.is_in_use() && !life.pin());
         life.begin();
-        assert!(life.is_in_use() && !life.claim());
+        assert!(life.is_in_use() && !life.is_claimed() && !life.claim());
+        assert!(life.release());
+        assert_eq!(life.end(|| Some(())), Some(()));
+        assert!(!life.is_claimed() && life.claim());
     }
 
     #[test]
@@ -276,6 +307,29 @@ mod tests {
         assert_eq!(life.end(|| Some(())), Some(()));
         assert_eq!(life.pinned(|| life.claim()), Some(false));
         assert!(life.claim());
+    }
+
+    #[test]
+    fn who_ends_a_service_has_its_slot_unless_it_is_looked_at() {
+        let life = never();
+        for is_pinned in [false, true] {
+            assert!(life.claim());
+            life.begin();
+            assert!(life.end_and_claim(|| Some(())).is_none(), "there is a clone");
+            assert!(life.release());
+            assert!(life.end_and_claim(|| None::<()>).is_none() && life.is_in_use());
+            assert!(life.revive() && life.end_and_claim(|| Some(())).is_none());
+            assert!(!life.release());
+            if is_pinned {
+                assert_eq!(life.pinned(|| life.end_and_claim(|| Some(7))), Some(Some((7, false))));
+                assert!(!life.is_in_use() && !life.is_claimed() && life.is_retired());
+            } else {
+                assert_eq!(life.end_and_claim(|| Some(7)), Some((7, true)));
+                assert!(life.is_claimed() && !life.claim() && !life.pin());
+                life.begin();
+                assert!(life.release() && life.end(|| Some(())).is_some());
+            }
+        }
     }
 }
 
@@ -504,7 +558,11 @@ mod model {
     /// What belongs to a slot does not change under a reader's eyes.
     #[test]
     fn a_reader_sees_one_service() {
-        model(|| {
+        for at_once in [false, true] {
+            model(move || one_service(at_once));
+        }
+
+        fn one_service(at_once: bool) {
             let life = Arc::new(Lifecycle::default());
             let name = Arc::new(UnsafeCell::new(1));
             assert!(life.claim());
@@ -522,13 +580,18 @@ mod model {
                 }
             });
             assert!(life.release());
-            assert!(life.end(|| Some(())).is_some());
-            if life.claim() {
+            let is_claimed = if at_once {
+                life.end_and_claim(|| Some(())).is_some_and(|((), is_claimed)| is_claimed)
+            } else {
+                life.end(|| Some(())).is_some() && life.claim()
+            };
+            assert!(!life.is_in_use());
+            if is_claimed {
                 // SAFETY: the model fails if a reader is here meanwhile.
                 name.with_mut(|name| unsafe { *name = 2 });
                 life.begin();
             }
             reader.join().unwrap();
-        });
+        }
     }
 }

@@ -70,7 +70,42 @@ impl Directory {
         let chunk: &'static Chunk = unsafe { &*chunk };
         &chunk.0[cell % CELLS]
     }
+
+    /// Variant of [`cell`](Self::cell) for a mark whose place is known.
+    #[inline(always)]
+    pub(crate) fn cell_at(&self, place: &CellPlace) -> &'static Cell {
+        // SAFETY: a place is that of an entry of the directory, and of a cell of a chunk. A directory is filled with
+        // chunks before anybody sees it, and chunks are never unmapped.
+        unsafe {
+            let entry = ptr::from_ref(self).byte_add(place.chunk.into()).cast::<AtomicPtr<Chunk>>();
+            let chunk = (*entry).load(Ordering::Relaxed);
+            &*chunk.byte_add(place.cell.into()).cast::<Cell>()
+        }
+    }
 }
+
+/// Where a mark's cell is in every shard, in bytes: for who goes there often. Passed by reference, since the
+/// compiler would load all of it at once, and take it apart by shifts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CellPlace {
+    /// From the beginning of a directory.
+    chunk: u16,
+    /// From the beginning of a chunk.
+    cell: u16,
+}
+
+impl CellPlace {
+    #[inline]
+    pub(crate) const fn of(mark: Mark) -> Self {
+        let (chunk, cell) = mark.position();
+        Self {
+            chunk: (chunk % CHUNKS * size_of::<AtomicPtr<Chunk>>()) as u16,
+            cell: (cell % CELLS * size_of::<Cell>()) as u16,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Directory>() <= 1 << 16 && size_of::<Chunk>() <= 1 << 16);
 
 /// A thread's part of the ledger.
 #[repr(C, align(4096))]
@@ -145,7 +180,7 @@ impl Shard {
         let place = Place::of_long(slot);
         // SAFETY: chunks are never unmapped.
         let chunk: &'static Chunk = unsafe { long.0[place.chunk].load(Ordering::Relaxed).as_ref() }?;
-        Some(&chunk.0[place.cell]).filter(|cell| cell.mark() == Mark::LONG)
+        Some(&chunk.0[place.cell]).filter(|cell| cell.is_own_for(Mark::LONG))
     }
 
     /// The chunk of that place, for a reader on any thread; `None` where no
@@ -264,18 +299,25 @@ impl ShardList {
     /// What was ever counted in a slot: in its cell of every shard, and the
     /// shared one. Frees first, allocations second; [`Cell::add_freed`] says why.
     pub(crate) fn sum(&self, slot: Slot, shared: &Cell) -> Sum {
-        let cells = || self.cells(slot, shared);
+        let place = Place::of(slot);
+        // (Loops, which are half as long as what is made of a chain of iterators: services come and go.)
+        let cells = || self.shards().filter_map(|shard| Some(&shard.chunk(place)?.0[place.cell]));
         let mut usage = Usage::default();
         let mut scopes = 0_u64;
-        for cell in cells() {
+        // Scopes before the allocations, too: what a thread has allocated in a scope that it is
+        // seen to have left, is seen then.
+        let mut add_freed = |cell: &Cell| {
             cell.add_freed(&mut usage);
-            // Before the allocations, too: what a thread has allocated in a scope that it is
-            // seen to have left, is seen then.
             scopes = scopes.wrapping_add(cell.scopes());
+        };
+        for cell in cells() {
+            add_freed(cell);
         }
+        add_freed(shared);
         for cell in cells() {
             cell.add_allocated(&mut usage);
         }
+        shared.add_allocated(&mut usage);
         Sum { usage, scopes }
     }
 

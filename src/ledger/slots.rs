@@ -6,11 +6,9 @@
 use crate::ledger::cell::Cell;
 use crate::ledger::family::Family;
 use crate::ledger::lifecycle::Lifecycle;
-use crate::ledger::shard::SHARDS;
+use crate::ledger::shard::{CellPlace, SHARDS};
 use crate::owner::{Mark, Slot};
-use crate::sync::{
-    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, const_unless_loom, nulls, shared, spin,
-};
+use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering, const_unless_loom, nulls, shared, spin};
 use crate::sys;
 use crate::usage::Usage;
 use std::fmt;
@@ -27,7 +25,9 @@ pub struct Record {
     slot: AtomicU32,
     handle: AtomicU32,
     name: AtomicPtr<u8>,
-    name_length: AtomicUsize,
+    name_length: AtomicU32,
+    /// What the registry finds the name by.
+    name_hash: AtomicU32,
     /// Distinguishes the services that have had this slot.
     generation: AtomicU64,
     life: Lifecycle,
@@ -98,7 +98,8 @@ impl Record {
                 slot: AtomicU32::new(0),
                 handle: AtomicU32::new(0),
                 name: AtomicPtr::new(name.as_ptr().cast_mut()),
-                name_length: AtomicUsize::new(name.len()),
+                name_length: AtomicU32::new(name.len() as u32),
+                name_hash: AtomicU32::new(0),
                 generation: AtomicU64::new(1),
                 life: Lifecycle::endless(),
                 earlier: Past::none(),
@@ -159,11 +160,25 @@ impl Record {
         let Some(name) = NonNull::new(self.name.load(Ordering::Relaxed)) else {
             return "";
         };
-        let length = self.name_length.load(Ordering::Acquire);
+        let length = self.name_length.load(Ordering::Acquire) as usize;
         // SAFETY: name and length are those of one string, stored while the slot
         // was claimed, and kept until it is claimed again. Of a prepared one the length is 0 until all
         // bytes are there, which do not change any more.
         unsafe { str::from_utf8_unchecked(NonNull::slice_from_raw_parts(name, length).as_ref()) }
+    }
+
+    /// The hash that was noted last. No name is found by another service's.
+    #[cfg(not(dogtag_loom))]
+    #[inline]
+    pub(crate) fn name_hash(&self) -> u32 {
+        self.name_hash.load(Ordering::Relaxed)
+    }
+
+    /// Notes a hash of the name.
+    #[cfg(not(dogtag_loom))]
+    #[inline]
+    pub(crate) fn note_name_hash(&self, hash: u32) {
+        self.name_hash.store(hash, Ordering::Relaxed);
     }
 
     /// The counters that threads without a shard share.
@@ -270,7 +285,8 @@ impl Record {
     /// Begins a service in this slot, which the caller has claimed.
     pub(crate) fn begin(&self, name: Box<str>, handle: u32) {
         self.forget_name();
-        self.name_length.store(name.len(), Ordering::Release);
+        // No name is longer than 255 bytes.
+        self.name_length.store(name.len() as u32, Ordering::Release);
         self.name.store(Box::into_raw(name).cast(), Ordering::Relaxed);
         self.clear(handle);
         self.life.begin();
@@ -289,7 +305,7 @@ impl Record {
     /// number of threads may call this, each with the same; returns whether this one has begun it.
     #[cfg(not(dogtag_loom))]
     pub(super) fn begin_prepared(&self, name_length: usize) -> bool {
-        self.name_length.store(name_length, Ordering::Release);
+        self.name_length.store(name_length as u32, Ordering::Release);
         self.life.begin_once()
     }
 
@@ -297,7 +313,7 @@ impl Record {
     fn clear(&self, handle: u32) {
         self.shared.claim_shared(self.slot().mark());
         self.handle.store(handle, Ordering::Relaxed);
-        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.generation.store(self.generation() + 1, Ordering::Relaxed);
         self.family.begin();
         self.peak_bytes.store(0, Ordering::Relaxed);
         self.denied.store(0, Ordering::Relaxed);
@@ -307,17 +323,33 @@ impl Record {
 
     /// Ends the service if nobody holds it. Only the thread that looks after the end may call this.
     pub(crate) fn end(&self) -> bool {
-        let end = self.life.end(|| {
-            let sum = SHARDS.sum(self.slot(), &self.shared);
-            sum.is_quiet().then_some(sum.usage)
-        });
-        let Some(usage) = end else { return false };
+        self.life.end(|| self.last_sum()).map(|usage| self.bury(usage)).is_some()
+    }
+
+    /// Variant of [`end`](Self::end) for a service without a parent, that also claims the slot and frees the name, unless
+    /// a reader looks at the service: then it has only ended.
+    pub(crate) fn end_and_claim(&self) -> bool {
+        let Some((usage, is_claimed)) = self.life.end_and_claim(|| self.last_sum()) else { return false };
+        self.bury(usage);
+        if is_claimed {
+            self.forget_name();
+        }
+        true
+    }
+
+    /// What was counted, if that is nothing live any more, and no thread is in the service.
+    fn last_sum(&self) -> Option<Usage> {
+        let sum = SHARDS.sum(self.slot(), &self.shared);
+        sum.is_quiet().then_some(sum.usage)
+    }
+
+    /// Closes the books of a service that has ended.
+    fn bury(&self, usage: Usage) {
         // Or a cookie that something wrote would be believed on the hot path, and the next
         // service of this slot have a free that is not its own.
         SHARDS.cells(self.slot(), &self.shared).for_each(Cell::abandon);
         self.past.bytes.store(usage.freed_bytes, Ordering::Relaxed);
         self.past.blocks.store(usage.freed_blocks, Ordering::Relaxed);
-        true
     }
 
     /// Whether the service has no blocks, and no thread is in it.
@@ -327,13 +359,49 @@ impl Record {
 
     /// Frees the name of the service that had the slot, which must be claimed.
     pub(crate) fn forget_name(&self) {
-        let name = self.name.swap(ptr::null_mut(), Ordering::Relaxed);
-        let length = self.name_length.swap(0, Ordering::Relaxed);
+        let name = self.name.load(Ordering::Relaxed);
         if !name.is_null() {
+            let length = self.name_length.load(Ordering::Relaxed) as usize;
+            self.name.store(ptr::null_mut(), Ordering::Relaxed);
+            self.name_length.store(0, Ordering::Relaxed);
             // SAFETY: the string that `begin` leaked; while the slot is claimed
             // nobody else looks at it.
             drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(name, length)) });
         }
+    }
+}
+
+/// A service, which whoever has this holds, and what a thread reads to enter it: not the record, which may be in no
+/// cache.
+#[derive(Clone, Copy)]
+pub(crate) struct Entrance {
+    record: &'static Record,
+    place: CellPlace,
+    mark: Mark,
+}
+
+impl Entrance {
+    #[inline]
+    pub(crate) fn of(record: &'static Record) -> Self {
+        let mark = record.shared.mark();
+        Self { record, place: CellPlace::of(mark), mark }
+    }
+
+    #[inline]
+    pub(crate) const fn record(&self) -> &'static Record {
+        self.record
+    }
+
+    /// Where each thread's own cell for the service is.
+    #[inline(always)]
+    pub(crate) const fn place(&self) -> &CellPlace {
+        &self.place
+    }
+
+    /// The mark of that cell, if the thread has it.
+    #[inline(always)]
+    pub(crate) const fn mark(&self) -> Mark {
+        self.mark
     }
 }
 

@@ -45,6 +45,7 @@ pub(crate) mod tests;
 mod word;
 
 pub(crate) use names::{begin_startup, give, next_look};
+pub(crate) use scopes::enter_by;
 pub use scopes::{Entered, enter, go_to, leave, leave_for};
 #[cfg(feature = "tracing-layer")]
 pub(crate) use scopes::{leave_remembered_for, release, retain};
@@ -98,7 +99,7 @@ pub fn current_account() -> (Account, &'static Record) {
         let account = thread.account(record);
         if let Account::Own(cell) = account {
             if cell.mark() == Mark::LONG {
-                thread.long.set(Some((record, cell)));
+                thread.long.set(Some((record, cell, record.slot())));
             } else {
                 thread.cell.set(cell);
             }
@@ -113,9 +114,9 @@ pub fn current_account() -> (Account, &'static Record) {
 #[inline]
 pub(crate) fn current_long(size: usize) -> Option<(&'static Cell, Slot)> {
     with(|thread| {
-        let (record, cell) = thread.long.get()?;
+        let (record, cell, slot) = thread.long.get()?;
         let is_current = ptr::eq(thread.cell.get(), record.as_cell()) && interval::rates().are_zero();
-        (is_current && cell.mark() == Mark::LONG && !cell.needs_grant(size)).then(|| (cell, record.slot()))
+        (is_current && cell.is_own_for(Mark::LONG) && !cell.needs_grant(size)).then_some((cell, slot))
     })
 }
 
@@ -246,7 +247,7 @@ struct Thread {
     shard: Variable<Option<&'static Shard>>,
     /// The long slot in which the thread allocated last, and its own cell there, which is that
     /// service's while it has the mark.
-    long: Variable<Option<(&'static Record, &'static Cell)>>,
+    long: Variable<Option<(&'static Record, &'static Cell, Slot)>>,
     /// Set for good when the thread's end has begun, or cannot be learnt of.
     detached: Variable<bool>,
     /// Whether it was counted among those that the system refuses memory for cells.

@@ -19,7 +19,7 @@
 //! A sampled block has the same mark as those, and its number in the table of live samples in place
 //! of a slot.
 
-use super::slot::{Mark, Named};
+use super::slot::{Mark, Named, Slot};
 use crate::sync::{AtomicBool, Ordering, shared};
 
 /// Bytes of a short cookie.
@@ -47,6 +47,21 @@ pub(super) unsafe fn write(block: *mut u8, size: usize, named: Named) {
         note_long_one();
         // SAFETY: behind a block with a long cookie there is memory for four more bytes.
         unsafe { block.add(size + SHORT).cast::<u32>().write_unaligned(named.tagged()) };
+    }
+}
+
+/// Writes the cookie of a long slot.
+///
+/// # Safety
+///
+/// `block` must be valid for writes of `size` bytes and a long cookie.
+#[inline(always)]
+pub(super) unsafe fn write_long(block: *mut u8, size: usize, slot: Slot) {
+    note_long_one();
+    // SAFETY: the six bytes behind the block's `size` are part of the same allocation.
+    unsafe {
+        write_short(block, size, Mark::LONG);
+        block.add(size + SHORT).cast::<u32>().write_unaligned(Named::Slot(slot).tagged());
     }
 }
 
@@ -95,7 +110,23 @@ pub(super) unsafe fn read(block: *const u8, size: usize) -> Option<Named> {
     Named::of_tagged(unsafe { block.add(size + SHORT).cast::<u32>().read_unaligned() })
 }
 
+/// Variant of [`read`] for a long slot; `None` where the cookie is another one.
+///
+/// # Safety
+///
+/// As for [`read`].
+#[inline(always)]
+pub(super) unsafe fn read_long(block: *const u8, size: usize) -> Option<Slot> {
+    // SAFETY: behind a live block of that size stands a cookie.
+    if unsafe { read_mark(block, size) } != Mark::LONG || !long_ones_exist() {
+        return None;
+    }
+    // SAFETY: as in `read`.
+    Slot::of_long_tagged(unsafe { block.add(size + SHORT).cast::<u32>().read_unaligned() })
+}
+
 /// To be called before a long cookie is written.
+#[inline]
 pub(super) fn note_long_one() {
     if !long_ones_exist() {
         LONG_ONES_EXIST.store(true, Ordering::Relaxed);
@@ -103,6 +134,7 @@ pub(super) fn note_long_one() {
 }
 
 /// Whether a long cookie was ever written.
+#[inline]
 pub(super) fn long_ones_exist() -> bool {
     LONG_ONES_EXIST.load(Ordering::Relaxed)
 }

@@ -44,6 +44,14 @@ impl Slot {
         Self::new(u16::from_be_bytes(mark.to_cookie()) as u32 ^ SCRAMBLE)
     }
 
+    /// The long slot that is kept with a block as that [number](Named::tagged); `None` if none is.
+    #[inline(always)]
+    pub(super) const fn of_long_tagged(tagged: u32) -> Option<Self> {
+        // Garbage of any kind is too much or too little. (No mark of a long slot is reserved.)
+        let index = tagged ^ TAG;
+        if Self::SHORT_COUNT as u32 <= index && index < Self::COUNT { Some(Self(index)) } else { None }
+    }
+
     /// Whether its blocks need no more than a short cookie.
     #[inline]
     pub(crate) const fn is_short(self) -> bool {

@@ -63,7 +63,7 @@ impl Service {
             Cow::Borrowed(text) => Cow::Borrowed(*text),
             Cow::Owned(text) => Cow::Owned(text.clone()),
         };
-        cancel(self.record, CancelReason::Program(copy))
+        cancel(self.record(), CancelReason::Program(copy))
     }
 
     /// Returns whether this service is cancelled, itself or with one above it. Two loads at most.
@@ -77,7 +77,7 @@ impl Service {
     /// ```
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.record.family().is_cancelled()
+        self.record().family().is_cancelled()
     }
 
     /// Returns an error if this service is cancelled: for loops that do not wait for anything. Costs two
@@ -192,7 +192,7 @@ impl Cancelled {
         Self {
             service: service.name().to_owned(),
             handle: service.handle(),
-            reason: cancellations::reason(service.record),
+            reason: cancellations::reason(service.record()),
             usage,
         }
     }
@@ -231,9 +231,9 @@ pub(crate) fn cancel(record: &'static Record, reason: CancelReason) -> bool {
         threshold::lower_all(&families, record);
     }
     for service in &cancelled {
-        registry::remove(service.record);
+        registry::remove(service.record());
     }
-    cancelled.iter().for_each(|service| waiters::wake(service.record));
+    cancelled.iter().for_each(|service| waiters::wake(service.record()));
     events::cancelled(record, bytes, &shown);
     true
 }

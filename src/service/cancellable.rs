@@ -12,7 +12,7 @@ impl Service {
     /// may not.
     #[must_use]
     pub fn cancellable(&self) -> Option<i32> {
-        self.record.family().priority()
+        self.record().family().priority()
     }
 
     /// Lets a [`Guard`](crate::guard::Guard) cancel this service when the process is at its ceiling, or
@@ -36,7 +36,7 @@ impl Service {
     /// # Ok::<(), dogtag::RegisterError>(())
     /// ```
     pub fn set_cancellable(&self, priority: Option<i32>) {
-        set(self.record, priority);
+        set(self.record(), priority);
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
     fn bytes_of(service: &Service) -> Option<u64> {
         let mut all = Vec::new();
         list(&mut all);
-        all.iter().find(|one| one.identity() == service.record.identity()).map(|one| one.bytes)
+        all.iter().find(|one| one.identity() == service.record().identity()).map(|one| one.bytes)
     }
 
     fn child(name: &str, parent: &Service, priority: Option<i32>) -> Service {
@@ -132,7 +132,7 @@ mod tests {
         let (sort, cache) = (child("a sort", &query, None), child("a cache", &tenant, None));
         let all = [(&tenant, 1000), (&query, 100), (&sort, 10), (&cache, 1)];
         // (The tests of the library itself have another allocator.)
-        all.iter().for_each(|(service, bytes)| thread::account(service.record).charge(*bytes));
+        all.iter().for_each(|(service, bytes)| thread::account(service.record()).charge(*bytes));
         assert_eq!((bytes_of(&tenant), bytes_of(&query)), (Some(1001), Some(110)));
         assert_eq!((bytes_of(&sort), query.cancellable(), tenant.cancellable()), (None, Some(-7), Some(3)));
         query.set_cancellable(None);
@@ -140,14 +140,14 @@ mod tests {
         query.set_cancellable(Some(0));
         query.cancel("once");
         assert_eq!((bytes_of(&tenant), bytes_of(&query)), (Some(1111), None));
-        all.iter().for_each(|(service, bytes)| thread::account(service.record).refund(*bytes));
+        all.iter().for_each(|(service, bytes)| thread::account(service.record()).refund(*bytes));
         assert_eq!(bytes_of(&tenant), Some(0));
     }
 
     #[test]
     fn the_next_service_of_a_slot_is_not_marked() {
         let service = Service::builder("may go").cancellable(i32::MIN).register().unwrap();
-        let record = service.record;
+        let record = service.record();
         assert_eq!(service.cancellable(), Some(i32::MIN));
         let mut all = Vec::new();
         list(&mut all);

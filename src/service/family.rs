@@ -19,9 +19,9 @@ impl Service {
     /// ```
     #[must_use]
     pub fn parent(&self) -> Option<Self> {
-        let record = self.record.parent()?;
+        let record = self.record().parent()?;
         // The child holds it.
-        record.lifecycle().revive().then(|| Self { record })
+        record.lifecycle().revive().then(|| Self::of(record))
     }
 
     /// Returns what this service and its descendants have allocated and freed, including those that
@@ -53,7 +53,7 @@ impl Service {
         fork::prepare();
         let families = Tree::lock();
         let mut sum = Usage::default();
-        tree::descendants(self.record, Some(&families), |member| {
+        tree::descendants(self.record(), Some(&families), |member| {
             sum = sum.and(ledger::usage(member)).and(member.family().past());
         });
         sum
@@ -75,12 +75,12 @@ mod tests {
         let (root, other) = (Service::register("root").unwrap(), Service::register("other parent").unwrap());
         let branch = child("branch", &root);
         let leaf = child("leaf", &branch);
-        let slots = [&branch, &leaf].map(|service| service.record.index());
+        let slots = [&branch, &leaf].map(|service| service.record().index());
         let mut branch = Some((branch, leaf));
         // A sibling for whoever gets the branch's slot.
         let mut others = vec![child("other", &other)];
         let mut met = Vec::new();
-        let is_whole = tree::descendants(root.record, None, |member| {
+        let is_whole = tree::descendants(root.record(), None, |member| {
             met.push(member.index());
             if met.len() == 3 {
                 branch.take();
@@ -88,9 +88,9 @@ mod tests {
             }
         });
         assert!(!is_whole, "it goes on with a service that has ended");
-        assert_eq!(met, [root.record.index(), slots[0], slots[1]]);
+        assert_eq!(met, [root.record().index(), slots[0], slots[1]]);
         if cfg!(not(feature = "memory-check")) {
-            let reused = others.iter().filter(|other| slots.contains(&other.record.index())).count();
+            let reused = others.iter().filter(|other| slots.contains(&other.record().index())).count();
             assert!(reused > 0, "the slots were not used again, and nothing is shown");
         }
     }

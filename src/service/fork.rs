@@ -1,22 +1,36 @@
 //! What a fork finds of services: everything whole, and no lock held by a thread that the child
 //! does not have.
 
+use super::registry::{self, AllLocked};
 use super::spare_slots::{self, SpareGuard};
 use crate::ledger::thread::Stay;
 use crate::ledger::tree::Tree;
 use crate::ledger::{pending_events, slots};
+use crate::sync::{AtomicBool, Ordering};
 use crate::sys::fork::{self, ForkHook, ForkOrder, Held, at_load};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Has every fork of this process take the locks of services; before the first one is taken.
+#[inline]
 pub(crate) fn prepare() {
+    if !IS_PREPARED.load(Ordering::Relaxed) {
+        prepare_first();
+    }
+}
+
+#[cold]
+fn prepare_first() {
     fork::register_fork_hook(&HOOK);
     fork::prepare();
+    // Not so where preparing has led here, through an allocation.
+    IS_PREPARED.store(fork::is_prepared(), Ordering::Relaxed);
 }
+
+static IS_PREPARED: AtomicBool = AtomicBool::new(false);
 
 at_load!(prepare);
 
-/// Held while one of the dashmaps is read, or while they are made. They have locks
+/// Held while a dashmap is read, or while it is made. Dashmaps have locks
 /// of their own, but those may have waiters when the process is forked, whom a child
 /// would wake in vain or for ever. Not to be taken twice by one thread.
 pub fn gate() -> Gate {
@@ -51,6 +65,7 @@ fn before() {
     let locks = Locks {
         _publishing: publishing(),
         _stay: Stay::begin(),
+        _registry: registry::lock_all(),
         _gate: GATE.write().unwrap_or_else(PoisonError::into_inner),
         _tree: Tree::lock(),
         _spare: spare_slots::spare(),
@@ -77,6 +92,7 @@ fn in_child() {
 /// Given back in this order.
 struct Locks {
     _gate: RwLockWriteGuard<'static, ()>,
+    _registry: AllLocked,
     _tree: Tree,
     _spare: SpareGuard,
     _stay: Stay,

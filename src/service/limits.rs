@@ -21,14 +21,14 @@ use std::sync::{Arc, OnceLock};
 /// Returns whether a service is under a limit, its own or that of a service above it.
 #[must_use]
 pub fn is_limited(service: &Service) -> bool {
-    threshold::is_limited(service.record)
+    threshold::is_limited(service.record())
 }
 
 impl Service {
     /// Returns the hard limit: the most bytes that this service and its descendants may hold.
     #[must_use]
     pub fn hard_limit(&self) -> Option<u64> {
-        limits(self.record).0
+        limits(self.record()).0
     }
 
     /// Sets or lifts the hard limit: the most bytes that this service and its descendants may hold.
@@ -72,14 +72,14 @@ impl Service {
     /// # }
     /// ```
     pub fn set_hard_limit(&self, bytes: Option<u64>) {
-        set(self.record, |budget| budget.set(bytes.unwrap_or(NONE), budget.soft()));
+        set(self.record(), |budget| budget.set(bytes.unwrap_or(NONE), budget.soft()));
     }
 
     /// Returns the soft limit. When this service and its descendants get to hold more bytes, an event
     /// is emitted and a callback is called.
     #[must_use]
     pub fn soft_limit(&self) -> Option<u64> {
-        limits(self.record).1
+        limits(self.record()).1
     }
 
     /// Sets or lifts the soft limit: the bytes beyond which this service and its descendants are
@@ -99,7 +99,7 @@ impl Service {
     /// # Ok::<(), dogtag::RegisterError>(())
     /// ```
     pub fn set_soft_limit(&self, bytes: Option<u64>) {
-        set(self.record, |budget| budget.set(budget.hard(), bytes.unwrap_or(NONE)));
+        set(self.record(), |budget| budget.set(budget.hard(), bytes.unwrap_or(NONE)));
     }
 
     /// Sets the callback for each time that this service and its descendants get past their [soft
@@ -125,7 +125,7 @@ impl Service {
     /// ```
     pub fn set_on_soft_limit(&self, callback: impl Fn(&Self) + Send + Sync + 'static) {
         // It may drop services.
-        drop_contained(set_callback(self.record, Arc::new(callback)));
+        drop_contained(set_callback(self.record(), Arc::new(callback)));
     }
 
     /// Removes the callback of the soft limit and returns it, if one was set.
@@ -148,14 +148,14 @@ impl Service {
     #[must_use = "to drop what is returned is to do nothing at the soft limit"]
     #[expect(clippy::type_complexity, reason = "an alias is one more thing to look up")]
     pub fn take_on_soft_limit(&self) -> Option<Arc<dyn Fn(&Self) + Send + Sync>> {
-        take_callback(self.record)
+        take_callback(self.record())
     }
 
     /// Returns the budget: the bytes at which this service is cancelled.
     #[cfg(feature = "guard")]
     #[must_use]
     pub fn cancel_at(&self) -> Option<u64> {
-        cancel_at(self.record)
+        cancel_at(self.record())
     }
 
     /// Sets or lifts the budget: when this service and its descendants get to hold more bytes, it is
@@ -191,7 +191,7 @@ impl Service {
     /// ```
     #[cfg(feature = "guard")]
     pub fn set_cancel_at(&self, bytes: Option<u64>) {
-        set(self.record, |budget| budget.set_cancel_at(bytes.unwrap_or(NONE)));
+        set(self.record(), |budget| budget.set_cancel_at(bytes.unwrap_or(NONE)));
     }
 
     /// Returns the bytes that this service may still allocate under its hard limit and those
@@ -218,7 +218,7 @@ impl Service {
     pub fn headroom(&self) -> Option<u64> {
         fork::prepare();
         let families = Tree::lock();
-        tree::limited_ancestors(self.record)
+        tree::limited_ancestors(self.record())
             .filter_map(|record| {
                 let hard = limits(record).0?;
                 // Locked, it does not change.
@@ -258,15 +258,15 @@ impl Limits {
     /// Checks that a living service has the limits that are asked for, and gives it the callback.
     pub(super) fn match_living(&self, living: &Service) -> Result<(), RegisterError> {
         let name = || living.name().to_owned();
-        let (hard_limit, soft_limit) = limits(living.record);
-        let cancel_at = cancel_at(living.record);
+        let (hard_limit, soft_limit) = limits(living.record());
+        let cancel_at = cancel_at(living.record());
         let is_so =
             |asked: Option<u64>, limit: Option<u64>| asked.is_none_or(|bytes| bytes == limit.unwrap_or(NONE));
         let asked = [(self.hard, hard_limit), (self.soft, soft_limit), (self.cancel, cancel_at)];
         if asked.into_iter().any(|(asked, limit)| !is_so(asked, limit)) {
             return Err(RegisterError::OtherLimits { name: name(), hard_limit, soft_limit, cancel_at });
         }
-        self.set_callback(living.record);
+        self.set_callback(living.record());
         Ok(())
     }
 
@@ -276,8 +276,17 @@ impl Limits {
         }
     }
 
+    #[inline]
+    fn are_none(&self) -> bool {
+        self.hard.is_none() && self.soft.is_none() && self.on_soft.is_none() && self.cancel.is_none()
+    }
+
     /// Sets those that are asked for.
+    #[inline]
     pub(super) fn set(&self, record: &'static Record) {
+        if self.are_none() {
+            return;
+        }
         let _scope = Scope::enter(&slots::UNATTRIBUTED);
         self.set_callback(record);
         if self.hard.is_some() || self.soft.is_some() || self.cancel.is_some() {
@@ -338,7 +347,7 @@ fn set(record: &'static Record, change: impl FnOnce(&Budget)) {
     let families = Tree::lock();
     // Before a limit can be met: who announces asks once for what there is. Under the lock, so that
     // no forked child finds it half done.
-    events::announce_limits_by(|record, flags| announce(Service { record }, flags));
+    events::announce_limits_by(|record, flags| announce(Service::of(record), flags));
     let limit_group = record.family().limit_group_or_new();
     change(&limit_group.budget);
     families.note_limits(record);
@@ -360,10 +369,10 @@ fn announce(service: Service, flags: EventFlags) {
     #[cfg(feature = "guard")]
     // Unless the budget was changed meanwhile.
     if flags.has(EventFlags::PASSED)
-        && service.record.family().limit_group().is_some_and(|limit_group| limit_group.budget.has_passed())
-        && let Some(bytes) = cancel_at(service.record)
+        && service.record().family().limit_group().is_some_and(|limit_group| limit_group.budget.has_passed())
+        && let Some(bytes) = cancel_at(service.record())
     {
-        in_no_service(&|| _ = cancel::cancel(service.record, CancelReason::Budget { bytes }));
+        in_no_service(&|| _ = cancel::cancel(service.record(), CancelReason::Budget { bytes }));
     }
     if flags.has(EventFlags::DENIED) {
         in_no_service(&|| {
@@ -395,7 +404,7 @@ fn announce(service: Service, flags: EventFlags) {
     });
     let on_soft_limit = ON_SOFT_LIMIT.get().and_then(|on_soft_limit| {
         let _gate = fork::gate();
-        on_soft_limit.get(&service.record.index()).map(|known| Arc::clone(&known))
+        on_soft_limit.get(&service.record().index()).map(|known| Arc::clone(&known))
     });
     if let Some(on_soft_limit) = on_soft_limit {
         in_no_service(&|| on_soft_limit(&service));

@@ -127,7 +127,7 @@ impl<F: Future> Future for OrCancelled<F> {
         let mut this = self.project();
         if let Poll::Ready(cancelled) = Pin::new(&mut *this.cancelled).poll(context) {
             this.inner.set(None);
-            cancellations::look_at(this.cancelled.service().record);
+            cancellations::look_at(this.cancelled.service().record());
             return Poll::Ready(Err(cancelled));
         }
         let Some(inner) = this.inner.as_mut().as_pin_mut() else { return Poll::Pending };

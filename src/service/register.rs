@@ -3,9 +3,10 @@
 #[cfg(feature = "guard")]
 use super::cancellable;
 use super::error::{RegisterError, check_name};
+use super::fork;
 use super::handle::Service;
 use super::plan::Plan;
-use super::registry::{self, Conflict, next_handle};
+use super::registry::{self, Conflict, HandleIs, next_handle};
 use super::retirement;
 use super::scope::Scope;
 use super::thread_names;
@@ -23,6 +24,7 @@ impl Service {
     /// ```
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
+        fork::prepare();
         thread_names::publish();
         registry::by_name(name).map(Self::of_retained)
     }
@@ -36,18 +38,22 @@ impl Service {
     /// ```
     #[must_use]
     pub fn by_handle(handle: u32) -> Option<Self> {
+        fork::prepare();
         thread_names::publish();
-        registry::by_handle(handle).map(Self::of_retained)
+        registry::by_handle(handle).map(Self::of_retained).filter(|service| service.handle() == handle)
     }
 }
 
 /// The living service of that name, or a new one.
 pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError> {
     check_name(name)?;
+    fork::prepare();
+    thread_names::publish();
+    let hash = registry::hash_of_name(name);
     // To find a name again is the common case, and needs a shared lock only.
     // What a cancelled parent's are called is no name of theirs.
-    if !plan.parent.as_ref().is_some_and(|parent| parent.record.family().is_cancelled())
-        && let Some(living) = Service::by_name(name)
+    if !plan.parent.as_ref().is_some_and(|parent| parent.record().family().is_cancelled())
+        && let Some(living) = registry::by_name_and_hash(name, hash).map(Service::of_retained)
     {
         return as_planned(living, plan);
     }
@@ -60,7 +66,7 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
     let new = Unpublished(record);
     if let Some(parent) = plan.parent.clone() {
         let families = Tree::lock();
-        families.adopt(ManuallyDrop::new(parent).record, record);
+        families.adopt(ManuallyDrop::new(parent).record(), record);
         if threshold::is_limited(record) || record.family().is_cancelled() {
             // Threads may have cells of the slot, raised for another service.
             threshold::lower_all(&families, record);
@@ -73,9 +79,10 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
         events::registered(record);
         return Ok(new.into_service());
     }
-    // Ends: there are more handles to assign than there can be services.
+    // Ends: who has lost the handle does not get it back.
     loop {
-        return match registry::publish(record) {
+        let handle = if plan.handle.is_some() { HandleIs::Chosen } else { HandleIs::ToAssign };
+        return match registry::publish(record, hash, handle) {
             Ok(()) => {
                 if record.family().is_cancelled() {
                     // Just now, and it may not have been in the registry then.
@@ -87,13 +94,13 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
             Err(Conflict::Name(living)) => as_planned(Service::of_retained(living), plan),
             Err(Conflict::Handle(living)) => {
                 let living = Service::of_retained(living);
-                if plan.handle.is_none() {
-                    // Somebody chose the number that would have been assigned.
-                    record.set_handle(next_handle());
+                if Some(living.handle()) != plan.handle {
+                    // It has lost it just now.
                     continue;
                 }
                 Err(RegisterError::HandleTaken { handle: living.handle(), name: living.name().to_owned() })
             }
+            Err(Conflict::NoMemory) => Err(RegisterError::NoMemory),
         };
     }
 }
@@ -103,7 +110,7 @@ struct Unpublished(&'static Record);
 
 impl Unpublished {
     fn into_service(self) -> Service {
-        Service { record: ManuallyDrop::new(self).0 }
+        Service::of(ManuallyDrop::new(self).0)
     }
 }
 
@@ -129,7 +136,7 @@ fn as_planned(living: Service, plan: &Plan) -> Result<Service, RegisterError> {
         return Err(RegisterError::OtherParent { name: name(), parent });
     }
     plan.limits.match_living(&living)?;
-    set_priority(living.record, plan);
+    set_priority(living.record(), plan);
     Ok(living)
 }
 
@@ -145,17 +152,16 @@ fn set_priority(record: &'static Record, plan: &Plan) {
 
 #[cfg(test)]
 mod tests {
-    use super::registry::NEXT_HANDLE;
+    use super::super::assigned_handles::preset_next;
     use super::*;
-    use crate::sync::Ordering;
 
     #[test]
     fn handles_begin_again_and_those_in_use_are_passed_over() {
         let first = Service::register("has a handle already").unwrap();
-        NEXT_HANDLE.store(first.handle() ^ 1 << 31, Ordering::Relaxed);
+        preset_next(first.handle() ^ 1 << 31);
         let second = Service::register("is to have the same").unwrap();
         assert_ne!(first.handle(), second.handle());
-        NEXT_HANDLE.store(u32::MAX, Ordering::Relaxed);
+        preset_next(u32::MAX);
         let [last, again] = ["last", "again"].map(|name| Service::register(name).unwrap());
         assert!([&first, &second, &last, &again].iter().all(|service| service.handle() >> 31 == 1));
         for service in [first, second, last, again] {
@@ -166,7 +172,7 @@ mod tests {
     /// Looked up after its last clone was dropped, and before it is taken out of the maps.
     #[test]
     fn a_service_without_clones_is_not_found_and_stays_as_it_is() {
-        let record = ManuallyDrop::new(Service::register("about to be removed").unwrap()).record;
+        let record = ManuallyDrop::new(Service::register("about to be removed").unwrap()).record();
         assert!(record.lifecycle().release());
         assert_eq!(Service::by_name("about to be removed"), None);
         assert_eq!(Service::by_handle(record.handle()), None);

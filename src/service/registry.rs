@@ -1,23 +1,26 @@
-//! The registry: maps from name to service and from handle to service.
+//! The registry: from name to service, and from handle to service.
 //!
-//! Two dashmaps. They may allocate and they lock, so nothing that runs inside
-//! an allocation calls this module. What they allocate is charged to the unattributed service.
+//! Names, and handles that the program chose, stand in hash tables: each has some [shards](Shards) with a lock. Handles that
+//! dogtag assigned have a table [of their own](assigned_handles), without a lock. The tables may allocate, so nothing that
+//! runs inside an allocation calls this module. What they allocate is charged to the unattributed service,
+//! which is in no table.
 //!
 //! A service whose last clone was dropped stays in for a moment, until the thread that
 //! dropped it takes it out. It is as good as gone: it is not found, and a new
-//! one may take its place. No clone is dropped here while a map is locked, since
+//! one may take its place. No clone is dropped here while a table is locked, since
 //! it might be the last.
+//!
+//! A fork takes the locks ([`lock_all`]), so callers have it [prepared](super::fork::prepare).
 
-use super::fork;
-use super::scope::Scope;
-use crate::ledger::slots::{self, Record};
-use crate::sync::{AtomicU32, Ordering};
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
-use std::borrow::Borrow;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use super::assigned_handles::{self, UPPER_HALF};
+use super::slot_table::SlotTable;
+use crate::ledger::slots::{Record, UNATTRIBUTED};
+use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
+use std::hash::{BuildHasher, RandomState};
 use std::ptr;
-use std::sync::LazyLock;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+pub(super) use assigned_handles::next as next_handle;
 
 /// A record that is retained for whoever gets this, who has to release it.
 #[must_use = "the service is retained"]
@@ -25,164 +28,416 @@ pub(super) struct Retained(pub(super) &'static Record);
 
 /// The living service of that name.
 pub(super) fn by_name(name: &str) -> Option<Retained> {
-    // A thread that waits for a map may have to allocate a queue first.
-    let _scope = Scope::enter(&slots::UNATTRIBUTED);
-    let _gate = fork::gate();
-    REGISTRY.names.get(name).and_then(|entry| living(entry.key().0))
+    by_name_and_hash(name, hash_of_name(name))
 }
 
-/// The living service with that handle.
+/// Variant of [`by_name`] for a name whose hash is known.
+#[inline]
+pub(super) fn by_name_and_hash(name: &str, hash: u32) -> Option<Retained> {
+    if name == UNATTRIBUTED.name() {
+        return living(&UNATTRIBUTED);
+    }
+    let names = NAMES.read(hash);
+    names.find(hash, |known| known.name() == name).and_then(|(_, known)| living(known))
+}
+
+/// The living service with that handle. It may have lost it just now, to another one: the caller, who can release
+/// it, has to look.
 pub(super) fn by_handle(handle: u32) -> Option<Retained> {
-    let _scope = Scope::enter(&slots::UNATTRIBUTED);
-    let _gate = fork::gate();
-    REGISTRY.handles.get(&handle).and_then(|entry| living(entry.value()))
+    if handle == UNATTRIBUTED.handle() {
+        return living(&UNATTRIBUTED);
+    }
+    if handle & UPPER_HALF != 0
+        && let Some(assigned) = assigned_handles::find(handle).and_then(living)
+    {
+        return Some(assigned);
+    }
+    let hash = hash_of_handle(handle);
+    let chosen = CHOSEN.read(hash);
+    chosen.find(hash, |known| known.handle() == handle).and_then(|(_, known)| living(known))
 }
 
-/// Takes out a service whose last clone was dropped.
+/// Takes out a service whose last clone was dropped, or that is cancelled.
 pub(super) fn remove(record: &'static Record) {
-    let _gate = fork::gate();
-    REGISTRY.names.remove_if(record.name(), |known, ()| ptr::eq(known.0, record));
-    REGISTRY.handles.remove_if(&record.handle(), |_, known| ptr::eq(*known, record));
-}
-
-struct Registry {
-    names: DashMap<ByName, ()>,
-    handles: DashMap<u32, &'static Record, HandleHashes>,
-}
-
-/// Hashes handles, which are numbers of few kinds: one multiplication, by what no one outside can know, so that nobody
-/// can choose numbers that collide.
-#[derive(Clone)]
-struct HandleHashes {
-    keys: [u64; 2],
-}
-
-impl HandleHashes {
-    fn random() -> Self {
-        let random = RandomState::new();
-        Self { keys: [0, 1].map(|number| random.hash_one(number)) }
+    NAMES.remove(record.name_hash(), record);
+    let handle = record.handle();
+    if handle & UPPER_HALF != 0 {
+        assigned_handles::give_up(record);
+    }
+    if handle & UPPER_HALF == 0 || are_any_chosen_there() {
+        CHOSEN.remove(hash_of_handle(handle), record);
     }
 }
 
-impl BuildHasher for HandleHashes {
-    type Hasher = HandleHasher;
-
-    #[inline]
-    fn build_hasher(&self) -> HandleHasher {
-        HandleHasher { keys: self.keys, hash: 0 }
-    }
-}
-
-struct HandleHasher {
-    keys: [u64; 2],
-    hash: u64,
-}
-
-impl Hasher for HandleHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
-    }
-
-    #[inline]
-    fn write_u32(&mut self, handle: u32) {
-        let [first, second] = self.keys;
-        let product = u128::from(self.hash ^ u64::from(handle) ^ first) * u128::from(second | 1);
-        self.hash = product as u64 ^ (product >> 64) as u64;
-    }
-
-    #[inline]
-    fn finish(&self) -> u64 {
-        self.hash
-    }
-}
-
-/// Made while somebody has the gate, so that no child finds it half made.
-static REGISTRY: LazyLock<Registry> = LazyLock::new(|| {
-    let _scope = Scope::enter(&slots::UNATTRIBUTED);
-    let registry = Registry { names: DashMap::new(), handles: DashMap::with_hasher(HandleHashes::random()) };
-    let unattributed = &slots::UNATTRIBUTED;
-    registry.names.insert(ByName(unattributed), ());
-    registry.handles.insert(unattributed.handle(), unattributed);
-    registry
-});
-
-/// A service under the name that stands in its record, and only there.
-struct ByName(&'static Record);
-
-impl Borrow<str> for ByName {
-    fn borrow(&self) -> &str {
-        self.0.name()
-    }
-}
-
-impl Hash for ByName {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.name().hash(state);
-    }
-}
-
-impl PartialEq for ByName {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.name() == other.0.name()
-    }
-}
-
-impl Eq for ByName {}
-
-/// Retains a service that is in a map which the caller has locked; `None` if it is retired, or cancelled,
+/// Retains a service that is in a table; `None` if it is retired, or cancelled,
 /// and about to be taken out.
 fn living(record: &'static Record) -> Option<Retained> {
     (!record.family().is_cancelled() && record.lifecycle().try_hold()).then_some(Retained(record))
 }
 
-/// Who has the name or the handle already.
+/// Why a service cannot be known by its name or its handle.
 pub(super) enum Conflict {
+    /// Somebody has the name already.
     Name(Retained),
+    /// Somebody has, or had just now, the handle.
     Handle(Retained),
+    NoMemory,
 }
 
-/// Puts a new service into the maps.
-pub(super) fn publish(record: &'static Record) -> Result<(), Conflict> {
-    let _gate = fork::gate();
+/// Whether a new service's handle was chosen by the program, or is to be assigned.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum HandleIs {
+    Chosen,
+    ToAssign,
+    /// By [`reserve_handle`].
+    Reserved,
+}
+
+/// Makes a new service known, under its name, which has that hash.
+pub(super) fn publish(record: &'static Record, hash: u32, handle: HandleIs) -> Result<(), Conflict> {
+    let name = record.name();
+    if name == UNATTRIBUTED.name()
+        && let Some(living) = living(&UNATTRIBUTED)
+    {
+        return Err(Conflict::Name(living));
+    }
+    record.note_name_hash(hash);
     // The name is locked until its handle is; nobody locks the two in the other
     // order.
-    match REGISTRY.names.entry(ByName(record)) {
-        Entry::Occupied(entry) => {
-            if let Some(living) = living(entry.key().0) {
+    let mut names = NAMES.write(hash);
+    match names.find(hash, |known| known.name() == name) {
+        Some((position, known)) => {
+            if let Some(living) = living(known) {
                 return Err(Conflict::Name(living));
             }
-            publish_handle(record)?;
-            entry.replace_entry(());
+            publish_handle(record, handle)?;
+            names.replace(position, record);
         }
-        Entry::Vacant(entry) => {
-            publish_handle(record)?;
-            entry.insert(());
+        None => {
+            names.try_reserve().map_err(|_| Conflict::NoMemory)?;
+            publish_handle(record, handle)?;
+            names.add(hash, record);
         }
     }
     Ok(())
 }
 
-fn publish_handle(record: &'static Record) -> Result<(), Conflict> {
-    match REGISTRY.handles.entry(record.handle()) {
-        Entry::Occupied(mut entry) => {
-            if let Some(living) = living(entry.get()) {
+#[inline]
+fn publish_handle(record: &'static Record, handle: HandleIs) -> Result<(), Conflict> {
+    match handle {
+        HandleIs::Chosen => publish_chosen(record),
+        HandleIs::ToAssign => {
+            assigned_handles::assign(record).ok_or(Conflict::NoMemory)?;
+            assign_another_if_chosen(record)
+        }
+        HandleIs::Reserved => {
+            // It has begun meanwhile, perhaps after somebody has looked who chose the same.
+            fence(Ordering::SeqCst);
+            assign_another_if_chosen(record)
+        }
+    }
+}
+
+/// Assigns a handle to a slot whose service begins later.
+pub(super) fn reserve_handle(record: &'static Record) -> Option<()> {
+    record.set_handle(next_handle());
+    assigned_handles::assign(record)
+}
+
+/// Assigns other handles until it is one that nobody has chosen.
+#[inline]
+fn assign_another_if_chosen(record: &'static Record) -> Result<(), Conflict> {
+    // Either this sees that some are chosen, or who chooses one sees this place taken.
+    if are_any_chosen_there() { assign_one_that_nobody_has_chosen(record) } else { Ok(()) }
+}
+
+#[cold]
+fn assign_one_that_nobody_has_chosen(record: &'static Record) -> Result<(), Conflict> {
+    while is_chosen(record.handle()) {
+        assigned_handles::give_up(record);
+        record.set_handle(next_handle());
+        assigned_handles::assign(record).ok_or(Conflict::NoMemory)?;
+    }
+    Ok(())
+}
+
+#[inline(never)]
+fn publish_chosen(record: &'static Record) -> Result<(), Conflict> {
+    let handle = record.handle();
+    if handle == UNATTRIBUTED.handle()
+        && let Some(living) = living(&UNATTRIBUTED)
+    {
+        return Err(Conflict::Handle(living));
+    }
+    if handle & UPPER_HALF != 0 {
+        ARE_CHOSEN_THERE.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+    let hash = hash_of_handle(handle);
+    let mut chosen = CHOSEN.write(hash);
+    // Under the lock: who is assigned this number looks here afterwards.
+    if handle & UPPER_HALF != 0
+        && let Some(assigned) = assigned_handles::find(handle).and_then(living)
+    {
+        return Err(Conflict::Handle(assigned));
+    }
+    match chosen.find(hash, |known| known.handle() == handle) {
+        Some((position, known)) => {
+            if let Some(living) = living(known) {
                 return Err(Conflict::Handle(living));
             }
-            entry.insert(record);
+            chosen.replace(position, record);
         }
-        Entry::Vacant(entry) => {
-            entry.insert(record);
+        None => {
+            chosen.try_reserve().map_err(|_| Conflict::NoMemory)?;
+            chosen.add(hash, record);
         }
     }
     Ok(())
 }
 
-/// The next handle of the upper half, where few number their own. After the last of them comes
-/// the first again, and those that are in use are passed over.
-pub(super) fn next_handle() -> u32 {
-    const UPPER_HALF: u32 = 1 << 31;
-
-    UPPER_HALF | NEXT_HANDLE.fetch_add(1, Ordering::Relaxed)
+fn is_chosen(handle: u32) -> bool {
+    let hash = hash_of_handle(handle);
+    CHOSEN.read(hash).find(hash, |known| known.handle() == handle).is_some()
 }
 
-pub(super) static NEXT_HANDLE: AtomicU32 = AtomicU32::new(0);
+/// Whether a program has chosen handles of the half from which they are assigned.
+#[inline]
+fn are_any_chosen_there() -> bool {
+    ARE_CHOSEN_THERE.load(Ordering::SeqCst)
+}
+
+static ARE_CHOSEN_THERE: AtomicBool = AtomicBool::new(false);
+
+static NAMES: Shards = Shards::new();
+
+/// Handles that programs chose.
+static CHOSEN: Shards = Shards::new();
+
+/// A hash table in parts, each with a lock of its own.
+struct Shards([Shard; SHARDS]);
+
+const SHARDS: usize = 64;
+
+/// Alone in its cache line.
+#[repr(align(64))]
+struct Shard(RwLock<SlotTable>);
+
+impl Shards {
+    const fn new() -> Self {
+        Self([const { Shard(RwLock::new(SlotTable::new())) }; SHARDS])
+    }
+
+    /// The lock of a hash: by its highest bits, as the tables go by the lowest.
+    #[inline]
+    fn of(&self, hash: u32) -> &RwLock<SlotTable> {
+        &self.0[(hash >> (u32::BITS - SHARDS.trailing_zeros())) as usize].0
+    }
+
+    #[inline]
+    fn read(&self, hash: u32) -> RwLockReadGuard<'_, SlotTable> {
+        self.of(hash).read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    fn write(&self, hash: u32) -> RwLockWriteGuard<'_, SlotTable> {
+        self.of(hash).write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&self, hash: u32, record: &'static Record) {
+        let mut table = self.write(hash);
+        if let Some((position, _)) = table.find(hash, |known| ptr::eq(known, record)) {
+            table.remove(position);
+        }
+    }
+
+    fn lock_all(&'static self) -> Locked {
+        self.0.each_ref().map(|shard| shard.0.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+type Locked = [RwLockWriteGuard<'static, SlotTable>; SHARDS];
+
+/// All locks of the registry, for a fork.
+pub(super) struct AllLocked {
+    _chosen: Locked,
+    _names: Locked,
+}
+
+pub(super) fn lock_all() -> AllLocked {
+    let names = NAMES.lock_all();
+    AllLocked { _names: names, _chosen: CHOSEN.lock_all() }
+}
+
+/// What no one outside can know, so that nobody can choose names or numbers that collide. Never 0, but before the first
+/// hash.
+static SEED: AtomicU64 = AtomicU64::new(0);
+
+#[inline]
+fn seed() -> u64 {
+    match SEED.load(Ordering::Relaxed) {
+        0 => make_seed(),
+        seed => seed,
+    }
+}
+
+#[cold]
+fn make_seed() -> u64 {
+    let random = RandomState::new().hash_one(0) | 1;
+    // Without a lock, which a forked child might find taken.
+    SEED.compare_exchange(0, random, Ordering::Relaxed, Ordering::Relaxed)
+        .map_or_else(|first| first, |_| random)
+}
+
+/// Digits of pi: any number will do that has no pattern.
+const OTHER: u64 = 0x243F_6A88_85A3_08D3;
+
+/// Both halves of a product depend on all bits of the factors (as in wyhash).
+#[inline]
+fn mixed(one: u64, other: u64) -> u64 {
+    let product = u128::from(one) * u128::from(other);
+    product as u64 ^ (product >> u64::BITS) as u64
+}
+
+#[inline]
+fn hash_of_handle(handle: u32) -> u32 {
+    let seed = seed();
+    (mixed(u64::from(handle) ^ seed, seed.rotate_left(32) ^ OTHER) >> u32::BITS) as u32
+}
+
+/// Hashes a name, 16 bytes at a time: the last ones overlap with those before.
+pub(super) fn hash_of_name(name: &str) -> u32 {
+    let (bytes, seed) = (name.as_bytes(), seed());
+    let second = seed.rotate_left(32) ^ OTHER;
+    let mut hash = seed;
+    let mut rest = bytes;
+    while let Some((chunk, behind)) = rest.split_first_chunk::<16>()
+        && !behind.is_empty()
+    {
+        let [one, other] = halves(chunk);
+        hash = mixed(one ^ hash, other ^ second);
+        rest = behind;
+    }
+    let [one, other] = match (bytes.last_chunk::<16>(), rest.first_chunk::<8>(), rest.last_chunk::<8>()) {
+        (Some(last), ..) => halves(last),
+        (None, Some(first), Some(last)) => [first, last].map(|bytes| u64::from_le_bytes(*bytes)),
+        _ => match (rest.first_chunk::<4>(), rest.last_chunk::<4>()) {
+            (Some(first), Some(last)) => [first, last].map(|bytes| u32::from_le_bytes(*bytes).into()),
+            _ => {
+                let byte = |place: usize| u64::from(rest.get(place).copied().unwrap_or(0));
+                [byte(0) | byte(1) << 8, byte(2)]
+            }
+        },
+    };
+    // The length comes last, where no byte can make up for it.
+    (mixed(mixed(one ^ hash, other ^ second) ^ bytes.len() as u64, second) >> u32::BITS) as u32
+}
+
+#[inline]
+fn halves(bytes: &[u8; 16]) -> [u64; 2] {
+    let number = u128::from_le_bytes(*bytes);
+    [number as u64, (number >> u64::BITS) as u64]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::{RegisterError, Service};
+    use std::collections::{HashMap, HashSet};
+    use std::sync::Barrier;
+
+    /// Of each length, with every byte changed, and numbers at the end: no more collisions than chance has,
+    /// in the whole hash and in the bits that choose a lock and a place.
+    #[test]
+    fn hashes_of_names_are_spread() {
+        let mut names: Vec<String> = (0..50_000).map(|i| format!("service {i}")).collect();
+        for length in 1..=255 {
+            let name = "-".repeat(length);
+            for place in 0..length {
+                for byte in ["a", "b"] {
+                    let mut changed = name.clone();
+                    changed.replace_range(place..=place, byte);
+                    names.push(changed);
+                }
+            }
+            names.push(name);
+        }
+        let spread = |hashes: &mut dyn Iterator<Item = u32>, places: usize| {
+            let mut by_hash: HashMap<u32, usize> = HashMap::new();
+            hashes.for_each(|hash| *by_hash.entry(hash).or_default() += 1);
+            let most = by_hash.values().copied().max().unwrap_or(0);
+            let expected = names.len() / places;
+            assert!(most <= expected * 2 + 20, "{most} of {places} places, {expected} expected");
+            by_hash.len()
+        };
+        let whole = spread(&mut names.iter().map(|name| hash_of_name(name)), usize::MAX);
+        // Of 115,000 hashes of 32 bits one or two pairs are the same by chance.
+        assert!(names.len() - whole < 20, "{} collide", names.len() - whole);
+        spread(&mut names.iter().map(|name| hash_of_name(name) >> 26), SHARDS);
+        spread(&mut names.iter().map(|name| hash_of_name(name) & 0xfff), 4096);
+        let handles = || (0..names.len() as u32).flat_map(|i| [i, i << 15]).take(names.len());
+        spread(&mut handles().map(|handle| hash_of_handle(handle) >> 26), SHARDS);
+        spread(&mut handles().map(|handle| hash_of_handle(handle) & 0xfff), 4096);
+    }
+
+    /// One thread chooses the very numbers that another one is assigned.
+    #[test]
+    fn a_handle_that_is_chosen_is_not_assigned_meanwhile() {
+        const EACH: u32 = 20;
+
+        let (mut taken, mut passed_over) = (0, 0);
+        for round in 0..200 {
+            let first = Service::register(format!("before round {round}")).unwrap().handle() + 1;
+            let choose_all = || -> Vec<Result<Service, RegisterError>> {
+                let choose = |i| {
+                    // Half of them meet whoever is assigned numbers.
+                    let handle = first + if round % 2 == 0 { i } else { EACH - i };
+                    let name = format!("chooses {i} in round {round}");
+                    Service::builder(name).handle(handle | UPPER_HALF).register()
+                };
+                (0..EACH).map(choose).collect()
+            };
+            let assign_all = || -> Vec<Service> {
+                let assign = |i| Service::register(format!("assigned {i} in round {round}")).unwrap();
+                (0..EACH).map(assign).collect()
+            };
+            let barrier = Barrier::new(2);
+            let (assigned, chosen) = match round % 4 {
+                0 => {
+                    let chosen = choose_all();
+                    (assign_all(), chosen)
+                }
+                1 => (assign_all(), choose_all()),
+                _ => std::thread::scope(|threads| {
+                    let chooses = threads.spawn(|| {
+                        barrier.wait();
+                        choose_all()
+                    });
+                    barrier.wait();
+                    (assign_all(), chooses.join().unwrap())
+                }),
+            };
+            let chosen: Vec<Service> = chosen
+                .into_iter()
+                .filter_map(|chosen| match chosen {
+                    Ok(service) => Some(service),
+                    Err(RegisterError::HandleTaken { handle, name, .. }) => {
+                        assert!(!name.is_empty() && handle & UPPER_HALF != 0);
+                        taken += 1;
+                        None
+                    }
+                    Err(error) => panic!("{error}"),
+                })
+                .collect();
+            passed_over += assigned.iter().filter(|service| service.handle() >= first + EACH).count();
+            let all = || assigned.iter().chain(&chosen);
+            let handles: HashSet<u32> = all().map(Service::handle).collect();
+            assert_eq!(handles.len(), all().count(), "two have the same handle");
+            for service in all() {
+                assert_eq!(Service::by_handle(service.handle()).as_ref(), Some(service));
+                assert_eq!(Service::by_name(service.name()).as_ref(), Some(service));
+            }
+        }
+        assert!(taken > 0 && passed_over > 0, "they do not meet: {taken}, {passed_over}");
+    }
+}

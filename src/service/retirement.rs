@@ -44,12 +44,16 @@ fn end_or_keep(record: &'static Record) -> Option<&'static Record> {
 
 /// A slot for a new service, claimed.
 pub(super) fn claim_slot() -> Result<&'static Record, SlotError> {
+    {
+        let mut spare = spare();
+        if spare.retired.is_empty() {
+            return claim_any(&mut spare);
+        }
+    }
     look_after(SOME);
     loop {
-        if let Some(record) = claim_free() {
-            return Ok(record);
-        }
-        match fresh() {
+        let claimed = claim_any(&mut spare());
+        match claimed {
             // The last resort: perhaps one has become free meanwhile.
             Err(SlotError::Full) if look_after(usize::MAX) > 0 => {}
             result => return result,
@@ -108,13 +112,15 @@ struct Lives;
 /// Ends a retired service, if nothing is left of it, and frees its slot. Returns
 /// its parent, if that is to be retired too.
 fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
-    if !record.end() {
+    // A child's siblings follow its links until it has left its family, so it is to be seen as ended until then.
+    let has_parent = record.parent().is_some();
+    let has_ended = if KEPT == 0 && !has_parent { record.end_and_claim() } else { record.end() };
+    if !has_ended {
         return Err(Lives);
     }
-    let parent = record.parent().and_then(|_| Tree::lock().part(record));
-    if KEPT == 0 && record.lifecycle().claim() {
+    let parent = if has_parent { Tree::lock().part(record) } else { None };
+    if KEPT == 0 && has_parent && record.lifecycle().claim() {
         record.forget_name();
-        record.lifecycle().abandon();
     }
     AT_END.iter().for_each(|AtEnd(forget)| forget(record));
     if !record.is_used_up() {
@@ -125,22 +131,34 @@ fn end(record: &'static Record) -> Result<Option<&'static Record>, Lives> {
     Ok(parent.filter(|parent| parent.lifecycle().release()))
 }
 
+/// A slot that nobody has, claimed.
+fn claim_any(spare: &mut Spare) -> Result<&'static Record, SlotError> {
+    claim_free(spare).map_or_else(|| fresh(spare), Ok)
+}
+
 /// A slot that was never used, claimed, which fits into the queues.
-fn fresh() -> Result<&'static Record, SlotError> {
-    let mut spare = spare();
+fn fresh(spare: &mut Spare) -> Result<&'static Record, SlotError> {
     // Only under the lock there come more.
     spare.try_reserve(slots::end() as usize + 1).map_err(|_| SlotError::NoMemory)?;
     slots::fresh()
 }
 
-fn claim_free() -> Option<&'static Record> {
-    let mut spare = spare();
-    let Spare { short, long, .. } = &mut *spare;
-    [short, long].into_iter().filter(|free| free.len() > KEPT).find_map(|free| {
+fn claim_free(spare: &mut Spare) -> Option<&'static Record> {
+    // Mostly whoever has put it in has claimed it.
+    let is_ours = |record: &Record| record.lifecycle().is_claimed() || record.lifecycle().claim();
+    [&mut spare.short, &mut spare.long].into_iter().filter(|free| free.len() > KEPT).find_map(|free| {
+        if KEPT == 0 {
+            let last = free.pop_back()?;
+            if is_ours(last) {
+                return Some(last);
+            }
+            // There is space for what was just taken.
+            free.push_back(last);
+        }
         // One that a reader still looks at is passed over.
         let index = match KEPT {
-            0 => free.iter().rposition(|record| record.lifecycle().claim()),
-            _ => free.iter().position(|record| record.lifecycle().claim()),
+            0 => free.iter().rposition(|record| is_ours(record)),
+            _ => free.iter().position(|record| is_ours(record)),
         }?;
         free.remove(index)
     })
@@ -154,7 +172,7 @@ mod tests {
     #[test]
     fn a_slot_whose_services_cannot_be_told_apart_any_more_is_given_no_more() {
         let service = Service::register("last of its slot").unwrap();
-        let record = service.record;
+        let record = service.record();
         record.preset_generation(slots::LAST_GENERATION);
         drop(service);
         assert!(!record.lifecycle().is_in_use());
@@ -162,7 +180,7 @@ mod tests {
         for _ in 0..2 {
             let others: Vec<Service> =
                 (0..KEPT + 100).map(|i| Service::register(format!("other {i}")).unwrap()).collect();
-            let is_given = others.iter().any(|other| std::ptr::eq(other.record, record));
+            let is_given = others.iter().any(|other| std::ptr::eq(other.record(), record));
             assert!(!is_given, "the slot is given again");
         }
     }

@@ -1,7 +1,7 @@
 //! The stretch of code that runs on behalf of a service.
 
 use crate::events;
-use crate::ledger::slots::Record;
+use crate::ledger::slots::{Entrance, Record};
 use crate::ledger::thread::{self, Entered};
 use std::marker::PhantomData;
 
@@ -35,6 +35,12 @@ impl Scope<'_> {
     #[inline]
     pub(crate) fn enter(record: &'static Record) -> Self {
         Self::of_entered(thread::enter(record))
+    }
+
+    /// Variant of [`enter`](Self::enter) for a service whose entrance is at hand.
+    #[inline]
+    pub(crate) fn enter_by(entrance: &Entrance) -> Self {
+        Self::of_entered(thread::enter_by(entrance))
     }
 
     /// The scope of which [`into_entered`](Scope::into_entered) returned this.

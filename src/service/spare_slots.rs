@@ -24,7 +24,9 @@ impl Spare {
         for (queue, slots) in
             [(&mut self.short, short), (&mut self.long, slots - short), (&mut self.retired, slots)]
         {
-            queue.try_reserve(slots.saturating_sub(queue.len()))?;
+            if queue.capacity() < slots {
+                queue.try_reserve(slots.saturating_sub(queue.len()))?;
+            }
         }
         Ok(())
     }

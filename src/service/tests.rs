@@ -7,7 +7,7 @@ use crate::ledger::{slots, thread};
 #[test]
 fn an_ended_services_slot_is_nobodys() {
     let service = Service::register("ends in a moment").unwrap();
-    let slot = service.record.slot();
+    let slot = service.record().slot();
     assert!(slots::record(slot).is_some());
     drop(service);
     // So behind the threshold a cookie with that slot is not believed.
@@ -21,8 +21,8 @@ fn forgotten_scopes_keep_a_service_for_good() {
         std::thread::spawn(move || {
             let name = format!("forgotten {forgotten} times");
             let service = Service::register(&name).unwrap();
-            let slot = service.record.slot();
-            let Account::Own(cell) = thread::account(service.record) else {
+            let slot = service.record().slot();
+            let Account::Own(cell) = thread::account(service.record()) else {
                 panic!("there is memory for a cell")
             };
             cell.preset(forgotten - 1, 0);
@@ -30,7 +30,7 @@ fn forgotten_scopes_keep_a_service_for_good() {
             drop(service);
             end_retired();
             let current = Service::current();
-            assert_eq!((current.name(), current.record.slot()), (&*name, slot));
+            assert_eq!((current.name(), current.record().slot()), (&*name, slot));
             assert!(slots::record(slot).is_some());
             let other = Service::register("an innocent other one").unwrap();
             assert!(other != current);
@@ -46,7 +46,7 @@ fn forgotten_scopes_keep_a_service_for_good() {
 #[test]
 fn a_record_that_no_service_has_gives_no_clone() {
     let service = Service::register("over in a moment").unwrap();
-    let record = service.record;
+    let record = service.record();
     drop(service);
     assert!(!record.lifecycle().is_in_use() && !record.lifecycle().revive());
 }

@@ -3,7 +3,7 @@
 
 use super::fork;
 use super::handle::Service;
-use super::registry::{self, Conflict, next_handle};
+use super::registry::{self, Conflict, HandleIs};
 use super::retirement;
 use super::scope::Scope;
 use crate::events;
@@ -64,7 +64,11 @@ pub fn services_by_name() {
     }
     {
         let _scope = Scope::enter(&slots::UNATTRIBUTED);
-        named::turn_on(|| Some((retirement::claim_slot().ok()?, next_handle())));
+        named::turn_on(|| {
+            let record = retirement::claim_slot().ok()?;
+            registry::reserve_handle(record)?;
+            Some((record, record.handle()))
+        });
     }
     if sys::is_main_thread() {
         thread::begin_startup();
@@ -88,21 +92,20 @@ fn publish_all() {
     let mut has_moved = false;
     {
         let _publishing = fork::publishing();
-        for entry in named::unpublished() {
+        'entries: for entry in named::unpublished() {
             let Some(record) = entry.record() else { continue };
+            let hash = registry::hash_of_name(record.name());
             let another = loop {
-                match registry::publish(record) {
+                match registry::publish(record, hash, HandleIs::Reserved) {
                     Ok(()) => {
                         events::registered(record);
                         break None;
                     }
                     // The program's own of that name. It is kept.
                     Err(Conflict::Name(living)) => break Some(living.0),
-                    Err(Conflict::Handle(living)) => {
-                        // Somebody chose the number that was assigned.
-                        drop(Service::of_retained(living));
-                        record.set_handle(next_handle());
-                    }
+                    Err(Conflict::Handle(living)) => drop(Service::of_retained(living)),
+                    // Another time.
+                    Err(Conflict::NoMemory) => continue 'entries,
                 }
             };
             has_moved |= another.is_some();

@@ -40,7 +40,7 @@ pub(super) struct Waiter {
 impl Waiter {
     pub(super) fn new(service: &Service) -> Self {
         let _scope = Scope::enter(&slots::UNATTRIBUTED);
-        let waiter = Self { waker: Arc::new(AtomicWaker::new()), slot: service.record.index() };
+        let waiter = Self { waker: Arc::new(AtomicWaker::new()), slot: service.record().index() };
         let _gate = fork::gate();
         let mut waiting = WAITING.get_or_init(DashMap::new).entry(waiter.slot).or_default();
         waiting.insert(waiter.key(), Arc::clone(&waiter.waker));

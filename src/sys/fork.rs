@@ -164,6 +164,12 @@ pub fn prepare() {
     });
 }
 
+/// Whether each fork calls the hooks.
+#[inline]
+pub(crate) fn is_prepared() -> bool {
+    ONCE.is_completed()
+}
+
 /// Has handlers of forks registered, which are somebody else's: around ours, since they may
 /// allocate. Who is registered first takes its locks last, and gives them up first.
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]

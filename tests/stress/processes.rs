@@ -4,6 +4,7 @@
 
 use crate::{child, common, watch};
 use dogtag::Service;
+use std::cell::Cell;
 use std::hint::black_box;
 use std::io::Read;
 use std::os::fd::FromRawFd;
@@ -432,23 +433,54 @@ fn sleeps(thread: i32) -> bool {
     stat.rsplit(')').next().unwrap().trim_start().starts_with('S')
 }
 
-/// A child finds the registry whole, though another thread was just making it.
+thread_local! {
+    /// How many allocations pass before the thread is held at one.
+    static PASSES: Cell<usize> = const { Cell::new(0) };
+}
+
+fn hold_later() {
+    match PASSES.get() {
+        0 => hold(),
+        left => {
+            PASSES.set(left - 1);
+            common::at_next_entry(Some(hold_later));
+        }
+    }
+}
+
+/// A child finds the registry whole, though another thread was just registering the first service, or another one.
 fn fork_at_the_first_registration() {
     if std::env::var_os("DOGTAG_PROFILE").is_some() {
         // The profiler has registered its service by then.
         return say(SURVIVED);
     }
-    let registers = thread::spawn(|| {
-        common::at_next_entry(Some(hold));
-        drop(Service::by_name("nobody"));
-        assert!(IS_HELD.load(SeqCst), "nothing was allocated for the registry");
+    // At its first allocation, at the second one of the next service, and so on.
+    let held = (0..).take_while(|&number| fork_at_an_allocation(number)).count();
+    assert!(held > 1, "nothing was allocated for the registry");
+    say(SURVIVED);
+}
+
+/// `false` if there are no more allocations in a registration than that.
+fn fork_at_an_allocation(number: usize) -> bool {
+    [&IS_HELD, &HAS_FORKED].into_iter().for_each(|event| event.store(false, SeqCst));
+    FORKER.store(0, SeqCst);
+    let registers = thread::spawn(move || {
+        let name = format!("registered meanwhile {number}");
+        PASSES.set(number);
+        common::at_next_entry(Some(hold_later));
+        let service = Service::register(name).unwrap();
+        common::at_next_entry(None);
+        drop(service);
     });
-    wait(|| IS_HELD.load(SeqCst).then_some(()));
+    if !wait(|| (IS_HELD.load(SeqCst) || registers.is_finished()).then(|| IS_HELD.load(SeqCst))) {
+        registers.join().unwrap();
+        return false;
+    }
     // SAFETY: asks for a number.
     FORKER.store(unsafe { libc::gettid() }, SeqCst);
     let child = fork(|| drop(Service::register("child's").unwrap()), exit_now);
     HAS_FORKED.store(true, SeqCst);
     wait_for(child);
     registers.join().unwrap();
-    say(SURVIVED);
+    true
 }

@@ -1,4 +1,4 @@
-//! Services and figures for C. A `dogtag_service *` is a [`Service`], which is one pointer.
+//! Services and figures for C. A `dogtag_service *` is what a [`Service`] points to, and stands for one of its clones.
 
 use crate::{current_owner, errno, malloc_api};
 use dogtag::__private::Record;

@@ -9,7 +9,7 @@ use crate::ledger::charge::{self, Freed, Source};
 use crate::ledger::samples;
 use crate::ledger::slots::Record;
 use crate::ledger::thread;
-use crate::owner::{Named, OwnerPlace, Placement};
+use crate::owner::{OwnerPlace, Placement};
 use crate::sampled_guard::blocks::{self, Found, Returned, Taken};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -27,29 +27,34 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         }
     }
 
+    /// What is rarer still has a function of its own, so that the long slots' shorter way need not save its registers.
     #[cold]
     #[inline(never)]
     pub(super) unsafe fn alloc_slow(&self, layout: Layout) -> *mut u8 {
         Self::begin_slabs();
         // The long slots' shorter way: their thresholds are never raised.
-        if let Some((cell, slot)) = thread::current_long(layout.size())
-            && let Some(outer) = Self::PLACEMENT.layout(layout, slot.into())
-        {
-            // SAFETY: the outer layout is no smaller than the block's, which is not empty, and has the bytes
-            // for this slot's cookie.
-            return unsafe {
-                let block = self.counted().alloc(outer);
-                if block.is_null() {
-                    return block;
-                }
-                if Self::PLACEMENT.write(block, layout.size(), slot.into()) {
+        let Some((cell, slot)) = thread::current_long(layout.size()) else {
+            // SAFETY: the layout is not empty.
+            return unsafe { self.alloc_charged(layout) };
+        };
+        // SAFETY: no grant goes beyond `UNCHECKED_SIZES`, so the size is less. The outer layout is no smaller than the
+        // block's, which is not empty, and has the bytes for a long slot's cookie.
+        unsafe {
+            let block = self.counted().alloc(Self::PLACEMENT.long_layout(layout));
+            if !block.is_null() {
+                if Self::PLACEMENT.write_long(block, layout.size(), slot) {
                     cell.charge(layout.size());
                 } else {
                     thread::charge_ownerless(layout.size());
                 }
-                block
-            };
+            }
+            block
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn alloc_charged(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the outer layout is no smaller than the block's, which is not empty.
         unsafe { charged(Self::PLACEMENT, layout, None, |block| block, |outer| self.counted().alloc(outer)) }
     }
@@ -79,15 +84,20 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         }
         // The long slots' shorter way.
         // SAFETY: the block is live and came from here.
-        let named = unsafe { Self::PLACEMENT.read(block, layout.size()) };
-        if let Some(Named::Slot(slot)) = named.filter(|named| !named.is_short())
+        if let Some(slot) = unsafe { Self::PLACEMENT.read_long(block, layout.size()) }
             && let Some(cell) = thread::long_cell(slot)
-            && let Some(outer) = Self::PLACEMENT.layout(layout, slot.into())
         {
             cell.refund(layout.size());
-            // SAFETY: the layout that the block was requested with.
-            return unsafe { allocator.counted().dealloc(block, outer) };
+            // SAFETY: the layout that the block was requested with, which did not overflow.
+            return unsafe { allocator.counted().dealloc(block, Self::PLACEMENT.long_layout(layout)) };
         }
+        // SAFETY: the block is live and came from here.
+        unsafe { Self::dealloc_looked_up(block, layout, allocator) };
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn dealloc_looked_up(block: *mut u8, layout: Layout, allocator: &Self) {
         // SAFETY: the block is live and came from here.
         let owner = unsafe { Owner::of(Self::PLACEMENT, block, layout) };
         owner.freed.refund();

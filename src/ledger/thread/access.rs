@@ -115,6 +115,23 @@ mod initial_exec {
         }
 
         #[inline(always)]
+        pub(in crate::ledger::thread) fn is_cell(self, cell: *const Cell) -> bool {
+            // SAFETY: reads a field of the calling thread's `Thread`.
+            unsafe {
+                asm!(
+                    "cmp qword ptr fs:[{offset} + {field}], {cell}",
+                    "jne {no}",
+                    cell = in(reg) cell,
+                    offset = in(reg) self.0,
+                    field = const offset_of!(Thread, cell),
+                    no = label { return false },
+                    options(readonly, nostack),
+                );
+            }
+            true
+        }
+
+        #[inline(always)]
         pub(in crate::ledger::thread) fn set_cell(self, cell: *const Cell) {
             // SAFETY: writes a field of the calling thread's `Thread`, which is interior-mutable.
             unsafe {
@@ -218,6 +235,11 @@ mod thread_local {
         #[inline(always)]
         pub(in crate::ledger::thread) fn cell(self) -> *const Cell {
             with(|thread| thread.cell.get())
+        }
+
+        #[inline(always)]
+        pub(in crate::ledger::thread) fn is_cell(self, cell: *const Cell) -> bool {
+            self.cell() == cell
         }
 
         #[inline(always)]

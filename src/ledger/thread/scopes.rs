@@ -7,7 +7,7 @@ use super::{access, with};
 #[cfg(feature = "tracing-layer")]
 use crate::ledger::account::Account;
 use crate::ledger::cell::Cell;
-use crate::ledger::slots::Record;
+use crate::ledger::slots::{Entrance, Record};
 use crate::owner::Mark;
 use std::ptr;
 
@@ -45,12 +45,18 @@ impl Entered {
 /// Puts the calling thread into a service, which somebody holds.
 #[inline]
 pub fn enter(record: &'static Record) -> Entered {
+    enter_by(&Entrance::of(record))
+}
+
+/// Variant of [`enter`] for a service whose entrance is at hand.
+#[inline]
+pub(crate) fn enter_by(entrance: &Entrance) -> Entered {
+    let mark = entrance.mark();
+    debug_assert_eq!(mark, entrance.record().shared().mark(), "another service has the slot");
     let words = access::Words::of_thread();
-    // The shared cell's, which differs from a thread's own in what is no part of the cookie.
-    let mark = record.shared().own_mark();
-    let own = words.directory().cell(mark);
+    let own = words.directory().cell_at(entrance.place());
     if !own.has_cookie(mark) {
-        return enter_slow(record);
+        return enter_slow(entrance);
     }
     let previous = words.cell();
     words.stay();
@@ -64,7 +70,7 @@ pub fn enter(record: &'static Record) -> Entered {
 #[inline]
 pub fn leave(scope: Entered) {
     let words = access::Words::of_thread();
-    if words.cell() != scope.own {
+    if !words.is_cell(scope.own) {
         return leave_slow(scope.previous);
     }
     // SAFETY: the current cell, which is the thread's own: where it is not, it is no scope's `own`.
@@ -77,7 +83,8 @@ pub fn leave(scope: Entered) {
 /// The thread has no cell for the service yet, or it is a long slot's.
 #[cold]
 #[inline(never)]
-fn enter_slow(record: &'static Record) -> Entered {
+fn enter_slow(entrance: &Entrance) -> Entered {
+    let record = entrance.record();
     with(|thread| {
         let previous = thread.cell.get();
         // Not for a thread that has allocated nothing yet: to get a shard may allocate.

@@ -108,6 +108,7 @@ unsafe impl InTree for Node {
 
 impl Node {
     /// Makes a node in a block of its own, as the child of another one or of none.
+    #[allow(clippy::result_large_err, reason = "a plan that is refused goes back as a whole")]
     pub(crate) fn new(plan: Plan, parent: Option<&Self>) -> Result<NonNull<Self>, (Plan, Refusal)> {
         const { assert!(align_of::<Self>() <= GRAIN && START + ALWAYS_SMALL <= LEAST_BLOCK) };
         let own = (plan.limit.unwrap_or(usize::MAX), None);
