@@ -446,7 +446,8 @@ mod tests {
             for bytes in 0..=u16::MAX {
                 let mark = Mark::from_cookie(bytes.to_ne_bytes());
                 let cell = shard.directory.cell(mark);
-                let is_claimed = Slot::of_mark(mark).is_some_and(|slot| shard.directory.cell(slot.mark()).mark() == mark);
+                let is_claimed =
+                    Slot::of_mark(mark).is_some_and(|slot| shard.directory.cell(slot.mark()).mark() == mark);
                 assert_eq!(cell.is_own_for(mark), is_claimed, "{mark:?}");
                 let is_empty = EMPTY_DIRECTORY.cell(mark).is_own_for(mark);
                 assert!(!is_empty, "{mark:?}");
