@@ -187,26 +187,20 @@ impl Placement {
         unsafe { cookie::read_long(ptr, size) }
     }
 
-    /// Notes the owner of a block by its mark in the table, if that takes next to nothing there.
-    #[inline(always)]
-    pub(crate) fn write_short_at_once(self, ptr: *mut u8, mark: Mark) -> bool {
-        self.is_table && table::write_short_at_once(ptr, mark)
-    }
-
     /// Reads of a block what mostly is its mark: with a table, it is if all of its page has one owner. Otherwise it is
-    /// one that no cell has, and [`FirstMark::mark_after`] reads on. `None` where the slow path has to look.
+    /// one that no cell has, and [`FirstMark::mark_after`] reads on.
     ///
     /// # Safety
     ///
-    /// `ptr` must be a live block of `size` bytes.
+    /// `ptr` must be a live block of `size` bytes. With a table it may also be none of ours, or null.
     #[inline(always)]
-    pub(crate) unsafe fn first_mark(self, ptr: *const u8, size: usize) -> Option<FirstMark> {
+    pub(crate) unsafe fn first_mark(self, ptr: *const u8, size: usize) -> FirstMark {
         if self.is_table {
-            let sight = table::Sight::of(ptr)?;
-            return Some(FirstMark { mark: sight.mark_of_page(), sight: Some(sight) });
+            let sight = table::Sight::of(ptr);
+            return FirstMark { mark: sight.mark_of_page(), sight: Some(sight) };
         }
         // SAFETY: the caller's block.
-        Some(FirstMark { mark: unsafe { self.read_mark(ptr, size) }, sight: None })
+        FirstMark { mark: unsafe { self.read_mark(ptr, size) }, sight: None }
     }
 
     /// Reads the mark of a block: the owner's, if its slot is a short one; none that a
@@ -266,6 +260,12 @@ impl FirstMark {
     #[inline(always)]
     pub(crate) fn mark(self) -> Mark {
         self.mark
+    }
+
+    /// Notes the owner of a new block by its mark, where a table has it and the block's page is mixed already.
+    #[inline(always)]
+    pub(crate) fn write_in_mixed(self, ptr: *mut u8, mark: Mark) -> bool {
+        self.sight.is_some_and(|sight| sight.write_in_mixed(ptr, mark))
     }
 
     /// The mark of the block that was looked at, as [`Placement::read_mark`].

@@ -87,7 +87,7 @@ impl Dogtag<DefaultBackend, OwnerTable> {
     /// allocates, and less where blocks are freed at once.
     ///
     /// What it gives up: nothing notices that a block's end was overwritten, since no cookie stands there.
-    /// And the table takes 32 MiB of address space for each 128 MiB that the heap touches, of which
+    /// And the table takes 32 MiB of address space for each 128 MiB that the heap touches, and 4 MiB for each 4 GiB, of which
     /// only what is written takes memory. Where the system refuses it (`ulimit -v`, strict overcommit), blocks
     /// there belong to the service `unattributed`, and a `tracing` event (level warn) reports it.
     ///

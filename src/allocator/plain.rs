@@ -63,7 +63,7 @@ unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if Self::PLACEMENT.is_large(layout.size()) {
             cold_path();
-            // SAFETY: the layout is not empty: `GlobalAlloc::alloc` requires it.
+            // SAFETY: the layout is a large block's, and not empty: `GlobalAlloc::alloc` requires it.
             return unsafe { self.alloc_large(layout) };
         }
         // SAFETY: the layout is not empty: `GlobalAlloc::alloc` requires it.
@@ -170,7 +170,10 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         debug_assert!(block.addr().is_multiple_of(layout.align()), "the backend's block is not aligned");
         debug_assert!(thread::is_own(cell), "another thread's cell is charged");
         if Self::PLACEMENT.is_table() {
-            if !Self::PLACEMENT.write_short_at_once(block, cell.own_mark()) {
+            // SAFETY: with a table it may be any address.
+            let page = unsafe { Self::PLACEMENT.first_mark(block, size) };
+            // In a page of the cell's own nothing is to be written.
+            if !cell.is_own_for(page.mark()) && !page.write_in_mixed(block, cell.own_mark()) {
                 // SAFETY: the block was allocated with `short_layout`.
                 return unsafe { Self::note_and_charge(block, size) };
             }
@@ -218,23 +221,32 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     ///
     /// # Safety
     ///
-    /// As for [`GlobalAlloc::alloc`].
+    /// As for [`GlobalAlloc::alloc`], with a layout of a large block.
     #[inline(never)]
     unsafe fn alloc_large(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the layout is not empty.
-        unsafe { self.alloc_fast(layout) }
+        // SAFETY: the layout is a large block's, and not empty.
+        unsafe {
+            assert_unchecked(Self::PLACEMENT.is_large(layout.size()));
+            self.alloc_fast(layout)
+        }
     }
 
-    /// Frees a block whose owner stands beside the heap. The allocator comes last, so that the
-    /// other arguments stay in their registers.
+    /// Frees a block whose owner stands beside the heap.
     ///
     /// # Safety
     ///
-    /// As for [`GlobalAlloc::dealloc`], with the layout of that size and alignment.
+    /// As for [`GlobalAlloc::dealloc`], with the layout of that size and alignment, which is a large block's: so the
+    /// allocator is one without fields.
     #[inline(never)]
-    unsafe fn dealloc_large(block: *mut u8, size: usize, align: usize, allocator: &Self) {
-        // SAFETY: the block is live and was requested from the allocator with that layout.
-        unsafe { dealloc_fast(allocator, block, Layout::from_size_align_unchecked(size, align)) };
+    unsafe fn dealloc_large(block: *mut u8, size: usize, align: usize) {
+        debug_assert!(size_of::<Self>() == 0);
+        // SAFETY: a value without bytes may be anywhere, and the caller has one. The block is live, is large, and
+        // was requested from it with that layout.
+        unsafe {
+            assert_unchecked(Self::PLACEMENT.is_large(size));
+            let layout = Layout::from_size_align_unchecked(size, align);
+            dealloc_fast(NonNull::<Self>::dangling().as_ref(), block, layout);
+        }
     }
 }
 
@@ -305,7 +317,7 @@ unsafe fn dealloc_any_size<B: GlobalAlloc, P: OwnerPlace>(
     unsafe {
         if Dogtag::<B, P>::PLACEMENT.is_large(layout.size()) {
             cold_path();
-            Dogtag::dealloc_large(block, layout.size(), layout.align(), allocator);
+            Dogtag::<B, P>::dealloc_large(block, layout.size(), layout.align());
         } else {
             dealloc_fast(allocator, block, layout);
         }
@@ -325,10 +337,7 @@ unsafe fn dealloc_fast<B: GlobalAlloc, P: OwnerPlace>(
     layout: Layout,
 ) {
     // SAFETY: the block is live and was requested here with that layout.
-    let Some(found) = (unsafe { Dogtag::<B, P>::PLACEMENT.first_mark(block, layout.size()) }) else {
-        // SAFETY: the block is live and was requested here with that layout.
-        return unsafe { Dogtag::dealloc_slow(block, layout, allocator) };
-    };
+    let found = unsafe { Dogtag::<B, P>::PLACEMENT.first_mark(block, layout.size()) };
     let mut cell = thread::current();
     if !cell.is_own_for(found.mark()) {
         let mark = found.mark_after(block);

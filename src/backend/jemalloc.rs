@@ -53,7 +53,7 @@ unsafe impl GlobalAlloc for Jemalloc {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if layout.align() <= 8 {
             // SAFETY: the block is live, and its size class is that of the layout's size, without flags.
-            unsafe { ffi::sdallocx(block.cast(), layout.size(), 0) }
+            unsafe { free_sized(block, layout.size()) }
         } else {
             cold_path();
             // SAFETY: the block is live and was requested with that layout.
@@ -99,10 +99,37 @@ unsafe fn dealloc_aligned(block: *mut u8, layout: Layout) {
     // SAFETY: the block is live, and was requested with the same flags, which its layout decides.
     unsafe {
         if is_aligned_anyway(layout.align(), layout.size()) {
-            ffi::sdallocx(block.cast(), layout.size(), 0);
+            free_sized(block, layout.size());
         } else {
             Full.dealloc(block, layout);
         }
+    }
+}
+
+/// Frees a block that was allocated without flags: `sdallocx`, but that jemalloc has no flags to look at.
+///
+/// # Safety
+///
+/// `block` must be a live one of that size, or of one in the same size class, that was allocated without flags.
+#[inline(always)]
+unsafe fn free_sized(block: *mut u8, size: usize) {
+    #[cfg(dogtag_free_sized)]
+    {
+        use std::ffi::c_void;
+
+        // Older versions of tikv-jemalloc-sys do not declare it.
+        unsafe extern "C" {
+            #[cfg_attr(dogtag_free_sized_prefixed, link_name = "_rjem_free_sized")]
+            fn free_sized(block: *mut c_void, size: usize);
+        }
+
+        // SAFETY: what the caller promises is what it asks for.
+        unsafe { free_sized(block.cast(), size) }
+    }
+    #[cfg(not(dogtag_free_sized))]
+    // SAFETY: the same.
+    unsafe {
+        ffi::sdallocx(block.cast(), size, 0)
     }
 }
 
@@ -147,7 +174,7 @@ unsafe fn realloc_small(block: *mut u8, old: usize, new: usize) -> *mut u8 {
         let moved: *mut u8 = ffi::malloc(new).cast();
         if !moved.is_null() {
             ptr::copy_nonoverlapping(block, moved, old.min(new));
-            ffi::sdallocx(block.cast(), old, 0);
+            free_sized(block, old);
         }
         moved
     }

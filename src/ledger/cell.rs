@@ -26,7 +26,7 @@ pub struct Cell {
     /// An allocation that would take it to this needs a grant. Equal to the threshold, but where
     /// that is never raised, and where a byte before that is sampled.
     grant_end: AtomicU64,
-    /// What a block of this service is marked with, and [`SHARED`] in a shared cell; 0 while unclaimed.
+    /// What a block of this service is marked with, and [`SHARED`] in a shared cell; 0, or that alone, while unclaimed.
     mark: AtomicU32,
     /// What was live here, in KiB, when the peak was looked at last, or the least
     /// since then.
@@ -39,8 +39,8 @@ pub struct Cell {
 
 const _: () = assert!(cfg!(dogtag_loom) || size_of::<Cell>() == 64);
 
-/// Set in the mark of a shared cell, so that it is no block's. The hot path compares a block's mark with the
-/// current cell's, and counts there only if that is the thread's own.
+/// Set in the mark of a shared cell, so that it is no block's, whatever its cookie was overwritten with. The hot
+/// path compares a block's mark with the current cell's, and counts there only if that is the thread's own.
 const SHARED: u32 = 1 << 17;
 
 /// The threshold that every allocation reaches.
@@ -88,7 +88,7 @@ impl Cell {
     /// Makes the cell unclaimed again, by the thread that has ended its service. The counters
     /// stay.
     pub(super) fn abandon(&self) {
-        self.mark.store(Mark::NONE.bits(), Ordering::Relaxed);
+        self.claim_shared(Mark::NONE);
     }
 
     /// Whether an allocation of `size` bytes needs a grant.
@@ -489,6 +489,7 @@ mod tests {
                 assert_eq!((cell.is_own_for(other), cell.has_cookie(other)), (is_same, is_same));
             }
             cell.abandon();
+            assert!(!cell.is_own_for(Mark::NONE), "a cookie of zeros");
             assert!(!marks.iter().any(|&mark| cell.is_own_for(mark) || cell.has_cookie(mark)), "unclaimed");
         }
     }

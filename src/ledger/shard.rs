@@ -161,6 +161,10 @@ impl Shard {
         if chunk.is_null() || ptr::eq(chunk, empty_chunk()) {
             // SAFETY: all atomics, for which zeros are valid.
             let fresh = unsafe { sys::map_zeroed::<Chunk>() }?;
+            if place.chunk == 0 {
+                // A free whose cookie was overwritten with zeros looks here, and zero is in all that nobody has claimed.
+                fresh.0[0].claim_shared(Mark::NONE);
+            }
             entry.store(ptr::from_ref(fresh).cast_mut(), Ordering::Release);
             chunk = fresh;
         }
@@ -488,6 +492,26 @@ use made::empty_chunk;
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
     use super::*;
+
+    /// As a free looks it up whose block's cookie was overwritten.
+    #[test]
+    fn no_cell_is_that_of_a_mark_that_is_no_slots() {
+        let shard = ShardList::new().acquire().unwrap();
+        let zeros_chunk = Slot::of_mark(Mark::from_cookie([0, 1])).unwrap();
+        for slot in [None, Some(Slot::UNATTRIBUTED), Some(zeros_chunk)] {
+            let claimed = slot.map(|slot| (slot.mark(), shard.claim(slot).unwrap()));
+            for bytes in 0..=u16::MAX {
+                let mark = Mark::from_cookie(bytes.to_ne_bytes());
+                let cell = shard.directory.cell(mark);
+                let is_claimed =
+                    Slot::of_mark(mark).is_some_and(|slot| shard.directory.cell(slot.mark()).mark() == mark);
+                assert_eq!(cell.is_own_for(mark), is_claimed, "{mark:?}");
+                let is_empty = EMPTY_DIRECTORY.cell(mark).is_own_for(mark);
+                assert!(!is_empty, "{mark:?}");
+            }
+            assert!(claimed.is_none_or(|(mark, cell)| cell.is_own_for(mark)));
+        }
+    }
 
     /// A thread looks at the top, and changes it when the counter has come round.
     #[test]

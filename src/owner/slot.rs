@@ -143,20 +143,20 @@ impl From<Slot> for Named {
     }
 }
 
-/// The first two bytes of a cookie, as a number that is never 0: so a cell of
-/// zeroed memory, which nobody has claimed, has no cookie's mark.
+/// The first two bytes of a cookie, as a number. No slot's is 0, which is what a cell of zeroed memory
+/// has, which nobody has claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(u32);
 
 impl Mark {
-    /// The mark of no cookie.
+    /// The mark of no slot. An overwritten cookie may have it.
     pub(crate) const NONE: Self = Self(0);
 
     /// The mark of every block of a long slot, and of every sampled one.
     pub(crate) const LONG: Self = Self::from_cookie(ESCAPE.to_be_bytes());
 
-    pub(super) const fn from_cookie(bytes: [u8; size_of::<u16>()]) -> Self {
-        Self(FROM_COOKIE | u16::from_ne_bytes(bytes) as u32)
+    pub(crate) const fn from_cookie(bytes: [u8; size_of::<u16>()]) -> Self {
+        Self::from_short(u16::from_ne_bytes(bytes))
     }
 
     pub(crate) const fn to_cookie(self) -> [u8; size_of::<u16>()] {
@@ -165,7 +165,7 @@ impl Mark {
 
     /// The mark of those two bytes, as a number.
     pub(super) const fn from_short(short: u16) -> Self {
-        Self(FROM_COOKIE | short as u32)
+        Self(short as u32)
     }
 
     /// The two bytes of the cookie, as a number.
@@ -190,8 +190,6 @@ impl Mark {
     }
 }
 
-/// Set in every mark, and in no unclaimed cell.
-const FROM_COOKIE: u32 = 1 << 16;
 /// The mark that a long cookie begins with.
 const ESCAPE: u16 = 0xE5CA;
 /// What cookies are scrambled with.

@@ -3,12 +3,16 @@
 //! The blocks of a page mostly have one owner, so it is noted once.
 //!
 //! ```text
-//! ROOT ──▶ leaf, for 128 MiB of addresses
+//! ROOT ──▶ leaf, for 4 GiB of addresses
 //!          ├─ entries:  4 bytes for each 4 KiB: nobody; one owner's mark; or mixed, and whose it was alone
-//!          ├─ granules: 2 bytes for each 16 bytes, and as many for what begins between two such:
-//!          │            of a mixed page, the mark of the block that begins there; 0 is the former owner
-//!          └─ wide ──▶  4 bytes for each 8 bytes: a long slot or a sample, where the granule is the escape
+//!          └─ part, for 128 MiB of them
+//!             ├─ granules: 2 bytes for each 16 bytes, and as many for what begins between two such:
+//!             │            of a mixed page, the mark of the block that begins there; 0 is the former owner
+//!             └─ wide ──▶  4 bytes for each 8 bytes: a long slot or a sample, where the granule is the escape
 //! ```
+//!
+//! `ROOT` has distances and not addresses, from a leaf that nobody writes: so zeros are that one, and a look asks nothing
+//! on the way to the entry. A leaf is for the addresses that 32 bits tell apart, so that an entry's number is one shift.
 //!
 //! An allocation in a page that is its owner's already writes nothing. Otherwise it moves the entry,
 //! by compare-and-swap, *nobody → one owner → mixed*, and never back; in a mixed page each allocation writes
@@ -27,18 +31,20 @@
 //!   former owner had seen: so this allocation has found the page mixed.
 //! - *A granule is one block's*: blocks begin at different multiples of 8 bytes, and it is written and
 //!   read between the block's allocation in the backend and its free.
+//! - *A part is mapped before the first entry of its pages is written.* Who finds a page mixed, and its part missing
+//!   all the same, has not been told of it; so whoever allocated the block was not either, and has written nothing.
 //!
 //! A page that the backend gives back to the system, or fills with other blocks, keeps its entry: at worst
 //! it becomes mixed without need.
 //!
-//! Leaves are mapped when they are first needed, and touched a page at a time. Where the system refuses
+//! Leaves and parts are mapped when they are first needed, and touched a page at a time. Where the system refuses
 //! one, which is asked again once a second, the block is the unattributed service's, and so is, from then on, each page of these
-//! 128 MiB before it becomes mixed: a leaf that is mapped later begins so. A leaf has all that its pages
+//! 128 MiB before it becomes mixed: a part that is mapped later begins so. A part has all that its pages
 //! may need, but for wide owners: a block for whose there is no memory is noted as the unattributed service's.
 //! After a fork the child has a copy, in which each entry is whole.
 
 use super::slot::{Mark, Named, Slot};
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering, nulls, shared};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, shared};
 use crate::sys;
 use std::ptr;
 
@@ -46,10 +52,13 @@ use std::ptr;
 const PAGE: usize = if cfg!(dogtag_loom) { 32 } else { 4096 };
 /// Blocks begin at multiples of this.
 const ALIGN: usize = 8;
-/// Bytes of the address space that a leaf is for. It is mapped as 32 MiB and a little.
-const LEAF: usize = if cfg!(dogtag_loom) { PAGE } else { 128 << 20 };
+/// Bytes of the address space that a part is for. It is mapped as 32 MiB and a little.
+const PART: usize = if cfg!(dogtag_loom) { PAGE } else { 128 << 20 };
+const GRANULES: usize = PART / (2 * ALIGN);
+/// Bytes of the address space that a leaf is for. It is mapped as 4 MiB and a little.
+const LEAF: usize = if cfg!(dogtag_loom) { PAGE } else { 4 << 30 };
 const PAGES: usize = LEAF / PAGE;
-const GRANULES: usize = LEAF / (2 * ALIGN);
+const PARTS: usize = LEAF / PART;
 /// Bits of an address that a process has, unless it asks for more; above them some
 /// systems have tags.
 const ADDRESS_BITS: u32 = 48;
@@ -69,17 +78,34 @@ const UNATTRIBUTED: Mark = Slot::UNATTRIBUTED.mark();
 struct Leaf {
     /// Zero, the bits of a mark, or [`MIXED`].
     entries: Entries,
+    parts: Parts,
+}
+
+struct Part {
     granules: [Granules; 2],
     wide: AtomicPtr<Wide>,
 }
 
 struct Entries([AtomicU32; PAGES]);
+struct Parts([AtomicPtr<Part>; PARTS]);
 struct Granules([AtomicU16; GRANULES]);
-struct Wide([AtomicU32; LEAF / ALIGN]);
+struct Wide([AtomicU32; PART / ALIGN]);
+
+/// The first is where all the others are counted from, so that the hot path needs one address.
+#[repr(C)]
+struct Root {
+    /// Where there is no leaf: a leaf without an entry.
+    none: Leaf,
+    /// Where the system has refused one: another such.
+    refused: Leaf,
+    leaves: [Distance; LEAVES],
+}
+
+/// How far a leaf is from [`Root::none`].
+struct Distance(AtomicUsize);
 
 shared! {
-    /// Null, [`refused()`], or a leaf.
-    static ROOT: [AtomicPtr<Leaf>; LEAVES] = nulls!(LEAVES);
+    static ROOT: Root = Root::new();
 
     static IS_USED: AtomicBool = AtomicBool::new(false);
 
@@ -87,30 +113,19 @@ shared! {
     static ASKED_AGAIN: AtomicU64 = AtomicU64::new(0);
 }
 
-/// Stands where the system has refused memory, and some block has no owner for that.
+/// Stands for what [`Found`] says.
 const fn refused<T>() -> *mut T {
     ptr::without_provenance_mut(1)
+}
+
+/// The same.
+const fn unasked<T>() -> *mut T {
+    ptr::without_provenance_mut(2)
 }
 
 /// Whether some instance has its owners here.
 pub(super) fn is_used() -> bool {
     IS_USED.load(Ordering::Relaxed)
-}
-
-/// Notes the owner of a block by its mark, if its slot is a short one, and either all of its page is its
-/// owner's, so that nothing is written, or the page is mixed already.
-#[inline(always)]
-pub(super) fn write_short_at_once(block: *mut u8, mark: Mark) -> bool {
-    let Some(leaf) = leaf(block) else { return false };
-    let found = leaf.entries.of(block).load(Ordering::Relaxed);
-    if found == mark.bits() {
-        return true;
-    }
-    if !is_mixed(found) {
-        return false;
-    }
-    leaf.granule(block).store(mark.short(), Ordering::Relaxed);
-    true
 }
 
 /// What is seen of a block's owner at first.
@@ -121,11 +136,10 @@ pub(super) struct Sight {
 }
 
 impl Sight {
-    /// `None` if nothing is known of these addresses, so that the block can only be the unattributed service's.
     #[inline(always)]
-    pub(super) fn of(block: *const u8) -> Option<Self> {
-        let leaf = leaf(block)?;
-        Some(Self { leaf, entry: leaf.entries.of(block).load(Ordering::Relaxed) })
+    pub(super) fn of(block: *const u8) -> Self {
+        let leaf = leaf(block);
+        Self { leaf, entry: leaf.entries.of(block).load(Ordering::Relaxed) }
     }
 
     /// The mark of the owner if all of the page is its; otherwise none that a cell has.
@@ -138,25 +152,48 @@ impl Sight {
     /// is sampled, or there was no memory to note its owner.
     #[inline(always)]
     pub(super) fn mark(self, block: *const u8) -> Mark {
-        Mark::from_short(self.leaf.mark(block, self.entry))
+        Mark::from_short(self.short(block))
+    }
+
+    /// Notes the owner of a new block by its mark, if its slot is a short one and the page is mixed.
+    #[inline(always)]
+    pub(super) fn write_in_mixed(self, block: *mut u8, mark: Mark) -> bool {
+        if !is_mixed(self.entry) {
+            return false;
+        }
+        let Some(part) = part(self.leaf, block) else { return false };
+        part.granule(block).store(mark.short(), Ordering::Relaxed);
+        true
+    }
+
+    /// What the table says of the block. It was written before the block was handed out.
+    #[inline(always)]
+    fn short(self, block: *const u8) -> u16 {
+        if !is_mixed(self.entry) {
+            return self.entry as u16;
+        }
+        match part(self.leaf, block).map_or(0, |part| part.granule(block).load(Ordering::Relaxed)) {
+            0 => (self.entry >> FORMER) as u16,
+            mark => mark,
+        }
     }
 }
 
 /// The mark of a block's owner, as [`Sight::mark`].
 #[inline(always)]
 pub(super) fn read_mark(block: *const u8) -> Mark {
-    Sight::of(block).map_or(Mark::from_short(NOBODY), |sight| sight.mark(block))
+    Sight::of(block).mark(block)
 }
 
 /// The owner of a block, or its sample. Of what is no block of ours: any, or `None`.
 pub(super) fn read(block: *const u8) -> Option<Named> {
-    let Some(leaf) = leaf(block) else { return Some(Slot::UNATTRIBUTED.into()) };
-    match leaf.mark(block, leaf.entries.of(block).load(Ordering::Relaxed)) {
+    let sight = Sight::of(block);
+    match sight.short(block) {
         NOBODY => Some(Slot::UNATTRIBUTED.into()),
-        ESCAPE => match known(leaf.wide.load(Ordering::Acquire)) {
-            Some(wide) => Named::of_tagged(wide.of(block).load(Ordering::Relaxed)),
-            None => None,
-        },
+        ESCAPE => {
+            let wide = known(part(sight.leaf, block)?.wide.load(Ordering::Acquire))?;
+            Named::of_tagged(wide.of(block).load(Ordering::Relaxed))
+        }
         mark => Named::of_mark(Mark::from_short(mark)),
     }
 }
@@ -165,8 +202,8 @@ pub(super) fn read(block: *const u8) -> Option<Named> {
 /// no memory for it; then the block is the unattributed service's.
 #[inline]
 pub(super) fn write_short(block: *mut u8, mark: Mark) -> bool {
-    let Some(leaf) = leaf(block).or_else(|| map_leaf(root(block))) else { return false };
-    leaf.note(block, mark);
+    let Some((leaf, part)) = leaf_and_part(block) else { return false };
+    leaf.note(part, block, mark);
     true
 }
 
@@ -175,21 +212,21 @@ pub(super) fn write(block: *mut u8, named: Named) -> bool {
     if named.is_short() {
         return write_short(block, named.mark());
     }
-    let Some(leaf) = leaf(block).or_else(|| map_leaf(root(block))) else { return false };
-    let wide = known(leaf.wide.load(Ordering::Acquire)).or_else(|| map(&leaf.wide, |_| ()));
+    let Some((leaf, part)) = leaf_and_part(block) else { return false };
+    let wide = known(part.wide.load(Ordering::Acquire)).or_else(|| map(&part.wide, |_: &Wide| ()));
     let Some(wide) = wide else {
-        leaf.note(block, UNATTRIBUTED);
+        leaf.note(part, block, UNATTRIBUTED);
         return false;
     };
     wide.of(block).store(named.tagged(), Ordering::Relaxed);
-    leaf.note(block, Mark::LONG);
+    leaf.note(part, block, Mark::LONG);
     true
 }
 
 impl Leaf {
     /// Notes a short mark, or the escape.
     #[inline]
-    fn note(&self, block: *mut u8, mark: Mark) {
+    fn note(&self, part: &Part, block: *mut u8, mark: Mark) {
         let entry = self.entries.of(block);
         let mut found = entry.load(Ordering::Relaxed);
         while !is_mixed(found) {
@@ -204,21 +241,24 @@ impl Leaf {
                 Err(other) => found = other,
             }
         }
-        self.granule(block).store(mark.short(), Ordering::Relaxed);
+        part.granule(block).store(mark.short(), Ordering::Relaxed);
     }
 
-    /// What the table says of a block in a page of that entry. It was written before the block was handed out.
-    #[inline(always)]
-    fn mark(&self, block: *const u8, entry: u32) -> u16 {
-        if !is_mixed(entry) {
-            return entry as u16;
-        }
-        match self.granule(block).load(Ordering::Relaxed) {
-            0 => (entry >> FORMER) as u16,
-            mark => mark,
+    /// Makes all pages of a part the unattributed service's that are nobody's.
+    fn fill(&self, block: *const u8) {
+        let first = block.addr() / PART * PART;
+        for page in (first..first + PART).step_by(PAGE) {
+            // Blocks without owners are anywhere. But in the page of address 0 is none: null is nobody's.
+            if page != 0 || cfg!(dogtag_loom) {
+                let (entry, nobody) = (self.entries.of(ptr::without_provenance(page)), u32::from(NOBODY));
+                let _ =
+                    entry.compare_exchange(nobody, UNATTRIBUTED.bits(), Ordering::Relaxed, Ordering::Relaxed);
+            }
         }
     }
+}
 
+impl Part {
     #[inline(always)]
     fn granule(&self, block: *const u8) -> &AtomicU16 {
         let address = block.addr();
@@ -245,91 +285,278 @@ impl Wide {
     }
 }
 
+impl Parts {
+    #[inline(always)]
+    fn of(&self, block: *const u8) -> &AtomicPtr<Part> {
+        &self.0[block.addr() / PART % PARTS]
+    }
+}
+
+/// The leaf of a block: one without an entry if it has none.
 #[inline(always)]
-fn root(block: *const u8) -> &'static AtomicPtr<Leaf> {
-    &ROOT[block.addr() / LEAF % LEAVES]
+fn leaf(block: *const u8) -> &'static Leaf {
+    distance(block).leaf()
 }
 
 #[inline(always)]
-fn leaf(block: *const u8) -> Option<&'static Leaf> {
-    known(root(block).load(Ordering::Acquire))
+fn distance(block: *const u8) -> &'static Distance {
+    &ROOT.leaves[block.addr() / LEAF % LEAVES]
+}
+
+#[inline(always)]
+fn part(leaf: &Leaf, block: *const u8) -> Option<&'static Part> {
+    known(leaf.parts.of(block).load(Ordering::Acquire))
+}
+
+/// Where the owner of a new block is noted. `None` if the system gives no memory for it.
+#[inline]
+fn leaf_and_part(block: *const u8) -> Option<(&'static Leaf, &'static Part)> {
+    let mapped = distance(block).mapped().or_else(|| map_leaf(block));
+    let leaf = mapped?;
+    Some((leaf, part(leaf, block).or_else(|| map_part(leaf, block))?))
 }
 
 /// What stands in a place, or is read from there.
 #[inline(always)]
 fn known<T>(found: *mut T) -> Option<&'static T> {
-    // SAFETY: what is neither null nor `refused` is mapped, and never unmapped.
-    if found.addr() > refused::<T>().addr() { Some(unsafe { &*found }) } else { None }
+    // SAFETY: what is neither null nor `refused` nor `unasked` is mapped, and never unmapped.
+    if found.addr() > unasked::<T>().addr() { Some(unsafe { &*found }) } else { None }
 }
 
 #[cold]
 #[inline(never)]
-fn map_leaf(place: &AtomicPtr<Leaf>) -> Option<&'static Leaf> {
+fn map_leaf(block: *const u8) -> Option<&'static Leaf> {
     IS_USED.store(true, Ordering::Relaxed);
-    // Blocks without owners are anywhere. But in the page of address 0 is none: null is nobody's.
-    let is_first = !cfg!(dogtag_loom) && ptr::eq(place, &raw const ROOT[0]);
-    map(place, |fresh: &Leaf| {
-        let entries = fresh.entries.0.iter().skip(usize::from(is_first));
-        entries.for_each(|entry| entry.store(UNATTRIBUTED.bits(), Ordering::Relaxed));
+    map(distance(block), |fresh: &Leaf| {
+        fresh.parts.0.iter().for_each(|part| part.store(unasked(), Ordering::Relaxed));
     })
+}
+
+#[cold]
+#[inline(never)]
+fn map_part(leaf: &Leaf, block: *const u8) -> Option<&'static Part> {
+    map(leaf.parts.of(block), |_: &Part| leaf.fill(block))
+}
+
+/// Where something is mapped, or was refused.
+trait Place<T> {
+    fn found(&self) -> Found<T>;
+
+    /// Puts in its place what `found` says, if that was not done since.
+    fn replace(&self, found: Found<T>, new: Found<T>) -> Result<(), Found<T>>;
+}
+
+enum Found<T: 'static> {
+    Nothing,
+    /// The system has refused memory, and some block has no owner for that.
+    Refused,
+    /// Some block may have no owner, since more than this was refused; for this the system was not asked.
+    Unasked,
+    Mapped(&'static T),
+}
+
+impl<T> Clone for Found<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Found<T> {}
+
+impl<T> Found<T> {
+    fn of_pointer(pointer: *mut T) -> Self {
+        match known(pointer) {
+            Some(mapped) => Self::Mapped(mapped),
+            None if pointer == refused() => Self::Refused,
+            None if pointer == unasked() => Self::Unasked,
+            None => Self::Nothing,
+        }
+    }
+
+    fn pointer(self) -> *mut T {
+        match self {
+            Self::Nothing => ptr::null_mut(),
+            Self::Refused => refused(),
+            Self::Unasked => unasked(),
+            Self::Mapped(mapped) => ptr::from_ref(mapped).cast_mut(),
+        }
+    }
+}
+
+impl<T> Place<T> for AtomicPtr<T> {
+    fn found(&self) -> Found<T> {
+        Found::of_pointer(self.load(Ordering::Acquire))
+    }
+
+    fn replace(&self, found: Found<T>, new: Found<T>) -> Result<(), Found<T>> {
+        self.compare_exchange(found.pointer(), new.pointer(), Ordering::AcqRel, Ordering::Acquire)
+            .map(drop)
+            .map_err(Found::of_pointer)
+    }
+}
+
+impl Distance {
+    #[inline(always)]
+    fn leaf(&self) -> &'static Leaf {
+        let none: &Leaf = &ROOT.none;
+        let address = ptr::from_ref(none).expose_provenance().wrapping_add(self.0.load(Ordering::Acquire));
+        // SAFETY: each distance is that of a leaf, which is mapped and never unmapped, or of one of the two in `Root`.
+        unsafe { &*ptr::with_exposed_provenance(address) }
+    }
+
+    fn mapped(&self) -> Option<&'static Leaf> {
+        match self.found() {
+            Found::Mapped(leaf) => Some(leaf),
+            _ => None,
+        }
+    }
+
+    fn of(found: Found<Leaf>) -> usize {
+        let leaf = match found {
+            Found::Nothing => &ROOT.none,
+            Found::Refused | Found::Unasked => &ROOT.refused,
+            Found::Mapped(leaf) => leaf,
+        };
+        let none: &Leaf = &ROOT.none;
+        ptr::from_ref(leaf).expose_provenance().wrapping_sub(ptr::from_ref(none).addr())
+    }
+}
+
+impl Place<Leaf> for Distance {
+    fn found(&self) -> Found<Leaf> {
+        let leaf = self.leaf();
+        if ptr::eq(leaf, &ROOT.none) {
+            Found::Nothing
+        } else if ptr::eq(leaf, &ROOT.refused) {
+            Found::Refused
+        } else {
+            Found::Mapped(leaf)
+        }
+    }
+
+    fn replace(&self, found: Found<Leaf>, new: Found<Leaf>) -> Result<(), Found<Leaf>> {
+        let (found, new) = (Self::of(found), Self::of(new));
+        match self.0.compare_exchange(found, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.found()),
+        }
+    }
 }
 
 /// Maps what a place is for. `None`, which is noted there, where the system refuses; then it is asked again, for
 /// all such places, once a second. After that `after_refusal` prepares what it gives.
 #[cold]
 #[inline(never)]
-fn map<T: sys::Zeroed>(place: &AtomicPtr<T>, after_refusal: impl Fn(&T)) -> Option<&'static T> {
+fn map<T: sys::Zeroed>(place: &impl Place<T>, after_refusal: impl Fn(&T)) -> Option<&'static T> {
     let is_time = || cfg!(dogtag_loom) || sys::is_time(&ASKED_AGAIN);
-    if place.load(Ordering::Acquire) == refused() && !is_time() {
+    if matches!(place.found(), Found::Refused) && !is_time() {
         return None;
     }
     // SAFETY: all atomics, for which zeros are valid.
     let Some(fresh) = (unsafe { sys::map_zeroed_sparse::<T>() }) else { return refuse(place) };
-    let (new, mut found) = (ptr::from_ref(fresh).cast_mut(), place.load(Ordering::Acquire));
+    let mut found = place.found();
     loop {
-        if known(found).is_some() {
-            // SAFETY: nobody has seen `fresh`.
-            unsafe { sys::unmap(fresh) };
-            return known(found);
+        match found {
+            Found::Mapped(mapped) => {
+                // SAFETY: nobody has seen `fresh`.
+                unsafe { sys::unmap(fresh) };
+                return Some(mapped);
+            }
+            Found::Refused | Found::Unasked => after_refusal(fresh),
+            Found::Nothing => {}
         }
-        if found == refused() {
-            after_refusal(fresh);
-        }
-        match place.compare_exchange(found, new, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => return Some(fresh),
+        match place.replace(found, Found::Mapped(fresh)) {
+            Ok(()) => return Some(fresh),
             Err(other) => found = other,
         }
     }
 }
 
 /// Notes that a block has no owner for want of memory, unless another thread has just mapped it.
-fn refuse<T>(place: &AtomicPtr<T>) -> Option<&'static T> {
+fn refuse<T>(place: &impl Place<T>) -> Option<&'static T> {
     if !cfg!(dogtag_loom) {
         // From now on, not at once.
         sys::is_time(&ASKED_AGAIN);
     }
-    match place.compare_exchange(ptr::null_mut(), refused(), Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => None,
-        Err(other) => known(other),
-    }
-}
-
-#[cfg(dogtag_loom)]
-impl Default for Leaf {
-    fn default() -> Self {
-        let numbers = || std::array::from_fn(|_| AtomicU16::new(0));
-        Self {
-            entries: Entries(std::array::from_fn(|_| AtomicU32::new(0))),
-            granules: [Granules(numbers()), Granules(numbers())],
-            wide: AtomicPtr::new(ptr::null_mut()),
+    let mut found = place.found();
+    loop {
+        match found {
+            Found::Mapped(mapped) => return Some(mapped),
+            Found::Refused => return None,
+            Found::Nothing | Found::Unasked => {}
+        }
+        match place.replace(found, Found::Refused) {
+            Ok(()) => return None,
+            Err(other) => found = other,
         }
     }
 }
 
+impl Root {
+    crate::sync::const_unless_loom! {
+        fn new() -> Self {
+            Self { none: Leaf::new(), refused: Leaf::new(), leaves: Distance::none() }
+        }
+    }
+}
+
+#[cfg(not(dogtag_loom))]
+impl Distance {
+    const fn none() -> [Self; LEAVES] {
+        [const { Self(AtomicUsize::new(0)) }; LEAVES]
+    }
+}
+
+#[cfg(not(dogtag_loom))]
+impl Leaf {
+    const fn new() -> Self {
+        Self {
+            entries: Entries([const { AtomicU32::new(0) }; PAGES]),
+            parts: Parts([const { AtomicPtr::new(ptr::null_mut()) }; PARTS]),
+        }
+    }
+}
+
+/// Under loom nothing is zeroed memory: what is mapped is made.
 #[cfg(dogtag_loom)]
-impl Default for Wide {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU32::new(0)))
+mod made {
+    use super::*;
+
+    impl Distance {
+        pub(super) fn none() -> [Self; LEAVES] {
+            std::array::from_fn(|_| Self(AtomicUsize::new(0)))
+        }
+    }
+
+    impl Leaf {
+        pub(super) fn new() -> Self {
+            Self {
+                entries: Entries(std::array::from_fn(|_| AtomicU32::new(0))),
+                parts: Parts(std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut()))),
+            }
+        }
+    }
+
+    impl Default for Leaf {
+        fn default() -> Self {
+            Self::new()
+        }
+    }
+
+    impl Default for Part {
+        fn default() -> Self {
+            let numbers = || std::array::from_fn(|_| AtomicU16::new(0));
+            Self {
+                granules: [Granules(numbers()), Granules(numbers())],
+                wide: AtomicPtr::new(ptr::null_mut()),
+            }
+        }
+    }
+
+    impl Default for Wide {
+        fn default() -> Self {
+            Self(std::array::from_fn(|_| AtomicU32::new(0)))
+        }
     }
 }
 

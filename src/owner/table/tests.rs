@@ -10,7 +10,10 @@ fn block(address: usize) -> *mut u8 {
 
 fn allocate(block: *mut u8, named: impl Into<Named>) -> bool {
     let named = named.into();
-    (named.is_short() && write_short_at_once(block, named.mark())) || write(block, named)
+    let sight = Sight::of(block);
+    let is_at_once = named.is_short()
+        && (sight.mark_of_page() == named.mark() || sight.write_in_mixed(block, named.mark()));
+    is_at_once || write(block, named)
 }
 
 /// The owner that a free finds.
@@ -35,9 +38,7 @@ mod real {
     }
 
     fn is_mixed(address: usize) -> bool {
-        leaf(block(address)).is_some_and(|leaf| {
-            super::super::is_mixed(leaf.entries.of(block(address)).load(Ordering::Relaxed))
-        })
+        super::super::is_mixed(Sight::of(block(address)).entry)
     }
 
     #[test]
@@ -88,19 +89,41 @@ mod real {
     fn a_block_that_had_no_memory_for_its_owner_stays_unattributed() {
         let start = NOWHERE + (2 << 32);
         let (ownerless, later) = (block(start), block(start + 16));
-        assert!(refuse(root(ownerless)).is_none() && refuse(root(ownerless)).is_none());
-        assert!(leaf(ownerless).is_none());
+        assert!(refuse(distance(ownerless)).is_none() && refuse(distance(ownerless)).is_none());
+        assert!(distance(ownerless).mapped().is_none());
         assert_eq!(owner(ownerless), Some(Slot::UNATTRIBUTED.into()));
         // The system is not asked again at once.
-        assert!(!allocate(later, slot(9)) && leaf(later).is_none());
+        assert!(!allocate(later, slot(9)) && distance(later).mapped().is_none());
+        assert_eq!(owner(later), Some(Slot::UNATTRIBUTED.into()));
         // A second has passed, and there is memory again.
         ASKED_AGAIN.store(0, Ordering::Relaxed);
         assert!(allocate(later, slot(9)));
         assert_eq!(owner(later), Some(slot(9).into()));
         assert_eq!(owner(ownerless), Some(Slot::UNATTRIBUTED.into()));
-        assert_eq!(owner(block(start + LEAF - PAGE)), Some(Slot::UNATTRIBUTED.into()));
+        assert_eq!(owner(block(start + PART - PAGE)), Some(Slot::UNATTRIBUTED.into()));
+        // The leaf's other parts may have had such blocks, too.
+        let other = block(start + PART);
+        assert!(allocate(other, slot(9)));
+        assert!(is_mixed(start + PART) && owner(block(start + PART + 16)) == Some(Slot::UNATTRIBUTED.into()));
         // Somebody else's leaf came first.
-        assert!(refuse(root(later)).is_some());
+        assert!(refuse(distance(later)).is_some());
+
+        // A part alone is refused.
+        let start = NOWHERE + (4 << 32);
+        assert!(allocate(block(start), slot(9)));
+        let (ownerless, later) = (block(start + PART), block(start + PART + 16));
+        assert!(refuse(leaf(ownerless).parts.of(ownerless)).is_none());
+        assert!(!allocate(later, slot(9)));
+        ASKED_AGAIN.store(0, Ordering::Relaxed);
+        assert!(allocate(later, slot(9)));
+        assert_eq!(owner(later), Some(slot(9).into()));
+        assert_eq!(owner(ownerless), Some(Slot::UNATTRIBUTED.into()));
+        assert_eq!(owner(block(start)), Some(slot(9).into()));
+        assert!(!is_mixed(start) && is_mixed(start + PART) && !is_mixed(start + 2 * PART));
+        // The last page of the part before, and the first of the next one, are nobody's.
+        assert_eq!(Sight::of(block(start + PART - PAGE)).entry, u32::from(NOBODY));
+        assert_eq!(Sight::of(block(start + 2 * PART)).entry, u32::from(NOBODY));
+        assert_eq!(Sight::of(block(start + 2 * PART - PAGE)).entry, UNATTRIBUTED.bits());
     }
 
     #[test]
@@ -237,7 +260,23 @@ mod model {
     fn a_block_without_an_owner_is_unattributed_whoever_maps_the_leaf() {
         whole_model(|| {
             let other = thread::spawn(|| allocate_and_read(16, slot(1)));
-            let is_refused = refuse(root(block(0))).is_none();
+            let is_refused = refuse(distance(block(0))).is_none();
+            if !is_refused {
+                allocate_and_read(0, slot(2));
+            }
+            other.join().unwrap();
+            let expected = if is_refused { Slot::UNATTRIBUTED.into() } else { slot(2) };
+            assert_eq!((owner(block(16)), owner(block(0))), (Some(slot(1)), Some(expected)));
+        });
+    }
+
+    /// The same for a part of a leaf that is mapped.
+    #[test]
+    fn a_block_without_an_owner_is_unattributed_whoever_maps_the_part() {
+        whole_model(|| {
+            let leaf = map_leaf(block(0)).unwrap();
+            let other = thread::spawn(|| allocate_and_read(16, slot(1)));
+            let is_refused = refuse(leaf.parts.of(block(0))).is_none();
             if !is_refused {
                 allocate_and_read(0, slot(2));
             }
