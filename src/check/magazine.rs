@@ -115,10 +115,8 @@ mod tests {
             // SAFETY: the magazine is there until the end.
             assert!(unsafe { kept(&place) }.is_some(), "it can be filled on");
             // SAFETY: as above.
-            assert!(
-                unsafe { take_blocks(&place, |_| true, &mut |_| unreachable!()) }.is_none(),
-                "one at a time"
-            );
+            let other = unsafe { take_blocks(&place, |_| true, &mut |_| unreachable!()) };
+            assert!(other.is_none(), "one at a time");
             magazine.push(32, 100, u64::MAX);
             assert!(!take_out(&place));
         };

@@ -24,10 +24,8 @@ pub(crate) struct MagazineQueue {
     counts: Counts,
 }
 
-/// What all threads change, for each magazine. Apart from what they read for each block, which would have to be
-/// fetched again each time.
+/// What all threads change, for each magazine.
 #[derive(Debug)]
-#[repr(align(64))]
 struct Counts {
     /// How many magazines were ever put in; the next one's place is this,
     /// modulo the number of places.
