@@ -15,10 +15,9 @@
 use super::assigned_handles::{self, UPPER_HALF};
 use super::slot_table::SlotTable;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
-use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
-use std::hash::{BuildHasher, RandomState};
-use std::ptr;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::sync::{AtomicBool, Ordering, fence};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(super) use assigned_handles::next as next_handle;
 
@@ -38,7 +37,7 @@ pub(super) fn by_name_and_hash(name: &str, hash: u32) -> Option<Retained> {
         return living(&UNATTRIBUTED);
     }
     let names = NAMES.read(hash);
-    names.find(hash, |known| known.name() == name).and_then(|(_, known)| living(known))
+    names.find(hash, |known| known.name() == name).and_then(living)
 }
 
 /// The living service with that handle. It may have lost it just now, to another one: the caller, who can release
@@ -54,7 +53,7 @@ pub(super) fn by_handle(handle: u32) -> Option<Retained> {
     }
     let hash = hash_of_handle(handle);
     let chosen = CHOSEN.read(hash);
-    chosen.find(hash, |known| known.handle() == handle).and_then(|(_, known)| living(known))
+    chosen.find(hash, |known| known.handle() == handle).and_then(living)
 }
 
 /// Takes out a service whose last clone was dropped, or that is cancelled.
@@ -105,20 +104,12 @@ pub(super) fn publish(record: &'static Record, hash: u32, handle: HandleIs) -> R
     // The name is locked until its handle is; nobody locks the two in the other
     // order.
     let mut names = NAMES.write(hash);
-    match names.find(hash, |known| known.name() == name) {
-        Some((position, known)) => {
-            if let Some(living) = living(known) {
-                return Err(Conflict::Name(living));
-            }
-            publish_handle(record, handle)?;
-            names.replace(position, record);
-        }
-        None => {
-            names.try_reserve().map_err(|_| Conflict::NoMemory)?;
-            publish_handle(record, handle)?;
-            names.add(hash, record);
-        }
+    let place = names.place(hash, |known| known.name() == name).map_err(|_| Conflict::NoMemory)?;
+    if let Some(living) = place.taken_by().and_then(living) {
+        return Err(Conflict::Name(living));
     }
+    publish_handle(record, handle)?;
+    place.put(record);
     Ok(())
 }
 
@@ -181,18 +172,11 @@ fn publish_chosen(record: &'static Record) -> Result<(), Conflict> {
     {
         return Err(Conflict::Handle(assigned));
     }
-    match chosen.find(hash, |known| known.handle() == handle) {
-        Some((position, known)) => {
-            if let Some(living) = living(known) {
-                return Err(Conflict::Handle(living));
-            }
-            chosen.replace(position, record);
-        }
-        None => {
-            chosen.try_reserve().map_err(|_| Conflict::NoMemory)?;
-            chosen.add(hash, record);
-        }
+    let place = chosen.place(hash, |known| known.handle() == handle).map_err(|_| Conflict::NoMemory)?;
+    if let Some(living) = place.taken_by().and_then(living) {
+        return Err(Conflict::Handle(living));
     }
+    place.put(record);
     Ok(())
 }
 
@@ -228,10 +212,9 @@ impl Shards {
         Self([const { Shard(RwLock::new(SlotTable::new())) }; SHARDS])
     }
 
-    /// The lock of a hash: by its highest bits, as the tables go by the lowest.
     #[inline]
     fn of(&self, hash: u32) -> &RwLock<SlotTable> {
-        &self.0[(hash >> (u32::BITS - SHARDS.trailing_zeros())) as usize].0
+        &self.0[shard_of(hash)].0
     }
 
     #[inline]
@@ -245,15 +228,18 @@ impl Shards {
     }
 
     fn remove(&self, hash: u32, record: &'static Record) {
-        let mut table = self.write(hash);
-        if let Some((position, _)) = table.find(hash, |known| ptr::eq(known, record)) {
-            table.remove(position);
-        }
+        self.write(hash).remove(hash, record);
     }
 
     fn lock_all(&'static self) -> Locked {
         self.0.each_ref().map(|shard| shard.0.write().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// By bits at which hashbrown's tables do not look: those have the seven highest ones, and the lowest.
+#[inline]
+fn shard_of(hash: u32) -> usize {
+    (hash >> 19) as usize % SHARDS
 }
 
 type Locked = [RwLockWriteGuard<'static, SlotTable>; SHARDS];
@@ -265,78 +251,26 @@ pub(super) struct AllLocked {
 }
 
 pub(super) fn lock_all() -> AllLocked {
+    // A child would wait for ever for a thread that is making it.
+    LazyLock::force(&HASHER);
     let names = NAMES.lock_all();
     AllLocked { _names: names, _chosen: CHOSEN.lock_all() }
 }
 
-/// What no one outside can know, so that nobody can choose names or numbers that collide. Never 0, but before the first
-/// hash.
-static SEED: AtomicU64 = AtomicU64::new(0);
-
-#[inline]
-fn seed() -> u64 {
-    match SEED.load(Ordering::Relaxed) {
-        0 => make_seed(),
-        seed => seed,
-    }
-}
-
-#[cold]
-fn make_seed() -> u64 {
-    let random = RandomState::new().hash_one(0) | 1;
-    // Without a lock, which a forked child might find taken.
-    SEED.compare_exchange(0, random, Ordering::Relaxed, Ordering::Relaxed)
-        .map_or_else(|first| first, |_| random)
-}
-
-/// Digits of pi: any number will do that has no pattern.
-const OTHER: u64 = 0x243F_6A88_85A3_08D3;
-
-/// Both halves of a product depend on all bits of the factors (as in wyhash).
-#[inline]
-fn mixed(one: u64, other: u64) -> u64 {
-    let product = u128::from(one) * u128::from(other);
-    product as u64 ^ (product >> u64::BITS) as u64
-}
+/// Hashes names and numbers with SipHash and a key that no one outside knows, so that strangers who choose names, or see
+/// how long looking them up takes, cannot make them collide. (Faster ones, foldhash for one, do not promise that.)
+static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 #[inline]
 fn hash_of_handle(handle: u32) -> u32 {
-    let seed = seed();
-    (mixed(u64::from(handle) ^ seed, seed.rotate_left(32) ^ OTHER) >> u32::BITS) as u32
+    HASHER.hash_one(handle) as u32
 }
 
-/// Hashes a name, 16 bytes at a time: the last ones overlap with those before.
 pub(super) fn hash_of_name(name: &str) -> u32 {
-    let (bytes, seed) = (name.as_bytes(), seed());
-    let second = seed.rotate_left(32) ^ OTHER;
-    let mut hash = seed;
-    let mut rest = bytes;
-    while let Some((chunk, behind)) = rest.split_first_chunk::<16>()
-        && !behind.is_empty()
-    {
-        let [one, other] = halves(chunk);
-        hash = mixed(one ^ hash, other ^ second);
-        rest = behind;
-    }
-    let [one, other] = match (bytes.last_chunk::<16>(), rest.first_chunk::<8>(), rest.last_chunk::<8>()) {
-        (Some(last), ..) => halves(last),
-        (None, Some(first), Some(last)) => [first, last].map(|bytes| u64::from_le_bytes(*bytes)),
-        _ => match (rest.first_chunk::<4>(), rest.last_chunk::<4>()) {
-            (Some(first), Some(last)) => [first, last].map(|bytes| u32::from_le_bytes(*bytes).into()),
-            _ => {
-                let byte = |place: usize| u64::from(rest.get(place).copied().unwrap_or(0));
-                [byte(0) | byte(1) << 8, byte(2)]
-            }
-        },
-    };
-    // The length comes last, where no byte can make up for it.
-    (mixed(mixed(one ^ hash, other ^ second) ^ bytes.len() as u64, second) >> u32::BITS) as u32
-}
-
-#[inline]
-fn halves(bytes: &[u8; 16]) -> [u64; 2] {
-    let number = u128::from_le_bytes(*bytes);
-    [number as u64, (number >> u64::BITS) as u64]
+    let mut hasher = HASHER.build_hasher();
+    // `str` would add a byte, for what is hashed after it.
+    hasher.write(name.as_bytes());
+    hasher.finish() as u32
 }
 
 #[cfg(test)]
@@ -373,11 +307,15 @@ mod tests {
         let whole = spread(&mut names.iter().map(|name| hash_of_name(name)), usize::MAX);
         // Of 115,000 hashes of 32 bits one or two pairs are the same by chance.
         assert!(names.len() - whole < 20, "{} collide", names.len() - whole);
-        spread(&mut names.iter().map(|name| hash_of_name(name) >> 26), SHARDS);
+        spread(&mut names.iter().map(|name| shard_of(hash_of_name(name)) as u32), SHARDS);
         spread(&mut names.iter().map(|name| hash_of_name(name) & 0xfff), 4096);
+        // Within a shard, by the bits that hashbrown compares first.
+        let (tags, by_tag) = (128, |hash| (hash >> 25) as usize * SHARDS + shard_of(hash));
+        spread(&mut names.iter().map(|name| by_tag(hash_of_name(name)) as u32), tags * SHARDS);
         let handles = || (0..names.len() as u32).flat_map(|i| [i, i << 15]).take(names.len());
-        spread(&mut handles().map(|handle| hash_of_handle(handle) >> 26), SHARDS);
+        spread(&mut handles().map(|handle| shard_of(hash_of_handle(handle)) as u32), SHARDS);
         spread(&mut handles().map(|handle| hash_of_handle(handle) & 0xfff), 4096);
+        spread(&mut handles().map(|handle| by_tag(hash_of_handle(handle)) as u32), tags * SHARDS);
     }
 
     /// One thread chooses the very numbers that another one is assigned.
