@@ -240,6 +240,11 @@ mod sampled_guard {
 mod series;
 #[cfg(not(dogtag_loom))]
 mod service;
+// What has a model.
+#[cfg(dogtag_loom)]
+mod service {
+    mod chosen_or_assigned;
+}
 #[cfg(not(dogtag_loom))]
 mod snapshot;
 mod sync;

@@ -3,7 +3,8 @@
 //! Users call these; the allocator never does. Registering may lock and
 //! allocate (the registry has hash tables). Entering a service does neither.
 //!
-//! From the ground up: `error`, `scope`, `spare_slots`, `slot_table`, `assigned_handles`, `registry` (names and handles), `fork`,
+//! From the ground up: `error`, `scope`, `spare_slots`, `slot_table`, `chosen_or_assigned`, `assigned_handles`, `registry`
+//! (names and handles), `fork`,
 //! `retirement`, `thread_names`, `handle` ([`Service`]), `family`, `future`, `wrap`,
 //! `cancellations`, `waiters`, `cancel`, `or_cancelled`, `cancellable`, `limits`, `plan`, `register`,
 //! `builder`.
@@ -16,6 +17,7 @@ pub(crate) mod cancel;
 pub(crate) mod cancellable;
 #[cfg(feature = "guard")]
 pub(crate) mod cancellations;
+mod chosen_or_assigned;
 mod error;
 mod family;
 mod fork;

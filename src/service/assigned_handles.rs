@@ -5,6 +5,7 @@
 //! to give it up is one access. The table has twice as many places as there are slots, so that one place of two is
 //! free; where there are more slots, a larger table is added, and the older ones stay as they are.
 
+use super::chosen_or_assigned;
 use crate::ledger::slots::{self, Record};
 use crate::owner::Slot;
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
@@ -48,10 +49,9 @@ pub(super) fn assign(record: &'static Record) -> Option<()> {
     loop {
         let handle = record.handle();
         let place = &table[place(handle, level)];
-        // After the handle, which is to be seen with the place. Sequentially consistent for `registry`.
         if place.load(Ordering::Relaxed) == 0
             && !(HAVE_COME_FAR.load(Ordering::Relaxed) && is_in(0..level, handle))
-            && place.compare_exchange(0, record.index(), Ordering::SeqCst, Ordering::Relaxed).is_ok()
+            && chosen_or_assigned::take(place, record.index())
         {
             return Some(());
         }
@@ -96,10 +96,7 @@ pub(super) fn give_up(record: &'static Record) {
     for level in tables() {
         let place = table(level).and_then(|table| table.get(place(handle, level)));
         // A slot has one place at most. Two threads may do this, and a third one take the place in between.
-        if place.is_some_and(|place| {
-            place.load(Ordering::Relaxed) == index
-                && place.compare_exchange(index, 0, Ordering::Release, Ordering::Relaxed).is_ok()
-        }) {
+        if place.is_some_and(|place| chosen_or_assigned::give_up(place, index)) {
             return;
         }
     }
@@ -121,7 +118,7 @@ fn is_in(mut levels: std::ops::Range<usize>, handle: u32) -> bool {
 }
 
 fn record_in(place: &AtomicU32) -> Option<&'static Record> {
-    match place.load(Ordering::SeqCst) {
+    match chosen_or_assigned::holder(place) {
         0 => None,
         index => slots::any_record(Slot::new(index)?),
     }

@@ -13,9 +13,10 @@
 //! A fork takes the locks ([`lock_all`]), so callers have it [prepared](super::fork::prepare).
 
 use super::assigned_handles::{self, UPPER_HALF};
+use super::chosen_or_assigned::AnyChosen;
 use super::slot_table::SlotTable;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
-use crate::sync::{AtomicBool, Ordering, fence};
+use crate::sync::{Ordering, fence};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -63,7 +64,7 @@ pub(super) fn remove(record: &'static Record) {
     if handle & UPPER_HALF != 0 {
         assigned_handles::give_up(record);
     }
-    if handle & UPPER_HALF == 0 || are_any_chosen_there() {
+    if handle & UPPER_HALF == 0 || ANY_CHOSEN.get() {
         CHOSEN.remove(hash_of_handle(handle), record);
     }
 }
@@ -138,18 +139,12 @@ pub(super) fn reserve_handle(record: &'static Record) -> Option<()> {
 /// Assigns other handles until it is one that nobody has chosen.
 #[inline]
 fn assign_another_if_chosen(record: &'static Record) -> Result<(), Conflict> {
-    // Either this sees that some are chosen, or who chooses one sees this place taken.
-    if are_any_chosen_there() { assign_one_that_nobody_has_chosen(record) } else { Ok(()) }
-}
-
-#[cold]
-fn assign_one_that_nobody_has_chosen(record: &'static Record) -> Result<(), Conflict> {
-    while is_chosen(record.handle()) {
+    let assign_another = || {
         assigned_handles::give_up(record);
         record.set_handle(next_handle());
-        assigned_handles::assign(record).ok_or(Conflict::NoMemory)?;
-    }
-    Ok(())
+        assigned_handles::assign(record)
+    };
+    ANY_CHOSEN.pass_over(|| is_chosen(record.handle()), assign_another).ok_or(Conflict::NoMemory)
 }
 
 #[inline(never)]
@@ -160,18 +155,13 @@ fn publish_chosen(record: &'static Record) -> Result<(), Conflict> {
     {
         return Err(Conflict::Handle(living));
     }
-    if handle & UPPER_HALF != 0 {
-        ARE_CHOSEN_THERE.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-    }
     let hash = hash_of_handle(handle);
-    let mut chosen = CHOSEN.write(hash);
-    // Under the lock: who is assigned this number looks here afterwards.
-    if handle & UPPER_HALF != 0
-        && let Some(assigned) = assigned_handles::find(handle).and_then(living)
-    {
-        return Err(Conflict::Handle(assigned));
-    }
+    let mut chosen = if handle & UPPER_HALF == 0 {
+        CHOSEN.write(hash)
+    } else {
+        let assigned = || assigned_handles::find(handle).and_then(living).map(Conflict::Handle);
+        ANY_CHOSEN.choose(|| CHOSEN.write(hash), assigned)?
+    };
     let place = chosen.place(hash, |known| known.handle() == handle).map_err(|_| Conflict::NoMemory)?;
     if let Some(living) = place.taken_by().and_then(living) {
         return Err(Conflict::Handle(living));
@@ -185,13 +175,7 @@ fn is_chosen(handle: u32) -> bool {
     CHOSEN.read(hash).find(hash, |known| known.handle() == handle).is_some()
 }
 
-/// Whether a program has chosen handles of the half from which they are assigned.
-#[inline]
-fn are_any_chosen_there() -> bool {
-    ARE_CHOSEN_THERE.load(Ordering::SeqCst)
-}
-
-static ARE_CHOSEN_THERE: AtomicBool = AtomicBool::new(false);
+static ANY_CHOSEN: AnyChosen = AnyChosen::none();
 
 static NAMES: Shards = Shards::new();
 
