@@ -12,8 +12,9 @@ fn main() {
     // What tikv-jemalloc-sys has built; it says nothing where it has built none.
     let Some(root) = std::env::var_os("DEP_JEMALLOC_ROOT") else { return };
     let header = Path::new(&root).join("include/jemalloc/jemalloc.h");
-    let header = std::fs::read_to_string(header).unwrap_or_default();
-    let name = header.lines().find_map(|line| Some(line.split_once("define je_free_sized ")?.1.trim()));
+    let Ok(text) = std::fs::read_to_string(&header) else { return };
+    println!("cargo::rerun-if-changed={}", header.display());
+    let name = text.lines().find_map(|line| Some(line.split_once("define je_free_sized ")?.1.trim()));
     let is_prefixed = name == Some("_rjem_free_sized");
     if is_prefixed {
         println!("cargo::rustc-cfg=dogtag_free_sized_prefixed");

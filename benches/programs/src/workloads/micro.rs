@@ -57,6 +57,7 @@ impl Churn {
         new
     }
 
+    #[inline(always)]
     fn fresh(&mut self) -> (*mut u8, Layout) {
         let layout = Layout::from_size_align(self.random.usize(self.sizes.clone()), 1).unwrap();
         // SAFETY: sizes begin at 1, and the first byte is written.
@@ -67,6 +68,8 @@ impl Churn {
         }
     }
 
+    // One function in every program, whatever else calls it, so that their loops are the same.
+    #[inline(never)]
     pub(super) fn replace(&mut self, operations: usize) {
         for _ in 0..operations {
             let new = self.fresh();
