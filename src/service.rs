@@ -3,9 +3,9 @@
 //! Users call these; the allocator never does. Registering may lock and
 //! allocate (the registry has hash tables). Entering a service does neither.
 //!
-//! From the ground up: `error`, `scope`, `spare_slots`, `slot_table`, `chosen_or_assigned`, `assigned_handles`, `registry`
-//! (names and handles), `fork`,
-//! `retirement`, `thread_names`, `handle` ([`Service`]), `family`, `future`, `wrap`,
+//! From the ground up: `error`, `scope`, `spare_slots`, `slot_table`, `chosen_or_assigned`,
+//! `assigned_handles`, `registry` (names and handles), `fork`, `retirement`, `thread_names`,
+//! `handle` ([`Service`]), `family`, `future`, `wrap`,
 //! `cancellations`, `waiters`, `cancel`, `or_cancelled`, `cancellable`, `limits`, `plan`, `register`,
 //! `builder`.
 

@@ -33,7 +33,7 @@ pub(crate) fn confine() {
     IS_CONFINED.store(true, Ordering::Relaxed);
 }
 
-/// Whether it does.
+/// Whether the program has [confined](confine) itself.
 pub(super) fn is_confined() -> bool {
     IS_CONFINED.load(Ordering::Relaxed)
 }

@@ -7,7 +7,8 @@ use dogtag::Service;
 use dogtag::check::{Reaction, Violation, ViolationKind};
 use std::alloc::{Layout, alloc};
 use std::os::unix::process::ExitStatusExt;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Barrier, LazyLock, Mutex};
+use std::thread;
 
 /// What a call stack shows of lines: they are known where debug information is.
 const LINES: &str = if cfg!(debug_assertions) { "tests/all/check/" } else { "" };
@@ -93,4 +94,38 @@ fn note(violation: &Violation) -> Reaction {
 
 fn met() -> Vec<(ViolationKind, usize)> {
     std::mem::take(&mut *MET.lock().unwrap())
+}
+
+fn read(address: *mut u8) -> u8 {
+    // SAFETY: whoever has no access to it is told of, or has it from then on.
+    unsafe { address.read_volatile() }
+}
+
+fn write(address: *mut u8) {
+    // SAFETY: as for `read`.
+    unsafe { address.write_volatile(1) };
+}
+
+/// Whether a block is told of when it is read, by a handler that goes on, as that violation.
+fn is_told_as(kind: ViolationKind, block: *mut u8) -> bool {
+    assert_eq!(met(), []);
+    read(block);
+    match *met() {
+        [] => false,
+        [found] if found == (kind, block as usize) => true,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+/// Has each address read by a thread, all at once.
+fn read_by_threads<const THREADS: usize>(addresses: [usize; THREADS]) {
+    let barrier = &Barrier::new(THREADS);
+    thread::scope(|threads| {
+        for address in addresses {
+            threads.spawn(move || {
+                barrier.wait();
+                read(address as *mut u8);
+            });
+        }
+    });
 }

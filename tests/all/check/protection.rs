@@ -1,7 +1,7 @@
 //! Large freed blocks, to which the access is taken away while they are in quarantine.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "most tests violate an invariant on purpose")]
 
-use super::{met, note, victim};
+use super::{is_told_as, met, note, read, read_by_threads, victim, write};
 use crate::child::{self, dealloc};
 use crate::watch;
 use dogtag::Dogtag;
@@ -35,23 +35,9 @@ fn freed(size: usize) -> *mut u8 {
     }
 }
 
-fn read(address: *mut u8) -> u8 {
-    unsafe { address.read_volatile() }
-}
-
-fn write(address: *mut u8) {
-    unsafe { address.write_volatile(1) };
-}
-
 /// Whether a block is told of when it is read, by a handler that goes on.
 fn is_told(block: *mut u8) -> bool {
-    assert_eq!(met(), []);
-    read(block);
-    match *met() {
-        [] => false,
-        [(ViolationKind::ReadAfterFree, address)] if address == block as usize => true,
-        ref other => panic!("{other:?}"),
-    }
+    is_told_as(ViolationKind::ReadAfterFree, block)
 }
 
 #[test]
@@ -205,16 +191,7 @@ fn of_many_threads_that_read_a_block_one_is_told_of() {
     check::set_handler(note);
     for _ in 0..50 {
         let block = freed(SIZE) as usize;
-        let barrier = std::sync::Barrier::new(4);
-        std::thread::scope(|threads| {
-            for thread in 0..4 {
-                let barrier = &barrier;
-                threads.spawn(move || {
-                    barrier.wait();
-                    read((block + thread * 5000) as *mut u8);
-                });
-            }
-        });
+        read_by_threads([0, 5000, 2 * 5000, 3 * 5000].map(|offset| block + offset));
         let met = met();
         assert!(matches!(*met, [(ViolationKind::ReadAfterFree, _)]), "{met:?}");
     }

@@ -1,7 +1,7 @@
 //! Blocks of 0 bytes, as C and C++ ask for them, at pages without access.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "most tests violate an invariant on purpose")]
 
-use super::{met, note, victim};
+use super::{is_told_as, met, note, read, read_by_threads, victim, write};
 use crate::child;
 use crate::watch;
 use dogtag::__private::blocks::{
@@ -47,23 +47,9 @@ fn freed() -> *mut u8 {
     block
 }
 
-fn read(address: *mut u8) -> u8 {
-    unsafe { address.read_volatile() }
-}
-
-fn write(address: *mut u8) {
-    unsafe { address.write_volatile(1) };
-}
-
 /// Whether a live block is told of when it is read, by a handler that goes on.
 fn is_told(block: *mut u8) -> bool {
-    assert_eq!(met(), []);
-    read(block);
-    match *met() {
-        [] => false,
-        [(ViolationKind::Overread, address)] if address == block as usize => true,
-        ref other => panic!("{other:?}"),
-    }
+    is_told_as(ViolationKind::Overread, block)
 }
 
 #[test]
@@ -437,16 +423,7 @@ fn of_many_threads_that_read_a_block_one_is_told_of() {
     check::set_handler(note);
     for round in 0..50 {
         let block = if round % 2 == 0 { allocate() } else { freed() } as usize;
-        let barrier = std::sync::Barrier::new(4);
-        std::thread::scope(|threads| {
-            for thread in 0..4 {
-                let barrier = &barrier;
-                threads.spawn(move || {
-                    barrier.wait();
-                    read((block + thread * 500) as *mut u8);
-                });
-            }
-        });
+        read_by_threads([0, 500, 2 * 500, 3 * 500].map(|offset| block + offset));
         assert_eq!(met().len(), 1);
     }
 }
