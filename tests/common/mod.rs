@@ -191,10 +191,11 @@ struct Entered(bool);
 
 impl Entered {
     fn new() -> Self {
+        let entered = Self(IS_ENTERED.replace(true));
         if let Some(work) = AT_NEXT_ENTRY.take() {
             work();
         }
-        Self(IS_ENTERED.replace(true))
+        entered
     }
 }
 

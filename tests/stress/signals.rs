@@ -150,6 +150,15 @@ fn lose_a_block(owner: &Service) {
     }
 }
 
+/// A signal that comes within the backend for certain: the others do now and then.
+fn interrupt_the_backend() {
+    common::at_next_entry(Some(|| {
+        // SAFETY: a signal that is handled.
+        assert_eq!(unsafe { libc::raise(libc::SIGUSR1) }, 0);
+    }));
+    drop(black_box(Box::new(0)));
+}
+
 /// Signals to threads that work, as many as they can take.
 fn storm() {
     const SIGNALS: usize = if cfg!(feature = "memory-check") { 1_000 } else { 10_000 };
@@ -159,6 +168,7 @@ fn storm() {
     let workers: Vec<_> = (0..3)
         .map(|number| {
             thread::spawn(move || {
+                interrupt_the_backend();
                 let (mut random, mut blocks) = (Random::new(number), Vec::new());
                 while !IS_OVER.load(Relaxed) {
                     work(&mut random, &mut blocks);
@@ -205,6 +215,7 @@ fn timer() {
                     libc::sigaddset(&mut alarm, libc::SIGALRM);
                     libc::pthread_sigmask(libc::SIG_UNBLOCK, &alarm, std::ptr::null_mut());
                 }
+                interrupt_the_backend();
                 let (mut random, mut blocks) = (Random::new(round * 4 + number), Vec::new());
                 (0..200).for_each(|_| work(&mut random, &mut blocks));
             })
