@@ -1,27 +1,21 @@
-//! A block's way through memory-check: handed out, verified when it is freed, kept in quarantine, and
-//! released.
+//! A block's way through memory-check: handed out, and verified when it is freed. From there on it is
+//! [`retire`]'s.
+
+mod retire;
 
 use super::access_context::stamp;
 use super::address_ranges::Spans;
-use super::block::{self, BlockHeader, FREED, Family, LARGE, Tag};
-use super::block_state::{self, Entry, State};
+use super::block::{self, BlockHeader, Family, Tag};
+use super::block_state::{Entry, State};
 use super::claim::Claim;
-use super::depot::{is_free, kept_for, magazines, place_for, places_of, take_kept};
-use super::fill::fill;
 use super::handler::react;
 use super::inspect::{
-    SOME_HAVE_ENDED, about_any, inside_another, may_be_gone, pointer, violation, whole_and_live, whole_in,
-    wrong_with_live,
+    about_any, inside_another, may_be_gone, violation, whole_and_live, whole_in, wrong_with_live,
 };
 use super::instance_id::{Identity, NUMBERS};
-use super::magazine::{self, Place};
-use super::protection;
-use super::quarantine::{Magazine, MagazineQueue};
-use super::release::{Release, give_back, give_back_after_forks, release_block};
-use super::scrubber;
+use super::quarantine::MagazineQueue;
 use super::settings::{Fill, Settings};
-use super::shadow::{self, Credits, Vacancies};
-use super::threads;
+use super::shadow::{self, Credits};
 use super::violation_kind::{Operation, ViolationKind};
 use super::zero_sized;
 use crate::ledger::thread;
@@ -41,7 +35,7 @@ pub(crate) struct Checker {
     quarantine: MagazineQueue,
     /// The quarantine's places, null until a magazine was full.
     places: AtomicPtr<AtomicU32>,
-    /// A [`Release`] of the allocator's backend, or null until a block was freed.
+    /// A [`Release`](super::release::Release) of the allocator's backend, or null until a block was freed.
     release: AtomicPtr<()>,
 }
 
@@ -317,275 +311,6 @@ impl Checker {
         is_done.then_some(block)
     }
 
-    /// Puts a block that was taken back into quarantine, and releases the blocks that leave it.
-    ///
-    /// # Safety
-    ///
-    /// The block must be from the allocator of this checker and that backend.
-    #[inline(always)]
-    pub(crate) unsafe fn retire<B>(&self, whole: Whole, backend: &B, release: Release<B>) {
-        let Whole { block, entry, mut header } = whole;
-        let settings = Settings::get();
-        let identity = self.identity();
-        // SAFETY: the block is the caller's alone.
-        let footprint = unsafe { header.outer_layout(block) }.map_or(0, |outer| outer.size());
-        let is_kept_back = identity != Identity::UNNUMBERED
-            && footprint as u64 <= settings.quarantine
-            && has_quarantine(settings);
-        if !is_kept_back {
-            shadow::vacate(block.addr().get(), entry);
-            // SAFETY: the block is seized, and was requested from that backend.
-            return unsafe { give_back(block, &header, backend, release) };
-        }
-        if self.release.load(Ordering::Relaxed).is_null() {
-            self.release.store(release as *mut (), Ordering::Relaxed);
-        }
-        threads::settle_name();
-        let size = header.layout().size();
-        // SAFETY: the block is the caller's alone.
-        let state = unsafe {
-            header.set_freed(block, stamp(settings.backtrace));
-            if size >= LARGE && protection::close(block, settings) {
-                State::Protected
-            } else {
-                fill_freed(block, size, settings);
-                State::Quarantined
-            }
-        };
-        entry.set(state);
-        // SAFETY: as the caller says.
-        unsafe { self.keep_back(block, footprint, settings, identity, backend, release) }
-    }
-
-    /// Variant of [`retire`](Self::retire) for a block of 0 bytes, to which nobody has access.
-    ///
-    /// # Safety
-    ///
-    /// As for [`retire`](Self::retire).
-    #[cold]
-    pub(crate) unsafe fn retire_zero_sized<B>(&self, whole: Whole, backend: &B, release: Release<B>) {
-        let Whole { block, entry, mut header } = whole;
-        let settings = Settings::get();
-        let identity = self.identity();
-        if identity == Identity::UNNUMBERED || !has_quarantine(settings) {
-            shadow::vacate(block.addr().get(), entry);
-            // SAFETY: the block was seized, and nobody has it any more.
-            return unsafe { zero_sized::put(block) };
-        }
-        if self.release.load(Ordering::Relaxed).is_null() {
-            self.release.store(release as *mut (), Ordering::Relaxed);
-        }
-        threads::settle_name();
-        // SAFETY: the block is the caller's alone. It takes nothing of the backend's.
-        unsafe {
-            header.set_freed(block, stamp(settings.backtrace));
-            entry.set(State::Protected);
-            self.keep_back(block, 0, settings, identity, backend, release);
-        }
-    }
-
-    /// Puts a freed block into quarantine, and releases the blocks that leave it.
-    ///
-    /// # Safety
-    ///
-    /// As for [`retire`](Self::retire).
-    #[inline(always)]
-    unsafe fn keep_back<B>(
-        &self,
-        block: NonNull<u8>,
-        footprint: usize,
-        settings: &'static Settings,
-        identity: Identity,
-        backend: &B,
-        release: Release<B>,
-    ) {
-        let address = block.addr().get();
-        let heavy = self.quarantine.heavy(settings.quarantine);
-        let place = place_for(identity);
-        // SAFETY: the block was requested from that backend.
-        unsafe {
-            match place.and_then(|place| Some((place, kept_for(place, identity)?))) {
-                Some((place, kept)) => {
-                    if kept.push(address, footprint, heavy) && magazine::take_out(place) {
-                        self.enter(kept, settings, backend, release);
-                    }
-                }
-                None => self.begin_magazine((address, footprint), place, identity, backend, release),
-            }
-        }
-    }
-
-    /// Puts a freed block into a magazine that the calling thread keeps from then on, if it can.
-    ///
-    /// # Safety
-    ///
-    /// As for [`retire`](Self::retire).
-    #[inline(never)]
-    unsafe fn begin_magazine<B>(
-        &self,
-        (address, footprint): (usize, usize),
-        place: Option<&'static Place>,
-        identity: Identity,
-        backend: &B,
-        release: Release<B>,
-    ) {
-        let settings = Settings::get();
-        let magazines = magazines(settings);
-        let place = place.filter(|place| is_free(&magazines, place));
-        let Some(magazine) = magazines.take(identity) else {
-            // SAFETY: the caller has put it into quarantine, and it was requested from that backend.
-            return unsafe { release_block(address, &mut Vacancies::default(), settings, backend, release) };
-        };
-        let is_full = magazine.push(address, footprint, self.quarantine.heavy(settings.quarantine));
-        match place {
-            Some(place) if !is_full => magazine::put(place, magazine),
-            // SAFETY: the caller's block is from that backend.
-            _ => unsafe { self.enter(magazine, settings, backend, release) },
-        }
-    }
-
-    /// Puts a magazine that the caller has into quarantine, and releases the blocks that leave it.
-    ///
-    /// # Safety
-    ///
-    /// What is in it, and in quarantine, must be from that backend.
-    #[inline(never)]
-    unsafe fn enter<B>(
-        &self,
-        magazine: &'static Magazine,
-        settings: &'static Settings,
-        backend: &B,
-        release: Release<B>,
-    ) {
-        let magazines = magazines(settings);
-        let mut vacancies = Vacancies::default();
-        // SAFETY: all that is in there was put in by `retire`, for that backend.
-        let release_block =
-            |address| unsafe { release_block(address, &mut vacancies, settings, backend, release) };
-        // Nothing is kept while blocks are released: that may come back here.
-        match self.places_or_map(settings) {
-            Some(places) => {
-                block_state::count_magazine();
-                let less = self.quarantine.enter(
-                    places,
-                    &magazines,
-                    magazine,
-                    settings.quarantine,
-                    block_state::forks(),
-                    release_block,
-                );
-                give_back_after_forks(less);
-                scrubber::begin_by_free(settings);
-            }
-            None => magazines.empty(magazine, release_block),
-        }
-    }
-
-    /// Releases the blocks in quarantine and says whether there were any: for an allocator whose
-    /// backend has no memory left. Magazines that other threads are filling at this moment are left.
-    ///
-    /// # Safety
-    ///
-    /// Both must be what [`retire`](Self::retire) is called with.
-    #[cold]
-    pub(crate) unsafe fn flush<B>(&self, backend: &B, release: Release<B>) -> bool {
-        let settings = Settings::get();
-        let identity = Identity::from_bits(self.identity.load(Ordering::Relaxed));
-        let Some(identity) = identity.filter(|_| has_quarantine(settings)) else {
-            return false;
-        };
-        let magazines = magazines(settings);
-        let mut were_any = false;
-        let mut vacancies = Vacancies::default();
-        let mut release_block = |address| {
-            were_any = true;
-            // SAFETY: put in by `retire`, for that backend.
-            unsafe { release_block(address, &mut vacancies, settings, backend, release) };
-        };
-        if let Some(places) = self.places(settings) {
-            self.quarantine.clear(places, &magazines, &mut release_block);
-        }
-        take_kept(&magazines, identity, &mut release_block);
-        were_any
-    }
-
-    /// Releases all blocks that are in quarantine, for an allocator that ends,
-    /// and forgets those that the program still has. No block says its number any more.
-    pub(crate) fn end<B>(&mut self, backend: &B) {
-        enum Found {
-            KeptBack,
-            Forgotten,
-            Others,
-        }
-
-        let identity = Identity::from_bits(*self.identity.get_mut());
-        let Some(identity) = identity.filter(|identity| *identity != Identity::UNNUMBERED) else {
-            return;
-        };
-        let settings = Settings::get();
-        let release = *self.release.get_mut();
-        let mut vacancies = Vacancies::default();
-        self.spans.for_each(|address, entry| {
-            let Some(block) = pointer(address) else { return };
-            let found = entry.pinned(|state| {
-                let is_own = !may_be_gone(state)
-                    && [Tag::Live, Tag::Freed]
-                        .iter()
-                        // SAFETY: the block is pinned.
-                        .filter_map(|tag| unsafe { BlockHeader::read(block, *tag) })
-                        .any(|known| known.instance() == identity.number());
-                match state {
-                    State::Quarantined | State::Protected if is_own => (state, Found::KeptBack),
-                    State::Quarantined | State::Protected => (state, Found::Others),
-                    _ if is_own => (State::None, Found::Forgotten),
-                    _ => {
-                        if matches!(state, State::Condemned | State::Leaked) {
-                            // Nobody can know whether it was.
-                            SOME_HAVE_ENDED.store(true, Ordering::Relaxed);
-                        }
-                        (state, Found::Others)
-                    }
-                }
-            });
-            if matches!(found, Some(Found::Forgotten)) {
-                shadow::vacated(address, 1);
-            }
-            if matches!(found, Some(Found::KeptBack)) && !release.is_null() {
-                // SAFETY: put in by `retire`, and only this allocator would take
-                // it out; only `retire` stores there, such a function.
-                unsafe {
-                    let release = std::mem::transmute::<*mut (), Release<B>>(release);
-                    release_block(address, &mut vacancies, settings, backend, release);
-                }
-            }
-        });
-        if let Some(places) = self.places(settings) {
-            let magazines = magazines(settings);
-            let numbers = places.iter().map(|place| place.load(Ordering::Relaxed));
-            numbers
-                .filter_map(|number| magazines.get(number))
-                .for_each(|magazine| magazines.give_back(magazine));
-            // SAFETY: mapped by `places_or_map`; nobody else has this allocator any more.
-            unsafe { sys::unmap_slice(places) };
-        }
-        // Threads give back the magazines that they keep for it.
-        NUMBERS.take_back(identity);
-    }
-
-    /// Returns the quarantine's places; `None` before the first magazine was full.
-    fn places(&self, settings: &Settings) -> Option<&'static [AtomicU32]> {
-        let places = NonNull::new(self.places.load(Ordering::Acquire))?;
-        // SAFETY: mapped below with that length. Unmapped only by `end`, which has the
-        // allocator to itself.
-        Some(unsafe { NonNull::slice_from_raw_parts(places, places_of(settings)).as_ref() })
-    }
-
-    /// Maps the quarantine's places if need be; `None` where the operating system refuses.
-    fn places_or_map(&self, settings: &Settings) -> Option<&'static [AtomicU32]> {
-        // SAFETY: zeros are valid. Unmapped only by `end`, which has the allocator to itself.
-        unsafe { sys::get_or_map_slice(&self.places, places_of(settings)) }
-    }
-
     #[inline]
     fn identity(&self) -> Identity {
         let known = Identity::from_bits(self.identity.load(Ordering::Relaxed));
@@ -600,29 +325,6 @@ impl Checker {
         // Another thread was faster.
         first.inspect(|_| NUMBERS.take_back(identity)).unwrap_or(identity)
     }
-}
-
-/// Fills a freed block.
-///
-/// # Safety
-///
-/// The block must be the caller's alone, and of that size.
-#[inline(always)]
-unsafe fn fill_freed(block: NonNull<u8>, size: usize, settings: &Settings) {
-    // SAFETY: the caller's block.
-    let fill = |byte| unsafe { fill(block.as_ptr(), byte, size) };
-    match settings.fill {
-        Fill::Patterns => fill(FREED),
-        Fill::Zeros => fill(0),
-        Fill::Nothing => {}
-    }
-}
-
-/// Whether there is a quarantine. Without one the magazines must not be asked for: the first request
-/// settles their number.
-#[inline]
-fn has_quarantine(settings: &Settings) -> bool {
-    settings.quarantine != 0 && settings.quarantine_blocks != 0
 }
 
 /// Reports a block that has been seized and is not whole.

@@ -9,23 +9,21 @@
 //! The block begins with the page behind, so there is no guard behind it. The header stands at the end of the page
 //! before, as with [large blocks](super::block). A slot is made when there is no free one; from then on its block
 //! is allocated and freed without a system call. Freed blocks are in quarantine as large ones are
-//! ([`State::Protected`]).
+//! ([`State::Protected`](super::block_state::State::Protected)).
 //!
 //! Once an access has been let through, its slot is not used again.
 
+mod faults;
+
+pub(super) use faults::handle;
+
 use super::block::{self, BlockHeader, PAGE, Tag};
-use super::block_state::{Entry, State};
-use super::claim::Claim;
-use super::handler::react;
-use super::inspect::{pointer, violation};
+use super::inspect::pointer;
 use super::protection;
 use super::settings::Settings;
-use super::shadow;
-use super::violation::Violation;
-use super::violation_kind::{Operation, ViolationKind};
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, spin};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys;
-use crate::sys::fault::{self, Access, Fault, Outcome};
+use crate::sys::fault::{self, Outcome};
 use std::ptr::NonNull;
 
 /// How many there may be at once, live or in quarantine. Each makes two mappings, of which Linux lets a process
@@ -96,85 +94,13 @@ pub(super) unsafe fn put(block: NonNull<u8>) {
 ///
 /// # Safety
 ///
-/// The block must have been [`ZeroSized`](State::ZeroSized), and have been seized or be pinned.
+/// The block must have been [`ZeroSized`](super::block_state::State::ZeroSized), and have been seized or be pinned.
 pub(super) unsafe fn whole(block: NonNull<u8>) -> Option<BlockHeader> {
     // SAFETY: the page before the block can be read.
     unsafe {
         let header = BlockHeader::read(block, Tag::Live)?;
         block::wrong_head(block).is_none().then_some(header)
     }
-}
-
-/// Tells of a fault in a slot. May be on a small stack.
-pub(super) fn handle(fault: &Fault) -> Outcome {
-    let Some(slot) = Slot::of(fault.address).filter(|slot| fault.address >= slot.block()) else {
-        return Outcome::Nothing;
-    };
-    let Some(entry) = shadow::entry(slot.block()) else { return Outcome::Nothing };
-    for attempt in 0..protection::TRIES {
-        let outcome = match entry.get() {
-            State::ZeroSized | State::Protected => {
-                protection::as_interrupted(fault, || tell(fault, slot, entry))
-            }
-            State::None => protection::as_interrupted(fault, || Some(tell_of_none(fault, slot))),
-            State::Busy => None,
-            // Somebody else has told of it, or what was done before.
-            _ => Some(slot.open()),
-        };
-        if let Some(outcome) = outcome {
-            return outcome;
-        }
-        spin(attempt);
-    }
-    Outcome::Nothing
-}
-
-/// Reports an access to a block, which it then has; `None` if somebody has the block at this moment.
-fn tell(fault: &Fault, slot: Slot, entry: &'static Entry) -> Option<Outcome> {
-    let block = pointer(slot.block())?;
-    // SAFETY: the block is pinned.
-    let violation = entry.pinned_briefly(|state| unsafe { look(fault, block, state) })??;
-    react(&violation.met_at(protection::trace(fault.context)));
-    Some(slot.open())
-}
-
-/// Says what is wrong with an access, and in which state the block is from then on.
-///
-/// # Safety
-///
-/// The block must be pinned.
-unsafe fn look(fault: &Fault, block: NonNull<u8>, state: State) -> (State, Option<Violation>) {
-    let (tag, next) = match state {
-        State::ZeroSized => (Tag::Live, State::Condemned),
-        State::Protected => (Tag::Freed, State::Leaked),
-        _ => return (state, None),
-    };
-    // SAFETY: the page before the block can be read.
-    let violation = unsafe {
-        let header = BlockHeader::read(block, tag);
-        let offset = fault.address - block.addr().get();
-        accessed(fault, tag).about(block, header.as_ref(), tag, Some(offset as isize))
-    };
-    (next, Some(violation))
-}
-
-/// Reports an access to a block that has left the quarantine, and of which nothing is known any more.
-fn tell_of_none(fault: &Fault, slot: Slot) -> Outcome {
-    if !IS_OPEN[slot.0].swap(true, Ordering::Relaxed) {
-        react(&accessed(fault, Tag::Freed).met_at(protection::trace(fault.context)));
-    }
-    slot.open()
-}
-
-fn accessed(fault: &Fault, tag: Tag) -> Violation {
-    let kind = match (tag, fault.access) {
-        (Tag::Live, Access::Write) => ViolationKind::Overrun,
-        (Tag::Live, _) => ViolationKind::Overread,
-        (Tag::Freed, Access::Write) => ViolationKind::WriteAfterFree,
-        (Tag::Freed, _) => ViolationKind::ReadAfterFree,
-    };
-    let address = std::ptr::with_exposed_provenance_mut(fault.address);
-    violation(kind, Operation::Access, address, Claim::default())
 }
 
 /// Whether a fault would be told of. That takes a system call, so it is asked once a second.

@@ -1,6 +1,10 @@
 //! What stands around a block reads back, and nothing else passes for it.
 
+use super::freed::wrong_byte;
+use super::guards::guard;
+use super::stamp::{SLOTS, THREADS};
 use super::*;
+use crate::owner::{SampleId, Slot};
 
 /// A block of 40 bytes with everything around it.
 #[repr(align(16))]
