@@ -8,8 +8,8 @@
 //! among many that run the same program it is soon. (The idea is that of GWP-ASan and Electric Fence; here each
 //! block has an owner.)
 //!
-//! The hot path knows nothing of it. A guarded block costs up to five system calls that change mappings, which all
-//! threads may notice; and one allocation for each 40 KB takes the slow path, at the default rate.
+//! The hot path knows nothing of it. A guarded block costs two system calls that change the access to a page, and now
+//! and then some more, which all threads may notice; and one allocation for each 40 KB takes the slow path, at the default rate.
 //!
 //! ```
 //! # #[global_allocator]

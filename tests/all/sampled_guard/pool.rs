@@ -1,15 +1,16 @@
 //! Which blocks are guarded, in how many slots, and that all are charged and refunded.
 
-use super::{LAYOUT, PAGE, PLACES, SIZE, TABLE, allocates, frees};
+use super::{LAYOUT, PAGE, PLACES, Place, SIZE, TABLE, allocates, frees};
 use crate::child;
 use crate::watch::random::Random;
 use dogtag::Service;
-use dogtag::sampled_guard::{SampledGuard, figures, is_guarded};
+use dogtag::sampled_guard::{Reaction, SampledGuard, figures, is_guarded};
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// In the child nobody goes on with what another thread of the parent's was at.
 #[test]
@@ -94,9 +95,12 @@ fn the_pool_is_bounded_and_freed_slots_wait_for_longest() {
     assert!(SampledGuard::builder().slots(SLOTS).start().is_ok());
 }
 
-/// A live block takes a page of memory, a freed one none, as long as it waits for its slot to be used again.
+/// A live block takes a page of memory. A freed one takes none while it waits for its slot to be used again, but for
+/// a MiB of them.
 #[test]
-fn the_memory_of_freed_blocks_is_the_systems() {
+fn the_memory_of_freed_blocks_is_the_systems_but_for_a_mib() {
+    const KEPT: usize = (1 << 20) / PAGE;
+
     /// Whether there is memory for the page that an address is in.
     fn has_memory(address: usize) -> bool {
         let page = std::ptr::without_provenance_mut(address / PAGE * PAGE);
@@ -107,15 +111,50 @@ fn the_memory_of_freed_blocks_is_the_systems() {
     }
 
     alone!();
-    SampledGuard::builder().rate(1).start().unwrap();
-    for place in PLACES {
+    SampledGuard::builder().rate(1).slots(KEPT + 64).start().unwrap();
+    let while_live_and_freed = |place| {
         let block = allocates(place);
         // SAFETY: the block is live.
         unsafe { block.write_bytes(1, SIZE) };
         let with_block = has_memory(block.addr());
         frees(block, LAYOUT, place);
-        assert_eq!((with_block, has_memory(block.addr())), (true, false), "{place:?}");
+        (with_block, has_memory(block.addr()))
+    };
+    for place in PLACES {
+        assert_eq!(while_live_and_freed(place), (true, true), "{place:?}");
     }
+    // Slots are first used in their order, each once before one is used again.
+    // SAFETY: blocks of that layout, each freed once.
+    let others: Vec<*mut u8> = (0..KEPT).map(|_| unsafe { std::alloc::alloc(LAYOUT) }).collect();
+    for place in PLACES {
+        assert_eq!(while_live_and_freed(place), (true, false), "{place:?}");
+    }
+    // SAFETY: as above.
+    others.into_iter().for_each(|block| unsafe { child::dealloc(block, LAYOUT) });
+}
+
+/// A write to the block's page beside the block is found at the free, wherever it was; none is where there was none.
+#[test]
+fn all_of_the_page_is_looked_at_when_its_block_is_freed() {
+    alone!();
+    let guard = SampledGuard::builder().rate(1).slots(4096).patience(Duration::ZERO);
+    guard.reaction(Reaction::Continue).start().unwrap();
+    let mut caught = 0;
+    for place in [Place::NearEnd, Place::Beginning, Place::Table] {
+        for at in (0..PAGE).step_by(61).chain((PAGE - 2 * SIZE..PAGE).step_by(7)) {
+            let block = allocates(place);
+            let page = block.wrapping_sub(block.addr() % PAGE);
+            let is_beside = !(block.addr() % PAGE..block.addr() % PAGE + SIZE + 2).contains(&at);
+            if is_beside {
+                // SAFETY: within the page, which nobody else has.
+                unsafe { page.add(at).write(1) };
+            }
+            frees(block, LAYOUT, place);
+            caught += u64::from(is_beside);
+            assert_eq!(figures().caught, caught, "byte {at}, {place:?}");
+        }
+    }
+    assert!(caught > 150);
 }
 
 /// Whatever is guarded, all is charged and refunded to the byte; contents stay.
