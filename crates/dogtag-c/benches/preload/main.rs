@@ -11,8 +11,11 @@
 
 #[path = "../../../../benches/programs/builder.rs"]
 mod builder;
+#[path = "../libraries/mod.rs"]
+mod libraries;
 
-use builder::{cargo, fail};
+use builder::fail;
+use libraries::{compile, contestants};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
@@ -28,7 +31,7 @@ fn main() {
     let folder = env::temp_dir().join(format!("dogtag-preload-{}", process::id()));
     fs::create_dir_all(&folder).unwrap_or_else(|error| fail(&format!("{}: {error}", folder.display())));
     let contestants = contestants(&folder);
-    let [pair, forking] = ["pair", "forks"].map(|name| compile(&folder, name));
+    let [pair, forking] = ["pair.c", "forks.c"].map(|name| compile(&folder, &source(name)));
 
     // By row, the figures of each contestant.
     let mut rows: BTreeMap<String, Vec<Vec<f64>>> = BTreeMap::new();
@@ -57,60 +60,6 @@ fn main() {
         println!();
     }
     let _ = fs::remove_dir_all(folder);
-}
-
-/// A library to preload: its name, and its path.
-fn contestants(folder: &Path) -> Vec<(&'static str, PathBuf)> {
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/programs/Cargo.toml");
-    let bare = cargo(&["build", "--release", "--manifest-path", manifest, "--bin", "bare"]);
-    let ours_of = |features| ["build", "--release", "--lib", "--features", features];
-    let ours = cargo(&ours_of("interpose"));
-    let copied = |messages: &[serde_json::Value], name: &str| {
-        let library = messages
-            .iter()
-            .filter_map(|message| message["filenames"].as_array())
-            .flatten()
-            .filter_map(serde_json::Value::as_str)
-            .find(|file| file.ends_with("libdogtag_c.so"));
-        let library = library.unwrap_or_else(|| fail("cargo named no library"));
-        let copy = folder.join(name);
-        fs::copy(library, &copy).unwrap_or_else(|error| fail(&format!("{library}: {error}")));
-        copy
-    };
-    let dogtag = copied(&ours, "libdogtag_c.so");
-    let checked = copied(&cargo(&ours_of("interpose,memory-check")), "checked.so");
-    vec![
-        ("jemalloc", shared(&bare, &folder.join("jemalloc.so"))),
-        ("jemalloc, statistics", shared(&ours, &folder.join("jemalloc-statistics.so"))),
-        ("dogtag", dogtag),
-        ("dogtag, memory-check", checked),
-    ]
-}
-
-/// Makes a shared library of the jemalloc that Cargo says it has built, under the C
-/// library's names.
-fn shared(messages: &[serde_json::Value], library: &Path) -> PathBuf {
-    let out = messages
-        .iter()
-        .filter(|message| message["package_id"].as_str().is_some_and(|id| id.contains("tikv-jemalloc-sys")))
-        .find_map(|message| message["out_dir"].as_str());
-    let out = out.unwrap_or_else(|| fail("cargo named no jemalloc"));
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-o"]).arg(library).arg("-Wl,--whole-archive");
-    cc.arg(Path::new(out).join("lib/libjemalloc_pic.a")).arg("-Wl,--no-whole-archive");
-    let names = "malloc calloc realloc free memalign aligned_alloc posix_memalign valloc malloc_usable_size";
-    cc.args(names.split(' ').map(|name| format!("-Wl,--defsym={name}=_rjem_{name}")));
-    cc.args(["-lpthread", "-ldl", "-lm"]);
-    succeed(cc);
-    library.to_owned()
-}
-
-fn compile(folder: &Path, name: &str) -> PathBuf {
-    let program = folder.join(name);
-    let mut cc = Command::new("cc");
-    cc.args(["-O2", "-pthread", "-o"]).arg(&program).arg(source(&format!("{name}.c")));
-    succeed(cc);
-    program
 }
 
 /// Measures nanoseconds of each pattern.
@@ -198,13 +147,6 @@ fn end(child: Child) -> f64 {
     };
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
-}
-
-fn succeed(mut command: Command) {
-    match command.status() {
-        Ok(status) if status.success() => {}
-        other => fail(&format!("{command:?}: {other:?}")),
-    }
 }
 
 fn source(name: &str) -> PathBuf {
