@@ -6,7 +6,7 @@ use super::error::{RegisterError, check_name};
 use super::fork;
 use super::handle::Service;
 use super::plan::Plan;
-use super::registry::{self, Conflict, HandleIs, next_handle};
+use super::registry::{self, Conflict, HandleIs, Retained, next_handle};
 use super::retirement;
 use super::scope::Scope;
 use super::thread_names;
@@ -40,8 +40,24 @@ impl Service {
     pub fn by_handle(handle: u32) -> Option<Self> {
         fork::prepare();
         thread_names::publish();
-        registry::by_handle(handle).map(Self::of_retained).filter(|service| service.handle() == handle)
+        with_handle(handle, || registry::in_place_of(handle))
     }
+}
+
+/// The living service with that handle. `look` finds who stands in the place of the handle.
+fn with_handle(handle: u32, mut look: impl FnMut() -> Option<Retained>) -> Option<Service> {
+    // Ends: who has lost the handle is not found by it again.
+    while let Some(found) = look().map(Service::of_retained) {
+        // One that is being published may have been assigned a handle that somebody has chosen, and give it up.
+        let is_published = registry::is_published(found.record());
+        match (found.handle() == handle, is_published) {
+            (true, true) => return Some(found),
+            (true, false) => break,
+            // Another one has its slot since.
+            (false, _) => {}
+        }
+    }
+    registry::by_chosen_handle(handle).map(Service::of_retained)
 }
 
 /// The living service of that name, or a new one.
@@ -94,6 +110,8 @@ pub(super) fn register(name: &str, plan: &Plan) -> Result<Service, RegisterError
             Err(Conflict::Name(living)) => as_planned(Service::of_retained(living), plan),
             Err(Conflict::Handle(living)) => {
                 let living = Service::of_retained(living);
+                // Which may be the end of its having the handle.
+                let _ = registry::is_published(living.record());
                 if Some(living.handle()) != plan.handle {
                     // It has lost it just now.
                     continue;
@@ -152,7 +170,7 @@ fn set_priority(record: &'static Record, plan: &Plan) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::assigned_handles::preset_next;
+    use super::super::assigned_handles::{self, preset_next};
     use super::*;
 
     #[test]
@@ -179,5 +197,55 @@ mod tests {
         assert!(record.lifecycle().is_in_use() && record.lifecycle().is_retired());
         retirement::retire(record);
         assert!(!record.lifecycle().is_in_use());
+    }
+
+    /// Its slot goes to another service while its handle, which it has lost, is looked up: the one that has chosen the
+    /// handle is found.
+    #[test]
+    fn who_has_a_handle_is_found_though_another_one_lost_it_just_now() {
+        let former = ManuallyDrop::new(Service::register("is about to lose its handle").unwrap());
+        let (record, handle) = (former.record(), former.handle());
+        assert!(record.lifecycle().release());
+        // From here on it is free, but it stands in its place still.
+        let chooses = Service::builder("has chosen the handle").handle(handle).register().unwrap();
+        let mut looks = 0;
+        let found = with_handle(handle, || {
+            looks += 1;
+            if looks > 1 {
+                return registry::in_place_of(handle);
+            }
+            assert!(assigned_handles::find(handle).is_some_and(|found| std::ptr::eq(found, record)));
+            retirement::retire(record);
+            // As the next service in its slot.
+            let next = ManuallyDrop::new(Service::register("the next one").unwrap());
+            assert_ne!(next.handle(), handle);
+            Some(Retained(next.record()))
+        });
+        assert_eq!((found.as_ref(), looks), (Some(&chooses), 2));
+        assert_eq!(Service::by_name("the next one"), None, "it was released");
+    }
+
+    /// It has begun, and stands in the place of the number, and is to see that somebody has chosen that.
+    #[test]
+    fn who_has_chosen_a_handle_is_found_though_another_one_is_just_assigned_it() {
+        let record = retirement::claim_slot().unwrap_or_else(|_| panic!("there are slots"));
+        record.begin("is assigned it".into(), 0);
+        // The first number that has a free place.
+        let is_assigned = |chooses: &Service| {
+            record.set_handle(chooses.handle());
+            assert!(assigned_handles::assign(record).is_some());
+            let is_it = record.handle() == chooses.handle();
+            if !is_it {
+                assigned_handles::give_up(record);
+            }
+            is_it
+        };
+        let choose = |handle| Service::builder("has chosen it before").handle(handle).register().ok();
+        let chooses = (0xf000_0000..).filter_map(choose).find(is_assigned).unwrap();
+        let handle = chooses.handle();
+        assert_eq!(Service::by_handle(handle).as_ref(), Some(&chooses));
+        assigned_handles::give_up(record);
+        assert_eq!(Service::by_handle(handle).as_ref(), Some(&chooses));
+        drop(Service::of(record));
     }
 }

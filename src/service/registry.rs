@@ -18,6 +18,7 @@ use super::slot_table::SlotTable;
 use crate::ledger::slots::{Record, UNATTRIBUTED};
 use crate::sync::{Ordering, fence};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ptr;
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(super) use assigned_handles::next as next_handle;
@@ -41,20 +42,31 @@ pub(super) fn by_name_and_hash(name: &str, hash: u32) -> Option<Retained> {
     names.find(hash, |known| known.name() == name).and_then(living)
 }
 
-/// The living service with that handle. It may have lost it just now, to another one: the caller, who can release
-/// it, has to look.
-pub(super) fn by_handle(handle: u32) -> Option<Retained> {
+/// The living service in the place of that handle, if it may be an assigned one. It may have lost the handle just now, to
+/// another one, or have it for a moment only: the caller, who can release it, has to look, once it
+/// [is published](is_published).
+pub(super) fn in_place_of(handle: u32) -> Option<Retained> {
+    if handle & UPPER_HALF == 0 {
+        return None;
+    }
+    assigned_handles::find(handle).and_then(living)
+}
+
+/// The living service that has chosen that handle.
+pub(super) fn by_chosen_handle(handle: u32) -> Option<Retained> {
     if handle == UNATTRIBUTED.handle() {
         return living(&UNATTRIBUTED);
-    }
-    if handle & UPPER_HALF != 0
-        && let Some(assigned) = assigned_handles::find(handle).and_then(living)
-    {
-        return Some(assigned);
     }
     let hash = hash_of_handle(handle);
     let chosen = CHOSEN.read(hash);
     chosen.find(hash, |known| known.handle() == handle).and_then(living)
+}
+
+/// Whether a service, which the caller holds, can be found by its name. If it is being published just now, waits for the
+/// end of that: from then on it keeps its handle.
+pub(super) fn is_published(record: &'static Record) -> bool {
+    let hash = record.name_hash();
+    NAMES.read(hash).find(hash, |known| ptr::eq(known, record)).is_some()
 }
 
 /// Takes out a service whose last clone was dropped, or that is cancelled.
@@ -260,7 +272,7 @@ pub(super) fn hash_of_name(name: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::{RegisterError, Service};
+    use crate::service::{RegisterError, Service, retirement};
     use std::collections::{HashMap, HashSet};
     use std::sync::Barrier;
 
@@ -361,5 +373,53 @@ mod tests {
             }
         }
         assert!(taken > 0 && passed_over > 0, "they do not meet: {taken}, {passed_over}");
+    }
+
+    /// It is about to see that, and to give the handle up.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn who_chooses_a_handle_waits_for_who_is_just_assigned_it() {
+        let sleeps = |thread: i32| {
+            let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+            stat.rsplit(')').next().unwrap().trim_start().starts_with('S')
+        };
+
+        let record = retirement::claim_slot().unwrap_or_else(|_| panic!("there are slots"));
+        record.begin("is just assigned a handle".into(), 0);
+        // The first number that has a free place.
+        let is_free = |&handle: &u32| {
+            record.set_handle(handle);
+            assert!(assigned_handles::assign(record).is_some());
+            let is_it = record.handle() == handle;
+            if !is_it {
+                assigned_handles::give_up(record);
+            }
+            is_it
+        };
+        let handle = (0xf800_0000..).find(is_free).unwrap();
+        let hash = hash_of_name(record.name());
+        record.note_name_hash(hash);
+        // As long as it is being published.
+        let names = NAMES.write(hash);
+        let is_elsewhere = |name: &String| shard_of(hash_of_name(name)) != shard_of(hash);
+        let name = (0..).map(|number| format!("chooses the handle {number}")).find(is_elsewhere).unwrap();
+        let (tell, is_told) = std::sync::mpsc::channel();
+        let chooses = std::thread::spawn(move || {
+            // SAFETY: asks for a number.
+            tell.send(unsafe { libc::gettid() }).unwrap();
+            Service::builder(name).handle(handle).register()
+        });
+        let thread = is_told.recv().unwrap();
+        while !(chooses.is_finished() || sleeps(thread)) {
+            std::thread::yield_now();
+        }
+        assigned_handles::give_up(record);
+        record.set_handle(next_handle());
+        drop(names);
+        let chosen = chooses.join().unwrap();
+        assert_eq!(chosen.as_ref().map(Service::handle), Ok(handle));
+        assert_eq!(Service::by_handle(handle), chosen.ok());
+        assert!(record.lifecycle().release());
+        retirement::retire(record);
     }
 }
