@@ -19,7 +19,7 @@ use crate::ledger::slots::{Record, UNATTRIBUTED};
 use crate::sync::{Ordering, fence};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ptr;
-use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(super) use assigned_handles::next as next_handle;
 
@@ -244,26 +244,42 @@ type Locked = [RwLockWriteGuard<'static, SlotTable>; SHARDS];
 pub(super) struct AllLocked {
     _chosen: Locked,
     _names: Locked,
+    _key: MutexGuard<'static, ()>,
 }
 
 pub(super) fn lock_all() -> AllLocked {
-    // A child would wait for ever for a thread that is making it.
-    LazyLock::force(&HASHER);
+    let key = MAKING_KEY.lock().unwrap_or_else(PoisonError::into_inner);
     let names = NAMES.lock_all();
-    AllLocked { _names: names, _chosen: CHOSEN.lock_all() }
+    AllLocked { _key: key, _names: names, _chosen: CHOSEN.lock_all() }
 }
 
 /// Hashes names and numbers with SipHash and a key that no one outside knows, so that strangers who choose names, or see
 /// how long looking them up takes, cannot make them collide. (Faster ones, foldhash for one, do not promise that.)
-static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+static HASHER: OnceLock<RandomState> = OnceLock::new();
+
+/// Held by who makes the key, for whom a child would wait for ever. (A fork does not make it: that takes a system call
+/// which a sandbox need not allow.) It comes before the tables.
+static MAKING_KEY: Mutex<()> = Mutex::new(());
+
+#[inline]
+fn hasher() -> &'static RandomState {
+    HASHER.get().unwrap_or_else(make_key)
+}
+
+#[cold]
+#[inline(never)]
+fn make_key() -> &'static RandomState {
+    let _making = MAKING_KEY.lock().unwrap_or_else(PoisonError::into_inner);
+    HASHER.get_or_init(RandomState::new)
+}
 
 #[inline]
 fn hash_of_handle(handle: u32) -> u32 {
-    HASHER.hash_one(handle) as u32
+    hasher().hash_one(handle) as u32
 }
 
 pub(super) fn hash_of_name(name: &str) -> u32 {
-    let mut hasher = HASHER.build_hasher();
+    let mut hasher = hasher().build_hasher();
     // `str` would add a byte, for what is hashed after it.
     hasher.write(name.as_bytes());
     hasher.finish() as u32

@@ -5,6 +5,8 @@
 use crate::{child, common, watch};
 use dogtag::Service;
 use std::cell::Cell;
+#[cfg(target_os = "linux")]
+use std::ffi::c_void;
 use std::hint::black_box;
 use std::io::Read;
 use std::os::fd::FromRawFd;
@@ -45,9 +47,43 @@ fn fork_from_many_threads() {
     ends_well(here!(), fork_storm, 1, SURVIVED);
 }
 
+/// Held at its first allocation, at its second one, and so on, each time in a process of its own: in the first
+/// registration all tables have to grow, those under locks, too.
 #[test]
 fn fork_while_the_first_service_is_registered() {
-    ends_well(here!(), fork_at_the_first_registration, 3, SURVIVED);
+    if let Some(number) = child::task() {
+        return fork_at_the_first_registration(number.parse().unwrap());
+    }
+    for number in 0.. {
+        let output = child::run(here!(), &number.to_string(), "quarantine=4M");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        // Killed if it hangs.
+        assert!(output.status.success(), "allocation {number}: {}\n{text}", output.status);
+        if text.contains(NOT_HELD) {
+            assert!(number > 1 || is_registered_before(), "nothing was allocated for the registry");
+            return;
+        }
+        assert!(text.contains(SURVIVED), "{text}");
+    }
+}
+
+#[test]
+fn fork_while_another_service_is_registered() {
+    ends_well(here!(), fork_at_later_registrations, 1, SURVIVED);
+}
+
+/// The key that names are hashed with: a child would wait for ever for the thread that makes it.
+#[cfg(target_os = "linux")]
+#[test]
+fn fork_while_the_registrys_key_is_made() {
+    ends_well(here!(), fork_at_the_key, 1, SURVIVED);
+}
+
+/// A sandbox need not allow for that.
+#[cfg(target_os = "linux")]
+#[test]
+fn fork_asks_for_no_random_numbers() {
+    ends_well(here!(), fork_without_services, 1, SURVIVED);
 }
 
 #[test]
@@ -448,26 +484,89 @@ fn hold_later() {
     }
 }
 
-/// A child finds the registry whole, though another thread was just registering the first service, or another one.
-fn fork_at_the_first_registration() {
-    if std::env::var_os("DOGTAG_PROFILE").is_some() {
-        // The profiler has registered its service by then.
-        return say(SURVIVED);
-    }
-    // At its first allocation, at the second one of the next service, and so on.
+/// Says that a thread came to the end without having been held.
+const NOT_HELD: &str = "not held\n";
+
+/// The profiler has registered its service before.
+fn is_registered_before() -> bool {
+    std::env::var_os("DOGTAG_PROFILE").is_some()
+}
+
+/// A child finds the registry whole, though another thread was just registering the first service.
+fn fork_at_the_first_registration(number: usize) {
+    let was_held = !is_registered_before() && fork_at_an_allocation(number);
+    say(if was_held { SURVIVED } else { NOT_HELD });
+}
+
+/// The same of a later one, each at another allocation.
+fn fork_at_later_registrations() {
+    drop(Service::register("the first").unwrap());
     let held = (0..).take_while(|&number| fork_at_an_allocation(number)).count();
-    assert!(held > 1, "nothing was allocated for the registry");
+    assert!(held > 0, "nothing was allocated for a service");
     say(SURVIVED);
 }
 
 /// `false` if there are no more allocations in a registration than that.
 fn fork_at_an_allocation(number: usize) -> bool {
-    [&IS_HELD, &HAS_FORKED].into_iter().for_each(|event| event.store(false, SeqCst));
-    FORKER.store(0, SeqCst);
-    let registers = thread::spawn(move || {
-        let name = format!("registered meanwhile {number}");
+    fork_meanwhile(format!("registered meanwhile {number}"), move || {
         PASSES.set(number);
         common::at_next_entry(Some(hold_later));
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn fork_at_the_key() {
+    let was_held = fork_meanwhile("registered meanwhile".to_owned(), || HOLDS_AT_KEY.set(true));
+    assert!(was_held || is_registered_before(), "no key was made");
+    say(SURVIVED);
+}
+
+#[cfg(target_os = "linux")]
+thread_local! {
+    /// Whether the thread is held when it asks for random numbers.
+    static HOLDS_AT_KEY: Cell<bool> = const { Cell::new(false) };
+    /// How often it has asked for some.
+    static ASKED: Cell<u64> = const { Cell::new(0) };
+}
+
+#[cfg(target_os = "linux")]
+fn fork_without_services() {
+    let before = ASKED.get();
+    // Both make their own then.
+    let register = || {
+        assert_eq!(ASKED.get(), before);
+        drop(Service::register("the first").unwrap());
+        assert!(ASKED.get() > before || is_registered_before(), "nothing is counted");
+    };
+    wait_for(fork(register, exit_now));
+    register();
+    say(SURVIVED);
+}
+
+/// Where std has keys from, as this program has it.
+///
+/// # Safety
+///
+/// As for the C library's.
+#[cfg(target_os = "linux")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getrandom(buffer: *mut c_void, length: usize, flags: u32) -> isize {
+    ASKED.set(ASKED.get() + 1);
+    if HOLDS_AT_KEY.replace(false) {
+        hold();
+    }
+    // SAFETY: the arguments are the C library's own for `getrandom`, passed on unchanged.
+    unsafe { libc::syscall(libc::SYS_getrandom, buffer, length, flags) as isize }
+}
+
+/// Forks while a thread registers a service, which is held somewhere in that, as `prepare` has it; the child registers
+/// the same, and another one. `false` if the thread was not held.
+fn fork_meanwhile(name: String, prepare: impl FnOnce() + Send + 'static) -> bool {
+    [&IS_HELD, &HAS_FORKED].into_iter().for_each(|event| event.store(false, SeqCst));
+    FORKER.store(0, SeqCst);
+    let same = name.clone();
+    let registers = thread::spawn(move || {
+        prepare();
         let service = Service::register(name).unwrap();
         common::at_next_entry(None);
         drop(service);
@@ -478,7 +577,8 @@ fn fork_at_an_allocation(number: usize) -> bool {
     }
     // SAFETY: asks for a number.
     FORKER.store(unsafe { libc::gettid() }, SeqCst);
-    let child = fork(|| drop(Service::register("child's").unwrap()), exit_now);
+    let register = |name: &str| drop(Service::register(name).unwrap());
+    let child = fork(|| [same.as_str(), "child's"].into_iter().for_each(register), exit_now);
     HAS_FORKED.store(true, SeqCst);
     wait_for(child);
     registers.join().unwrap();
