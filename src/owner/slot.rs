@@ -202,3 +202,36 @@ const INDEX: u32 = Slot::COUNT - 1;
 const TAG: u32 = 0x14 << 24;
 const SAMPLE_TAG: u32 = 0x15 << 24;
 const _: () = assert!(SampleId::COUNT == Slot::COUNT);
+
+#[cfg(all(test, not(dogtag_loom)))]
+mod tests {
+    use super::*;
+
+    /// What is just outside of the bounds is neither a long slot nor a sample, by either way.
+    #[test]
+    fn numbers_are_known_up_to_their_bounds() {
+        let (slot, last) = (|index| Some(Named::Slot(Slot(index))), Slot::COUNT - 1);
+        let sample = |index| Some(Named::Sample(SampleId(index)));
+        let short = Slot::SHORT_COUNT as u32;
+        for (tagged, named) in [
+            (0, None),
+            (TAG - 1, None),
+            (TAG, None),
+            (TAG | 1, None),
+            (TAG | (short - 1), None),
+            (TAG | short, slot(short)),
+            (TAG | last, slot(last)),
+            (SAMPLE_TAG, sample(0)),
+            (SAMPLE_TAG | last, sample(last)),
+            (SAMPLE_TAG + Slot::COUNT, None),
+            (u32::MAX, None),
+        ] {
+            assert_eq!(Named::of_tagged(tagged), named, "{tagged:#x}");
+            let long = named.filter(|named| matches!(named, Named::Slot(_)));
+            assert_eq!(Slot::of_long_tagged(tagged).map(Named::Slot), long, "{tagged:#x}");
+            if let Some(named) = named {
+                assert_eq!(named.tagged(), tagged);
+            }
+        }
+    }
+}
