@@ -174,6 +174,7 @@ mod block_state;
 mod instance_id;
 mod magazine;
 mod quarantine;
+mod slot_stack;
 
 #[cfg(not(dogtag_loom))]
 pub(crate) mod access;

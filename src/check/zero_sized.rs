@@ -21,6 +21,7 @@ use super::block::{self, BlockHeader, PAGE, Tag};
 use super::inspect::pointer;
 use super::protection;
 use super::settings::Settings;
+use super::slot_stack::{self, SlotStack};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys;
 use crate::sys::fault::{self, Outcome};
@@ -44,10 +45,13 @@ static MADE: AtomicUsize = AtomicUsize::new(0);
 static IS_OPEN: [AtomicBool; SLOTS] = [const { AtomicBool::new(false) }; SLOTS];
 
 /// Free slots whose page may be in memory, and how many they are, about.
-static WARM: Stack = Stack::new();
+static WARM: SlotStack = SlotStack::new();
 static WARM_SLOTS: AtomicUsize = AtomicUsize::new(0);
 /// Free slots whose page was given back.
-static COLD: Stack = Stack::new();
+static COLD: SlotStack = SlotStack::new();
+/// What is below each slot in its stack.
+static BELOW: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
+const _: () = assert!(SLOTS <= slot_stack::MOST);
 
 /// Whether an address is in a slot, if only one that may be made.
 #[inline]
@@ -64,7 +68,7 @@ pub(super) fn take(align: usize, settings: &Settings) -> Option<NonNull<u8>> {
         return None;
     }
     loop {
-        let slot = take_warm().or_else(|| COLD.pop()).map_or_else(make, Some)?;
+        let slot = take_warm().or_else(|| pop(&COLD)).map_or_else(make, Some)?;
         if !slot.is_open() {
             return pointer(slot.block());
         }
@@ -79,7 +83,7 @@ pub(super) fn take(align: usize, settings: &Settings) -> Option<NonNull<u8>> {
 pub(super) unsafe fn put(block: NonNull<u8>) {
     let Some(slot) = Slot::of(block.addr().get()).filter(|slot| !slot.is_open()) else { return };
     if WARM_SLOTS.fetch_add(1, Ordering::Relaxed) < MOST_WARM || protection::is_confined() {
-        return WARM.push(slot);
+        return WARM.push(&BELOW, slot.0);
     }
     WARM_SLOTS.fetch_sub(1, Ordering::Relaxed);
     if let Some(page) = pointer(slot.page()) {
@@ -87,7 +91,7 @@ pub(super) unsafe fn put(block: NonNull<u8>) {
         // SAFETY: the slot's, which nobody has.
         fault::keep_errno(|| unsafe { sys::zero_pages(page.as_ref()) });
     }
-    COLD.push(slot);
+    COLD.push(&BELOW, slot.0);
 }
 
 /// Reads the header of a live block; `None` if it, or the guard before the block, has been overwritten.
@@ -115,7 +119,11 @@ fn is_heard_of() -> bool {
 }
 
 fn take_warm() -> Option<Slot> {
-    WARM.pop().inspect(|_| _ = WARM_SLOTS.fetch_sub(1, Ordering::Relaxed))
+    pop(&WARM).inspect(|_| _ = WARM_SLOTS.fetch_sub(1, Ordering::Relaxed))
+}
+
+fn pop(stack: &SlotStack) -> Option<Slot> {
+    stack.pop(&BELOW).map(Slot)
 }
 
 /// Makes one more slot. `None` if there are all, or the system refuses.
@@ -196,47 +204,5 @@ impl Slot {
         let is_open = pointer(self.block())
             .is_some_and(|behind| unsafe { protection::protect(behind, PAGE, access).is_ok() });
         if is_open { Outcome::TryAgain } else { Outcome::Told }
-    }
-}
-
-/// Free slots, the last one first. Threads that come at once do not wait for each other.
-struct Stack {
-    /// The number of the first slot plus one, or 0 for none; above it, how often it was changed.
-    first: AtomicU64,
-}
-
-/// What is below each slot in its stack, as in [`Stack::first`].
-static BELOW: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
-
-impl Stack {
-    const fn new() -> Self {
-        Self { first: AtomicU64::new(0) }
-    }
-
-    fn push(&self, slot: Slot) {
-        let mut first = self.first.load(Ordering::Relaxed);
-        loop {
-            BELOW[slot.0].store(first as u32, Ordering::Relaxed);
-            match self.change(first, slot.0 as u32 + 1) {
-                Ok(()) => return,
-                Err(now) => first = now,
-            }
-        }
-    }
-
-    fn pop(&self) -> Option<Slot> {
-        let mut first = self.first.load(Ordering::Acquire);
-        loop {
-            let slot = Slot((first as u32 as usize).checked_sub(1)?);
-            match self.change(first, BELOW[slot.0].load(Ordering::Relaxed)) {
-                Ok(()) => return Some(slot),
-                Err(now) => first = now,
-            }
-        }
-    }
-
-    fn change(&self, from: u64, number: u32) -> Result<(), u64> {
-        let to = ((from >> 32) + 1) << 32 | u64::from(number);
-        self.first.compare_exchange_weak(from, to, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
     }
 }
