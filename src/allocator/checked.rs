@@ -2,7 +2,9 @@
 //! writes and verifies what stands around a block.
 
 use super::{Counted, Dogtag};
-use crate::check::{self, BlockHeader, Claim, Family, Fill, Operation, Returned, Settings, Whole};
+use crate::check::{
+    self, BlockHeader, Claim, Family, Fill, Noted, Operation, Releases, Returned, Settings, Whole,
+};
 use crate::ledger::samples;
 use crate::ledger::sampling::Decision;
 use crate::ledger::slots::{self, UNATTRIBUTED};
@@ -24,8 +26,8 @@ unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
     #[inline(always)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: with its guards the layout is not empty.
-        let quick = self.quick(layout, Family::Malloc, |outer| unsafe { self.counted().alloc_zeroed(outer) });
-        match quick {
+        let allocate = |outer| unsafe { self.counted().alloc_zeroed(outer) };
+        match self.quick(layout, Family::Malloc, Settings::get(), allocate) {
             Some(block) => block.as_ptr(),
             None => counted(self.zeroed(layout), layout.size()),
         }
@@ -47,10 +49,11 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// Allocates a block of one of C++'s families.
     #[inline]
     pub(crate) fn alloc_as(&self, family: Family, layout: Layout) -> *mut u8 {
+        let settings = Settings::get();
         // SAFETY: with its guards the layout is not empty.
-        match self.quick(layout, family, |outer| unsafe { self.counted().alloc(outer) }) {
+        match self.quick(layout, family, settings, |outer| unsafe { self.counted().alloc(outer) }) {
             Some(block) => {
-                fill_fresh(block, layout.size());
+                fill_fresh(block, layout.size(), settings);
                 block.as_ptr()
             }
             None => counted(self.fresh(layout, family, None), layout.size()),
@@ -197,11 +200,11 @@ const MOST_FILLED: usize = 64 << 20;
 
 /// Fills a new block.
 #[inline]
-fn fill_fresh(block: NonNull<u8>, size: usize) {
+fn fill_fresh(block: NonNull<u8>, size: usize, settings: &Settings) {
     // A program may well reserve more than it will ever touch.
     // SAFETY: the block is new, and as long as that.
     let fill = |byte| unsafe { check::fill::fill(block.as_ptr(), byte, size.min(MOST_FILLED)) };
-    match Settings::get().fill {
+    match settings.fill {
         Fill::Patterns => fill(check::FRESH),
         Fill::Zeros => fill(0),
         Fill::Nothing => {}
@@ -217,12 +220,13 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         &self,
         layout: Layout,
         family: Family,
+        settings: &Settings,
         allocate: impl Fn(Layout) -> *mut u8,
     ) -> Option<NonNull<u8>> {
         if thread::current().needs_slow_path(layout.size()) || !check::is_plain(layout) {
             return None;
         }
-        let block = self.hand_out(layout, check::layout(layout)?, family, None, allocate)?;
+        let block = self.hand_out(layout, check::layout(layout)?, family, None, settings, allocate)?;
         thread::current().charge(layout.size());
         Some(block)
     }
@@ -232,7 +236,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     fn fresh(&self, layout: Layout, family: Family, replaced: Option<Replaced>) -> Option<Uncounted> {
         // SAFETY: the layout is not empty.
         let new = self.obtain(layout, family, replaced, |outer| unsafe { self.counted().alloc(outer) })?;
-        fill_fresh(new.0, layout.size());
+        fill_fresh(new.0, layout.size(), Settings::get());
         Some(new)
     }
 
@@ -253,7 +257,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     ) -> Option<Uncounted> {
         let outer = check::layout(layout)?;
         let asked = ask(layout.size(), replaced)?;
-        match self.hand_out(layout, outer, family, asked.sample(), &allocate) {
+        match self.hand_out(layout, outer, family, asked.sample(), Settings::get(), &allocate) {
             Some(block) => Some((block, asked)),
             None => {
                 drop(asked);
@@ -278,12 +282,13 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
 
         for _ in 0..TRIES {
             // SAFETY: that is what blocks are retired with.
-            if !unsafe { self.checker.flush(&self.backend, release::<B>) } {
+            if !unsafe { self.checker.flush::<B, ToBackend>(&self.backend) } {
                 break;
             }
             // Anew: a handler may have allocated, which was called for a violation.
             let asked = ask(layout.size(), replaced)?;
-            if let Some(block) = self.hand_out(layout, outer, family, asked.sample(), allocate) {
+            let settings = Settings::get();
+            if let Some(block) = self.hand_out(layout, outer, family, asked.sample(), settings, allocate) {
                 return Some((block, asked));
             }
         }
@@ -297,11 +302,13 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         outer: Layout,
         family: Family,
         sample: Option<SampleId>,
+        settings: &Settings,
         allocate: impl Fn(Layout) -> *mut u8,
     ) -> Option<NonNull<u8>> {
+        let noted = Noted::now(family, sample);
         let base = NonNull::new(allocate(outer))?;
         // SAFETY: the memory is ours, and of that layout.
-        let Some(block) = (unsafe { self.checker.hand_out(base, layout, outer, family, sample) }) else {
+        let Some(block) = (unsafe { self.checker.hand_out(base, layout, outer, noted, settings) }) else {
             // SAFETY: the memory is ours, of that layout, and nobody has seen it.
             unsafe { self.counted().dealloc(base.as_ptr(), outer) };
             return None;
@@ -318,7 +325,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     unsafe fn retire(&self, whole: Whole) {
         refund(whole.block.as_ptr(), Some(&whole.header), None);
         // SAFETY: the block is seized, and was requested from this allocator's backend.
-        unsafe { self.checker.retire(whole, &self.backend, release::<B>) };
+        unsafe { self.checker.retire::<B, ToBackend>(whole, &self.backend) };
     }
 
     /// Frees what is not simply a live block. What the program says of it is passed in parts, since a
@@ -352,7 +359,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
             Returned::ZeroSized(whole) => {
                 refund(block, Some(&whole.header), None);
                 // SAFETY: the block is seized, and was allocated here.
-                unsafe { self.checker.retire_zero_sized(whole, &self.backend, release::<B>) };
+                unsafe { self.checker.retire_zero_sized::<B, ToBackend>(whole, &self.backend) };
             }
             Returned::Leaked(known) => refund(block, known.as_ref(), claim.size),
             Returned::Refused => {}
@@ -408,15 +415,15 @@ fn counted(new: Option<Uncounted>, size: usize) -> *mut u8 {
     block.as_ptr()
 }
 
-/// Gives a block's memory back, that was requested for it and around it.
-///
-/// # Safety
-///
-/// The memory must have come from that backend with that layout, and be nobody's any more.
-#[inline]
-unsafe fn release<B: GlobalAlloc>(backend: &B, base: NonNull<u8>, outer: Layout) {
-    // SAFETY: the caller's memory, which was requested with that layout.
-    unsafe { Counted(backend).dealloc(base.as_ptr(), outer) };
+/// Gives a block's memory back to its backend, that was requested for it and around it.
+struct ToBackend;
+
+impl<B: GlobalAlloc> Releases<B> for ToBackend {
+    #[inline]
+    unsafe fn release(backend: &B, base: NonNull<u8>, outer: Layout) {
+        // SAFETY: the caller's memory, which was requested with that layout.
+        unsafe { Counted(backend).dealloc(base.as_ptr(), outer) };
+    }
 }
 
 /// Counts a block as freed by its owner, or as lost if something has
@@ -428,9 +435,10 @@ fn refund(block: *const u8, known: Option<&BlockHeader>, claimed: Option<usize>)
     {
         samples::release(sample);
     }
-    let is_refunded = known.is_some_and(|known| match known.owner() {
-        Some(owner) => thread::refund(owner, known.layout().size()),
-        None => false,
+    let is_refunded = known.is_some_and(|known| {
+        let size = known.layout().size();
+        thread::refund_current(known.owner_index(), size)
+            || known.owner().is_some_and(|owner| thread::refund(owner, size))
     });
     if !is_refunded {
         let size = known.map(|known| known.layout().size()).or(claimed);

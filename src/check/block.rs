@@ -30,7 +30,7 @@ mod tests;
 pub use family::Family;
 pub(crate) use {
     freed::{FREED, FRESH, has_fill, wrong_fill},
-    guards::{has_guards, meant, write_guards, write_head, wrong_guard, wrong_head},
+    guards::{has_guards, meant, write_first_guards, write_guards, write_head, wrong_guard, wrong_head},
     header::{BlockHeader, size_hint},
     prefetch::{prefetch, prefetch_freed},
     stamp::Stamp,
@@ -59,9 +59,29 @@ pub(crate) const PAGE: usize = if cfg!(target_arch = "x86_64") { 4 << 10 } else 
 /// Blocks from this size on are large: they share their pages with nobody.
 pub(crate) const LARGE: usize = 16 * PAGE;
 
-/// Rounds a size up to jemalloc's next size class: four to a doubling from 128 on.
+/// Rounds a size up to jemalloc's next size class.
 #[inline]
-const fn size_class(size: usize) -> usize {
+fn size_class(size: usize) -> usize {
+    /// The classes of small sizes, by the number of times that 16 goes into them: a look takes less time.
+    static CLASSES: [u16; 65] = {
+        let mut classes = [0; 65];
+        let mut number = 0;
+        while number < classes.len() {
+            classes[number] = computed_size_class(number * ALIGN) as u16;
+            number += 1;
+        }
+        classes
+    };
+
+    match CLASSES.get(size.wrapping_add(ALIGN - 1) >> ALIGN.trailing_zeros()) {
+        Some(class) => usize::from(*class),
+        None => computed_size_class(size),
+    }
+}
+
+/// The class of a size: four to a doubling from 128 on.
+#[inline]
+const fn computed_size_class(size: usize) -> usize {
     let spacing = if size <= 128 { 16 } else { 1 << ((size - 1).ilog2() - 2) };
     (size + (spacing - 1)) & !(spacing - 1)
 }

@@ -92,13 +92,13 @@ mod tests {
         take(true, &mut blocks);
         assert!(kept().is_none() && blocks.is_empty());
         put(&place, &magazine);
-        magazine.push(16, 100, u64::MAX);
-        magazine.push(1 << 47, 2000, u64::MAX);
+        magazine.push(16, 100);
+        magazine.push(1 << 47, 2000);
         take(false, &mut blocks);
         assert!(blocks.is_empty());
         take(true, &mut blocks);
         assert_eq!((&blocks[..], magazine.holds()), (&[16, 1 << 47][..], (0, 0)));
-        magazine.push(48, 300, u64::MAX);
+        magazine.push(48, 300);
         assert_eq!(magazine.holds(), (300, 1));
         assert!(kept().is_some_and(|kept| ptr::eq(kept, &magazine)) && take_out(&place) && kept().is_none());
     }
@@ -109,7 +109,7 @@ mod tests {
         let place = Place::default();
         put(&place, &magazine);
         let mut blocks = Vec::new();
-        magazine.push(16, 100, u64::MAX);
+        magazine.push(16, 100);
         let mut amid = |address| {
             blocks.push(address);
             // SAFETY: the magazine is there until the end.
@@ -117,7 +117,7 @@ mod tests {
             // SAFETY: as above.
             let other = unsafe { take_blocks(&place, |_| true, &mut |_| unreachable!()) };
             assert!(other.is_none(), "one at a time");
-            magazine.push(32, 100, u64::MAX);
+            magazine.push(32, 100);
             assert!(!take_out(&place));
         };
         // SAFETY: as above.
@@ -148,7 +148,7 @@ mod model {
         fn put_in(&self, magazine: &Magazine, block: usize) -> bool {
             // SAFETY: nobody has the block yet, or the model fails.
             self.blocks[block].with_mut(|block| unsafe { *block += 1 });
-            magazine.push((block + 1) * 16, 100, u64::MAX)
+            magazine.push((block + 1) * 16, 100)
         }
 
         fn release(&self, address: usize) {

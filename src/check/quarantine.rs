@@ -176,13 +176,15 @@ pub(crate) struct Magazines<'a> {
 
 impl<'a> Magazines<'a> {
     /// Takes a free magazine for an allocator's blocks. `None` where there is none.
-    pub(crate) fn take(&self, identity: Identity) -> Option<&'a Magazine> {
+    /// It is full with more than `heavy` bytes.
+    pub(crate) fn take(&self, identity: Identity, heavy: u64) -> Option<&'a Magazine> {
         let start = self.next.load(Ordering::Relaxed) as usize % self.all.len().max(1);
         let (before, after) = self.all.split_at(start);
         let magazine = after.iter().chain(before).find(|magazine| {
             !magazine.taken.load(Ordering::Relaxed) && !magazine.taken.swap(true, Ordering::Acquire)
         })?;
         magazine.identity.store(identity.bits(), Ordering::Relaxed);
+        magazine.heavy.store(heavy, Ordering::Relaxed);
         self.next.store(self.number(magazine), Ordering::Relaxed);
         Some(magazine)
     }
@@ -221,6 +223,8 @@ impl<'a> Magazines<'a> {
 pub(crate) struct Magazine {
     taken: AtomicBool,
     identity: AtomicU64,
+    /// Bytes with more than which it is full.
+    heavy: AtomicU64,
     /// How many blocks were put in, and their bytes.
     blocks: AtomicU64,
     bytes: AtomicU64,
@@ -275,17 +279,23 @@ impl Magazine {
         Identity::from_bits(self.identity.load(Ordering::Relaxed))
     }
 
-    /// Puts a block in, and says whether the magazine is full now or more than `heavy`
-    /// bytes were put in. The caller has or keeps the magazine, which is not full yet.
+    /// Whether the magazine is for that allocator's blocks.
     #[inline(always)]
-    pub(crate) fn push(&self, address: usize, bytes: usize, heavy: u64) -> bool {
+    pub(crate) fn is_for(&self, identity: Identity) -> bool {
+        self.identity.load(Ordering::Relaxed) == identity.bits()
+    }
+
+    /// Puts a block in, and says whether the magazine is full now. The caller has or keeps the magazine, which is not full
+    /// yet.
+    #[inline(always)]
+    pub(crate) fn push(&self, address: usize, bytes: usize) -> bool {
         let blocks = self.blocks.load(Ordering::Relaxed);
         self.contents[blocks as usize % MAGAZINE].store(Packed::new(address, bytes).0, Ordering::Relaxed);
         let sum = self.bytes.load(Ordering::Relaxed) + bytes as u64;
         self.bytes.store(sum, Ordering::Relaxed);
         // For who takes blocks out: they are there.
         self.blocks.store(blocks + 1, Ordering::Release);
-        blocks + 1 == MAGAZINE as u64 || sum > heavy
+        blocks + 1 == MAGAZINE as u64 || sum > self.heavy.load(Ordering::Relaxed)
     }
 
     /// Takes the blocks out while another thread keeps the magazine and puts more in; one thread at a time. Calls
@@ -354,6 +364,7 @@ pub(super) fn magazine() -> Magazine {
     Magazine {
         taken: AtomicBool::new(false),
         identity: AtomicU64::new(0),
+        heavy: AtomicU64::new(u64::MAX),
         blocks: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
         taken_blocks: AtomicU64::new(0),
@@ -383,12 +394,12 @@ mod tests {
             let mut model = VecDeque::<Vec<(usize, u64)>>::new();
             let mut address = 0;
             for sizes in magazines {
-                let magazine = pool.take(identity(3)).expect("most are free");
+                let magazine = pool.take(identity(3), u64::MAX).expect("most are free");
                 prop_assert_eq!((magazine.identity(), magazine.holds()), (Some(identity(3)), (0, 0)));
                 let mut blocks = Vec::new();
                 for size in sizes {
                     address += 16;
-                    let is_full = magazine.push(address, size, u64::MAX);
+                    let is_full = magazine.push(address, size);
                     blocks.push((address, size as u64));
                     prop_assert_eq!(is_full, blocks.len() == MAGAZINE);
                 }
@@ -446,8 +457,8 @@ mod tests {
         let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
         let quarantine = MagazineQueue::new();
         let put_in = |limit, release: &mut dyn FnMut(usize)| {
-            let magazine = pool.take(identity(1)).expect("most are free");
-            magazine.push(16, BLOCK, u64::MAX);
+            let magazine = pool.take(identity(1), u64::MAX).expect("most are free");
+            magazine.push(16, BLOCK);
             quarantine.enter(&ring, &pool, magazine, limit, 0, release);
         };
         const BEFORE: usize = 10;
@@ -472,20 +483,23 @@ mod tests {
 
     #[test]
     fn heavy_magazines_are_full() {
-        let magazine = magazine();
-        assert!(!magazine.push(16, 1000, 1000));
-        assert!(magazine.push(32, 1, 1000));
+        let pool = Magazines { all: &[magazine()], next: &AtomicU32::new(0) };
+        let magazine = pool.take(identity(1), 1000).expect("it is free");
+        assert!(!magazine.push(16, 1000));
+        assert!(magazine.push(32, 1));
+        pool.give_back(magazine);
+        assert!(pool.take(identity(1), 999).is_some_and(|again| again.push(16, 1000)));
     }
 
     #[test]
     fn every_magazine_can_be_taken() {
         let all: Vec<_> = (0..100).map(|_| magazine()).collect();
         let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
-        let taken: Vec<_> = std::iter::from_fn(|| pool.take(identity(1))).collect();
+        let taken: Vec<_> = std::iter::from_fn(|| pool.take(identity(1), u64::MAX)).collect();
         assert_eq!(taken.len(), 100);
         pool.give_back(taken[57]);
-        assert!(std::ptr::eq(pool.take(identity(2)).expect("one is free"), taken[57]));
-        assert!(pool.take(identity(2)).is_none());
+        assert!(std::ptr::eq(pool.take(identity(2), u64::MAX).expect("one is free"), taken[57]));
+        assert!(pool.take(identity(2), u64::MAX).is_none());
     }
 }
 
@@ -519,7 +533,7 @@ mod model {
                 for number in thread * each..(thread + 1) * each {
                     let magazine = &shared.all[number];
                     magazine.taken.store(true, Ordering::Relaxed);
-                    magazine.push((number + 1) * 16, 16, u64::MAX);
+                    magazine.push((number + 1) * 16, 16);
                     let release = |address| released.push(address);
                     shared.quarantine.enter(&shared.places, &pool, magazine, limit, 0, release);
                 }
@@ -563,9 +577,9 @@ mod model {
             let shared = Arc::new(([magazine(), magazine()], AtomicU32::new(0)));
             let take = |shared: &([Magazine; 2], AtomicU32)| {
                 let pool = Magazines { all: &shared.0, next: &shared.1 };
-                pool.take(identity(1)).map(|magazine| {
+                pool.take(identity(1), u64::MAX).map(|magazine| {
                     assert_eq!(magazine.holds(), (0, 0), "somebody else has it");
-                    magazine.push(16, 16, u64::MAX);
+                    magazine.push(16, 16);
                     pool.give_back(magazine);
                 })
             };

@@ -1,6 +1,7 @@
 //! What stands on both sides of a block, so that whoever writes there is noticed.
 
-use super::{BlockHeader, GUARD, mix};
+use super::{BlockHeader, GUARD, mix, offset};
+use std::alloc::Layout;
 use std::ptr::NonNull;
 
 /// Writes both guards of a block that has this header.
@@ -10,7 +11,33 @@ use std::ptr::NonNull;
 /// As for [`BlockHeader::write`].
 #[inline]
 pub(crate) unsafe fn write_guards(block: NonNull<u8>, header: &BlockHeader) {
-    let (size, tail) = (header.layout().size(), header.tail());
+    // SAFETY: as the caller says.
+    unsafe { write_both_guards(block, header, header.layout().size(), header.tail()) }
+}
+
+/// Variant of [`write_guards`] for a block of that layout, for which `outer` has just been requested.
+///
+/// # Safety
+///
+/// As for [`BlockHeader::write`].
+#[inline]
+pub(crate) unsafe fn write_first_guards(
+    block: NonNull<u8>,
+    header: &BlockHeader,
+    layout: Layout,
+    outer: Layout,
+) {
+    let tail = outer.size() - offset(layout) - layout.size();
+    debug_assert_eq!(tail, header.tail());
+    // SAFETY: as the caller says.
+    unsafe { write_both_guards(block, header, layout.size(), tail) }
+}
+
+/// # Safety
+///
+/// As for [`BlockHeader::write`], for a block of that size with so many bytes behind it.
+#[inline(always)]
+unsafe fn write_both_guards(block: NonNull<u8>, header: &BlockHeader, size: usize, tail: usize) {
     let guards = Guards::of(block, header, size, tail);
     // SAFETY: the requested memory holds both, the head and the tail of at least 16 bytes.
     unsafe {

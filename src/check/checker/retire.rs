@@ -10,7 +10,7 @@ use crate::check::inspect::{SOME_HAVE_ENDED, may_be_gone, pointer};
 use crate::check::instance_id::{Identity, NUMBERS};
 use crate::check::magazine::{self, Place};
 use crate::check::quarantine::Magazine;
-use crate::check::release::{Release, give_back, give_back_after_forks, release_block};
+use crate::check::release::{Release, Releases, give_back, give_back_after_forks, release_block};
 use crate::check::settings::{Fill, Settings};
 use crate::check::shadow::{self, Vacancies};
 use crate::check::{protection, scrubber, threads, zero_sized};
@@ -25,22 +25,23 @@ impl Checker {
     ///
     /// The block must be from the allocator of this checker and that backend.
     #[inline(always)]
-    pub(crate) unsafe fn retire<B>(&self, whole: Whole, backend: &B, release: Release<B>) {
+    pub(crate) unsafe fn retire<B, R: Releases<B>>(&self, whole: Whole, backend: &B) {
         let Whole { block, entry, mut header } = whole;
         let settings = Settings::get();
         let identity = self.identity();
-        // SAFETY: the block is the caller's alone.
-        let footprint = unsafe { header.outer_layout(block) }.map_or(0, |outer| outer.size());
+        let outer = match header.plain_outer_layout() {
+            // SAFETY: the block is the caller's alone.
+            None => unsafe { header.outer_layout(block) },
+            plain => plain,
+        };
+        let footprint = outer.map_or(0, |outer| outer.size());
         let is_kept_back = identity != Identity::UNNUMBERED
             && footprint as u64 <= settings.quarantine
             && has_quarantine(settings);
         if !is_kept_back {
             shadow::vacate(block.addr().get(), entry);
             // SAFETY: the block is seized, and was requested from that backend.
-            return unsafe { give_back(block, &header, backend, release) };
-        }
-        if self.release.load(Ordering::Relaxed).is_null() {
-            self.release.store(release as *mut (), Ordering::Relaxed);
+            return unsafe { give_back(block, &header, |base, outer| R::release(backend, base, outer)) };
         }
         threads::settle_name();
         let size = header.layout().size();
@@ -56,7 +57,7 @@ impl Checker {
         };
         entry.set(state);
         // SAFETY: as the caller says.
-        unsafe { self.keep_back(block, footprint, settings, identity, backend, release) }
+        unsafe { self.keep_back::<B, R>(block, footprint, settings, identity, backend) }
     }
 
     /// Variant of [`retire`](Self::retire) for a block of 0 bytes, to which nobody has access.
@@ -65,7 +66,7 @@ impl Checker {
     ///
     /// As for [`retire`](Self::retire).
     #[cold]
-    pub(crate) unsafe fn retire_zero_sized<B>(&self, whole: Whole, backend: &B, release: Release<B>) {
+    pub(crate) unsafe fn retire_zero_sized<B, R: Releases<B>>(&self, whole: Whole, backend: &B) {
         let Whole { block, entry, mut header } = whole;
         let settings = Settings::get();
         let identity = self.identity();
@@ -74,15 +75,12 @@ impl Checker {
             // SAFETY: the block was seized, and nobody has it any more.
             return unsafe { zero_sized::put(block) };
         }
-        if self.release.load(Ordering::Relaxed).is_null() {
-            self.release.store(release as *mut (), Ordering::Relaxed);
-        }
         threads::settle_name();
         // SAFETY: the block is the caller's alone. It takes nothing of the backend's.
         unsafe {
             header.set_freed(block, stamp(settings.backtrace));
             entry.set(State::Protected);
-            self.keep_back(block, 0, settings, identity, backend, release);
+            self.keep_back::<B, R>(block, 0, settings, identity, backend);
         }
     }
 
@@ -92,27 +90,25 @@ impl Checker {
     ///
     /// As for [`retire`](Self::retire).
     #[inline(always)]
-    unsafe fn keep_back<B>(
+    unsafe fn keep_back<B, R: Releases<B>>(
         &self,
         block: NonNull<u8>,
         footprint: usize,
         settings: &'static Settings,
         identity: Identity,
         backend: &B,
-        release: Release<B>,
     ) {
         let address = block.addr().get();
-        let heavy = self.quarantine.heavy(settings.quarantine);
         let place = place_for(identity);
         // SAFETY: the block was requested from that backend.
         unsafe {
             match place.and_then(|place| Some((place, kept_for(place, identity)?))) {
                 Some((place, kept)) => {
-                    if kept.push(address, footprint, heavy) && magazine::take_out(place) {
-                        self.enter(kept, settings, backend, release);
+                    if kept.push(address, footprint) && magazine::take_out(place) {
+                        self.enter::<B, R>(kept, settings, backend);
                     }
                 }
-                None => self.begin_magazine((address, footprint), place, identity, backend, release),
+                None => self.begin_magazine::<B, R>((address, footprint), place, identity, backend),
             }
         }
     }
@@ -123,26 +119,30 @@ impl Checker {
     ///
     /// As for [`retire`](Self::retire).
     #[inline(never)]
-    unsafe fn begin_magazine<B>(
+    unsafe fn begin_magazine<B, R: Releases<B>>(
         &self,
         (address, footprint): (usize, usize),
         place: Option<&'static Place>,
         identity: Identity,
         backend: &B,
-        release: Release<B>,
     ) {
+        // All of the allocator's magazines begin here.
+        self.release.store(R::release as Release<B> as *mut (), Ordering::Relaxed);
         let settings = Settings::get();
         let magazines = magazines(settings);
         let place = place.filter(|place| is_free(&magazines, place));
-        let Some(magazine) = magazines.take(identity) else {
-            // SAFETY: the caller has put it into quarantine, and it was requested from that backend.
-            return unsafe { release_block(address, &mut Vacancies::default(), settings, backend, release) };
+        let heavy = self.quarantine.heavy(settings.quarantine);
+        let Some(magazine) = magazines.take(identity, heavy) else {
+            // SAFETY: the block was requested from that backend.
+            let release = |base, outer| unsafe { R::release(backend, base, outer) };
+            // SAFETY: the caller has put it into quarantine.
+            return unsafe { release_block(address, &mut Vacancies::default(), settings, release) };
         };
-        let is_full = magazine.push(address, footprint, self.quarantine.heavy(settings.quarantine));
+        let is_full = magazine.push(address, footprint);
         match place {
             Some(place) if !is_full => magazine::put(place, magazine),
             // SAFETY: the caller's block is from that backend.
-            _ => unsafe { self.enter(magazine, settings, backend, release) },
+            _ => unsafe { self.enter::<B, R>(magazine, settings, backend) },
         }
     }
 
@@ -152,18 +152,18 @@ impl Checker {
     ///
     /// What is in it, and in quarantine, must be from that backend.
     #[inline(never)]
-    unsafe fn enter<B>(
+    unsafe fn enter<B, R: Releases<B>>(
         &self,
         magazine: &'static Magazine,
         settings: &'static Settings,
         backend: &B,
-        release: Release<B>,
     ) {
         let magazines = magazines(settings);
         let mut vacancies = Vacancies::default();
-        // SAFETY: all that is in there was put in by `retire`, for that backend.
-        let release_block =
-            |address| unsafe { release_block(address, &mut vacancies, settings, backend, release) };
+        // SAFETY: all that is in there was requested from that backend.
+        let release = |base, outer| unsafe { R::release(backend, base, outer) };
+        // SAFETY: it was put in by `retire`.
+        let release_block = |address| unsafe { release_block(address, &mut vacancies, settings, release) };
         // Nothing is kept while blocks are released: that may come back here.
         match self.places_or_map(settings) {
             Some(places) => {
@@ -190,7 +190,7 @@ impl Checker {
     ///
     /// Both must be what [`retire`](Self::retire) is called with.
     #[cold]
-    pub(crate) unsafe fn flush<B>(&self, backend: &B, release: Release<B>) -> bool {
+    pub(crate) unsafe fn flush<B, R: Releases<B>>(&self, backend: &B) -> bool {
         let settings = Settings::get();
         let identity = Identity::from_bits(self.identity.load(Ordering::Relaxed));
         let Some(identity) = identity.filter(|_| has_quarantine(settings)) else {
@@ -201,8 +201,10 @@ impl Checker {
         let mut vacancies = Vacancies::default();
         let mut release_block = |address| {
             were_any = true;
-            // SAFETY: put in by `retire`, for that backend.
-            unsafe { release_block(address, &mut vacancies, settings, backend, release) };
+            // SAFETY: requested from that backend.
+            let release = |base, outer| unsafe { R::release(backend, base, outer) };
+            // SAFETY: put in by `retire`.
+            unsafe { release_block(address, &mut vacancies, settings, release) };
         };
         if let Some(places) = self.places(settings) {
             self.quarantine.clear(places, &magazines, &mut release_block);
@@ -254,10 +256,11 @@ impl Checker {
             }
             if matches!(found, Some(Found::KeptBack)) && !release.is_null() {
                 // SAFETY: put in by `retire`, and only this allocator would take
-                // it out; only `retire` stores there, such a function.
+                // it out; only `begin_magazine` stores there, such a function.
                 unsafe {
                     let release = std::mem::transmute::<*mut (), Release<B>>(release);
-                    release_block(address, &mut vacancies, settings, backend, release);
+                    let release = |base, outer| release(backend, base, outer);
+                    release_block(address, &mut vacancies, settings, release);
                 }
             }
         });
