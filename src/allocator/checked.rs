@@ -28,7 +28,10 @@ unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
         // SAFETY: with its guards the layout is not empty.
         let allocate = |outer| unsafe { self.counted().alloc_zeroed(outer) };
         match self.quick(layout, Family::Malloc, Settings::get(), allocate) {
-            Some(block) => block.as_ptr(),
+            Some(block) => {
+                thread::current().charge(layout.size());
+                block.as_ptr()
+            }
             None => counted(self.zeroed(layout), layout.size()),
         }
     }
@@ -53,6 +56,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         // SAFETY: with its guards the layout is not empty.
         match self.quick(layout, family, settings, |outer| unsafe { self.counted().alloc(outer) }) {
             Some(block) => {
+                thread::current().charge(layout.size());
                 fill_fresh(block, layout.size(), settings);
                 block.as_ptr()
             }
@@ -101,7 +105,17 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// As for [`free`](Self::free).
     pub(crate) unsafe fn resize(&self, block: *mut u8, claim: Claim, new_layout: Option<Layout>) -> *mut u8 {
         let returned = match self.checker.take_whole(block, claim) {
-            Some(whole) => Returned::Whole(whole),
+            // SAFETY: the block was taken, and came from here.
+            Some(whole) => match unsafe { self.move_quickly(&whole, new_layout) } {
+                Some(new) => {
+                    let size = new_layout.map_or(0, |layout| layout.size());
+                    // SAFETY: as above. The new block is there.
+                    unsafe { self.retire(whole) };
+                    thread::current().charge(size);
+                    return new.as_ptr();
+                }
+                None => Returned::Whole(whole),
+            },
             None => self.checker.take_back(block, claim, Operation::Realloc),
         };
         // What is left of the block that can be copied, if that is known, and whether
@@ -160,6 +174,29 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         resized
     }
 
+    /// Copies a block into a new one for the current service, which is to be charged, where nothing has to be asked and
+    /// there is memory. `None`, and nothing has happened, otherwise.
+    ///
+    /// # Safety
+    ///
+    /// The block must have been taken from here.
+    #[inline(always)]
+    unsafe fn move_quickly(&self, whole: &Whole, new_layout: Option<Layout>) -> Option<NonNull<u8>> {
+        let (layout, settings) = (new_layout?, Settings::get());
+        // SAFETY: with its guards the layout is not empty.
+        let allocate = |outer| unsafe { self.counted().alloc(outer) };
+        let new = self.quick(layout, Family::Malloc, settings, allocate)?;
+        let (old, size) = (whole.header.layout().size(), layout.size());
+        // SAFETY: both blocks are valid for the smaller size, and the new one, which is nobody else's, for its own.
+        unsafe {
+            ptr::copy_nonoverlapping(whole.block.as_ptr(), new.as_ptr(), old.min(size));
+            if size > old {
+                fill_fresh(new.add(old), size - old, settings);
+            }
+        }
+        Some(new)
+    }
+
     /// Makes a block smaller where it is, and gives it to the current service.
     ///
     /// # Safety
@@ -212,7 +249,7 @@ fn fill_fresh(block: NonNull<u8>, size: usize, settings: &Settings) {
 }
 
 impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
-    /// Obtains a block for the current service, and charges it, where nothing has to be asked and
+    /// Obtains a block for the current service, which is to be charged, where nothing has to be asked and
     /// there is memory. `None`, and nothing has happened, otherwise: what was asked is large, and would
     /// be copied from function to function.
     #[inline(always)]
@@ -226,9 +263,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         if thread::current().needs_slow_path(layout.size()) || !check::is_plain(layout) {
             return None;
         }
-        let block = self.hand_out(layout, check::layout(layout)?, family, None, settings, allocate)?;
-        thread::current().charge(layout.size());
-        Some(block)
+        self.hand_out(layout, check::layout(layout)?, family, None, settings, allocate)
     }
 
     /// Obtains a filled block for the current service.
