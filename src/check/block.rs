@@ -47,7 +47,7 @@ pub(crate) const GUARD: usize = 16;
 /// The least number of bytes behind a block of that size in which any change is noticed.
 #[inline]
 const fn least_tail(size: usize) -> usize {
-    if size < 512 { LEAST_TAIL } else { 64 }
+    if size < SMALL { LEAST_TAIL } else { 64 }
 }
 
 const LEAST_TAIL: usize = 32;
@@ -59,29 +59,24 @@ pub(crate) const PAGE: usize = if cfg!(target_arch = "x86_64") { 4 << 10 } else 
 /// Blocks from this size on are large: they share their pages with nobody.
 pub(crate) const LARGE: usize = 16 * PAGE;
 
-/// Rounds a size up to jemalloc's next size class.
-#[inline]
-fn size_class(size: usize) -> usize {
-    /// The classes of small sizes, by the number of times that 16 goes into them: a look takes less time.
-    static CLASSES: [u16; 65] = {
-        let mut classes = [0; 65];
-        let mut number = 0;
-        while number < classes.len() {
-            classes[number] = computed_size_class(number * ALIGN) as u16;
-            number += 1;
-        }
-        classes
-    };
-
-    match CLASSES.get(size.wrapping_add(ALIGN - 1) >> ALIGN.trailing_zeros()) {
-        Some(class) => usize::from(*class),
-        None => computed_size_class(size),
+/// The class of [`size_class`] for small blocks with what stands around them, by the number of times that 16 goes into their
+/// size: a look takes less time.
+static SMALL_CLASSES: [u16; (SMALL + HEAD + LEAST_TAIL) / ALIGN + 1] = {
+    let mut classes = [0; (SMALL + HEAD + LEAST_TAIL) / ALIGN + 1];
+    let mut number = 0;
+    while number < classes.len() {
+        classes[number] = size_class(number * ALIGN) as u16;
+        number += 1;
     }
-}
+    classes
+};
 
-/// The class of a size: four to a doubling from 128 on.
+/// Blocks below this size have the least tails.
+const SMALL: usize = 512;
+
+/// Rounds a size up to jemalloc's next size class: four to a doubling from 128 on.
 #[inline]
-const fn computed_size_class(size: usize) -> usize {
+const fn size_class(size: usize) -> usize {
     let spacing = if size <= 128 { 16 } else { 1 << ((size - 1).ilog2() - 2) };
     (size + (spacing - 1)) & !(spacing - 1)
 }
@@ -130,6 +125,12 @@ pub(crate) fn tail(block: Layout) -> usize {
         return large_tail(block.size());
     }
     let size = block.size() + offset(block);
+    // No small class leaves more than the most.
+    if block.size() < SMALL
+        && let Some(class) = SMALL_CLASSES.get((size + LEAST_TAIL + (ALIGN - 1)) >> ALIGN.trailing_zeros())
+    {
+        return usize::from(*class) - size;
+    }
     (size_class(size + least_tail(block.size())) - size).min(MOST_TAIL)
 }
 

@@ -2,7 +2,7 @@
 
 use super::instance_id::{Identity, NUMBERS};
 use super::magazine::{self, Place};
-use super::quarantine::{MAGAZINE, Magazine, Magazines};
+use super::quarantine::{Leaves, MAGAZINE, Magazine, Magazines};
 use super::settings::Settings;
 use crate::ledger::thread;
 use crate::sync::{AtomicPtr, AtomicU32};
@@ -57,7 +57,7 @@ pub(super) fn is_free(magazines: &Magazines<'_>, place: &Place) -> bool {
 }
 
 /// Takes away the blocks that threads keep for an allocator, and calls `release` for each.
-pub(super) fn take_kept(magazines: &Magazines<'static>, identity: Identity, release: &mut impl FnMut(usize)) {
+pub(super) fn take_kept(magazines: &Magazines<'static>, identity: Identity, release: &mut impl Leaves) {
     let is_own = |magazine: &Magazine| magazine.is_for(identity);
     for place in thread::keepsakes(place_number(identity)) {
         // SAFETY: magazines are never unmapped.

@@ -5,6 +5,7 @@ use super::block_state::{self, Entry, State};
 use super::handler::react;
 use super::inspect::{pointer, whole_and_freed, wrong_with_freed};
 use super::protection;
+use super::quarantine::Left;
 use super::settings::Settings;
 use super::shadow::{self, Vacancies};
 use super::violation_kind::Operation;
@@ -57,12 +58,12 @@ pub(super) unsafe fn give_back(
 /// requested from.
 #[inline(always)]
 pub(super) unsafe fn release_block(
-    address: usize,
+    Left { address, entry }: Left,
     vacancies: &mut Vacancies,
     settings: &Settings,
     release: impl FnOnce(NonNull<u8>, Layout),
 ) {
-    let (Some(entry), Some(block)) = (shadow::entry(address), pointer(address)) else { return };
+    let (Some(entry), Some(block)) = (entry, pointer(address)) else { return };
     // None if `verify` has found a violation there.
     let Some(state) = entry.seize_quarantined() else { return };
     if state == State::Protected {

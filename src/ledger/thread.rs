@@ -504,6 +504,7 @@ impl Thread {
     }
 }
 
+#[cfg_attr(feature = "memory-check", inline(always))]
 fn with<R>(body: impl FnOnce(&Thread) -> R) -> R {
     // SAFETY: the calling thread's own `Thread`, which lives as long as it runs;
     // all its fields are interior-mutable and no reference leaves the closure.

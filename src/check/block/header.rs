@@ -179,6 +179,13 @@ impl BlockHeader {
         }
     }
 
+    /// Variant of [`tail`](Self::tail) for nearly all blocks: `None` if it is large, or has shrunk, or has none.
+    #[inline(always)]
+    fn plain_tail(&self) -> Option<usize> {
+        let more = self.traces as u32 >> TRACE;
+        (more < ZERO_SIZED).then_some(LEAST_TAIL + more as usize)
+    }
+
     /// Makes it the header of a block of 0 bytes behind which there is no guard, but a page
     /// [without access](super::super::zero_sized).
     pub(crate) fn zero_sized(mut self) -> Self {
@@ -249,11 +256,10 @@ impl BlockHeader {
     /// than all are. They begin [`HEAD`] into it.
     #[inline(always)]
     pub(crate) fn plain_outer_layout(&self) -> Option<Layout> {
-        let more = self.traces as u32 >> TRACE;
-        // One that was large, or larger, looks at another number of bytes behind it.
-        let is_plain =
-            more < ZERO_SIZED && self.packed & (63 << 16) <= u64::from(ALIGN.trailing_zeros()) << 16;
-        let size = HEAD + self.size as usize + LEAST_TAIL + more as usize;
+        // One that was large, or larger, has another tail.
+        let tail = self.plain_tail()?;
+        let is_plain = self.packed & (63 << 16) <= u64::from(ALIGN.trailing_zeros()) << 16;
+        let size = HEAD + self.size as usize + tail;
         // SAFETY: it was valid when the block was handed out.
         is_plain.then(|| unsafe { Layout::from_size_align_unchecked(size, ALIGN) })
     }

@@ -9,13 +9,14 @@ use crate::check::fill::fill;
 use crate::check::inspect::{SOME_HAVE_ENDED, may_be_gone, pointer};
 use crate::check::instance_id::{Identity, NUMBERS};
 use crate::check::magazine::{self, Place};
-use crate::check::quarantine::Magazine;
+use crate::check::quarantine::{Leaves, Left, Magazine};
 use crate::check::release::{Release, Releases, give_back, give_back_after_forks, release_block};
 use crate::check::settings::{Fill, Settings};
 use crate::check::shadow::{self, Vacancies};
 use crate::check::{protection, scrubber, threads, zero_sized};
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys;
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 
 impl Checker {
@@ -136,7 +137,9 @@ impl Checker {
             // SAFETY: the block was requested from that backend.
             let release = |base, outer| unsafe { R::release(backend, base, outer) };
             // SAFETY: the caller has put it into quarantine.
-            return unsafe { release_block(address, &mut Vacancies::default(), settings, release) };
+            return unsafe {
+                release_block(Left::new(address), &mut Vacancies::default(), settings, release)
+            };
         };
         let is_full = magazine.push(address, footprint);
         match place {
@@ -159,11 +162,8 @@ impl Checker {
         backend: &B,
     ) {
         let magazines = magazines(settings);
-        let mut vacancies = Vacancies::default();
-        // SAFETY: all that is in there was requested from that backend.
-        let release = |base, outer| unsafe { R::release(backend, base, outer) };
-        // SAFETY: it was put in by `retire`.
-        let release_block = |address| unsafe { release_block(address, &mut vacancies, settings, release) };
+        // SAFETY: all that is in there was put in by `retire`, for that backend.
+        let mut leaving = unsafe { Leaving::<B, R>::new(backend, settings) };
         // Nothing is kept while blocks are released: that may come back here.
         match self.places_or_map(settings) {
             Some(places) => {
@@ -174,12 +174,12 @@ impl Checker {
                     magazine,
                     settings.quarantine,
                     block_state::forks(),
-                    release_block,
+                    &mut leaving,
                 );
                 give_back_after_forks(less);
                 scrubber::begin_by_free(settings);
             }
-            None => magazines.empty(magazine, release_block),
+            None => magazines.empty(magazine, &mut leaving),
         }
     }
 
@@ -197,20 +197,13 @@ impl Checker {
             return false;
         };
         let magazines = magazines(settings);
-        let mut were_any = false;
-        let mut vacancies = Vacancies::default();
-        let mut release_block = |address| {
-            were_any = true;
-            // SAFETY: requested from that backend.
-            let release = |base, outer| unsafe { R::release(backend, base, outer) };
-            // SAFETY: put in by `retire`.
-            unsafe { release_block(address, &mut vacancies, settings, release) };
-        };
+        // SAFETY: put in by `retire`, for that backend.
+        let mut leaving = unsafe { Leaving::<B, R>::new(backend, settings) };
         if let Some(places) = self.places(settings) {
-            self.quarantine.clear(places, &magazines, &mut release_block);
+            self.quarantine.clear(places, &magazines, &mut leaving);
         }
-        take_kept(&magazines, identity, &mut release_block);
-        were_any
+        take_kept(&magazines, identity, &mut leaving);
+        leaving.were_any
     }
 
     /// Releases all blocks that are in quarantine, for an allocator that ends,
@@ -260,7 +253,7 @@ impl Checker {
                 unsafe {
                     let release = std::mem::transmute::<*mut (), Release<B>>(release);
                     let release = |base, outer| release(backend, base, outer);
-                    release_block(address, &mut vacancies, settings, release);
+                    release_block(Left { address, entry: Some(entry) }, &mut vacancies, settings, release);
                 }
             }
         });
@@ -289,6 +282,35 @@ impl Checker {
     fn places_or_map(&self, settings: &Settings) -> Option<&'static [AtomicU32]> {
         // SAFETY: zeros are valid. Unmapped only by `end`, which has the allocator to itself.
         unsafe { sys::get_or_map_slice(&self.places, places_of(settings)) }
+    }
+}
+
+/// Releases blocks that leave a quarantine.
+struct Leaving<'a, B, R> {
+    backend: &'a B,
+    settings: &'a Settings,
+    vacancies: Vacancies,
+    were_any: bool,
+    release: PhantomData<fn() -> R>,
+}
+
+impl<'a, B, R> Leaving<'a, B, R> {
+    /// # Safety
+    ///
+    /// All blocks that leave must have been put in by [`Checker::retire`], for that backend.
+    unsafe fn new(backend: &'a B, settings: &'a Settings) -> Self {
+        Self { backend, settings, vacancies: Vacancies::default(), were_any: false, release: PhantomData }
+    }
+}
+
+impl<B, R: Releases<B>> Leaves for Leaving<'_, B, R> {
+    #[inline(always)]
+    fn leave(&mut self, left: Left) {
+        self.were_any = true;
+        // SAFETY: the block was requested from that backend, as `new` asks.
+        let release = |base, outer| unsafe { R::release(self.backend, base, outer) };
+        // SAFETY: `retire` has put it in.
+        unsafe { release_block(left, &mut self.vacancies, self.settings, release) };
     }
 }
 
