@@ -2,7 +2,9 @@
 //! writes and verifies what stands around a block.
 
 use super::{Counted, Dogtag};
-use crate::check::{self, BlockHeader, Claim, Family, Fill, Operation, Returned, Settings, Whole};
+use crate::check::{
+    self, BlockHeader, Claim, Family, Fill, Noted, Operation, Releases, Returned, Settings, Whole,
+};
 use crate::ledger::samples;
 use crate::ledger::sampling::Decision;
 use crate::ledger::slots::{self, UNATTRIBUTED};
@@ -24,9 +26,12 @@ unsafe impl<B: GlobalAlloc, P: OwnerPlace> GlobalAlloc for Dogtag<B, P> {
     #[inline(always)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: with its guards the layout is not empty.
-        let quick = self.quick(layout, Family::Malloc, |outer| unsafe { self.counted().alloc_zeroed(outer) });
-        match quick {
-            Some(block) => block.as_ptr(),
+        let allocate = |outer| unsafe { self.counted().alloc_zeroed(outer) };
+        match self.quick(layout, Family::Malloc, Settings::get(), allocate) {
+            Some(block) => {
+                thread::current().charge(layout.size());
+                block.as_ptr()
+            }
             None => counted(self.zeroed(layout), layout.size()),
         }
     }
@@ -47,10 +52,12 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// Allocates a block of one of C++'s families.
     #[inline]
     pub(crate) fn alloc_as(&self, family: Family, layout: Layout) -> *mut u8 {
+        let settings = Settings::get();
         // SAFETY: with its guards the layout is not empty.
-        match self.quick(layout, family, |outer| unsafe { self.counted().alloc(outer) }) {
+        match self.quick(layout, family, settings, |outer| unsafe { self.counted().alloc(outer) }) {
             Some(block) => {
-                fill_fresh(block, layout.size());
+                thread::current().charge(layout.size());
+                fill_fresh(block, layout.size(), settings);
                 block.as_ptr()
             }
             None => counted(self.fresh(layout, family, None), layout.size()),
@@ -98,7 +105,17 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     /// As for [`free`](Self::free).
     pub(crate) unsafe fn resize(&self, block: *mut u8, claim: Claim, new_layout: Option<Layout>) -> *mut u8 {
         let returned = match self.checker.take_whole(block, claim) {
-            Some(whole) => Returned::Whole(whole),
+            // SAFETY: the block was taken, and came from here.
+            Some(whole) => match unsafe { self.move_quickly(&whole, new_layout) } {
+                Some(new) => {
+                    let size = new_layout.map_or(0, |layout| layout.size());
+                    // SAFETY: as above. The new block is there.
+                    unsafe { self.retire(whole) };
+                    thread::current().charge(size);
+                    return new.as_ptr();
+                }
+                None => Returned::Whole(whole),
+            },
             None => self.checker.take_back(block, claim, Operation::Realloc),
         };
         // What is left of the block that can be copied, if that is known, and whether
@@ -157,6 +174,29 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         resized
     }
 
+    /// Copies a block into a new one for the current service, which is to be charged, where nothing has to be asked and
+    /// there is memory. `None`, and nothing has happened, otherwise.
+    ///
+    /// # Safety
+    ///
+    /// The block must have been taken from here.
+    #[inline(always)]
+    unsafe fn move_quickly(&self, whole: &Whole, new_layout: Option<Layout>) -> Option<NonNull<u8>> {
+        let (layout, settings) = (new_layout?, Settings::get());
+        // SAFETY: with its guards the layout is not empty.
+        let allocate = |outer| unsafe { self.counted().alloc(outer) };
+        let new = self.quick(layout, Family::Malloc, settings, allocate)?;
+        let (old, size) = (whole.header.layout().size(), layout.size());
+        // SAFETY: both blocks are valid for the smaller size, and the new one, which is nobody else's, for its own.
+        unsafe {
+            ptr::copy_nonoverlapping(whole.block.as_ptr(), new.as_ptr(), old.min(size));
+            if size > old {
+                fill_fresh(new.add(old), size - old, settings);
+            }
+        }
+        Some(new)
+    }
+
     /// Makes a block smaller where it is, and gives it to the current service.
     ///
     /// # Safety
@@ -197,11 +237,11 @@ const MOST_FILLED: usize = 64 << 20;
 
 /// Fills a new block.
 #[inline]
-fn fill_fresh(block: NonNull<u8>, size: usize) {
+fn fill_fresh(block: NonNull<u8>, size: usize, settings: &Settings) {
     // A program may well reserve more than it will ever touch.
     // SAFETY: the block is new, and as long as that.
     let fill = |byte| unsafe { check::fill::fill(block.as_ptr(), byte, size.min(MOST_FILLED)) };
-    match Settings::get().fill {
+    match settings.fill {
         Fill::Patterns => fill(check::FRESH),
         Fill::Zeros => fill(0),
         Fill::Nothing => {}
@@ -209,7 +249,7 @@ fn fill_fresh(block: NonNull<u8>, size: usize) {
 }
 
 impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
-    /// Obtains a block for the current service, and charges it, where nothing has to be asked and
+    /// Obtains a block for the current service, which is to be charged, where nothing has to be asked and
     /// there is memory. `None`, and nothing has happened, otherwise: what was asked is large, and would
     /// be copied from function to function.
     #[inline(always)]
@@ -217,14 +257,13 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         &self,
         layout: Layout,
         family: Family,
+        settings: &Settings,
         allocate: impl Fn(Layout) -> *mut u8,
     ) -> Option<NonNull<u8>> {
         if thread::current().needs_slow_path(layout.size()) || !check::is_plain(layout) {
             return None;
         }
-        let block = self.hand_out(layout, check::layout(layout)?, family, None, allocate)?;
-        thread::current().charge(layout.size());
-        Some(block)
+        self.hand_out(layout, check::layout(layout)?, family, None, settings, allocate)
     }
 
     /// Obtains a filled block for the current service.
@@ -232,7 +271,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     fn fresh(&self, layout: Layout, family: Family, replaced: Option<Replaced>) -> Option<Uncounted> {
         // SAFETY: the layout is not empty.
         let new = self.obtain(layout, family, replaced, |outer| unsafe { self.counted().alloc(outer) })?;
-        fill_fresh(new.0, layout.size());
+        fill_fresh(new.0, layout.size(), Settings::get());
         Some(new)
     }
 
@@ -253,7 +292,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     ) -> Option<Uncounted> {
         let outer = check::layout(layout)?;
         let asked = ask(layout.size(), replaced)?;
-        match self.hand_out(layout, outer, family, asked.sample(), &allocate) {
+        match self.hand_out(layout, outer, family, asked.sample(), Settings::get(), &allocate) {
             Some(block) => Some((block, asked)),
             None => {
                 drop(asked);
@@ -278,12 +317,13 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
 
         for _ in 0..TRIES {
             // SAFETY: that is what blocks are retired with.
-            if !unsafe { self.checker.flush(&self.backend, release::<B>) } {
+            if !unsafe { self.checker.flush::<B, ToBackend>(&self.backend) } {
                 break;
             }
             // Anew: a handler may have allocated, which was called for a violation.
             let asked = ask(layout.size(), replaced)?;
-            if let Some(block) = self.hand_out(layout, outer, family, asked.sample(), allocate) {
+            let settings = Settings::get();
+            if let Some(block) = self.hand_out(layout, outer, family, asked.sample(), settings, allocate) {
                 return Some((block, asked));
             }
         }
@@ -297,11 +337,13 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         outer: Layout,
         family: Family,
         sample: Option<SampleId>,
+        settings: &Settings,
         allocate: impl Fn(Layout) -> *mut u8,
     ) -> Option<NonNull<u8>> {
+        let noted = Noted::now(family, sample);
         let base = NonNull::new(allocate(outer))?;
         // SAFETY: the memory is ours, and of that layout.
-        let Some(block) = (unsafe { self.checker.hand_out(base, layout, outer, family, sample) }) else {
+        let Some(block) = (unsafe { self.checker.hand_out(base, layout, outer, noted, settings) }) else {
             // SAFETY: the memory is ours, of that layout, and nobody has seen it.
             unsafe { self.counted().dealloc(base.as_ptr(), outer) };
             return None;
@@ -318,7 +360,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     unsafe fn retire(&self, whole: Whole) {
         refund(whole.block.as_ptr(), Some(&whole.header), None);
         // SAFETY: the block is seized, and was requested from this allocator's backend.
-        unsafe { self.checker.retire(whole, &self.backend, release::<B>) };
+        unsafe { self.checker.retire::<B, ToBackend>(whole, &self.backend) };
     }
 
     /// Frees what is not simply a live block. What the program says of it is passed in parts, since a
@@ -352,7 +394,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
             Returned::ZeroSized(whole) => {
                 refund(block, Some(&whole.header), None);
                 // SAFETY: the block is seized, and was allocated here.
-                unsafe { self.checker.retire_zero_sized(whole, &self.backend, release::<B>) };
+                unsafe { self.checker.retire_zero_sized::<B, ToBackend>(whole, &self.backend) };
             }
             Returned::Leaked(known) => refund(block, known.as_ref(), claim.size),
             Returned::Refused => {}
@@ -408,15 +450,15 @@ fn counted(new: Option<Uncounted>, size: usize) -> *mut u8 {
     block.as_ptr()
 }
 
-/// Gives a block's memory back, that was requested for it and around it.
-///
-/// # Safety
-///
-/// The memory must have come from that backend with that layout, and be nobody's any more.
-#[inline]
-unsafe fn release<B: GlobalAlloc>(backend: &B, base: NonNull<u8>, outer: Layout) {
-    // SAFETY: the caller's memory, which was requested with that layout.
-    unsafe { Counted(backend).dealloc(base.as_ptr(), outer) };
+/// Gives a block's memory back to its backend, that was requested for it and around it.
+struct ToBackend;
+
+impl<B: GlobalAlloc> Releases<B> for ToBackend {
+    #[inline]
+    unsafe fn release(backend: &B, base: NonNull<u8>, outer: Layout) {
+        // SAFETY: the caller's memory, which was requested with that layout.
+        unsafe { Counted(backend).dealloc(base.as_ptr(), outer) };
+    }
 }
 
 /// Counts a block as freed by its owner, or as lost if something has
@@ -428,9 +470,10 @@ fn refund(block: *const u8, known: Option<&BlockHeader>, claimed: Option<usize>)
     {
         samples::release(sample);
     }
-    let is_refunded = known.is_some_and(|known| match known.owner() {
-        Some(owner) => thread::refund(owner, known.layout().size()),
-        None => false,
+    let is_refunded = known.is_some_and(|known| {
+        let size = known.layout().size();
+        thread::refund_current(known.owner_index(), size)
+            || known.owner().is_some_and(|owner| thread::refund(owner, size))
     });
     if !is_refunded {
         let size = known.map(|known| known.layout().size()).or(claimed);

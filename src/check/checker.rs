@@ -60,6 +60,21 @@ pub(crate) enum Returned {
     Refused,
 }
 
+/// What is noted of a new block, beside its layout and who allocates it.
+pub(crate) struct Noted {
+    family: Family,
+    sample: Option<SampleId>,
+    born: u64,
+}
+
+impl Noted {
+    /// Looks at the clock: to be done before the backend is asked, since little has to be kept across a call then.
+    #[inline(always)]
+    pub(crate) fn now(family: Family, sample: Option<SampleId>) -> Self {
+        Self { family, sample, born: sys::milliseconds() }
+    }
+}
+
 /// A block that was given back, and with which all is well.
 pub(crate) struct Whole {
     pub(crate) block: NonNull<u8>,
@@ -91,10 +106,9 @@ impl Checker {
         base: NonNull<u8>,
         layout: Layout,
         outer: Layout,
-        family: Family,
-        sample: Option<SampleId>,
+        Noted { family, sample, born }: Noted,
+        settings: &Settings,
     ) -> Option<NonNull<u8>> {
-        let settings = Settings::get();
         // SAFETY: the memory is larger than the offset.
         let block = unsafe { base.add(block::offset(layout)) };
         let entry = shadow::occupy(block.addr().get(), thread::numbers().map(Credits))?;
@@ -103,7 +117,7 @@ impl Checker {
             outer,
             family,
             self.identity().number(),
-            sys::milliseconds(),
+            born,
             stamp(settings.backtrace),
             sample,
         )
@@ -111,7 +125,7 @@ impl Checker {
         // SAFETY: the memory around the block is the caller's alone, and as large as `layout` asked for.
         unsafe {
             header.write(block, Tag::Live);
-            block::write_guards(block, &header);
+            block::write_first_guards(block, &header, layout, outer);
         }
         self.spans.note(block.addr().get());
         shadow::cover(block.addr().get(), block.addr().get() + block::reach(layout.size()));

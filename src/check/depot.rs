@@ -2,7 +2,7 @@
 
 use super::instance_id::{Identity, NUMBERS};
 use super::magazine::{self, Place};
-use super::quarantine::{MAGAZINE, Magazine, Magazines};
+use super::quarantine::{Leaves, MAGAZINE, Magazine, Magazines};
 use super::settings::Settings;
 use crate::ledger::thread;
 use crate::sync::{AtomicPtr, AtomicU32};
@@ -42,7 +42,7 @@ pub(super) fn place_for(identity: Identity) -> Option<&'static Place> {
 #[inline(always)]
 pub(super) fn kept_for(place: &'static Place, identity: Identity) -> Option<&'static Magazine> {
     // SAFETY: the place is the calling thread's; magazines are never unmapped.
-    unsafe { magazine::kept(place) }.filter(|magazine| magazine.identity() == Some(identity))
+    unsafe { magazine::kept(place) }.filter(|magazine| magazine.is_for(identity))
 }
 
 /// Whether a place is empty. What was kept there for an allocator that has ended is given back.
@@ -57,8 +57,8 @@ pub(super) fn is_free(magazines: &Magazines<'_>, place: &Place) -> bool {
 }
 
 /// Takes away the blocks that threads keep for an allocator, and calls `release` for each.
-pub(super) fn take_kept(magazines: &Magazines<'static>, identity: Identity, release: &mut impl FnMut(usize)) {
-    let is_own = |magazine: &Magazine| magazine.identity() == Some(identity);
+pub(super) fn take_kept(magazines: &Magazines<'static>, identity: Identity, release: &mut impl Leaves) {
+    let is_own = |magazine: &Magazine| magazine.is_for(identity);
     for place in thread::keepsakes(place_number(identity)) {
         // SAFETY: magazines are never unmapped.
         if let Some(left) = unsafe { magazine::take_blocks(place, is_own, release) } {
@@ -109,8 +109,8 @@ mod tests {
         let magazines = Magazines { all, next: &NEXT };
         let place: &Place = Box::leak(Box::default());
         let [old, other] = [(); 2].map(|()| NUMBERS.give().expect("there are enough"));
-        let magazine = magazines.take(old).expect("both are free");
-        magazine.push(16, 100, u64::MAX);
+        let magazine = magazines.take(old, u64::MAX).expect("both are free");
+        magazine.push(16, 100);
         magazine::put(place, magazine);
         assert!(kept_for(place, old).is_some() && kept_for(place, other).is_none());
         assert!(!is_free(&magazines, place), "its blocks are in quarantine");
@@ -120,7 +120,7 @@ mod tests {
         assert!(is_free(&magazines, place) && is_free(&magazines, place));
         assert!(kept_for(place, old).is_none() && magazine.holds() == (0, 0));
         assert!(
-            [again, other].iter().all(|identity| magazines.take(*identity).is_some()),
+            [again, other].iter().all(|identity| magazines.take(*identity, u64::MAX).is_some()),
             "it was given back"
         );
     }

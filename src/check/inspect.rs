@@ -60,7 +60,7 @@ pub(super) unsafe fn whole_in(block: NonNull<u8>, state: State) -> Option<BlockH
 /// # Safety
 ///
 /// The block must have been in quarantine, and have been seized or be pinned.
-#[inline]
+#[inline(always)]
 pub(super) unsafe fn whole_and_freed(block: NonNull<u8>, settings: &Settings) -> Option<BlockHeader> {
     // SAFETY: the state says that a block begins here, so its head and tail are mapped.
     unsafe {

@@ -6,7 +6,7 @@
 //! out of memory, takes the blocks out and leaves the magazine where it is. Meanwhile the place is marked. If the
 //! thread finds the mark when the magazine is full, it leaves the magazine to the other one.
 
-use super::quarantine::Magazine;
+use super::quarantine::{Leaves, Magazine};
 use crate::sync::{AtomicPtr, Ordering};
 use std::ptr;
 
@@ -49,7 +49,7 @@ pub(crate) fn take_out(place: &Place) -> bool {
 pub(crate) unsafe fn take_blocks<'a>(
     place: &Place,
     is_wanted: impl Fn(&Magazine) -> bool,
-    release: &mut impl FnMut(usize),
+    release: &mut impl Leaves,
 ) -> Option<&'a Magazine> {
     let word = place.load(Ordering::Acquire);
     if word.is_null() || word.addr() & MARK != 0 {
@@ -72,7 +72,7 @@ pub(crate) unsafe fn take_blocks<'a>(
 
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
-    use super::super::quarantine;
+    use super::super::quarantine::{self, Left};
     use super::*;
 
     #[test]
@@ -85,20 +85,21 @@ mod tests {
         };
         let take = |is_wanted, blocks: &mut Vec<usize>| {
             // SAFETY: the magazine is there until the end.
-            let left = unsafe { take_blocks(&place, |_| is_wanted, &mut |address| blocks.push(address)) };
+            let left =
+                unsafe { take_blocks(&place, |_| is_wanted, &mut |left: Left| blocks.push(left.address)) };
             assert!(left.is_none());
         };
         let mut blocks = Vec::new();
         take(true, &mut blocks);
         assert!(kept().is_none() && blocks.is_empty());
         put(&place, &magazine);
-        magazine.push(16, 100, u64::MAX);
-        magazine.push(1 << 47, 2000, u64::MAX);
+        magazine.push(16, 100);
+        magazine.push(1 << 47, 2000);
         take(false, &mut blocks);
         assert!(blocks.is_empty());
         take(true, &mut blocks);
         assert_eq!((&blocks[..], magazine.holds()), (&[16, 1 << 47][..], (0, 0)));
-        magazine.push(48, 300, u64::MAX);
+        magazine.push(48, 300);
         assert_eq!(magazine.holds(), (300, 1));
         assert!(kept().is_some_and(|kept| ptr::eq(kept, &magazine)) && take_out(&place) && kept().is_none());
     }
@@ -109,28 +110,28 @@ mod tests {
         let place = Place::default();
         put(&place, &magazine);
         let mut blocks = Vec::new();
-        magazine.push(16, 100, u64::MAX);
-        let mut amid = |address| {
-            blocks.push(address);
+        magazine.push(16, 100);
+        let mut amid = |left: Left| {
+            blocks.push(left.address);
             // SAFETY: the magazine is there until the end.
             assert!(unsafe { kept(&place) }.is_some(), "it can be filled on");
             // SAFETY: as above.
-            let other = unsafe { take_blocks(&place, |_| true, &mut |_| unreachable!()) };
+            let other = unsafe { take_blocks(&place, |_| true, &mut |_: Left| unreachable!()) };
             assert!(other.is_none(), "one at a time");
-            magazine.push(32, 100, u64::MAX);
+            magazine.push(32, 100);
             assert!(!take_out(&place));
         };
         // SAFETY: as above.
         let left = unsafe { take_blocks(&place, |_| true, &mut amid) };
         assert!(left.is_some_and(|left| ptr::eq(left, &magazine)));
-        magazine.take_blocks(&mut |address| blocks.push(address));
+        magazine.take_blocks(&mut |left: Left| blocks.push(left.address));
         assert_eq!((&blocks[..], magazine.holds()), (&[16, 32][..], (0, 0)));
     }
 }
 
 #[cfg(all(test, dogtag_loom))]
 mod model {
-    use super::super::quarantine;
+    use super::super::quarantine::{self, Left};
     use super::*;
     use crate::sync::whole_model;
     use loom::cell::UnsafeCell;
@@ -148,7 +149,7 @@ mod model {
         fn put_in(&self, magazine: &Magazine, block: usize) -> bool {
             // SAFETY: nobody has the block yet, or the model fails.
             self.blocks[block].with_mut(|block| unsafe { *block += 1 });
-            magazine.push((block + 1) * 16, 100, u64::MAX)
+            magazine.push((block + 1) * 16, 100)
         }
 
         fn release(&self, address: usize) {
@@ -171,9 +172,11 @@ mod model {
                 let shared = shared.clone();
                 move || {
                     // SAFETY: the magazines are there until the end.
-                    let left = unsafe { take_blocks(&shared.place, |_| true, &mut |at| shared.release(at)) };
+                    let left = unsafe {
+                        take_blocks(&shared.place, |_| true, &mut |left: Left| shared.release(left.address))
+                    };
                     left.map_or(0, |magazine| {
-                        magazine.take_blocks(&mut |at| shared.release(at));
+                        magazine.take_blocks(&mut |left: Left| shared.release(left.address));
                         assert_eq!(magazine.holds(), (0, 0));
                         1
                     })
@@ -189,9 +192,9 @@ mod model {
                     had += 1;
                     let (bytes, blocks) = kept.holds();
                     let mut left = 0;
-                    kept.each(|at| {
+                    kept.each(&mut |block: Left| {
                         left += 1;
-                        shared.release(at);
+                        shared.release(block.address);
                     });
                     assert_eq!((bytes, blocks), (left * 100, left));
                 }

@@ -267,10 +267,11 @@ pub use {
 #[cfg(not(dogtag_loom))]
 pub(crate) use {
     block::{AROUND, BlockHeader, FRESH, Family, is_plain, layout},
-    checker::{Checker, Returned, Whole},
+    checker::{Checker, Noted, Returned, Whole},
     claim::Claim,
     depot::quarantined,
     protection::has_no_access,
+    release::Releases,
     settings::{Fill, Settings},
 };
 

@@ -9,6 +9,8 @@
 //! alone. First in, first out, by the magazine.
 
 use super::block::prefetch;
+#[cfg(not(dogtag_loom))]
+use super::block_state::Entry;
 use super::instance_id::Identity;
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, const_unless_loom};
 
@@ -62,7 +64,7 @@ impl MagazineQueue {
         magazine: &Magazine,
         limit: u64,
         forks: u64,
-        mut release: impl FnMut(usize),
+        release: &mut impl Leaves,
     ) -> u64 {
         let (bytes, _) = magazine.holds();
         let limit = self.limit(limit, bytes, forks);
@@ -70,12 +72,12 @@ impl MagazineQueue {
         let displaced = swap(places, turn, magazines.number(magazine));
         let before = self.bytes();
         self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.empty(magazines, displaced, &mut release);
+        self.empty(magazines, displaced, release);
         // Others, whose limit may be higher by now, go on to put some in: those are not waited for.
         while self.bytes() > limit
             && let Some(oldest) = self.leave(places, turn + 1)
         {
-            self.empty(magazines, oldest, &mut release);
+            self.empty(magazines, oldest, release);
         }
         before.saturating_sub(self.bytes())
     }
@@ -109,21 +111,16 @@ impl MagazineQueue {
     }
 
     /// Releases the blocks of all magazines that are in.
-    pub(crate) fn clear(
-        &self,
-        places: &[AtomicU32],
-        magazines: &Magazines<'_>,
-        mut release: impl FnMut(usize),
-    ) {
+    pub(crate) fn clear(&self, places: &[AtomicU32], magazines: &Magazines<'_>, release: &mut impl Leaves) {
         // Others may go on to put magazines in, perhaps for ever: those are left.
         let end = self.counts.entered.load(Ordering::Relaxed);
         while let Some(oldest) = self.leave(places, end) {
-            self.empty(magazines, oldest, &mut release);
+            self.empty(magazines, oldest, release);
         }
     }
 
     /// Empties a magazine that was swapped out.
-    fn empty(&self, magazines: &Magazines<'_>, number: u32, release: impl FnMut(usize)) {
+    fn empty(&self, magazines: &Magazines<'_>, number: u32, release: &mut impl Leaves) {
         let Some(magazine) = magazines.get(number) else { return };
         self.counts.bytes.fetch_sub(magazine.holds().0, Ordering::Relaxed);
         magazines.empty(magazine, release);
@@ -176,19 +173,21 @@ pub(crate) struct Magazines<'a> {
 
 impl<'a> Magazines<'a> {
     /// Takes a free magazine for an allocator's blocks. `None` where there is none.
-    pub(crate) fn take(&self, identity: Identity) -> Option<&'a Magazine> {
+    /// It is full with more than `heavy` bytes.
+    pub(crate) fn take(&self, identity: Identity, heavy: u64) -> Option<&'a Magazine> {
         let start = self.next.load(Ordering::Relaxed) as usize % self.all.len().max(1);
         let (before, after) = self.all.split_at(start);
         let magazine = after.iter().chain(before).find(|magazine| {
             !magazine.taken.load(Ordering::Relaxed) && !magazine.taken.swap(true, Ordering::Acquire)
         })?;
         magazine.identity.store(identity.bits(), Ordering::Relaxed);
+        magazine.heavy.store(heavy, Ordering::Relaxed);
         self.next.store(self.number(magazine), Ordering::Relaxed);
         Some(magazine)
     }
 
     /// Releases the blocks of a magazine that the caller has, and makes the magazine free.
-    pub(crate) fn empty(&self, magazine: &Magazine, release: impl FnMut(usize)) {
+    pub(crate) fn empty(&self, magazine: &Magazine, release: &mut impl Leaves) {
         magazine.each(release);
         self.give_back(magazine);
     }
@@ -221,6 +220,8 @@ impl<'a> Magazines<'a> {
 pub(crate) struct Magazine {
     taken: AtomicBool,
     identity: AtomicU64,
+    /// Bytes with more than which it is full.
+    heavy: AtomicU64,
     /// How many blocks were put in, and their bytes.
     blocks: AtomicU64,
     bytes: AtomicU64,
@@ -256,12 +257,53 @@ impl Packed {
         (self.0 >> ADDRESS) as usize
     }
 
-    /// Has the processor fetch what will be looked at.
+    /// The block, which will be looked at in a moment: has the processor fetch it.
     #[inline(always)]
-    fn prefetch(self) {
+    fn fetched(self) -> Left {
         prefetch(self.address(), self.bytes());
+        Left::fetched(self.address())
+    }
+}
+
+/// What becomes of blocks that leave the quarantine. (A trait, since the compiler makes a call for each block of a closure
+/// that is passed by reference.)
+pub(crate) trait Leaves {
+    fn leave(&mut self, left: Left);
+}
+
+impl<F: FnMut(Left)> Leaves for F {
+    #[inline(always)]
+    fn leave(&mut self, left: Left) {
+        self(left);
+    }
+}
+
+/// A block that leaves the quarantine.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Left {
+    pub(crate) address: usize,
+    /// Where its state is.
+    #[cfg(not(dogtag_loom))]
+    pub(crate) entry: Option<&'static Entry>,
+}
+
+impl Left {
+    #[inline(always)]
+    pub(crate) fn new(address: usize) -> Self {
+        Self {
+            address,
+            #[cfg(not(dogtag_loom))]
+            entry: super::shadow::entry(address),
+        }
+    }
+
+    /// Has the processor fetch the state.
+    #[inline(always)]
+    fn fetched(address: usize) -> Self {
+        let left = Self::new(address);
         #[cfg(not(dogtag_loom))]
-        super::shadow::prefetch(self.address());
+        super::shadow::prefetch(left.entry);
+        left
     }
 }
 
@@ -275,22 +317,28 @@ impl Magazine {
         Identity::from_bits(self.identity.load(Ordering::Relaxed))
     }
 
-    /// Puts a block in, and says whether the magazine is full now or more than `heavy`
-    /// bytes were put in. The caller has or keeps the magazine, which is not full yet.
+    /// Whether the magazine is for that allocator's blocks.
     #[inline(always)]
-    pub(crate) fn push(&self, address: usize, bytes: usize, heavy: u64) -> bool {
+    pub(crate) fn is_for(&self, identity: Identity) -> bool {
+        self.identity.load(Ordering::Relaxed) == identity.bits()
+    }
+
+    /// Puts a block in, and says whether the magazine is full now. The caller has or keeps the magazine, which is not full
+    /// yet.
+    #[inline(always)]
+    pub(crate) fn push(&self, address: usize, bytes: usize) -> bool {
         let blocks = self.blocks.load(Ordering::Relaxed);
         self.contents[blocks as usize % MAGAZINE].store(Packed::new(address, bytes).0, Ordering::Relaxed);
         let sum = self.bytes.load(Ordering::Relaxed) + bytes as u64;
         self.bytes.store(sum, Ordering::Relaxed);
         // For who takes blocks out: they are there.
         self.blocks.store(blocks + 1, Ordering::Release);
-        blocks + 1 == MAGAZINE as u64 || sum > heavy
+        blocks + 1 == MAGAZINE as u64 || sum > self.heavy.load(Ordering::Relaxed)
     }
 
     /// Takes the blocks out while another thread keeps the magazine and puts more in; one thread at a time. Calls
     /// `release` for each. (Those that are so large that [`Packed`] does not tell have made the magazine full.)
-    pub(crate) fn take_blocks(&self, release: &mut impl FnMut(usize)) {
+    pub(crate) fn take_blocks(&self, release: &mut impl Leaves) {
         let blocks = self.blocks.load(Ordering::Acquire) as usize;
         for content in &self.contents[..blocks.min(MAGAZINE)] {
             let block = Packed(content.swap(0, Ordering::Relaxed));
@@ -300,7 +348,7 @@ impl Magazine {
                 };
                 count(&self.taken_blocks, 1);
                 count(&self.taken_bytes, block.bytes() as u64);
-                release(block.address());
+                release.leave(Left::new(block.address()));
             }
         }
     }
@@ -324,21 +372,25 @@ impl Magazine {
     }
 
     /// Calls `release` for all blocks, in the order in which they were put in.
-    pub(super) fn each(&self, mut release: impl FnMut(usize)) {
+    pub(super) fn each(&self, release: &mut impl Leaves) {
         /// How far ahead a block is fetched: it has not been touched for long.
         const AHEAD: usize = 4;
 
         let blocks = self.blocks.load(Ordering::Relaxed) as usize;
         let contents = &self.contents[..blocks.min(MAGAZINE)];
-        let load = |content: &AtomicU64| Packed(content.load(Ordering::Relaxed));
-        contents.iter().take(AHEAD).for_each(|content| load(content).prefetch());
-        for (index, content) in contents.iter().enumerate() {
-            if let Some(ahead) = contents.get(index + AHEAD) {
-                load(ahead).prefetch();
+        let fetched = |content: &AtomicU64| Packed(content.load(Ordering::Relaxed)).fetched();
+        let mut ahead = [Left::default(); AHEAD];
+        for (place, content) in ahead.iter_mut().zip(contents) {
+            *place = fetched(content);
+        }
+        for index in 0..contents.len() {
+            let place = &mut ahead[index % AHEAD];
+            let left = *place;
+            if let Some(content) = contents.get(index + AHEAD) {
+                *place = fetched(content);
             }
-            let block = load(content);
-            if block.0 != 0 {
-                release(block.address());
+            if left.address != 0 {
+                release.leave(left);
             }
         }
     }
@@ -354,6 +406,7 @@ pub(super) fn magazine() -> Magazine {
     Magazine {
         taken: AtomicBool::new(false),
         identity: AtomicU64::new(0),
+        heavy: AtomicU64::new(u64::MAX),
         blocks: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
         taken_blocks: AtomicU64::new(0),
@@ -383,12 +436,12 @@ mod tests {
             let mut model = VecDeque::<Vec<(usize, u64)>>::new();
             let mut address = 0;
             for sizes in magazines {
-                let magazine = pool.take(identity(3)).expect("most are free");
+                let magazine = pool.take(identity(3), u64::MAX).expect("most are free");
                 prop_assert_eq!((magazine.identity(), magazine.holds()), (Some(identity(3)), (0, 0)));
                 let mut blocks = Vec::new();
                 for size in sizes {
                     address += 16;
-                    let is_full = magazine.push(address, size, u64::MAX);
+                    let is_full = magazine.push(address, size);
                     blocks.push((address, size as u64));
                     prop_assert_eq!(is_full, blocks.len() == MAGAZINE);
                 }
@@ -401,7 +454,7 @@ mod tests {
                     expected.extend(model.pop_front().into_iter().flatten().map(|block| block.0));
                 }
                 let mut released = Vec::new();
-                quarantine.enter(&ring, &pool, magazine, limit, 0, |address| released.push(address));
+                quarantine.enter(&ring, &pool, magazine, limit, 0, &mut |left: Left| released.push(left.address));
                 prop_assert_eq!(released, expected);
                 prop_assert_eq!(quarantine.bytes(), bytes(&model));
                 let taken = all.iter().filter(|magazine| magazine.taken.load(Ordering::Relaxed)).count();
@@ -445,10 +498,10 @@ mod tests {
         let all: Vec<_> = (0..200).map(|_| magazine()).collect();
         let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
         let quarantine = MagazineQueue::new();
-        let put_in = |limit, release: &mut dyn FnMut(usize)| {
-            let magazine = pool.take(identity(1)).expect("most are free");
-            magazine.push(16, BLOCK, u64::MAX);
-            quarantine.enter(&ring, &pool, magazine, limit, 0, release);
+        let put_in = |limit, release: &mut dyn FnMut(Left)| {
+            let magazine = pool.take(identity(1), u64::MAX).expect("most are free");
+            magazine.push(16, BLOCK);
+            quarantine.enter(&ring, &pool, magazine, limit, 0, &mut &mut *release);
         };
         const BEFORE: usize = 10;
         (0..BEFORE).for_each(|_| put_in(u64::MAX, &mut |_| unreachable!()));
@@ -462,7 +515,7 @@ mod tests {
         put_in(BLOCK as u64, &mut meanwhile);
         assert_eq!(released, BEFORE + 1);
         let mut released = 0;
-        quarantine.clear(&ring, &pool, |_| {
+        quarantine.clear(&ring, &pool, &mut |_: Left| {
             released += 1;
             assert!(released <= BEFORE + 1, "it goes on for ever");
             put_in(u64::MAX, &mut |_| unreachable!());
@@ -472,20 +525,23 @@ mod tests {
 
     #[test]
     fn heavy_magazines_are_full() {
-        let magazine = magazine();
-        assert!(!magazine.push(16, 1000, 1000));
-        assert!(magazine.push(32, 1, 1000));
+        let pool = Magazines { all: &[magazine()], next: &AtomicU32::new(0) };
+        let magazine = pool.take(identity(1), 1000).expect("it is free");
+        assert!(!magazine.push(16, 1000));
+        assert!(magazine.push(32, 1));
+        pool.give_back(magazine);
+        assert!(pool.take(identity(1), 999).is_some_and(|again| again.push(16, 1000)));
     }
 
     #[test]
     fn every_magazine_can_be_taken() {
         let all: Vec<_> = (0..100).map(|_| magazine()).collect();
         let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
-        let taken: Vec<_> = std::iter::from_fn(|| pool.take(identity(1))).collect();
+        let taken: Vec<_> = std::iter::from_fn(|| pool.take(identity(1), u64::MAX)).collect();
         assert_eq!(taken.len(), 100);
         pool.give_back(taken[57]);
-        assert!(std::ptr::eq(pool.take(identity(2)).expect("one is free"), taken[57]));
-        assert!(pool.take(identity(2)).is_none());
+        assert!(std::ptr::eq(pool.take(identity(2), u64::MAX).expect("one is free"), taken[57]));
+        assert!(pool.take(identity(2), u64::MAX).is_none());
     }
 }
 
@@ -519,8 +575,8 @@ mod model {
                 for number in thread * each..(thread + 1) * each {
                     let magazine = &shared.all[number];
                     magazine.taken.store(true, Ordering::Relaxed);
-                    magazine.push((number + 1) * 16, 16, u64::MAX);
-                    let release = |address| released.push(address);
+                    magazine.push((number + 1) * 16, 16);
+                    let release = &mut |left: Left| released.push(left.address);
                     shared.quarantine.enter(&shared.places, &pool, magazine, limit, 0, release);
                 }
                 released
@@ -537,7 +593,7 @@ mod model {
                 let pool = Magazines { all: &shared.all, next: &shared.next };
                 if let Some(magazine) = pool.get(place.load(Ordering::Acquire)) {
                     left += 1;
-                    magazine.each(|address| seen.push(address));
+                    magazine.each(&mut |left: Left| seen.push(left.address));
                 }
             }
             assert_eq!(shared.quarantine.bytes(), left * 16);
@@ -563,9 +619,9 @@ mod model {
             let shared = Arc::new(([magazine(), magazine()], AtomicU32::new(0)));
             let take = |shared: &([Magazine; 2], AtomicU32)| {
                 let pool = Magazines { all: &shared.0, next: &shared.1 };
-                pool.take(identity(1)).map(|magazine| {
+                pool.take(identity(1), u64::MAX).map(|magazine| {
                     assert_eq!(magazine.holds(), (0, 0), "somebody else has it");
-                    magazine.push(16, 16, u64::MAX);
+                    magazine.push(16, 16);
                     pool.give_back(magazine);
                 })
             };

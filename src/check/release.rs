@@ -1,10 +1,11 @@
 //! The way of blocks out of the quarantine, back to the backend.
 
-use super::block::BlockHeader;
+use super::block::{BlockHeader, HEAD};
 use super::block_state::{self, Entry, State};
 use super::handler::react;
 use super::inspect::{pointer, whole_and_freed, wrong_with_freed};
 use super::protection;
+use super::quarantine::Left;
 use super::settings::Settings;
 use super::shadow::{self, Vacancies};
 use super::violation_kind::Operation;
@@ -17,22 +18,34 @@ use std::ptr::NonNull;
 /// Gives the memory that was requested for a block back to the backend.
 pub(super) type Release<B> = unsafe fn(&B, NonNull<u8>, Layout);
 
+/// Has a [`Release`], as a type: so the compiler knows it where many blocks are released.
+pub(crate) trait Releases<B> {
+    /// Gives the memory that was requested for a block back to the backend.
+    ///
+    /// # Safety
+    ///
+    /// The memory must have come from that backend with that layout, and be nobody's any more.
+    unsafe fn release(backend: &B, base: NonNull<u8>, outer: Layout);
+}
+
 /// Gives a block's memory back, unless something has overwritten how much it is.
 ///
 /// # Safety
 ///
-/// The block must have been requested from that backend, have that header, and be nobody's any more.
+/// The block must have that header, and be nobody's any more; `release` must be for the backend that it was requested
+/// from.
 #[inline(always)]
-pub(super) unsafe fn give_back<B>(
+pub(super) unsafe fn give_back(
     block: NonNull<u8>,
     header: &BlockHeader,
-    backend: &B,
-    release: Release<B>,
+    release: impl FnOnce(NonNull<u8>, Layout),
 ) {
     // SAFETY: where the block's memory begins, and the layout that it was requested with.
     unsafe {
-        if let Some(outer) = header.outer_layout(block) {
-            release(backend, block.sub(header.offset()), outer);
+        if let Some(outer) = header.plain_outer_layout() {
+            release(block.sub(HEAD), outer);
+        } else if let Some(outer) = header.outer_layout(block) {
+            release(block.sub(header.offset()), outer);
         }
     }
 }
@@ -41,28 +54,28 @@ pub(super) unsafe fn give_back<B>(
 ///
 /// # Safety
 ///
-/// [`Checker::retire`](super::Checker::retire) must have put it in, for that backend.
-#[inline]
-pub(super) unsafe fn release_block<B>(
-    address: usize,
+/// [`Checker::retire`](super::Checker::retire) must have put it in; `release` must be for the backend that it was
+/// requested from.
+#[inline(always)]
+pub(super) unsafe fn release_block(
+    Left { address, entry }: Left,
     vacancies: &mut Vacancies,
     settings: &Settings,
-    backend: &B,
-    release: Release<B>,
+    release: impl FnOnce(NonNull<u8>, Layout),
 ) {
-    let (Some(entry), Some(block)) = (shadow::entry(address), pointer(address)) else { return };
+    let (Some(entry), Some(block)) = (entry, pointer(address)) else { return };
     // None if `verify` has found a violation there.
     let Some(state) = entry.seize_quarantined() else { return };
     if state == State::Protected {
         // SAFETY: it was protected and has been seized, and was requested from that backend.
-        return unsafe { release_protected(block, entry, backend, release) };
+        return unsafe { release_protected(block, entry, release) };
     }
     // SAFETY: it was in quarantine and has been seized.
     match unsafe { whole_and_freed(block, settings) } {
         Some(header) => {
             vacancies.vacate(address, entry);
             // SAFETY: the block is seized, and was requested from that backend.
-            unsafe { give_back(block, &header, backend, release) };
+            unsafe { give_back(block, &header, release) };
         }
         // SAFETY: it was in quarantine and has been seized.
         None => unsafe { keep_for_good(block, entry, settings) },
@@ -89,10 +102,14 @@ unsafe fn keep_for_good(block: NonNull<u8>, entry: &'static Entry, settings: &Se
 ///
 /// # Safety
 ///
-/// The block must have been protected, have been seized, and be from that backend.
+/// The block must have been protected, have been seized, and be from the backend that `release` is for.
 #[cold]
 #[inline(never)]
-unsafe fn release_protected<B>(block: NonNull<u8>, entry: &'static Entry, backend: &B, release: Release<B>) {
+unsafe fn release_protected(
+    block: NonNull<u8>,
+    entry: &'static Entry,
+    release: impl FnOnce(NonNull<u8>, Layout),
+) {
     // SAFETY: the block is the caller's alone.
     unsafe {
         let whole = protection::whole(block);
@@ -104,7 +121,7 @@ unsafe fn release_protected<B>(block: NonNull<u8>, entry: &'static Entry, backen
             && protection::reopen(block, &header)
         {
             shadow::vacate(block.addr().get(), entry);
-            return give_back(block, &header, backend, release);
+            return give_back(block, &header, release);
         }
         let violation = whole.is_none().then(|| protection::wrong(block, Operation::Reuse));
         entry.set(State::Leaked);

@@ -37,11 +37,11 @@ pub(crate) fn entry(address: usize) -> Option<&'static Entry> {
     }
 }
 
-/// Has the processor fetch the entry for an address.
+/// Has the processor fetch an entry.
 #[inline]
-pub(crate) fn prefetch(address: usize) {
+pub(crate) fn prefetch(entry: Option<&'static Entry>) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(entry) = entry(address) {
+    if let Some(entry) = entry {
         // SAFETY: a hint, which any address will do for.
         unsafe {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -49,7 +49,7 @@ pub(crate) fn prefetch(address: usize) {
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+    let _ = entry;
 }
 
 /// The entry for a block that is about to be handed out, with a table mapped if need be. It is

@@ -127,10 +127,27 @@ pub(crate) fn long_cell(slot: Slot) -> Option<&'static Cell> {
     with(|thread| thread.shard.get()?.long_cell(slot))
 }
 
+/// Refunds a block to the service that the calling thread is in, if that is the one in the slot of this index and the
+/// thread has a cell of its own for it. `false`, and nothing has happened, otherwise.
+#[cfg(feature = "memory-check")]
+#[inline(always)]
+pub(crate) fn refund_current(index: u32, size: usize) -> bool {
+    with(|thread| {
+        // SAFETY: what the field says; cells are never unmapped.
+        let cell = unsafe { &*thread.cell.get() };
+        let (mark, record, _) = thread.last_record.get();
+        let is_current = cell.own_mark() == mark && record.index() == index;
+        if is_current {
+            cell.refund(size);
+        }
+        is_current
+    })
+}
+
 /// Refunds a block to a service, from the calling thread. `false` if there is
 /// no such service.
 #[cfg(feature = "memory-check")]
-#[inline]
+#[inline(never)]
 pub(crate) fn refund(slot: Slot, size: usize) -> bool {
     // A long slot's mark is no cell's.
     let mark = slot.mark();
@@ -487,6 +504,7 @@ impl Thread {
     }
 }
 
+#[cfg_attr(feature = "memory-check", inline(always))]
 fn with<R>(body: impl FnOnce(&Thread) -> R) -> R {
     // SAFETY: the calling thread's own `Thread`, which lives as long as it runs;
     // all its fields are interior-mutable and no reference leaves the closure.

@@ -24,7 +24,7 @@ pub(crate) unsafe fn wrong_fill(block: NonNull<u8>, size: usize, filled: u8) -> 
 /// # Safety
 ///
 /// As for [`wrong_fill`].
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn has_fill(block: NonNull<u8>, size: usize, filled: Option<u8>) -> bool {
     // SAFETY: the caller's block.
     let bytes = unsafe { NonNull::slice_from_raw_parts(block, size).as_ref() };

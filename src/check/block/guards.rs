@@ -1,6 +1,7 @@
 //! What stands on both sides of a block, so that whoever writes there is noticed.
 
-use super::{BlockHeader, GUARD, mix};
+use super::{BlockHeader, GUARD, LARGE, LEAST_TAIL, mix, offset};
+use std::alloc::Layout;
 use std::ptr::NonNull;
 
 /// Writes both guards of a block that has this header.
@@ -10,8 +11,36 @@ use std::ptr::NonNull;
 /// As for [`BlockHeader::write`].
 #[inline]
 pub(crate) unsafe fn write_guards(block: NonNull<u8>, header: &BlockHeader) {
-    let (size, tail) = (header.layout().size(), header.tail());
-    let guards = Guards::of(block, header, size, tail);
+    // SAFETY: as the caller says.
+    unsafe { write_both_guards(block, header, header.layout().size(), header.tail()) }
+}
+
+/// Variant of [`write_guards`] for a block of that layout, for which `outer` has just been requested.
+///
+/// # Safety
+///
+/// As for [`BlockHeader::write`].
+#[inline]
+pub(crate) unsafe fn write_first_guards(
+    block: NonNull<u8>,
+    header: &BlockHeader,
+    layout: Layout,
+    outer: Layout,
+) {
+    let tail = outer.size() - offset(layout) - layout.size();
+    debug_assert_eq!(tail, header.tail());
+    // A byte more than the least, but for large blocks: with what the compiler knows then, guards do not overlap.
+    let tail = if layout.size() < LARGE { LEAST_TAIL + usize::from((tail - LEAST_TAIL) as u8) } else { tail };
+    // SAFETY: as the caller says.
+    unsafe { write_both_guards(block, header, layout.size(), tail) }
+}
+
+/// # Safety
+///
+/// As for [`BlockHeader::write`], for a block of that size with so many bytes behind it.
+#[inline(always)]
+unsafe fn write_both_guards(block: NonNull<u8>, header: &BlockHeader, size: usize, tail: usize) {
+    let guards = Guards::of(block, header.zero(), size, tail);
     // SAFETY: the requested memory holds both, the head and the tail of at least 16 bytes.
     unsafe {
         block.sub(GUARD).cast().write_unaligned(guards.head);
@@ -45,7 +74,7 @@ pub(crate) unsafe fn write_head(block: NonNull<u8>) {
 #[inline]
 pub(crate) unsafe fn has_guards(block: NonNull<u8>, header: &BlockHeader) -> bool {
     let (size, tail) = (header.layout().size(), header.tail());
-    let guards = Guards::of(block, header, size, tail);
+    let guards = Guards::of(block, header.zero(), size, tail);
     // SAFETY: the guards were written when the block was handed out.
     unsafe {
         let behind = block.add(size);
@@ -96,11 +125,11 @@ struct Guards {
 
 impl Guards {
     #[inline(always)]
-    fn of(block: NonNull<u8>, header: &BlockHeader, size: usize, tail: usize) -> Self {
+    fn of(block: NonNull<u8>, zero: usize, size: usize, tail: usize) -> Self {
         let guard = guard(block);
         let from = |offset: usize| u64::from_le(guard.to_le().rotate_right((offset % 8 * 8) as u32));
         let (next, last) = (from(size), from(size + tail));
-        let first = u64::from_le(next.to_le() & !(0xff << (8 * header.zero())));
+        let first = u64::from_le(next.to_le() & !(0xff << (8 * zero)));
         Self {
             head: Bytes([guard, guard]),
             first: Bytes([first, next]),

@@ -19,8 +19,7 @@ pub(crate) struct BlockHeader {
     /// The call stack of the allocation (24 bits), how many bytes are looked at behind the block (8), and the
     /// call stack of the free (32).
     traces: u64,
-    /// The magic word, and a checksum over the address and what is known of the
-    /// live block.
+    /// A checksum over the address and what is known of the live block, mixed with the magic word.
     sealed: u64,
     /// The size (48 bits), and by how much the block was larger once, when its memory was
     /// requested (16): from [`MUCH`] on, that stands behind the guard.
@@ -123,10 +122,16 @@ impl BlockHeader {
         SampleId::new(u32::try_from(self.freed).ok()?.checked_sub(1)?)
     }
 
+    /// The index of the [owner's](Self::owner) slot, or of none.
+    #[inline]
+    pub(crate) fn owner_index(&self) -> u32 {
+        self.allocated as u32 & SLOTS
+    }
+
     /// The slot of the service that owns it.
     #[inline]
     pub(crate) fn owner(&self) -> Option<Slot> {
-        Slot::new(self.allocated as u32 & SLOTS)
+        Slot::new(self.owner_index())
     }
 
     /// As the program asked for it.
@@ -172,6 +177,13 @@ impl BlockHeader {
             TO_END_OF_PAGE => large_tail(self.layout().size()),
             _ => GUARD,
         }
+    }
+
+    /// Variant of [`tail`](Self::tail) for nearly all blocks: `None` if it is large, or has shrunk, or has none.
+    #[inline(always)]
+    fn plain_tail(&self) -> Option<usize> {
+        let more = self.traces as u32 >> TRACE;
+        (more < ZERO_SIZED).then_some(LEAST_TAIL + more as usize)
     }
 
     /// Makes it the header of a block of 0 bytes behind which there is no guard, but a page
@@ -241,15 +253,13 @@ impl BlockHeader {
     }
 
     /// Variant of [`outer_layout`](Self::outer_layout) for nearly all blocks: neither large, nor shrunk, nor aligned more
-    /// than all are.
+    /// than all are. They begin [`HEAD`] into it.
     #[inline(always)]
-    fn plain_outer_layout(&self) -> Option<Layout> {
-        let (more, logarithm) = (self.traces as u32 >> TRACE, self.packed >> 16 & 63);
-        let is_plain = self.size <= SIZES
-            && more < ZERO_SIZED
-            && !self.has_own_pages()
-            && logarithm <= ALIGN.trailing_zeros().into();
-        let size = HEAD + self.size as usize + LEAST_TAIL + more as usize;
+    pub(crate) fn plain_outer_layout(&self) -> Option<Layout> {
+        // One that was large, or larger, has another tail.
+        let tail = self.plain_tail()?;
+        let is_plain = self.packed & (63 << 16) <= u64::from(ALIGN.trailing_zeros()) << 16;
+        let size = HEAD + self.size as usize + tail;
         // SAFETY: it was valid when the block was handed out.
         is_plain.then(|| unsafe { Layout::from_size_align_unchecked(size, ALIGN) })
     }
@@ -320,17 +330,16 @@ impl BlockHeader {
         (read.sealed == read.seal(block, tag)).then_some(read)
     }
 
-    /// The dogtag and the checksum. Odd factors, so that every bit counts. Who
+    /// The dogtag and the checksum. Odd factors and no bit left out, so that every bit counts. Who
     /// freed the block, and its sample, is left out: nothing but reports needs it, and so a free
     /// changes the dogtag only.
     #[inline]
     fn seal(&self, block: NonNull<u8>, tag: Tag) -> u64 {
-        let mixed = mix(block);
-        let sum = mixed
+        let sum = mix(block)
             .wrapping_add((self.size ^ self.packed.rotate_left(29)).wrapping_mul(0x9E37_79B9_7F4A_7C15))
             .wrapping_add(self.allocated.wrapping_mul(0xC2B2_AE3D_27D4_EB4F))
             .wrapping_add((self.traces & 0xffff_ffff).wrapping_mul(0x85EB_CA77_C2B2_AE63));
-        pair(tag as u32 ^ mixed as u32, (sum ^ sum >> 32) as u32)
+        sum ^ tag as u64
     }
 }
 

@@ -9,13 +9,14 @@ use crate::check::fill::fill;
 use crate::check::inspect::{SOME_HAVE_ENDED, may_be_gone, pointer};
 use crate::check::instance_id::{Identity, NUMBERS};
 use crate::check::magazine::{self, Place};
-use crate::check::quarantine::Magazine;
-use crate::check::release::{Release, give_back, give_back_after_forks, release_block};
+use crate::check::quarantine::{Leaves, Left, Magazine};
+use crate::check::release::{Release, Releases, give_back, give_back_after_forks, release_block};
 use crate::check::settings::{Fill, Settings};
 use crate::check::shadow::{self, Vacancies};
 use crate::check::{protection, scrubber, threads, zero_sized};
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys;
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 
 impl Checker {
@@ -25,22 +26,23 @@ impl Checker {
     ///
     /// The block must be from the allocator of this checker and that backend.
     #[inline(always)]
-    pub(crate) unsafe fn retire<B>(&self, whole: Whole, backend: &B, release: Release<B>) {
+    pub(crate) unsafe fn retire<B, R: Releases<B>>(&self, whole: Whole, backend: &B) {
         let Whole { block, entry, mut header } = whole;
         let settings = Settings::get();
         let identity = self.identity();
-        // SAFETY: the block is the caller's alone.
-        let footprint = unsafe { header.outer_layout(block) }.map_or(0, |outer| outer.size());
+        let outer = match header.plain_outer_layout() {
+            // SAFETY: the block is the caller's alone.
+            None => unsafe { header.outer_layout(block) },
+            plain => plain,
+        };
+        let footprint = outer.map_or(0, |outer| outer.size());
         let is_kept_back = identity != Identity::UNNUMBERED
             && footprint as u64 <= settings.quarantine
             && has_quarantine(settings);
         if !is_kept_back {
             shadow::vacate(block.addr().get(), entry);
             // SAFETY: the block is seized, and was requested from that backend.
-            return unsafe { give_back(block, &header, backend, release) };
-        }
-        if self.release.load(Ordering::Relaxed).is_null() {
-            self.release.store(release as *mut (), Ordering::Relaxed);
+            return unsafe { give_back(block, &header, |base, outer| R::release(backend, base, outer)) };
         }
         threads::settle_name();
         let size = header.layout().size();
@@ -56,7 +58,7 @@ impl Checker {
         };
         entry.set(state);
         // SAFETY: as the caller says.
-        unsafe { self.keep_back(block, footprint, settings, identity, backend, release) }
+        unsafe { self.keep_back::<B, R>(block, footprint, settings, identity, backend) }
     }
 
     /// Variant of [`retire`](Self::retire) for a block of 0 bytes, to which nobody has access.
@@ -65,7 +67,7 @@ impl Checker {
     ///
     /// As for [`retire`](Self::retire).
     #[cold]
-    pub(crate) unsafe fn retire_zero_sized<B>(&self, whole: Whole, backend: &B, release: Release<B>) {
+    pub(crate) unsafe fn retire_zero_sized<B, R: Releases<B>>(&self, whole: Whole, backend: &B) {
         let Whole { block, entry, mut header } = whole;
         let settings = Settings::get();
         let identity = self.identity();
@@ -74,15 +76,12 @@ impl Checker {
             // SAFETY: the block was seized, and nobody has it any more.
             return unsafe { zero_sized::put(block) };
         }
-        if self.release.load(Ordering::Relaxed).is_null() {
-            self.release.store(release as *mut (), Ordering::Relaxed);
-        }
         threads::settle_name();
         // SAFETY: the block is the caller's alone. It takes nothing of the backend's.
         unsafe {
             header.set_freed(block, stamp(settings.backtrace));
             entry.set(State::Protected);
-            self.keep_back(block, 0, settings, identity, backend, release);
+            self.keep_back::<B, R>(block, 0, settings, identity, backend);
         }
     }
 
@@ -92,27 +91,25 @@ impl Checker {
     ///
     /// As for [`retire`](Self::retire).
     #[inline(always)]
-    unsafe fn keep_back<B>(
+    unsafe fn keep_back<B, R: Releases<B>>(
         &self,
         block: NonNull<u8>,
         footprint: usize,
         settings: &'static Settings,
         identity: Identity,
         backend: &B,
-        release: Release<B>,
     ) {
         let address = block.addr().get();
-        let heavy = self.quarantine.heavy(settings.quarantine);
         let place = place_for(identity);
         // SAFETY: the block was requested from that backend.
         unsafe {
             match place.and_then(|place| Some((place, kept_for(place, identity)?))) {
                 Some((place, kept)) => {
-                    if kept.push(address, footprint, heavy) && magazine::take_out(place) {
-                        self.enter(kept, settings, backend, release);
+                    if kept.push(address, footprint) && magazine::take_out(place) {
+                        self.enter::<B, R>(kept, settings, backend);
                     }
                 }
-                None => self.begin_magazine((address, footprint), place, identity, backend, release),
+                None => self.begin_magazine::<B, R>((address, footprint), place, identity, backend),
             }
         }
     }
@@ -123,26 +120,32 @@ impl Checker {
     ///
     /// As for [`retire`](Self::retire).
     #[inline(never)]
-    unsafe fn begin_magazine<B>(
+    unsafe fn begin_magazine<B, R: Releases<B>>(
         &self,
         (address, footprint): (usize, usize),
         place: Option<&'static Place>,
         identity: Identity,
         backend: &B,
-        release: Release<B>,
     ) {
+        // All of the allocator's magazines begin here.
+        self.release.store(R::release as Release<B> as *mut (), Ordering::Relaxed);
         let settings = Settings::get();
         let magazines = magazines(settings);
         let place = place.filter(|place| is_free(&magazines, place));
-        let Some(magazine) = magazines.take(identity) else {
-            // SAFETY: the caller has put it into quarantine, and it was requested from that backend.
-            return unsafe { release_block(address, &mut Vacancies::default(), settings, backend, release) };
+        let heavy = self.quarantine.heavy(settings.quarantine);
+        let Some(magazine) = magazines.take(identity, heavy) else {
+            // SAFETY: the block was requested from that backend.
+            let release = |base, outer| unsafe { R::release(backend, base, outer) };
+            // SAFETY: the caller has put it into quarantine.
+            return unsafe {
+                release_block(Left::new(address), &mut Vacancies::default(), settings, release)
+            };
         };
-        let is_full = magazine.push(address, footprint, self.quarantine.heavy(settings.quarantine));
+        let is_full = magazine.push(address, footprint);
         match place {
             Some(place) if !is_full => magazine::put(place, magazine),
             // SAFETY: the caller's block is from that backend.
-            _ => unsafe { self.enter(magazine, settings, backend, release) },
+            _ => unsafe { self.enter::<B, R>(magazine, settings, backend) },
         }
     }
 
@@ -152,18 +155,15 @@ impl Checker {
     ///
     /// What is in it, and in quarantine, must be from that backend.
     #[inline(never)]
-    unsafe fn enter<B>(
+    unsafe fn enter<B, R: Releases<B>>(
         &self,
         magazine: &'static Magazine,
         settings: &'static Settings,
         backend: &B,
-        release: Release<B>,
     ) {
         let magazines = magazines(settings);
-        let mut vacancies = Vacancies::default();
         // SAFETY: all that is in there was put in by `retire`, for that backend.
-        let release_block =
-            |address| unsafe { release_block(address, &mut vacancies, settings, backend, release) };
+        let mut leaving = unsafe { Leaving::<B, R>::new(backend, settings) };
         // Nothing is kept while blocks are released: that may come back here.
         match self.places_or_map(settings) {
             Some(places) => {
@@ -174,12 +174,12 @@ impl Checker {
                     magazine,
                     settings.quarantine,
                     block_state::forks(),
-                    release_block,
+                    &mut leaving,
                 );
                 give_back_after_forks(less);
                 scrubber::begin_by_free(settings);
             }
-            None => magazines.empty(magazine, release_block),
+            None => magazines.empty(magazine, &mut leaving),
         }
     }
 
@@ -190,25 +190,20 @@ impl Checker {
     ///
     /// Both must be what [`retire`](Self::retire) is called with.
     #[cold]
-    pub(crate) unsafe fn flush<B>(&self, backend: &B, release: Release<B>) -> bool {
+    pub(crate) unsafe fn flush<B, R: Releases<B>>(&self, backend: &B) -> bool {
         let settings = Settings::get();
         let identity = Identity::from_bits(self.identity.load(Ordering::Relaxed));
         let Some(identity) = identity.filter(|_| has_quarantine(settings)) else {
             return false;
         };
         let magazines = magazines(settings);
-        let mut were_any = false;
-        let mut vacancies = Vacancies::default();
-        let mut release_block = |address| {
-            were_any = true;
-            // SAFETY: put in by `retire`, for that backend.
-            unsafe { release_block(address, &mut vacancies, settings, backend, release) };
-        };
+        // SAFETY: put in by `retire`, for that backend.
+        let mut leaving = unsafe { Leaving::<B, R>::new(backend, settings) };
         if let Some(places) = self.places(settings) {
-            self.quarantine.clear(places, &magazines, &mut release_block);
+            self.quarantine.clear(places, &magazines, &mut leaving);
         }
-        take_kept(&magazines, identity, &mut release_block);
-        were_any
+        take_kept(&magazines, identity, &mut leaving);
+        leaving.were_any
     }
 
     /// Releases all blocks that are in quarantine, for an allocator that ends,
@@ -254,10 +249,11 @@ impl Checker {
             }
             if matches!(found, Some(Found::KeptBack)) && !release.is_null() {
                 // SAFETY: put in by `retire`, and only this allocator would take
-                // it out; only `retire` stores there, such a function.
+                // it out; only `begin_magazine` stores there, such a function.
                 unsafe {
                     let release = std::mem::transmute::<*mut (), Release<B>>(release);
-                    release_block(address, &mut vacancies, settings, backend, release);
+                    let release = |base, outer| release(backend, base, outer);
+                    release_block(Left { address, entry: Some(entry) }, &mut vacancies, settings, release);
                 }
             }
         });
@@ -286,6 +282,35 @@ impl Checker {
     fn places_or_map(&self, settings: &Settings) -> Option<&'static [AtomicU32]> {
         // SAFETY: zeros are valid. Unmapped only by `end`, which has the allocator to itself.
         unsafe { sys::get_or_map_slice(&self.places, places_of(settings)) }
+    }
+}
+
+/// Releases blocks that leave a quarantine.
+struct Leaving<'a, B, R> {
+    backend: &'a B,
+    settings: &'a Settings,
+    vacancies: Vacancies,
+    were_any: bool,
+    release: PhantomData<fn() -> R>,
+}
+
+impl<'a, B, R> Leaving<'a, B, R> {
+    /// # Safety
+    ///
+    /// All blocks that leave must have been put in by [`Checker::retire`], for that backend.
+    unsafe fn new(backend: &'a B, settings: &'a Settings) -> Self {
+        Self { backend, settings, vacancies: Vacancies::default(), were_any: false, release: PhantomData }
+    }
+}
+
+impl<B, R: Releases<B>> Leaves for Leaving<'_, B, R> {
+    #[inline(always)]
+    fn leave(&mut self, left: Left) {
+        self.were_any = true;
+        // SAFETY: the block was requested from that backend, as `new` asks.
+        let release = |base, outer| unsafe { R::release(self.backend, base, outer) };
+        // SAFETY: `retire` has put it in.
+        unsafe { release_block(left, &mut self.vacancies, self.settings, release) };
     }
 }
 

@@ -185,6 +185,38 @@ fn fill_by_patterns() {
     assert_eq!(*black_box(vec![0_u8; 100]), [0; 100]);
 }
 
+/// A reallocation moves a block, whatever its sizes, with the bytes that stay; what it grows by is fresh, and what it was is
+/// freed.
+#[test]
+fn what_a_block_grows_by_is_fresh() {
+    survives!("");
+    const SIZES: [usize; 7] = [1, 24, 200, 1000, 4096, 60_000, 100_000];
+    let victim = victim();
+    for (old, new) in SIZES.into_iter().flat_map(|old| SIZES.map(|new| (old, new))) {
+        let [before, after] = [old, new].map(|size| Layout::from_size_align(size, 8).unwrap());
+        let bytes = |number: usize| (0..number).map(|byte| byte as u8);
+        victim.run(|| {
+            // SAFETY: the layouts are not empty, and each block is freed with its own. No memory is used again yet.
+            unsafe {
+                let block = black_box(std::alloc::alloc(before));
+                bytes(old).enumerate().for_each(|(at, byte)| block.add(at).write(byte));
+                let moved = black_box(realloc(block, before, new));
+                assert_ne!(moved, block);
+                let kept = std::slice::from_raw_parts(moved, new);
+                assert!(kept.iter().copied().take(old).eq(bytes(old.min(new))), "{old} to {new}");
+                assert!(kept.iter().skip(old).all(|byte| *byte == 0xCD), "{old} to {new}");
+                if old < 100_000 {
+                    assert!(std::slice::from_raw_parts(block, old).iter().all(|byte| *byte == 0xDD));
+                }
+                assert_eq!((victim.usage().bytes(), victim.usage().blocks()), (new as u64, 1));
+                dealloc(moved, after);
+            }
+        });
+    }
+    assert_eq!((victim.usage().bytes(), victim.usage().blocks()), (0, 0));
+    assert_eq!(check::verify().violations, 0);
+}
+
 #[test]
 fn fill_with_zeros() {
     survives!("fill=zero");
