@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LIVE 1024
-
 /* The compiler must not see through them. */
 static void *(*volatile allocate)(size_t) = malloc;
 static void *(*volatile allocate_zeros)(size_t, size_t) = calloc;
@@ -33,22 +31,6 @@ static void enlarged(size_t size, long number)
 		release(enlarge(allocate(size), 2 * size));
 }
 
-/* 1 to 128 bytes, of which 1,024 blocks are live, in any order. */
-static void mixed(long number)
-{
-	static void *live[LIVE];
-	unsigned random = 1;
-
-	for (long i = 0; i < number; i++) {
-		void **block;
-
-		random = random * 1664525 + 1013904223;
-		block = &live[random >> 22];
-		release(*block);
-		*block = allocate(1 + (random >> 10) % 128);
-	}
-}
-
 int main(int count, char **arguments)
 {
 	long number = count == 3 ? atol(arguments[2]) : 0;
@@ -63,8 +45,6 @@ int main(int count, char **arguments)
 		zeros(64, number);
 	else if (strcmp(arguments[1], "realloc-64-128") == 0)
 		enlarged(64, number);
-	else if (strcmp(arguments[1], "mixed-1k-live") == 0)
-		mixed(number);
 	else
 		return 2;
 	return 0;

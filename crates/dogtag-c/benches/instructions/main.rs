@@ -19,9 +19,9 @@ use libraries::{compile, contestants};
 use std::path::Path;
 use std::{env, fs, process};
 
-const OPERATIONS: [&str; 5] = ["pair-64", "pair-4096", "zeroed-64", "realloc-64-128", "mixed-1k-live"];
+const OPERATIONS: [&str; 4] = ["pair-64", "pair-4096", "zeroed-64", "realloc-64-128"];
 /// Those that are counted with memory-check, too, which takes valgrind a while.
-const CHECKED: [&str; 2] = ["pair-64", "mixed-1k-live"];
+const CHECKED: [&str; 1] = ["pair-64"];
 
 fn main() {
     let options = Options::read();
