@@ -513,6 +513,22 @@ mod tests {
         }
     }
 
+    /// Who enters a service goes there; with another place it would find no cell each time, and take the slow way.
+    #[test]
+    fn a_marks_place_is_where_its_cell_is() {
+        let shard = ShardList::new().acquire().unwrap();
+        // In each chunk some.
+        for slot in (0..1 << 16).step_by(97).filter_map(Slot::new) {
+            assert!(shard.claim(slot).is_some());
+        }
+        for bytes in 0..=u16::MAX {
+            let mark = Mark::from_cookie(bytes.to_ne_bytes());
+            let [looked_up, known] =
+                [shard.directory.cell(mark), shard.directory.cell_at(&CellPlace::of(mark))];
+            assert!(ptr::eq(looked_up, known), "{mark:?}");
+        }
+    }
+
     /// A thread looks at the top, and changes it when the counter has come round.
     #[test]
     fn a_shard_has_one_owner_though_the_counter_comes_round() {
