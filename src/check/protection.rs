@@ -50,6 +50,14 @@ static TO: AtomicUsize = AtomicUsize::new(0);
 
 static FAULT_HOOK: FaultHook = FaultHook { handle };
 
+/// How many blocks have lost their access so far.
+static TURNS: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a thread may try an access again: see [`fault::may_try_again`].
+fn may_try_again(address: usize) -> bool {
+    fault::may_try_again(address, TURNS.load(Ordering::Relaxed))
+}
+
 /// Whether faults come to this module: it sets the signal's handler if that was never done. `false` if somebody has
 /// set another one since.
 pub(super) fn hears_of_faults() -> bool {
@@ -86,6 +94,7 @@ pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> bool {
         CLOSED.fetch_sub(1, Ordering::Relaxed);
         return false;
     }
+    TURNS.fetch_add(1, Ordering::Relaxed);
     FROM.fetch_min(block.addr().get(), Ordering::Relaxed);
     TO.fetch_max(block.addr().get() + length, Ordering::Relaxed);
     // SAFETY: pages that are the block's alone.
@@ -235,7 +244,7 @@ fn handle(fault: &Fault) -> Outcome {
     }
     let Some((start, entry)) = shadow::covering(address) else {
         // The block may have left the quarantine meanwhile.
-        return if fault::may_try_again(address) { Outcome::TryAgain } else { Outcome::Nothing };
+        return if may_try_again(address) { Outcome::TryAgain } else { Outcome::Nothing };
     };
     for attempt in 0..TRIES {
         match entry.get() {
@@ -247,7 +256,7 @@ fn handle(fault: &Fault) -> Outcome {
             // Somebody is about to give the access back.
             State::Busy => {}
             // It was given back as far as was known.
-            State::Leaked if LOST.has(start) && fault::may_try_again(address) => {
+            State::Leaked if LOST.has(start) && may_try_again(address) => {
                 let page = pointer(address & !(PAGE - 1));
                 // SAFETY: memory that is never used again.
                 let is_open = page.is_some_and(|page| unsafe {
@@ -256,7 +265,7 @@ fn handle(fault: &Fault) -> Outcome {
                 return if is_open { Outcome::TryAgain } else { Outcome::Nothing };
             }
             // It was given back meanwhile, or taken away by the program.
-            _ if fault::may_try_again(address) => return Outcome::TryAgain,
+            _ if may_try_again(address) => return Outcome::TryAgain,
             _ => return Outcome::Nothing,
         }
         spin(attempt);

@@ -26,7 +26,7 @@ fn handle(fault: &Fault) -> Outcome {
         _ if !entry.is_used() => Kind::WildAccess,
         // There may have come a block meanwhile.
         (State::Live | State::Retired, Part::Page) => {
-            return if may_try_again(address) { Outcome::TryAgain } else { Outcome::Nothing };
+            return if may_try_again(address, 0) { Outcome::TryAgain } else { Outcome::Nothing };
         }
         (State::Live | State::Retired, Part::Before) => Kind::Underrun,
         (State::Live | State::Retired, _) => Kind::Overrun,

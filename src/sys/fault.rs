@@ -132,8 +132,9 @@ fn denies_access(signal: c_int, code: c_int) -> bool {
 }
 
 /// Whether a thread may try an access again that nothing seems to forbid, since that may have changed meanwhile.
-/// Not twice in a row: then the program has protected the page itself, or cannot use it so.
-pub(crate) fn may_try_again(address: usize) -> bool {
+/// Not twice in a row: then the program has protected the page itself, or cannot use it so. `turn` is another one whenever
+/// pages may have lost their access since: threads and addresses are used again.
+pub(crate) fn may_try_again(address: usize, turn: usize) -> bool {
     const PLACES: usize = 256;
     /// Each thread's last attempt. Threads that share a place may try more often.
     static LAST: [AtomicUsize; PLACES] = [const { AtomicUsize::new(0) }; PLACES];
@@ -142,7 +143,7 @@ pub(crate) fn may_try_again(address: usize) -> bool {
     let thread = unsafe { libc::pthread_self() as usize };
     // What differs between threads is above a page; 2^64 by the golden ratio mixes it.
     let place = ((thread as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as usize % PLACES;
-    let attempt = thread.rotate_left(32) ^ address;
+    let attempt = thread.rotate_left(32) ^ address ^ turn.rotate_right(12);
     LAST[place].swap(attempt, Ordering::Relaxed) != attempt
 }
 
@@ -489,5 +490,19 @@ unsafe fn call_on<W: FnOnce()>(stack: usize, work: &mut Option<W>) {
 unsafe fn call_on<W: FnOnce()>(_: usize, work: &mut Option<W>) {
     if let Some(work) = work.take() {
         work();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_is_another_one_when_pages_have_lost_their_access_since() {
+        let address = 0x7f12_3456_7000;
+        assert!(may_try_again(address, 1) && !may_try_again(address, 1));
+        // A thread of the same number, and a block at the same address.
+        assert!(may_try_again(address, 2) && !may_try_again(address, 2));
+        assert!(may_try_again(address + 1, 2));
     }
 }
