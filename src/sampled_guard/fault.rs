@@ -1,7 +1,7 @@
 //! Tells of faults in the pool.
 
 use super::entry::State;
-use super::pool::{Part, PoolSlot};
+use super::pool::{FREES, Part, PoolSlot};
 use super::reaction;
 use super::report;
 use super::violation::{Found, Kind, Violation};
@@ -26,7 +26,8 @@ fn handle(fault: &Fault) -> Outcome {
         _ if !entry.is_used() => Kind::WildAccess,
         // There may have come a block meanwhile.
         (State::Live | State::Retired, Part::Page) => {
-            return if may_try_again(address, 0) { Outcome::TryAgain } else { Outcome::Nothing };
+            let turn = FREES.load(Ordering::Relaxed) as usize;
+            return if may_try_again(address, turn) { Outcome::TryAgain } else { Outcome::Nothing };
         }
         (State::Live | State::Retired, Part::Before) => Kind::Underrun,
         (State::Live | State::Retired, _) => Kind::Overrun,

@@ -41,8 +41,8 @@ static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
 /// How many slots are used for new blocks; 0 before there is a pool. All others are there before it is.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
-/// How many blocks were freed.
-static FREES: AtomicU64 = AtomicU64::new(0);
+/// How many blocks were freed, and so how often a page has lost its access.
+pub(super) static FREES: AtomicU64 = AtomicU64::new(0);
 
 pub(super) static GUARDED: AtomicU64 = AtomicU64::new(0);
 pub(super) static BYTES: AtomicU64 = AtomicU64::new(0);
