@@ -147,6 +147,7 @@
 //! | `copies` | `1` | 0 does not look at what C's functions read and write |
 //! | `protect` | `64K` (`1M` other than on x86-64) | the size from which on freed blocks in quarantine [have no access](#large-blocks), and no less than the default; 0 for none, and for no pages behind [blocks of 0 bytes](#blocks-of-0-bytes) |
 //! | `look` | `0` | milliseconds from one [look](#looks) at the quarantine to the next; 0 for none |
+//! | `patience` | `10` | seconds that a report may take to find the functions' names, before it has addresses instead; with 0 it has none, and no event is sent |
 //!
 //! # Memory
 //!

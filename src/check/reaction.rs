@@ -25,7 +25,8 @@ pub enum Reaction {
 /// and returns [`Reaction::Abort`], or [`Reaction::Leak`] if `DOGTAG_CHECK` has `reaction=leak`.
 ///
 /// The report is written at once, with neither an allocation nor a lock. A thread of its own writes
-/// the functions' names and emits the event; `report` waits for that thread for ten seconds at most.
+/// the functions' names and emits the event; `report` waits for that thread for ten seconds at most, or as
+/// long as `DOGTAG_CHECK` has it (`patience=60`).
 /// So no lock that the program holds can make it hang.
 ///
 /// ```

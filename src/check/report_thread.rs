@@ -2,6 +2,7 @@
 //! Both take locks and allocate, and the thread that found the violation may hold one of those locks.
 //! So it waits for the report thread, but not for ever.
 
+use super::settings::Settings;
 use super::violation::Violation;
 use crate::contained::{contain, drop_contained};
 use crate::events;
@@ -13,8 +14,13 @@ use std::fmt;
 use std::time::Duration;
 
 /// Prints the call stacks and emits the event, on a thread of its own. `false` if that is not done,
-/// or not yet: no thread could be started, or what it needs is locked.
+/// or not yet: no thread could be started, what it needs is locked, or nobody waits for that.
 pub(crate) fn deliver(violation: &Violation) -> bool {
+    // How long the thread that found the violation waits; it may be about to abort.
+    let patience = Settings::get().patience;
+    if patience == 0 {
+        return false;
+    }
     let receipt = Receipt::new();
     let subscriber = events::subscriber();
     let work = {
@@ -35,7 +41,7 @@ pub(crate) fn deliver(violation: &Violation) -> bool {
     if !sys::spawn(work) {
         return false;
     }
-    for _ in 0..PATIENCE.as_millis() {
+    for _ in 0..patience.saturating_mul(1000) {
         if receipt.is_signed() {
             return true;
         }
@@ -43,9 +49,6 @@ pub(crate) fn deliver(violation: &Violation) -> bool {
     }
     false
 }
-
-/// How long the thread that found the violation waits; it may be about to abort.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Says whether a report was delivered. It takes no allocation, for which there may be no memory: it
 /// is one of 64 bits, which is flipped when the report is delivered. Of more than 64 reports at once

@@ -32,6 +32,8 @@ pub(crate) struct Settings {
     pub(crate) protect: u64,
     /// Milliseconds from one look at the quarantine to the next; 0 for none.
     pub(crate) look: u64,
+    /// Seconds that a report may take to find the functions' names.
+    pub(crate) patience: u64,
 }
 
 /// Selects what fresh and freed memory is filled with.
@@ -80,6 +82,7 @@ impl Settings {
         copies: true,
         protect: LARGE as u64,
         look: 0,
+        patience: 10,
     };
 
     /// The settings in force before the environment can be read. There is no quarantine yet, since
@@ -126,6 +129,7 @@ impl Settings {
             b"copies" => self.copies = switch(value)?,
             b"protect" => self.protect = number(value)?,
             b"look" => self.look = number(value)?,
+            b"patience" => self.patience = number(value)?,
             _ => return None,
         }
         Some(())
@@ -160,7 +164,8 @@ fn report_unknown(setting: &[u8]) {
         "dogtag: DOGTAG_CHECK: \"{}\" is no setting and is ignored; \
          there are quarantine=BYTES (0 for none; K, M, G), quarantine-blocks=NUMBER (up to {MOST_BLOCKS}), \
          fill=0|1|zero, backtrace=0|1, reaction=abort|leak, alloc-dealloc-mismatch=none|new|all, \
-         new-delete-type-mismatch=0|1, copies=0|1, protect=BYTES (0 for none), look=MILLISECONDS (0 for none)\n",
+         new-delete-type-mismatch=0|1, copies=0|1, protect=BYTES (0 for none), look=MILLISECONDS (0 for none), \
+         patience=SECONDS\n",
         setting.escape_ascii(),
     ));
 }
@@ -231,9 +236,10 @@ mod tests {
             copies: false,
             protect: 1 << 20,
             look: 100,
+            patience: 60,
         };
         let text = "quarantine=16M, quarantine-blocks = 1000,fill=zero,backtrace=1,,reaction=leak,\
-                    alloc-dealloc-mismatch=new,new-delete-type-mismatch=0,copies=0,protect=1M,look=100";
+                    alloc-dealloc-mismatch=new,new-delete-type-mismatch=0,copies=0,protect=1M,look=100,patience=60";
         assert_eq!(parse(text), (all, vec![]));
         assert_eq!(parse("quarantine=0").0.quarantine, 0);
         assert_eq!(parse("quarantine=3k").0.quarantine, 3072);
@@ -256,6 +262,7 @@ mod tests {
             "new-delete-type-mismatch=all",
             "protect=yes",
             "look=100ms",
+            "patience=1s",
             "color=red",
             "=1",
         ] {
@@ -274,7 +281,7 @@ mod tests {
     /// Settings, things that look like some, and others.
     fn setting() -> impl Strategy<Value = String> {
         let name = "quarantine|quarantine-blocks|fill|backtrace|reaction|alloc-dealloc-mismatch|\
-                    new-delete-type-mismatch|copies|protect|look|[a-z-]{0,9}";
+                    new-delete-type-mismatch|copies|protect|look|patience|[a-z-]{0,9}";
         let value = "[0-9]{0,4}[kKmMgG]?|[0-9]{5,22}|0|1|zero|abort|leak|none|new|all|.{0,9}";
         (name, " ?", value).prop_map(|(name, space, value)| format!("{space}{name}{space}={space}{value}"))
     }

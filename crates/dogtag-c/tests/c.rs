@@ -172,7 +172,7 @@ fn reports_of_copies_have_call_stacks_and_leave_errno() {
     for name in ["memcpy 1 over the end", "snprintf over the end"] {
         let mut kind = Command::new(&program);
         kind.args([name, "8"]).env("LD_PRELOAD", library(CHECKED).join("libdogtag_c.so"));
-        kind.env("DOGTAG_CHECK", "backtrace=1,reaction=leak").env("KINDS_ERRNO", "1");
+        kind.env("DOGTAG_CHECK", "backtrace=1,reaction=leak,patience=1000").env("KINDS_ERRNO", "1");
         let ended = run(kind);
         assert!(ended.stderr.contains(" main"), "{name}: {}", ended.stderr);
         assert_eq!(ended.output.status.code(), Some(77), "{name}: {}", ended.stderr);

@@ -28,7 +28,10 @@ pub fn run(check: &Check) -> Result<(), Failure> {
     let reaction = if check.abort { "abort" } else { "leak" };
     let mut launch = Launch::new(&program, &check.program, Library::Checked)?;
     launch
-        .set("DOGTAG_CHECK", format!("backtrace=1,reaction={reaction},quarantine={}", check.quarantine))
+        .set(
+            "DOGTAG_CHECK",
+            format!("backtrace=1,patience=60,reaction={reaction},quarantine={}", check.quarantine),
+        )
         .set("DOGTAG_CHECK_LOG", log.path());
     let (_, status) = launch.run()?;
     let found = log.read()?;

@@ -47,7 +47,9 @@ pub fn run(run: &Run) -> Result<(), Failure> {
     }
     let log = if run.check { Some(Log::new()?) } else { None };
     if let Some(log) = &log {
-        launch.set("DOGTAG_CHECK", "backtrace=1,reaction=leak").set("DOGTAG_CHECK_LOG", log.path());
+        launch
+            .set("DOGTAG_CHECK", "backtrace=1,reaction=leak,patience=60")
+            .set("DOGTAG_CHECK_LOG", log.path());
     }
     let (pid, status) = launch.run()?;
     // Whatever can be told of it, the program has ended as it has.

@@ -97,7 +97,7 @@ fn stack(call: Call) -> Vec<usize> {
 #[test]
 fn a_report_goes_through_a_library_that_was_opened_since() {
     aborts!(
-        "backtrace=1",
+        "backtrace=1,patience=1000",
         "double free",
         "allocated at",
         "late_inner",

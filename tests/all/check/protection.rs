@@ -128,7 +128,15 @@ fn an_access_is_reported_with_the_call_stack_of_who_made_it() {
         black_box(());
     }
 
-    aborts!("backtrace=1", SAID[0], SAID[1], SAID[2], SAID[3], "reads_what_was_freed", super::LINES);
+    aborts!(
+        "backtrace=1,patience=1000",
+        SAID[0],
+        SAID[1],
+        SAID[2],
+        SAID[3],
+        "reads_what_was_freed",
+        super::LINES
+    );
     reads_what_was_freed(freed(SIZE));
 }
 

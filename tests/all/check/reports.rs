@@ -70,7 +70,27 @@ fn subscribe() {
 
 #[test]
 fn report_has_call_stacks() {
-    aborts!("backtrace=1", "allocated at", "check::culprit", "freed at", "met at", "check::twice", LINES);
+    aborts!(
+        "backtrace=1,patience=1000",
+        "allocated at",
+        "check::culprit",
+        "freed at",
+        "met at",
+        "check::twice",
+        LINES
+    );
+    twice(black_box(culprit()));
+}
+
+/// Nobody waits for names then.
+#[test]
+fn without_patience_a_report_has_addresses() {
+    aborts!(
+        "backtrace=1,patience=0",
+        "allocated at\n        0x",
+        "freed at\n        0x",
+        "met at\n        0x"
+    );
     twice(black_box(culprit()));
 }
 
