@@ -30,7 +30,7 @@ const STRIDE: usize = 3;
 /// Bytes of a mark.
 const MARK: usize = 2;
 /// The memory of so many bytes of pages stays when their blocks are freed: to have it anew costs a fault each time.
-const KEPT: usize = 1 << 20;
+const KEPT: usize = 512 << 10;
 
 /// The first slot's first page; 0 before there is a pool. The next four are there before it is.
 static BASE: AtomicUsize = AtomicUsize::new(0);

@@ -140,7 +140,7 @@ impl SampledGuardBuilder {
     }
 
     /// Sets how many blocks can be guarded at once, live ones and freed ones whose pages have no access. A live
-    /// one takes a page of memory (4 KiB), and so does a freed one of the first MiB's; each takes less than a KiB,
+    /// one takes a page of memory (4 KiB), and so does a freed one of the first 512 KiB's; each takes less than a KiB,
     /// and every third one a page, beside.
     pub const fn slots(mut self, blocks: usize) -> Self {
         self.slots = blocks;

@@ -96,10 +96,10 @@ fn the_pool_is_bounded_and_freed_slots_wait_for_longest() {
 }
 
 /// A live block takes a page of memory. A freed one takes none while it waits for its slot to be used again, but for
-/// a MiB of them.
+/// 512 KiB of them.
 #[test]
-fn the_memory_of_freed_blocks_is_the_systems_but_for_a_mib() {
-    const KEPT: usize = (1 << 20) / PAGE;
+fn the_memory_of_freed_blocks_is_the_systems_but_for_some() {
+    const KEPT: usize = (512 << 10) / PAGE;
 
     /// Whether there is memory for the page that an address is in.
     fn has_memory(address: usize) -> bool {
