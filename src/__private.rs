@@ -181,6 +181,8 @@ pub mod blocks {
             ViolationKind::BadUsableSize => 9,
             ViolationKind::Overread => 10,
             ViolationKind::ReadAfterFree => 11,
+            ViolationKind::WildWrite => 12,
+            ViolationKind::WildRead => 13,
         }
     }
 

@@ -68,7 +68,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
     #[cold]
     #[inline(never)]
     pub(crate) fn alloc_zero_sized(&self, family: Family, layout: Layout) -> *mut u8 {
-        let Some(asked) = ask(0, None) else { return ptr::null_mut() };
+        let Some(asked) = Self::ask(0, None) else { return ptr::null_mut() };
         match self.checker.hand_out_zero_sized(layout, family, asked.sample()) {
             Some(block) => counted(Some((block, asked)), 0),
             None => {
@@ -159,7 +159,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
                 if asked.is_some() { block } else { ptr::null_mut() }
             }
         };
-        let asked = ask(new_size, replaced);
+        let asked = Self::ask(new_size, replaced);
         if asked.is_some() {
             // There is no memory for a copy.
             return shrink(returned, asked);
@@ -168,7 +168,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         let current = thread::go_to(owner);
         let resized = match self.fresh(new_layout, Family::Malloc, replaced) {
             Some(new) => move_to(new, returned),
-            None => shrink(returned, ask(new_size, replaced)),
+            None => shrink(returned, Self::ask(new_size, replaced)),
         };
         thread::leave_for(current);
         resized
@@ -291,7 +291,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
         allocate: impl Fn(Layout) -> *mut u8,
     ) -> Option<Uncounted> {
         let outer = check::layout(layout)?;
-        let asked = ask(layout.size(), replaced)?;
+        let asked = Self::ask(layout.size(), replaced)?;
         match self.hand_out(layout, outer, family, asked.sample(), Settings::get(), &allocate) {
             Some(block) => Some((block, asked)),
             None => {
@@ -321,7 +321,7 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
                 break;
             }
             // Anew: a handler may have allocated, which was called for a violation.
-            let asked = ask(layout.size(), replaced)?;
+            let asked = Self::ask(layout.size(), replaced)?;
             let settings = Settings::get();
             if let Some(block) = self.hand_out(layout, outer, family, asked.sample(), settings, allocate) {
                 return Some((block, asked));
@@ -349,6 +349,21 @@ impl<B: GlobalAlloc, P: OwnerPlace> Dogtag<B, P> {
             return None;
         };
         Some(block)
+    }
+
+    /// Asks whether the current service's limits allow for a block: `None` if they do
+    /// not, and nothing within if the hot path would not have asked.
+    #[inline]
+    fn ask(size: usize, replaced: Option<Replaced>) -> Option<Asked> {
+        if !thread::current().needs_slow_path(size) {
+            return Some(Asked::default());
+        }
+        // The thread may be a new one, which has nothing from the backend yet.
+        check::begin_thread::<B>();
+        let (account, record) = thread::current_account();
+        let decision = Decision::of(account, record, size);
+        let admitted = threshold::ask(account, record, size, replaced)?;
+        Some(Asked(Some((admitted, decision))))
     }
 
     /// Counts a block as freed, and puts it into quarantine.
@@ -418,19 +433,6 @@ impl Asked {
     fn sample(&self) -> Option<SampleId> {
         self.0.as_ref().and_then(|(_, decision)| decision.sample())
     }
-}
-
-/// Asks whether the current service's limits allow for a block: `None` if they do
-/// not, and nothing within if the hot path would not have asked.
-#[inline]
-fn ask(size: usize, replaced: Option<Replaced>) -> Option<Asked> {
-    if !thread::current().needs_slow_path(size) {
-        return Some(Asked::default());
-    }
-    let (account, record) = thread::current_account();
-    let decision = Decision::of(account, record, size);
-    let admitted = threshold::ask(account, record, size, replaced)?;
-    Some(Asked(Some((admitted, decision))))
 }
 
 /// A new block, and what was asked about it.

@@ -17,6 +17,7 @@ use super::settings::Settings;
 use super::shadow;
 use super::violation::Violation;
 use super::violation_kind::{Operation, ViolationKind};
+use super::wild_access;
 use crate::sync::{AtomicBool, Ordering};
 use std::ptr::{self, NonNull};
 
@@ -43,8 +44,10 @@ struct Access {
 /// while they are read.
 static IS_ON: AtomicBool = AtomicBool::new(false);
 
-/// Begins to check accesses, unless `DOGTAG_CHECK` says not to. Call it when the library is loaded.
+/// Begins to check accesses, and to hear of [wild](super::wild_access) ones, unless `DOGTAG_CHECK` says not to. Call it
+/// when the library is loaded.
 pub fn begin() {
+    wild_access::begin();
     IS_ON.store(Settings::get().copies, Ordering::Relaxed);
 }
 

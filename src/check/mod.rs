@@ -12,6 +12,7 @@
 //! | [`WriteAfterFree`](ViolationKind::WriteAfterFree) | certain while the block is in quarantine; of a block of 64 KiB or more at the write |
 //! | [`ReadAfterFree`](ViolationKind::ReadAfterFree) | of a block of 64 KiB or more certain, at the read, while the block is in quarantine, with [exceptions](#large-blocks); of [C's of 0 bytes](#blocks-of-0-bytes), too |
 //! | [`Overread`](ViolationKind::Overread) | of [C's blocks of 0 bytes](#blocks-of-0-bytes) certain, at the read |
+//! | [`WildWrite`](ViolationKind::WildWrite), [`WildRead`](ViolationKind::WildRead): of the heap's memory where no block is, such as a MiB past a block | certain, at the access, in pages that have held no block, or whose blocks were given back some seconds ago, with [exceptions](#memory-without-blocks) |
 //! | [`LayoutMismatch`](ViolationKind::LayoutMismatch): freed or resized with another size or alignment | certain |
 //! | [`InvalidFree`](ViolationKind::InvalidFree): of a pointer that was never handed out, such as one to the stack, into a block, or from another allocator | certain; the pointer is not followed |
 //! | [`RegionInUse`](ViolationKind::RegionInUse): a mapped region that is dropped before its blocks | certain |
@@ -72,11 +73,11 @@
 //! goes on, the access is let through. A block that was read is like any other in quarantine then; one that was written to
 //! is never used again. (One access is reported, not those that follow.)
 //!
-//! For that a handler of `SIGSEGV` and `SIGBUS` is set when the first such block is freed. Handlers from before, and the
+//! For that a handler of `SIGSEGV` and `SIGBUS` is set, when the first such block is freed at the latest. Handlers from before, and the
 //! default, are called for every fault that is no freed block's, as their flags and masks say. If the program sets
-//! another one later, faults are that one's, and no more blocks lose their access. The handler of violations runs on
+//! another one after that, faults are that one's, and no more blocks lose their access. The handler of violations runs on
 //! the stack of the thread that made the access, not on its small one for signals. Rust's standard library sets a
-//! handler before `main`, and only where there is none: where large blocks were freed before, a stack overflow ends the
+//! handler before `main`, and only where there is none: where large blocks were freed before `main`, a stack overflow ends the
 //! process without the line "has overflowed its stack".
 //!
 //! A thread that blocks `SIGSEGV`, or whose own stack is the freed block and that has no other one for signals, ends the
@@ -102,6 +103,33 @@
 //! process's mappings. Where there are no more, or a block is to be aligned to more than 4 KiB (64 KiB other than on
 //! x86-64), it is like any other: a write is found when it is freed, and a read is not seen. So it is with a block
 //! that skynet's `realloc` makes so small. Rust has no blocks of 0 bytes.
+//!
+//! # Memory without blocks
+//!
+//! jemalloc maps ranges of some MiB, and keeps what it does not use. On Linux such pages have no access, and nor have
+//! 2 MiB of addresses on each side of a range: whoever reads or writes there is reported at once, as a wild access. The
+//! report names the nearest block, which need not be the one that was meant: a pointer that was never set may point
+//! there, too. If the process goes on, the access is let through; what it writes there is in no block that comes later.
+//!
+//! Pages that hold blocks are not meant, if only one that is small: so the larger the heap, the more often a wild
+//! access hits a block, or memory between two. Nor are those that jemalloc will take next, up to a multiple of 256 KiB.
+//! Pages that were freed lose their access when jemalloc gives them back, after ten seconds or so. jemalloc's
+//! bookkeeping keeps its access, as does what it has for blocks of 8 MiB and more once they have left the quarantine, an
+//! arena that the program has made, and what is allocated while jemalloc starts.
+//!
+//! What is said above of signals, handlers and filters of system calls holds here, too: a filter has to allow
+//! `mprotect`, or refuse it with an error, when the heap grows; with dogtag-c's `interpose` all pages have their access
+//! back when the program calls `prctl` for a filter. The handler is set in C programs when they are loaded, in others
+//! when a second thread allocates, or a thread has freed some 32 blocks; before that a wild access ends the process
+//! without a report. A program that has set a handler of its own since is given such faults until the first large block
+//! is freed. A Rust program that runs with the library preloaded says no more that it "has overflowed its stack".
+//!
+//! There are no more than 8,192 such runs of pages: beyond that pages keep their access. Where the system refuses to
+//! give an access back, all pages get theirs. jemalloc is left as it is where the program has it `retain:false`,
+//! `hpa:true` or guards of its own, or has set hooks, and by `protect=0`. With `ulimit -v` nothing is reserved beside a
+//! range. Every 256 KiB by which the heap grows take a system call, and so does an extent that is given back; the kernel
+//! makes no huge page of memory that has its access in parts, and large zeroed blocks in pages that were freed a moment
+//! ago are written to.
 //!
 //! # Looks
 //!
@@ -145,7 +173,7 @@
 //! | `alloc-dealloc-mismatch` | `all` | which blocks are reported that another family's function frees: `new` only those of `new` and `new[]`, for programs with two C++ libraries, one of them on top of `malloc`; `none` |
 //! | `new-delete-type-mismatch` | `1` | 0 does not report C++'s `delete` with another size or alignment |
 //! | `copies` | `1` | 0 does not look at what C's functions read and write |
-//! | `protect` | `64K` (`1M` other than on x86-64) | the size from which on freed blocks in quarantine [have no access](#large-blocks), and no less than the default; 0 for none, and for no pages behind [blocks of 0 bytes](#blocks-of-0-bytes) |
+//! | `protect` | `64K` (`1M` other than on x86-64) | the size from which on freed blocks in quarantine [have no access](#large-blocks), and no less than the default; 0 for none, and for no pages behind [blocks of 0 bytes](#blocks-of-0-bytes) and [without blocks](#memory-without-blocks) |
 //! | `look` | `0` | milliseconds from one [look](#looks) at the quarantine to the next; 0 for none |
 //! | `patience` | `10` | seconds that a report may take to find the functions' names, before it has addresses instead; with 0 it has none, and no event is sent |
 //!
@@ -158,7 +186,7 @@
 //!
 //! # Limits
 //!
-//! A write far from the block, a read past its end or of small freed blocks but by C's [functions](#copies), and
+//! A write far from the block into another one, a read past its end or of small freed blocks but by C's [functions](#copies), and
 //! a violation of memory from elsewhere are not seen; sanitizers see them. A pointer
 //! that is freed again after its memory has been handed out once more is taken
 //! for the new block. Of more than 65,534 allocators at once the others are not told apart,
@@ -190,6 +218,13 @@ mod checker;
 pub(crate) mod claim;
 #[cfg(not(dogtag_loom))]
 mod depot;
+#[cfg(all(
+    feature = "jemalloc",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(dogtag_loom)
+))]
+mod extent_hooks;
 #[cfg(not(dogtag_loom))]
 pub(crate) mod fill;
 #[cfg(not(dogtag_loom))]
@@ -221,11 +256,23 @@ mod text;
 #[cfg(not(dogtag_loom))]
 mod threads;
 #[cfg(not(dogtag_loom))]
+#[cfg_attr(
+    not(all(
+        feature = "jemalloc",
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64")
+    )),
+    allow(dead_code)
+)]
+mod uncommitted;
+#[cfg(not(dogtag_loom))]
 mod verify;
 #[cfg(not(dogtag_loom))]
 mod violation;
 #[cfg(not(dogtag_loom))]
 mod violation_kind;
+#[cfg(not(dogtag_loom))]
+mod wild_access;
 #[cfg(not(dogtag_loom))]
 mod zero_sized;
 
@@ -243,6 +290,7 @@ static FORK_HOOK: ForkHook =
 #[cfg(not(dogtag_loom))]
 fn in_the_child() {
     block_state::in_the_child();
+    uncommitted::in_the_child();
     scrubber::in_the_child();
 }
 
@@ -271,10 +319,28 @@ pub(crate) use {
     checker::{Checker, Noted, Returned, Whole},
     claim::Claim,
     depot::quarantined,
-    protection::has_no_access,
     release::Releases,
     settings::{Fill, Settings},
 };
+
+/// Has the backend's pages that hold no block lose their access, as far as they are the calling thread's. To be called
+/// before a thread's first block is requested from a backend `B`; after that it does nothing.
+#[cfg(not(dogtag_loom))]
+#[inline]
+pub(crate) fn begin_thread<B>() {
+    #[cfg(all(
+        feature = "jemalloc",
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64")
+    ))]
+    extent_hooks::begin::<B>();
+}
+
+/// Whether a page at that address has no access, or a block that begins there.
+#[cfg(not(dogtag_loom))]
+pub(crate) fn has_no_access(address: usize) -> bool {
+    protection::has_no_access(address) || uncommitted::has(address)
+}
 
 /// Calls the handler for a region that is dropped while blocks in it are live. Returns if the process
 /// goes on.

@@ -16,8 +16,10 @@ use super::inspect::{pointer, violation};
 use super::settings::Settings;
 use super::shadow;
 use super::stack_depot;
+use super::uncommitted;
 use super::violation::Violation;
 use super::violation_kind::{Operation, ViolationKind};
+use super::wild_access;
 use super::zero_sized;
 use crate::sync::{AtomicBool, AtomicUsize, Ordering, spin};
 use crate::sys::fault::{self, Access, Fault, FaultHook, Outcome};
@@ -28,9 +30,11 @@ use std::sync::atomic::AtomicIsize;
 /// Whether the program lets itself make few kinds of system calls from now on.
 static IS_CONFINED: AtomicBool = AtomicBool::new(false);
 
-/// Leaves further blocks their access: to take it away takes system calls that may end the process from now on.
+/// Leaves further blocks their access, and gives pages without blocks theirs: to take it away, or to give it back, takes
+/// system calls that may end the process from now on.
 pub(crate) fn confine() {
     IS_CONFINED.store(true, Ordering::Relaxed);
+    uncommitted::open_all();
 }
 
 /// Whether the program has [confined](confine) itself.
@@ -50,7 +54,7 @@ static TO: AtomicUsize = AtomicUsize::new(0);
 
 static FAULT_HOOK: FaultHook = FaultHook { handle };
 
-/// How many blocks have lost their access so far.
+/// How many times pages have lost their access so far.
 static TURNS: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether a thread may try an access again: see [`fault::may_try_again`].
@@ -58,11 +62,23 @@ fn may_try_again(address: usize) -> bool {
     fault::may_try_again(address, TURNS.load(Ordering::Relaxed))
 }
 
+/// Says that pages are about to lose their access.
+pub(super) fn begin_turn() {
+    TURNS.fetch_add(1, Ordering::Relaxed);
+}
+
 /// Whether faults come to this module: it sets the signal's handler if that was never done. `false` if somebody has
 /// set another one since.
 pub(super) fn hears_of_faults() -> bool {
-    fault::register_fault_hook(&FAULT_HOOK);
+    hear();
+    fault::install_again();
     fault::is_installed()
+}
+
+/// Sets the signal's handler if that was never done, for [wild accesses](super::wild_access) alone. If the program sets
+/// another one before a block loses its access, [that is done once more](hears_of_faults).
+pub(super) fn hear() {
+    fault::register_fault_hook(&FAULT_HOOK);
 }
 
 /// Takes the access to a block away that is being freed, if it is large enough and the system lets it. If not, `false`,
@@ -94,7 +110,7 @@ pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> bool {
         CLOSED.fetch_sub(1, Ordering::Relaxed);
         return false;
     }
-    TURNS.fetch_add(1, Ordering::Relaxed);
+    begin_turn();
     FROM.fetch_min(block.addr().get(), Ordering::Relaxed);
     TO.fetch_max(block.addr().get() + length, Ordering::Relaxed);
     // SAFETY: pages that are the block's alone.
@@ -233,14 +249,19 @@ impl Lost {
 /// How often a thread looks at a block that another one is looking at, or releases: for seconds.
 pub(super) const TRIES: u32 = 10_000;
 
-/// Tells of a fault in a block without access. May be on a small stack.
+/// Tells of a fault in a block without access, or in a page that holds none. May be on a small stack.
 fn handle(fault: &Fault) -> Outcome {
     let address = fault.address;
     if zero_sized::has(address) {
         return zero_sized::handle(fault);
     }
+    if uncommitted::has(address) {
+        return wild_access::handle(fault);
+    }
     if !(FROM.load(Ordering::Relaxed)..TO.load(Ordering::Relaxed)).contains(&address) {
-        return Outcome::Nothing;
+        // Another thread's access may have been let through meanwhile.
+        let is_near = uncommitted::are_around(address) && may_try_again(address);
+        return if is_near { Outcome::TryAgain } else { Outcome::Nothing };
     }
     let Some((start, entry)) = shadow::covering(address) else {
         // The block may have left the quarantine meanwhile.
@@ -279,7 +300,8 @@ pub(super) fn as_interrupted(fault: &Fault, tell: impl FnOnce() -> Option<Outcom
     // A coroutine may have freed the stack that it is on.
     let is_usable = |stack: usize| {
         let below = shadow::covering(stack - 1);
-        below.is_none_or(|(_, entry)| !matches!(entry.get(), State::Protected | State::Busy))
+        let is_freed = below.is_some_and(|(_, entry)| matches!(entry.get(), State::Protected | State::Busy));
+        !is_freed && !uncommitted::has(stack - 1)
     };
     // SAFETY: the context that the handler of this fault was given.
     unsafe { fault::work_as_interrupted(fault.context, is_usable, || outcome = tell()) };

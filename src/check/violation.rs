@@ -60,13 +60,15 @@ impl Violation {
 
     /// Returns the address that the operation was called with: the block's, or for an
     /// [`InvalidFree`](ViolationKind::InvalidFree) the pointer that was to be freed, or for a
-    /// [`RegionInUse`](ViolationKind::RegionInUse) the region's first byte.
+    /// [`RegionInUse`](ViolationKind::RegionInUse) the region's first byte; for an
+    /// [`Access`](Operation::Access) the address that was read or written.
     #[must_use]
     pub const fn address(&self) -> usize {
         self.address
     }
 
-    /// Returns the address of the block. `None` if the pointer is in no block.
+    /// Returns the address of the block; of the nearest one for a [`WildWrite`](ViolationKind::WildWrite) or a
+    /// [`WildRead`](ViolationKind::WildRead). `None` if the pointer is in no block, or there is none near.
     #[must_use]
     pub const fn block(&self) -> Option<usize> {
         self.block
@@ -153,6 +155,19 @@ impl Violation {
     pub(super) fn met_at(mut self, trace: u32) -> Self {
         self.met = AccessContext::at(trace);
         self
+    }
+
+    fn is_wild(&self) -> bool {
+        matches!(self.kind, ViolationKind::WildWrite | ViolationKind::WildRead)
+    }
+
+    /// How far the address is from the block; 0 within it.
+    pub(super) fn distance(&self) -> usize {
+        let (block, size) = (self.block.unwrap_or(0), self.layout.map_or(0, |layout| layout.size()));
+        match self.address.checked_sub(block) {
+            Some(offset) => offset.saturating_sub(size),
+            None => block - self.address,
+        }
     }
 
     pub(super) fn with_access(mut self, first: isize, length: usize) -> Self {
@@ -269,6 +284,12 @@ impl Violation {
                 writeln!(f, "something read a block of {size} after it was freed")?;
             }
             (ViolationKind::ReadAfterFree, None) => writeln!(f, "something read a block after it was freed")?,
+            (ViolationKind::WildWrite, _) => {
+                writeln!(f, "something wrote to memory of the heap that holds no block")?;
+            }
+            (ViolationKind::WildRead, _) => {
+                writeln!(f, "something read memory of the heap that holds no block")?;
+            }
             (ViolationKind::RegionInUse, _) => {
                 writeln!(f, "a mapped region is dropped while blocks in it are live")?
             }
@@ -276,6 +297,10 @@ impl Violation {
         if self.block != Some(self.address) {
             write!(f, "  pointer    {:#x}", self.address)?;
             match self.block {
+                Some(block) if self.is_wild() => {
+                    let side = if self.address < block { "in front" } else { "past the end" };
+                    write!(f, ", {} {side} of the nearest block", Amount(self.distance()))?;
+                }
                 Some(block) if self.address >= block => {
                     write!(f, ", {} into the block", Amount(self.address - block))?;
                 }

@@ -30,6 +30,10 @@ pub enum ViolationKind {
     Overread,
     /// Something was read from a block after it was freed.
     ReadAfterFree,
+    /// Something was written to memory of the heap that holds no block.
+    WildWrite,
+    /// Something was read from memory of the heap that holds no block.
+    WildRead,
 }
 
 impl fmt::Display for ViolationKind {
@@ -46,6 +50,8 @@ impl fmt::Display for ViolationKind {
             Self::BadUsableSize => "bad malloc_usable_size",
             Self::Overread => "overread",
             Self::ReadAfterFree => "read after free",
+            Self::WildWrite => "wild write",
+            Self::WildRead => "wild read",
         })
     }
 }
@@ -62,7 +68,7 @@ pub enum Operation {
     Reuse,
     /// [`verify`](super::verify) was called.
     Verify,
-    /// A large freed block was read or written, which has no access.
+    /// A large freed block, a block of 0 bytes, or a page that holds no block was read or written, which has no access.
     Access,
     /// The quarantine was looked at, as the setting `look` asks for.
     Look,

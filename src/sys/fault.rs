@@ -58,7 +58,12 @@ struct Former(UnsafeCell<MaybeUninit<libc::sigaction>>);
 unsafe impl Sync for Former {}
 
 const SIGNALS: [c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
-static FORMER: [Former; 2] = [const { Former(UnsafeCell::new(MaybeUninit::zeroed())) }; 2];
+
+/// How often the handler may be set: each time it is a function of its own, so that a handler between them, which calls
+/// the one that it has replaced, comes to an end.
+const TIMES: usize = if cfg!(feature = "memory-check") { 2 } else { 1 };
+static FORMER: [[Former; 2]; TIMES] =
+    [const { [const { Former(UnsafeCell::new(MaybeUninit::zeroed())) }; 2] }; TIMES];
 
 /// Registers a module's hook. Sets the handler, the first time. Takes no lock and allocates
 /// nothing. Where another thread is setting the handler at this moment, it may not be there yet.
@@ -66,13 +71,27 @@ pub(crate) fn register_fault_hook(hook: &'static FaultHook) {
     static IS_SET: AtomicBool = AtomicBool::new(false);
 
     HOOKS.add(hook);
-    if IS_SET.swap(true, Ordering::AcqRel) {
-        return;
+    if !IS_SET.swap(true, Ordering::AcqRel) {
+        install::<0>();
     }
-    for (signal, former) in SIGNALS.into_iter().zip(&FORMER) {
+}
+
+/// Sets the handler once more, if the program has set another one since, which is called for all that is no module's
+/// from then on. The first time that this is called.
+#[cfg(feature = "memory-check")]
+pub(crate) fn install_again() {
+    static WAS_ASKED: AtomicBool = AtomicBool::new(false);
+
+    if !WAS_ASKED.load(Ordering::Relaxed) && !WAS_ASKED.swap(true, Ordering::AcqRel) && !is_installed() {
+        install::<1>();
+    }
+}
+
+fn install<const TIME: usize>() {
+    for (signal, former) in SIGNALS.into_iter().zip(&FORMER[TIME]) {
         // SAFETY: all zeros are a valid action.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = handler as *const () as usize;
+        action.sa_sigaction = handler::<TIME> as *const () as usize;
         // SAFETY: `action` is ours; `former` is read by the handler only, which is not there yet.
         unsafe {
             libc::sigaction(signal, ptr::null(), (*former.0.get()).as_mut_ptr());
@@ -96,11 +115,16 @@ pub(crate) fn is_installed() -> bool {
     // SAFETY: `action` is a place for the result, and read only if it was filled.
     unsafe {
         libc::sigaction(SIGNALS[0], ptr::null(), action.as_mut_ptr()) == 0
-            && action.assume_init_ref().sa_sigaction == handler as *const () as usize
+            && [handler::<0> as *const () as usize, handler::<1> as *const () as usize]
+                .contains(&action.assume_init_ref().sa_sigaction)
     }
 }
 
-extern "C-unwind" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+extern "C-unwind" fn handler<const TIME: usize>(
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut c_void,
+) {
     // SAFETY: the system's; of signals that a fault has, the address is there.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
     let errno = Errno::save();
@@ -108,7 +132,7 @@ extern "C-unwind" fn handler(signal: c_int, info: *mut libc::siginfo_t, context:
     match done {
         Outcome::TryAgain => {}
         Outcome::Told => take_default(signal, info),
-        Outcome::Nothing => pass_on(signal, info, context),
+        Outcome::Nothing => pass_on(&FORMER[TIME], signal, info, context),
     }
     errno.restore();
 }
@@ -148,10 +172,10 @@ pub(crate) fn may_try_again(address: usize, turn: usize) -> bool {
 }
 
 /// Calls the former handler, or does what the system does without one.
-fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+fn pass_on(former: &[Former; 2], signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let Some(place) = SIGNALS.iter().position(|&known| known == signal) else { return };
     // SAFETY: written before this handler was set.
-    let former = unsafe { (*FORMER[place].0.get()).assume_init_ref() };
+    let former = unsafe { (*former[place].0.get()).assume_init_ref() };
     match former.sa_sigaction {
         libc::SIG_DFL => take_default(signal, info),
         // A fault cannot be ignored; what was sent by somebody can.

@@ -214,7 +214,11 @@ typedef enum dogtag_violation_kind {
 	/* Reads past the end of a block or in front of one, by memcpy and other functions of C's. */
 	DOGTAG_OVERREAD = 10,
 	/* The same functions' reads of a freed block. */
-	DOGTAG_READ_AFTER_FREE = 11
+	DOGTAG_READ_AFTER_FREE = 11,
+	/* Writes to memory of the heap that holds no block: the block is the nearest one. */
+	DOGTAG_WILD_WRITE = 12,
+	/* Reads of such memory. */
+	DOGTAG_WILD_READ = 13
 } dogtag_violation_kind;
 
 /* A violation. Later versions may have more fields at the end. */

@@ -13,7 +13,7 @@ use crate::check::quarantine::{Leaves, Left, Magazine};
 use crate::check::release::{Release, Releases, give_back, give_back_after_forks, release_block};
 use crate::check::settings::{Fill, Settings};
 use crate::check::shadow::{self, Vacancies};
-use crate::check::{protection, scrubber, threads, zero_sized};
+use crate::check::{protection, scrubber, threads, wild_access, zero_sized};
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys;
 use std::marker::PhantomData;
@@ -178,6 +178,7 @@ impl Checker {
                 );
                 give_back_after_forks(less);
                 scrubber::begin_by_free(settings);
+                wild_access::begin_by_free();
             }
             None => magazines.empty(magazine, &mut leaving),
         }

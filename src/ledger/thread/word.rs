@@ -10,6 +10,9 @@ pub enum Word {
     CheckInside,
     /// The number that memory-check gave the thread.
     CheckNumber,
+    /// Whether memory-check has looked at the thread's arena.
+    #[cfg(feature = "memory-check")]
+    CheckArena,
     /// dogtag-c: what the thread's service outside of scopes was chosen by.
     OwnerKey,
     /// dogtag-c: the first half of the thread's name.

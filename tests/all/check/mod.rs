@@ -43,6 +43,8 @@ mod protection;
 mod quarantine;
 mod reactions;
 mod reports;
+#[cfg(all(feature = "jemalloc", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod wild_accesses;
 mod zero_sized;
 
 /// Runs a test in a process of its own; `false` in that process.

@@ -227,12 +227,24 @@ fn the_programs_own_handlers_of_faults_work() {
         LET_THROUGH.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn set(handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void)) {
+    type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void);
+
+    static REPLACED: AtomicUsize = AtomicUsize::new(0);
+
+    /// Calls the one that it has replaced.
+    extern "C" fn hands_on(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+        let replaced = REPLACED.load(Ordering::Relaxed);
+        unsafe { std::mem::transmute::<usize, Handler>(replaced)(signal, info, context) };
+    }
+
+    fn set(handler: Handler) {
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
+            let mut former = action;
             action.sa_sigaction = handler as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            assert_eq!(libc::sigaction(libc::SIGSEGV, &action, ptr::null_mut()), 0);
+            assert_eq!(libc::sigaction(libc::SIGSEGV, &action, &mut former), 0);
+            REPLACED.store(former.sa_sigaction, Ordering::Relaxed);
         }
     }
 
@@ -251,6 +263,11 @@ fn the_programs_own_handlers_of_faults_work() {
                 write(ptr::without_provenance_mut(64));
             }
             "without" => {
+                assert!(is_told(freed(SIZE)));
+                write(ptr::without_provenance_mut(64));
+            }
+            "chained" => {
+                set(hands_on);
                 assert!(is_told(freed(SIZE)));
                 write(ptr::without_provenance_mut(64));
             }
@@ -307,8 +324,10 @@ fn the_programs_own_handlers_of_faults_work() {
         let output = run(task);
         assert_eq!(output.status.code(), Some(CODE), "{task}: {output:?}");
     }
-    let output = run("without");
-    assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{output:?}");
+    for task in ["without", "chained"] {
+        let output = run(task);
+        assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{task}: {output:?}");
+    }
     for task in ["barrier", "leaked"] {
         let output = run(task);
         assert!(output.status.success(), "{task}: {output:?}");

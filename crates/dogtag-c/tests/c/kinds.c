@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <dlfcn.h>
 #include <malloc.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,6 +31,8 @@ static byte *volatile block;
 static volatile size_t size;
 static volatile byte sink;
 static byte *volatile source;
+/* Larger than what libraries allocate before main, and allocated before all others. */
+static byte *volatile first;
 
 static void mark(const char *text)
 {
@@ -182,6 +185,46 @@ static void nothing_twice(void) { block = (byte *)malloc(0); free(block); free(b
 static void nothing_copy_to(void) { block = (byte *)malloc(0); memcpy(block, source, 1); after(); }
 static void nothing_copy_from(void) { block = (byte *)malloc(0); memcpy(source, block, 1); after(); }
 
+/* Far away from a block beside which there is nothing else: of a thread that has no other. */
+static void *far_past(void *store_too)
+{
+	block = allocate(size);
+	if (store_too)
+		store(size - 1 + MIB);
+	sink = block[size - 1 + MIB];
+	after();
+	return NULL;
+}
+static void *far_front(void *store_too)
+{
+	block = allocate(size);
+	if (store_too)
+		store(-(ptrdiff_t)MIB);
+	sink = block[-(ptrdiff_t)MIB];
+	after();
+	return NULL;
+}
+static void *far_copy(void *unused)
+{
+	block = allocate(size);
+	memcpy(block - MIB, source, 8);
+	after();
+	return unused;
+}
+static void in_a_thread(void *(*work)(void *), void *argument)
+{
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, work, argument) || pthread_join(thread, NULL))
+		_exit(3);
+}
+static void far_store_past(void) { in_a_thread(far_past, source); }
+static void far_load_past(void) { in_a_thread(far_past, NULL); }
+static void far_store_front(void) { in_a_thread(far_front, source); }
+static void far_load_front(void) { in_a_thread(far_front, NULL); }
+static void far_first(void) { block = first; store(-(ptrdiff_t)MIB); }
+static void far_copy_front(void) { in_a_thread(far_copy, NULL); }
+
 #ifdef __cplusplus
 static void delete_of_array(void) { byte *mine = new byte[size]; operator delete(mine); after(); }
 static void array_of_new(void) { void *mine = operator new(size); operator delete[](mine); after(); }
@@ -260,6 +303,12 @@ static const struct kind {
 	{ "free 0 bytes twice", "double free", nothing_twice },
 	{ "memcpy to 0 bytes", "overrun", nothing_copy_to },
 	{ "memcpy from 0 bytes", "overread", nothing_copy_from },
+	{ "store 1 MiB past the end", "wild write", far_store_past },
+	{ "load 1 MiB past the end", "wild read", far_load_past },
+	{ "store 1 MiB in front", "wild write", far_store_front },
+	{ "load 1 MiB in front", "wild read", far_load_front },
+	{ "memcpy 1 MiB in front", "wild write", far_copy_front },
+	{ "store 1 MiB in front of the first", "wild write", far_first },
 #ifdef __cplusplus
 	{ "delete of new[]", "alloc-dealloc mismatch", delete_of_array },
 	{ "delete[] of new", "alloc-dealloc mismatch", array_of_new },
@@ -288,6 +337,7 @@ int main(int argc, char **argv)
 	if (argc != 3)
 		return 2;
 	size = strtoul(argv[2], NULL, 0);
+	first = allocate(size + 1000);
 	source = (byte *)malloc(size + MIB + 64);
 	memset(source, 's', size + MIB + 64);
 	/* Neighbours, live and freed, as any program has. */

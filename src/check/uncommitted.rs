@@ -1,0 +1,334 @@
+//! Pages that the backend has reserved and that hold no block: they have no access, so that who reads or writes one
+//! is found at once.
+//!
+//! The backend says which these are: jemalloc by the hooks of its [extents](super::extent_hooks), where it
+//! commits and decommits them. A bit for each page says that it has no access. A page without its bit has its access:
+//! so no commit takes a system call more than it needs, and a page that the program protects itself is not taken for
+//! one of these. Accesses and bits are changed by one thread at a time.
+//!
+//! An access takes a system call, so pages up to a multiple of [`AHEAD`] get theirs together. Each run of such pages may
+//! be a mapping more, of which Linux lets a process have some 65,000: so there are no more than [`MOST`]. Once the system
+//! refuses to give an access back, or the program is about to forbid itself the call, all pages have their access back,
+//! and keep it.
+
+use super::block::PAGE;
+use super::inspect::pointer;
+use super::protection::{self, protect};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, spin};
+use crate::sys;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicIsize;
+
+/// How many runs of pages without access there may be.
+const MOST: isize = 8192;
+
+/// How many there are.
+static RUNS: AtomicIsize = AtomicIsize::new(0);
+
+/// Up to a multiple of that more pages are opened than the backend asks for.
+const AHEAD: usize = 256 << 10;
+
+/// Addresses of a table of bits.
+const REGION: usize = 1 << 32;
+/// Addresses of a word of bits.
+const STRETCH: usize = PAGE * u64::BITS as usize;
+/// Tables: for as many addresses as a process can have.
+const REGIONS: usize = 1 << 16;
+
+struct Bits([AtomicU64; REGION / STRETCH]);
+
+static TABLE: [AtomicPtr<Bits>; REGIONS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; REGIONS];
+
+/// Where there have ever been such pages: the first address, and the end.
+static FROM: AtomicUsize = AtomicUsize::new(usize::MAX);
+static TO: AtomicUsize = AtomicUsize::new(0);
+
+/// Set when no more access is taken away.
+static IS_OVER: AtomicBool = AtomicBool::new(false);
+/// Set when all pages have their access back for good.
+static ALL_ARE_OPEN: AtomicBool = AtomicBool::new(false);
+/// Held while accesses and their bits change.
+static IS_CHANGING: AtomicBool = AtomicBool::new(false);
+/// Set when an access to such a page was let through, which may have written there.
+static SOME_ARE_WRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// Set if the backend takes the access away itself, as jemalloc does where the system does not overcommit.
+static ARE_LEFT: AtomicBool = AtomicBool::new(false);
+
+/// Has the backend change accesses itself: here pages are only [marked](mark).
+pub(super) fn leave_to_backend() {
+    ARE_LEFT.store(true, Ordering::Relaxed);
+}
+
+pub(super) fn are_left_to_backend() -> bool {
+    ARE_LEFT.load(Ordering::Relaxed)
+}
+
+/// Whether accesses are taken away.
+pub(super) fn is_on() -> bool {
+    !IS_OVER.load(Ordering::Relaxed)
+}
+
+/// Does `change` while no other thread changes accesses. `None` if that is not to be had for seconds.
+fn alone<R>(change: impl FnOnce() -> R) -> Option<R> {
+    const TRIES: u32 = 10_000;
+
+    for attempt in 0..TRIES {
+        if !IS_CHANGING.swap(true, Ordering::Acquire) {
+            let done = change();
+            IS_CHANGING.store(false, Ordering::Release);
+            return Some(done);
+        }
+        spin(attempt);
+    }
+    None
+}
+
+/// Takes the access to pages away, if there may be more without, and the system lets it.
+///
+/// # Safety
+///
+/// They must be whole pages of the caller's that hold nothing.
+pub(super) unsafe fn close(pages: NonNull<u8>, length: usize) {
+    let start = pages.as_ptr().expose_provenance();
+    alone(|| {
+        let runs = 1 - beside(&(start..start + length));
+        let is_too_much = RUNS.load(Ordering::Relaxed) + runs > MOST;
+        if !is_on() || is_too_much || !mark(start..start + length) {
+            return;
+        }
+        protection::begin_turn();
+        // Where there was no memory, a part may have been done. All else is refused as a whole.
+        // SAFETY: the caller's pages.
+        match unsafe { protect(pages, length, libc::PROT_NONE) } {
+            Ok(()) | Err(libc::ENOMEM) => _ = RUNS.fetch_add(runs, Ordering::Relaxed),
+            Err(_) => unmark(start..start + length),
+        }
+    });
+}
+
+/// Notes pages that have no access. `false` if there is no memory for that.
+pub(super) fn mark(addresses: Range<usize>) -> bool {
+    FROM.fetch_min(addresses.start, Ordering::Relaxed);
+    TO.fetch_max(addresses.end, Ordering::Relaxed);
+    let is_done = each_word(addresses.clone(), true, |word, bits| _ = word.fetch_or(bits, Ordering::Relaxed));
+    if !is_done {
+        unmark(addresses);
+    }
+    is_done
+}
+
+/// Notes pages that have their access.
+pub(super) fn unmark(addresses: Range<usize>) {
+    each_word(addresses, false, |word, bits| _ = word.fetch_and(!bits, Ordering::Relaxed));
+}
+
+/// Gives the access to pages back, which are zeros then. `false` if the system refuses.
+///
+/// # Safety
+///
+/// They must be whole pages that hold nothing, and that were [closed](close), or may have been.
+pub(super) unsafe fn open(pages: NonNull<u8>, length: usize) -> bool {
+    let addresses = pages.addr().get()..pages.addr().get() + length;
+    let is_closed = !ALL_ARE_OPEN.load(Ordering::Acquire) && is_any_closed(addresses.clone());
+    // SAFETY: the caller's pages.
+    let is_open = !is_closed
+        || unsafe {
+            // Somebody has died with it, or a debugger has him: the bits stay as they are.
+            let alone = alone(|| open_with_more(pages, addresses));
+            alone.unwrap_or_else(|| protect(pages, length, libc::PROT_READ | libc::PROT_WRITE).is_ok())
+        };
+    if is_open && SOME_ARE_WRITTEN.load(Ordering::Relaxed) {
+        // SAFETY: the caller's pages, which hold nothing.
+        unsafe { pages.write_bytes(0, length) };
+    }
+    is_open
+}
+
+/// Gives the access to pages back, and to some behind them, which the backend will take next: small extents come one
+/// after the other.
+///
+/// # Safety
+///
+/// As for [`open`]; and nobody may change accesses meanwhile.
+unsafe fn open_with_more(pages: NonNull<u8>, addresses: Range<usize>) -> bool {
+    let most = addresses.end.next_multiple_of(AHEAD);
+    let end = (addresses.end..most).step_by(PAGE).find(|page| !has(*page)).unwrap_or(most);
+    let all = addresses.start..end;
+    let runs = beside(&all) - 1;
+    // SAFETY: the caller's pages, and others that hold nothing.
+    if unsafe { protect(pages, all.len(), libc::PROT_READ | libc::PROT_WRITE) }.is_ok() {
+        unmark(all);
+        RUNS.fetch_add(runs, Ordering::Relaxed);
+        return true;
+    }
+    // To open a part makes a mapping more; to open all makes them fewer.
+    if is_on() {
+        open_all_alone();
+    }
+    // SAFETY: the caller's pages.
+    let is_open = !is_any_closed(addresses.clone()) || unsafe { map_anew(pages, addresses.len()) };
+    if is_open {
+        unmark(addresses);
+    }
+    is_open
+}
+
+/// Maps pages anew, for whoever may do only that.
+///
+/// # Safety
+///
+/// As for [`open`].
+#[cold]
+unsafe fn map_anew(pages: NonNull<u8>, length: usize) -> bool {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: the caller's pages, which hold nothing.
+    unsafe { libc::mmap(pages.as_ptr().cast(), length, access, flags, -1, 0) != libc::MAP_FAILED }
+}
+
+/// Gives all pages their access back, and takes no more away.
+#[cold]
+pub(super) fn open_all() {
+    IS_OVER.store(true, Ordering::Relaxed);
+    alone(open_all_alone);
+}
+
+/// The same where nobody changes accesses meanwhile.
+#[cold]
+fn open_all_alone() {
+    IS_OVER.store(true, Ordering::Relaxed);
+    if are_left_to_backend() {
+        return;
+    }
+    let mut is_done = true;
+    for_each_run(|run| {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: pages that hold nothing.
+        let is_open =
+            pointer(run.start).is_some_and(|start| unsafe { protect(start, run.len(), access).is_ok() });
+        if is_open {
+            unmark(run);
+        }
+        is_done &= is_open;
+    });
+    if is_done {
+        ALL_ARE_OPEN.store(true, Ordering::Release);
+    }
+}
+
+/// Only the thread that has forked is there.
+pub(super) fn in_the_child() {
+    IS_CHANGING.store(false, Ordering::Relaxed);
+}
+
+/// Whether an address is in a page without access.
+pub(super) fn has(address: usize) -> bool {
+    is_any_closed(address..address.saturating_add(1))
+}
+
+/// Whether there are such pages below an address and above it, or were.
+pub(super) fn are_around(address: usize) -> bool {
+    (FROM.load(Ordering::Relaxed)..TO.load(Ordering::Relaxed)).contains(&address)
+}
+
+/// Lets accesses to a page through; `false` if the system refuses.
+pub(super) fn let_through(address: usize) -> bool {
+    let page = address & !(PAGE - 1);
+    let Some(start) = pointer(page) else { return false };
+    SOME_ARE_WRITTEN.store(true, Ordering::Relaxed);
+    let is_open = alone(|| {
+        // Somebody may have opened it meanwhile.
+        let runs = beside(&(page..page + PAGE)) - 1;
+        // SAFETY: a page that holds nothing.
+        let is_open =
+            !has(page) || unsafe { protect(start, PAGE, libc::PROT_READ | libc::PROT_WRITE) }.is_ok();
+        if is_open && has(page) {
+            unmark(page..page + PAGE);
+            RUNS.fetch_add(runs, Ordering::Relaxed);
+        }
+        is_open
+    });
+    is_open.unwrap_or(false)
+}
+
+/// How many of the pages on both sides have no access.
+fn beside(addresses: &Range<usize>) -> isize {
+    isize::from(has(addresses.start.wrapping_sub(1))) + isize::from(has(addresses.end))
+}
+
+fn is_any_closed(addresses: Range<usize>) -> bool {
+    let mut is_any = false;
+    each_word(addresses, false, |word, bits| is_any |= word.load(Ordering::Relaxed) & bits != 0);
+    is_any
+}
+
+/// Calls `each` with the words that have the bits of these pages, and the bits. `false` if there is a table missing:
+/// it is mapped if `is_mapped`, and no bit is set in it otherwise.
+fn each_word(
+    addresses: Range<usize>,
+    is_mapped: bool,
+    mut each: impl FnMut(&'static AtomicU64, u64),
+) -> bool {
+    let mut is_all = true;
+    let mut next = addresses.start / PAGE * PAGE;
+    let end = addresses.end.min(REGIONS * REGION);
+    while next < end {
+        let stop = (next / STRETCH + 1) * STRETCH;
+        match table(next / REGION, is_mapped) {
+            Some(table) => {
+                let first = next % STRETCH / PAGE;
+                let count = (end.min(stop) - next).div_ceil(PAGE);
+                let bits = (u64::MAX >> (u64::BITS as usize - count)) << first;
+                each(&table.0[next % REGION / STRETCH], bits);
+                next = stop;
+            }
+            None => {
+                is_all = false;
+                next = (next / REGION + 1) * REGION;
+            }
+        }
+    }
+    is_all
+}
+
+fn table(number: usize, is_mapped: bool) -> Option<&'static Bits> {
+    let place = &TABLE[number];
+    if is_mapped {
+        // SAFETY: all atomics, for which zeros are valid; only this fills the table.
+        unsafe { sys::get_or_map(place) }
+    } else {
+        // SAFETY: tables are never unmapped.
+        unsafe { place.load(Ordering::Acquire).as_ref() }
+    }
+}
+
+/// Calls `each` for every run of pages without access.
+fn for_each_run(mut each: impl FnMut(Range<usize>)) {
+    let mut run = 0..0;
+    let from = FROM.load(Ordering::Relaxed).min(REGIONS * REGION);
+    let to = TO.load(Ordering::Relaxed).min(REGIONS * REGION);
+    let mut word = from / STRETCH;
+    while word * STRETCH < to {
+        let Some(table) = table(word * STRETCH / REGION, false) else {
+            word = (word * STRETCH / REGION + 1) * (REGION / STRETCH);
+            continue;
+        };
+        let bits = table.0[word % (REGION / STRETCH)].load(Ordering::Relaxed);
+        for page in (0..u64::BITS as usize).filter(|page| bits >> page & 1 != 0) {
+            let start = word * STRETCH + page * PAGE;
+            if run.end != start {
+                if !run.is_empty() {
+                    each(run);
+                }
+                run = start..start;
+            }
+            run.end = start + PAGE;
+        }
+        word += 1;
+    }
+    if !run.is_empty() {
+        each(run);
+    }
+}
