@@ -160,13 +160,13 @@
 //! # Settings
 //!
 //! The first allocation reads the environment variable `DOGTAG_CHECK`:
-//! `DOGTAG_CHECK=quarantine=16M,backtrace=1 cargo test`. Settings that it does not
+//! `DOGTAG_CHECK=quarantine=64M,backtrace=1 cargo test`. Settings that it does not
 //! understand are reported on standard error and ignored.
 //!
 //! | setting | default | |
 //! | --- | --- | --- |
-//! | `quarantine` | `64M` | bytes in quarantine, guards and headers included, for each allocator, and a 64th of that (256 KiB at most) for each thread; 0 for none; larger blocks do not enter |
-//! | `quarantine-blocks` | `65536` | blocks in quarantine for each allocator, rounded up to a power of two, and 32 for each thread |
+//! | `quarantine` | `16M` | bytes in quarantine, guards and headers included, for each allocator, and a 64th of that (256 KiB at most) for each thread; 0 for none; larger blocks do not enter |
+//! | `quarantine-blocks` | `16384` | blocks in quarantine for each allocator, rounded up to a power of two, and 32 for each thread |
 //! | `fill` | `1` | `zero` fills with zeros instead of patterns, so that nobody sees old contents, and ends texts right behind their block; 0 leaves fresh and freed memory as it is: faster, and writes to freed blocks are only seen around them |
 //! | `backtrace` | `0` | 1 keeps the call stack of every allocation and free: slow. Allocates when libraries have come or gone, and ends the process if there is no memory then |
 //! | `reaction` | `abort` | `leak` goes on after a report |
@@ -176,6 +176,11 @@
 //! | `protect` | `64K` (`1M` other than on x86-64) | the size from which on freed blocks in quarantine [have no access](#large-blocks), and no less than the default; 0 for none, and for no pages behind [blocks of 0 bytes](#blocks-of-0-bytes) and [without blocks](#memory-without-blocks) |
 //! | `look` | `0` | milliseconds from one [look](#looks) at the quarantine to the next; 0 for none |
 //! | `patience` | `10` | seconds that a report may take to find the functions' names, before it has addresses instead; with 0 it has none, and no event is sent |
+//!
+//! A violation of a freed block is found while the block is in quarantine, and so by default within the 16,384 frees, or the
+//! 16 MiB, that follow. What is freed and used again much later is found with more, at the cost of memory and, since what
+//! leaves the quarantine is not in the processor's caches any more, of time: `DOGTAG_CHECK=quarantine=64M,quarantine-blocks=65536`.
+//! So is the use of freed blocks larger than 16 MiB, which do not enter otherwise.
 //!
 //! # Memory
 //!

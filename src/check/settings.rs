@@ -72,8 +72,8 @@ pub(crate) enum Reported {
 
 impl Settings {
     const DEFAULT: Self = Self {
-        quarantine: 64 << 20,
-        quarantine_blocks: 1 << 16,
+        quarantine: 16 << 20,
+        quarantine_blocks: 1 << 14,
         fill: Fill::Patterns,
         backtrace: false,
         leak: false,

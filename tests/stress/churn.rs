@@ -55,7 +55,7 @@ fn no_byte_is_ever_anothers() {
     let (early, late) = (memory[1], memory[ROUNDS - 1]);
     // A slot for each service would be over 150 MiB; what jemalloc keeps for its
     // threads comes and goes.
-    let quarantine = if cfg!(feature = "memory-check") { 64 << 20 } else { 0 };
+    let quarantine = if cfg!(feature = "memory-check") { 16 << 20 } else { 0 };
     assert!(late < early + (32 << 20) + quarantine, "grows from {early} to {late} bytes: {memory:?}");
     println!(
         "{cycles} services came and went; resident after each tenth, in KiB: {:?}",

@@ -26,13 +26,13 @@ pub fn run(check: &Check) -> Result<(), Failure> {
     }
     let log = Log::new()?;
     let reaction = if check.abort { "abort" } else { "leak" };
+    // More blocks than by default: who checks a program on purpose has time.
+    let settings = format!(
+        "backtrace=1,patience=60,reaction={reaction},quarantine={},quarantine-blocks=65536",
+        check.quarantine
+    );
     let mut launch = Launch::new(&program, &check.program, Library::Checked)?;
-    launch
-        .set(
-            "DOGTAG_CHECK",
-            format!("backtrace=1,patience=60,reaction={reaction},quarantine={}", check.quarantine),
-        )
-        .set("DOGTAG_CHECK_LOG", log.path());
+    launch.set("DOGTAG_CHECK", settings).set("DOGTAG_CHECK_LOG", log.path());
     let (_, status) = launch.run()?;
     let found = log.read()?;
     drop(log);

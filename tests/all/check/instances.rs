@@ -211,7 +211,7 @@ unsafe impl GlobalAlloc for &Counting {
 
 #[test]
 fn what_an_instance_leaves_behind() {
-    survives!("");
+    survives!("quarantine=64M");
     check::set_handler(note);
     let counts = [Counting::default(), Counting::default()];
     let [ends, stays] = counts.each_ref().map(Dogtag::with_backend);

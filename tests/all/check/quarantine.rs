@@ -42,6 +42,22 @@ fn quarantine_of_few_blocks() {
     assert!(dogtag::snapshot().to_string().contains("quarantine: "), "the table shows it");
 }
 
+/// What the documentation says of how long a freed block is kept.
+#[test]
+fn quarantine_by_default() {
+    survives!("");
+    for _ in 0..40_000 {
+        drop(black_box(vec![1_u8; 50]));
+    }
+    let (_, blocks) = quarantine();
+    assert!((16_384..16_384 + 2 * 32).contains(&blocks), "{blocks}");
+    for _ in 0..100 {
+        drop(black_box(vec![1_u8; 1 << 20]));
+    }
+    let (bytes, _) = quarantine();
+    assert!((14 << 20..(16 << 20) + (300 << 10)).contains(&bytes), "{bytes}");
+}
+
 #[test]
 fn quarantine_of_nothing() {
     survives!("quarantine=0");

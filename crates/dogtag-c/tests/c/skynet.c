@@ -699,9 +699,9 @@ static void short_life(uint32_t handle)
 
 static void short_lives(void)
 {
-	/* A quarantine holds freed blocks back, 64 MiB of them. */
+	/* A quarantine holds freed blocks back, 16 MiB of them. */
 #ifdef CHECKED
-	const size_t allowed = 192 * MIB;
+	const size_t allowed = 144 * MIB;
 #else
 	const size_t allowed = 64 * MIB;
 #endif
