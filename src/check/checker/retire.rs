@@ -36,25 +36,34 @@ impl Checker {
             plain => plain,
         };
         let footprint = outer.map_or(0, |outer| outer.size());
-        let is_kept_back = identity != Identity::UNNUMBERED
-            && footprint as u64 <= settings.quarantine
-            && has_quarantine(settings);
-        if !is_kept_back {
+        let size = header.layout().size();
+        let give_back = |header: &BlockHeader| {
             shadow::vacate(block.addr().get(), entry);
             // SAFETY: the block is seized, and was requested from that backend.
-            return unsafe { give_back(block, &header, |base, outer| R::release(backend, base, outer)) };
+            unsafe { give_back(block, header, |base, outer| R::release(backend, base, outer)) };
+        };
+        let is_kept_back = identity != Identity::UNNUMBERED
+            && protection::least_memory(footprint) as u64 <= settings.quarantine
+            && has_quarantine(settings);
+        if !is_kept_back {
+            return give_back(&header);
         }
         threads::settle_name();
-        let size = header.layout().size();
         // SAFETY: the block is the caller's alone.
-        let state = unsafe {
+        let (state, footprint) = unsafe {
             header.set_freed(block, stamp(settings.backtrace));
-            if size >= LARGE && protection::close(block, settings) {
-                State::Protected
-            } else {
-                fill_freed(block, size, settings);
-                State::Quarantined
+            let closed = if size >= LARGE { protection::close(block, settings) } else { None };
+            let memory = closed.unwrap_or(footprint);
+            if memory as u64 > settings.quarantine {
+                if closed.is_some() && !protection::reopen(block, &header) {
+                    return entry.set(State::Leaked);
+                }
+                return give_back(&header);
             }
+            if closed.is_none() {
+                fill_freed(block, size, settings);
+            }
+            (if closed.is_some() { State::Protected } else { State::Quarantined }, memory)
         };
         entry.set(state);
         // SAFETY: as the caller says.
