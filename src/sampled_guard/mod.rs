@@ -119,6 +119,9 @@ pub struct Figures {
     /// Blocks that were to be guarded and went the usual way, since no slot was free, or they did not fit into the one
     /// whose turn it was.
     pub refused: u64,
+    /// Blocks that were to be guarded and went the usual way, since as many as
+    /// [the bound](SampledGuardBuilder::per_second) allows had been guarded just before.
+    pub throttled: u64,
     /// Violations that were reported.
     pub caught: u64,
 }
@@ -144,6 +147,7 @@ pub fn figures() -> Figures {
         guarded: pool::GUARDED.load(Ordering::Relaxed),
         ever: pool::EVER.load(Ordering::Relaxed),
         refused: pool::REFUSED.load(Ordering::Relaxed),
+        throttled: pool::THROTTLED.load(Ordering::Relaxed),
         caught: report::CAUGHT.load(Ordering::Relaxed),
     }
 }
