@@ -384,11 +384,16 @@ fn oldest(in_use: usize) -> Option<(PoolSlot, u64)> {
     // SAFETY: as many are in use only when they have been mapped, and they are never unmapped.
     let states: &[StateCell] = unsafe { slice::from_raw_parts(STATES.load(Ordering::Relaxed), in_use) };
     for _ in 0..TRIES {
-        let free = states.iter().enumerate().filter_map(|(index, state)| match state.get() {
-            State::Free(when) => Some((when, index)),
-            _ => None,
-        });
-        let (when, index) = free.min()?;
+        let (mut when, mut index) = (u64::MAX, 0);
+        for (at, state) in states.iter().enumerate() {
+            let since = state.free_since();
+            if since < when {
+                (when, index) = (since, at);
+            }
+        }
+        if when == u64::MAX {
+            return None;
+        }
         let slot = PoolSlot::new(index);
         if slot.state.seize(State::Free(when)) {
             return Some((slot, when));
