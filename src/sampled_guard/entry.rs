@@ -78,7 +78,7 @@ impl StateCell {
     pub(super) fn free_since(&self) -> u64 {
         let bits = self.0.load(Ordering::Relaxed);
         let is_taken = u64::from(bits & KIND != 0);
-        bits / (KIND + 1) | is_taken.wrapping_neg()
+        (bits / (KIND + 1)) | is_taken.wrapping_neg()
     }
 
     /// Makes the slot the calling thread's, if it is in that state.

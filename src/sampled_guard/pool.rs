@@ -54,7 +54,7 @@ pub(super) static THROTTLED: AtomicU64 = AtomicU64::new(0);
 
 /// Of how many blocks a second the program pays for the time. A few at once are free, so that of a program's first
 /// blocks, and of a short program's, chance alone says which are guarded.
-pub(super) static BUDGET: TokenBucket<64> = TokenBucket::new();
+pub(super) static BUDGET: TokenBucket<32> = TokenBucket::new();
 
 /// How many slots there are.
 pub(super) fn slots() -> usize {

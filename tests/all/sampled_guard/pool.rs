@@ -100,7 +100,7 @@ fn the_pool_is_bounded_and_freed_slots_wait_for_longest() {
 #[test]
 fn blocks_are_guarded_at_most_so_often_in_a_second() {
     alone!();
-    const AT_ONCE: u64 = 64;
+    const AT_ONCE: u64 = 32;
     let start = Instant::now();
     // The clock that the guard has may be late, by no second.
     let seconds = || start.elapsed().as_secs() + 1;
