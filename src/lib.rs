@@ -251,6 +251,8 @@ mod sync;
 mod sys;
 #[cfg(not(dogtag_loom))]
 pub mod thread;
+#[cfg(any(test, all(feature = "sampled-guard", not(any(feature = "memory-check", dogtag_loom)))))]
+mod token_bucket;
 #[cfg(all(any(feature = "memory-check", feature = "profile", feature = "sampled-guard"), not(dogtag_loom)))]
 mod unwind;
 mod usage;

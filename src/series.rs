@@ -118,7 +118,7 @@ macro_rules! of_sampled_guard {
 
 /// All that exporters show, in the order of the table in the guide.
 #[rustfmt::skip]
-pub static METRICS: [Metric; 45] = [
+pub static METRICS: [Metric; 46] = [
     metric("live", Sum, Bytes, Source::Live(|usage| usage.bytes()), "Bytes that were requested and not freed, of each service"),
     metric("live_blocks", Sum, Blocks, Source::Live(|usage| usage.blocks()), "Blocks that were allocated and not freed, of each service"),
     metric("allocated", Counter, Bytes, Source::Service(|usage| usage.allocated_bytes), "Bytes that were allocated so far, of each service"),
@@ -163,6 +163,7 @@ pub static METRICS: [Metric; 45] = [
     metric("sampled_guard_guarded_blocks", Sum, Blocks, Source::Optional(of_sampled_guard!(guarded)), "Live blocks that are guarded"),
     metric("sampled_guard_blocks", Counter, Blocks, Source::Optional(of_sampled_guard!(ever)), "Blocks that were guarded so far"),
     metric("sampled_guard_refused_blocks", Counter, Blocks, Source::Optional(of_sampled_guard!(refused)), "Blocks that were to be guarded and for which there was no slot"),
+    metric("sampled_guard_throttled_blocks", Counter, Blocks, Source::Optional(of_sampled_guard!(throttled)), "Blocks that were to be guarded when as many had been as may be in a second"),
     metric("sampled_guard_violations", Counter, Events, Source::Optional(of_sampled_guard!(caught)), "Accesses to freed memory or past the end of a block, and wrong frees, that the sampled guard has caught"),
 ];
 

@@ -6,10 +6,11 @@ const WORKLOADS: [&str; 10] =
     ["json", "strings", "words", "sort", "index", "regex", "lru", "requests", "merge", "log"];
 
 /// Program, the guard's settings, and what it is called.
-const CONTESTANTS: [(&str, &str, &str); 4] = [
+const CONTESTANTS: [(&str, &str, &str); 5] = [
     ("dogtag", "", "without the feature"),
     ("guarded", "", "with it, off"),
     ("guarded", "1", "on, 1 in 5,000"),
+    ("guarded", "per_second=0", "on, however many a second"),
     ("guarded", "rate=1000", "on, 1 in 1,000"),
 ];
 /// The one that others are measured by.

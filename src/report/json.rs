@@ -162,7 +162,7 @@ objects! {
 
 #[cfg(feature = "sampled-guard")]
 objects! {
-    SampledGuardFigures { rate, slots, retired, guarded, ever, refused, caught };
+    SampledGuardFigures { rate, slots, retired, guarded, ever, refused, throttled, caught };
 }
 
 objects! {

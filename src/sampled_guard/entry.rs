@@ -72,6 +72,15 @@ impl StateCell {
         State::of(self.0.load(Ordering::Acquire))
     }
 
+    /// Since when it is free; later than ever if it is not. Does not branch, and orders nothing: whoever
+    /// [seizes](Self::seize) it knows.
+    #[inline]
+    pub(super) fn free_since(&self) -> u64 {
+        let bits = self.0.load(Ordering::Relaxed);
+        let is_taken = u64::from(bits & KIND != 0);
+        (bits / (KIND + 1)) | is_taken.wrapping_neg()
+    }
+
     /// Makes the slot the calling thread's, if it is in that state.
     pub(super) fn seize(&self, from: State) -> bool {
         let (from, to) = (from.bits(), State::Busy.bits());
@@ -104,5 +113,28 @@ impl Entry {
     /// How far an address is from the block's beginning.
     pub(super) fn offset_of(&self, address: usize) -> isize {
         address.wrapping_sub(self.block.load(Ordering::Relaxed)) as isize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_as_it_was_settled_and_free_since_then() {
+        let cell = StateCell(AtomicU64::new(0));
+        assert_eq!((cell.get(), cell.free_since()), (State::Free(0), 0));
+        for (state, since) in [
+            (State::Live, u64::MAX),
+            (State::Free(7), 7),
+            (State::Busy, u64::MAX),
+            (State::Retired, u64::MAX),
+            (State::Free(1 << 40), 1 << 40),
+        ] {
+            cell.settle(state);
+            assert_eq!((cell.get(), cell.free_since()), (state, since));
+        }
+        assert!(!cell.seize(State::Free(7)) && cell.seize(State::Free(1 << 40)));
+        assert_eq!(cell.free_since(), u64::MAX);
     }
 }

@@ -9,7 +9,8 @@
 //! block has an owner.)
 //!
 //! The hot path knows nothing of it. A guarded block costs two system calls that change the access to a page, and now
-//! and then some more, which all threads may notice; and one allocation for each 40 KB takes the slow path, at the default rate.
+//! and then some more, which all threads may notice; so there are 300 a second [at most](SampledGuardBuilder::per_second), at
+//! the default. One allocation for each 40 KB takes the slow path, at the default rate.
 //!
 //! ```
 //! # #[global_allocator]
@@ -49,7 +50,9 @@
 //!
 //! Which allocations are guarded does not depend on their sizes, from 8 bytes on. Those of more than a page, or
 //! aligned to more, go the usual way, as do all while no slot is free ([`Figures::refused`]). Blocks that stay fill
-//! the slots in time, and then that figure grows: take more [slots](SampledGuardBuilder::slots).
+//! the slots in time, and then that figure grows: take more [slots](SampledGuardBuilder::slots). Nor does it depend on
+//! the blocks which of them go the usual way since as many were guarded in that second as
+//! [may be](SampledGuardBuilder::per_second) ([`Figures::throttled`]).
 //!
 //! What the kernel accesses for the program, such as by a `read` into a freed buffer, is no fault: the call returns
 //! `EFAULT`, and nothing is reported. Nor is a jump into a guarded block, which ends the process as it does without
@@ -119,6 +122,9 @@ pub struct Figures {
     /// Blocks that were to be guarded and went the usual way, since no slot was free, or they did not fit into the one
     /// whose turn it was.
     pub refused: u64,
+    /// Blocks that were to be guarded and went the usual way, since as many as
+    /// [the bound](SampledGuardBuilder::per_second) allows had been guarded just before.
+    pub throttled: u64,
     /// Violations that were reported.
     pub caught: u64,
 }
@@ -144,6 +150,7 @@ pub fn figures() -> Figures {
         guarded: pool::GUARDED.load(Ordering::Relaxed),
         ever: pool::EVER.load(Ordering::Relaxed),
         refused: pool::REFUSED.load(Ordering::Relaxed),
+        throttled: pool::THROTTLED.load(Ordering::Relaxed),
         caught: report::CAUGHT.load(Ordering::Relaxed),
     }
 }

@@ -20,6 +20,8 @@ use crate::ledger::slots::Record;
 use crate::ledger::thread;
 use crate::owner::{Mark, SampleId};
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sys;
+use crate::token_bucket::TokenBucket;
 use std::alloc::Layout;
 use std::{ptr, slice};
 
@@ -48,6 +50,11 @@ pub(super) static GUARDED: AtomicU64 = AtomicU64::new(0);
 pub(super) static BYTES: AtomicU64 = AtomicU64::new(0);
 pub(super) static EVER: AtomicU64 = AtomicU64::new(0);
 pub(super) static REFUSED: AtomicU64 = AtomicU64::new(0);
+pub(super) static THROTTLED: AtomicU64 = AtomicU64::new(0);
+
+/// Of how many blocks a second the program pays for the time. A few at once are free, so that of a program's first
+/// blocks, and of a short program's, chance alone says which are guarded.
+pub(super) static BUDGET: TokenBucket<32> = TokenBucket::new();
 
 /// How many slots there are.
 pub(super) fn slots() -> usize {
@@ -340,15 +347,23 @@ pub(super) fn reserve(layout: Layout, need: Need, note: impl FnOnce(*mut u8) -> 
     if in_use == 0 || layout.size() == 0 || layout.size() > page || layout.align() > page {
         return None;
     }
-    let Some((slot, when)) = oldest(in_use) else {
+    let refused = || {
         REFUSED.fetch_add(1, Ordering::Relaxed);
-        return None;
+        None
     };
+    if GUARDED.load(Ordering::Relaxed) >= in_use as u64 {
+        return refused();
+    }
+    // The clock is no system call.
+    if !BUDGET.take(sys::milliseconds) {
+        THROTTLED.fetch_add(1, Ordering::Relaxed);
+        return None;
+    }
+    let Some((slot, when)) = oldest(in_use) else { return refused() };
     let Some(offset) = slot.offset(layout, need) else {
         // What is known of the block that was there stays, for those who use it still.
         slot.state.settle(State::Free(when));
-        REFUSED.fetch_add(1, Ordering::Relaxed);
-        return None;
+        return refused();
     };
     let place = Place(slot.index);
     match slot.prepare(layout, need.mark, offset) {
@@ -366,17 +381,19 @@ fn oldest(in_use: usize) -> Option<(PoolSlot, u64)> {
     /// Other threads may be as fast.
     const TRIES: usize = 4;
 
-    if GUARDED.load(Ordering::Relaxed) >= in_use as u64 {
-        return None;
-    }
     // SAFETY: as many are in use only when they have been mapped, and they are never unmapped.
     let states: &[StateCell] = unsafe { slice::from_raw_parts(STATES.load(Ordering::Relaxed), in_use) };
     for _ in 0..TRIES {
-        let free = states.iter().enumerate().filter_map(|(index, state)| match state.get() {
-            State::Free(when) => Some((when, index)),
-            _ => None,
-        });
-        let (when, index) = free.min()?;
+        let (mut when, mut index) = (u64::MAX, 0);
+        for (at, state) in states.iter().enumerate() {
+            let since = state.free_since();
+            if since < when {
+                (when, index) = (since, at);
+            }
+        }
+        if when == u64::MAX {
+            return None;
+        }
         let slot = PoolSlot::new(index);
         if slot.state.seize(State::Free(when)) {
             return Some((slot, when));

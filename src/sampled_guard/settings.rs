@@ -39,6 +39,7 @@ pub struct SampledGuard(());
 #[must_use = "nothing is guarded before `start`"]
 pub struct SampledGuardBuilder {
     rate: u64,
+    per_second: u64,
     slots: usize,
     reaction: Reaction,
     patience: Duration,
@@ -47,6 +48,8 @@ pub struct SampledGuardBuilder {
 impl SampledGuard {
     /// The share of allocations that are guarded where none is set: one in 5,000.
     pub const DEFAULT_RATE: u64 = 5000;
+    /// How many blocks are guarded in a second at most where nothing else is set.
+    pub const DEFAULT_PER_SECOND: u64 = 300;
     /// The number of blocks that can be guarded at once where none is set.
     pub const DEFAULT_SLOTS: usize = 256;
     /// The most blocks that can be guarded at once.
@@ -58,6 +61,7 @@ impl SampledGuard {
     pub const fn builder() -> SampledGuardBuilder {
         SampledGuardBuilder {
             rate: Self::DEFAULT_RATE,
+            per_second: Self::DEFAULT_PER_SECOND,
             slots: Self::DEFAULT_SLOTS,
             reaction: Reaction::Abort,
             patience: Self::DEFAULT_PATIENCE,
@@ -65,8 +69,8 @@ impl SampledGuard {
     }
 
     /// Starts a sampled guard if the environment variable `DOGTAG_SAMPLED_GUARD` says so: `1` for the defaults,
-    /// or settings separated by commas, `rate=5000,slots=256,reaction=continue,patience=10` (in seconds). Returns
-    /// `None` if it is not set, empty or `0`. Only programs that call this read the variable, and those that `dogtag-c` is
+    /// or settings separated by commas, `rate=5000,per_second=300,slots=256,reaction=continue,patience=10`
+    /// (in seconds). Returns `None` if it is not set, empty or `0`. Only programs that call this read the variable, and those that `dogtag-c` is
     /// preloaded into.
     ///
     /// # Errors
@@ -133,9 +137,45 @@ impl SampledGuard {
 
 impl SampledGuardBuilder {
     /// Sets the share of allocations that are guarded: one in `allocations`, whatever their sizes. 1 takes every
-    /// allocation that there is a slot for. Of blocks of less than 8 bytes proportionally fewer are guarded.
+    /// allocation that there is a slot for, and [time](Self::per_second). Of blocks of less than 8 bytes proportionally
+    /// fewer are guarded.
     pub const fn rate(mut self, allocations: u64) -> Self {
         self.rate = allocations;
+        self
+    }
+
+    /// Sets how many blocks are guarded in a second at most, in all threads of the process together; 0 for no bound.
+    /// Up to 32 may come at once, when fewer came before. Those for which there is no time go the usual way,
+    /// and are [counted](super::Figures::throttled).
+    ///
+    /// The [rate](Self::rate) bounds what guarded blocks cost for each allocation, this what they cost in a second: one
+    /// costs up to 25 µs, so at the default all take less than one hundredth of one processor's time, however much the
+    /// program allocates. (The Linux kernel's KFENCE bounds its cost by time for that reason.) Where the bound is
+    /// reached, it depends on the time, and not on the blocks, which of them are guarded, and of a mistake's occurrences a
+    /// smaller share is found than the rate says.
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "memory-check"))]
+    /// # fn main() -> Result<(), dogtag::sampled_guard::SampledGuardError> {
+    /// use dogtag::sampled_guard::{self, SampledGuard};
+    /// # use std::hint::black_box;
+    ///
+    /// # #[global_allocator]
+    /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
+    /// // In a canary: one block in 1,000, but in no more than a hundredth of the time.
+    /// SampledGuard::builder().rate(1000).per_second(300).start()?;
+    /// # SampledGuard::running().unwrap().stop();
+    /// # SampledGuard::builder().rate(1).per_second(1).start()?;
+    /// # (0..1000).for_each(|i| drop(black_box(Box::new(i))));
+    /// println!("{} blocks went without", sampled_guard::figures().throttled);
+    /// # assert!(sampled_guard::figures().throttled > 0);
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(feature = "memory-check")]
+    /// # fn main() {}
+    /// ```
+    pub const fn per_second(mut self, blocks: u64) -> Self {
+        self.per_second = blocks;
         self
     }
 
@@ -210,6 +250,7 @@ impl SampledGuardBuilder {
         }
         report::start_thread();
         pool::use_slots(self.slots);
+        pool::BUDGET.set(self.per_second);
         report::set_patience(self.patience);
         reaction::set(self.reaction);
         changing.set_rate(self.rate, lower_every_threshold);
@@ -227,6 +268,7 @@ impl SampledGuardBuilder {
                 ("0", "") if text.trim() == "0" => return Ok(None),
                 ("1", "") => {}
                 ("rate", value) => builder.rate = value.parse().map_err(|_| unknown())?,
+                ("per_second", value) => builder.per_second = value.parse().map_err(|_| unknown())?,
                 ("slots", value) => builder.slots = value.parse().map_err(|_| unknown())?,
                 ("patience", value) => {
                     builder.patience =
@@ -253,13 +295,23 @@ mod tests {
             assert_eq!(parse(off), Ok(None), "{off:?}");
         }
         assert_eq!(parse("1"), Ok(Some(SampledGuard::builder())));
-        let all = SampledGuard::builder().rate(7).slots(9).reaction(Reaction::Continue);
+        let all = SampledGuard::builder().rate(7).per_second(8).slots(9).reaction(Reaction::Continue);
         let all = all.patience(Duration::from_secs(60));
-        assert_eq!(parse(" rate=7, slots = 9 ,reaction=continue,patience=60,"), Ok(Some(all)));
+        assert_eq!(parse(" rate=7,per_second=8, slots = 9 ,reaction=continue,patience=60,"), Ok(Some(all)));
         let no_seconds = "patience=1.5";
-        for bad in
-            ["2", "on", "rate", "rate=", "rate=-1", "slots=x", "reaction=leak", no_seconds, "0,rate=3", "1=1"]
-        {
+        for bad in [
+            "2",
+            "on",
+            "rate",
+            "rate=",
+            "rate=-1",
+            "per_second=1/s",
+            "slots=x",
+            "reaction=leak",
+            no_seconds,
+            "0,rate=3",
+            "1=1",
+        ] {
             assert!(matches!(parse(bad), Err(SampledGuardError::Setting { .. })), "{bad}");
         }
     }

@@ -180,12 +180,13 @@ impl Snapshot {
         if let Some(guard) = &self.sampled_guard {
             writeln!(
                 f,
-                "\nsampled guard: {} of {} slots in use, {} blocks so far, {} refused; {} violations caught, {} \
-                 slots retired",
+                "\nsampled guard: {} of {} slots in use, {} blocks so far, {} refused, {} throttled; {} \
+                 violations caught, {} slots retired",
                 Grouped(guard.guarded),
                 Grouped(guard.slots),
                 Grouped(guard.ever),
                 Grouped(guard.refused),
+                Grouped(guard.throttled),
                 Grouped(guard.caught),
                 Grouped(guard.retired),
             )?;

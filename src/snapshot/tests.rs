@@ -203,11 +203,19 @@ cancelled: 0 by the program, 13 by their budgets, 1,000 by the guard
 fn the_sampled_guard_is_told_of_where_there_was_one() {
     use crate::sampled_guard::Figures;
 
-    let figures =
-        Figures { slots: 256, retired: 1, guarded: 40, ever: 12_345, refused: 6, caught: 2, rate: 5000 };
+    let figures = Figures {
+        slots: 256,
+        retired: 1,
+        guarded: 40,
+        ever: 12_345,
+        refused: 6,
+        throttled: 7_890,
+        caught: 2,
+        rate: 5000,
+    };
     let mut snapshot = Snapshot { sampled_guard: Some(figures), ..sample() };
     let expected = "
-sampled guard: 40 of 256 slots in use, 12,345 blocks so far, 6 refused; 2 violations caught, 1 slots retired
+sampled guard: 40 of 256 slots in use, 12,345 blocks so far, 6 refused, 7,890 throttled; 2 violations caught, 1 slots retired
 ";
     assert!(snapshot.to_string().contains(expected), "{snapshot}");
     snapshot.sampled_guard = None;

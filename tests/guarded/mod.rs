@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Has the sampled guard catch one read of a freed block, and stops it. Returns its figures; `None` with
 /// memory-check, which looks at every block in its place.
 pub fn catches_one() -> Option<Figures> {
-    let builder = SampledGuard::builder().rate(1).slots(200).reaction(Reaction::Continue);
+    let builder = SampledGuard::builder().rate(1).per_second(0).slots(200).reaction(Reaction::Continue);
     // However slow the machine is.
     let guard = match builder.patience(Duration::from_secs(1000)).start() {
         Err(SampledGuardError::MemoryCheck) => return None,

@@ -69,7 +69,7 @@ use std::fmt;
 /// (`program`, `budget`, `guard`), `dogtag_refused_allocations_total`, and of
 /// [those that let go](dogtag::Cancellations) `dogtag_unreleased_services`, `dogtag_unreleased_bytes`,
 /// `dogtag_last_release_seconds` and `dogtag_longest_release_seconds`. Once a sampled guard was started (feature
-/// `sampled-guard`), there are `dogtag_sampled_guard_violations_total` and five more.
+/// `sampled-guard`), there are `dogtag_sampled_guard_violations_total` and six more.
 ///
 /// # Which services
 ///

@@ -19,6 +19,7 @@ fn the_sampled_guard_has_series_once_it_was_started() {
         "dogtag_sampled_guard_retired_slots 1",
         &format!("dogtag_sampled_guard_blocks_total {}", figures.ever),
         &format!("dogtag_sampled_guard_refused_blocks_total {}", figures.refused),
+        "dogtag_sampled_guard_throttled_blocks_total 0",
     ] {
         assert!(text.lines().any(|there| there == line), "{line}\n{text}");
     }

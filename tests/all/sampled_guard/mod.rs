@@ -49,9 +49,9 @@ impl Place {
     }
 }
 
-/// Every block is guarded that there is a slot for, and reports have names, however slow the machine is.
+/// Every block is guarded that there is a slot for, however many a second, and reports have names, however slow the machine is.
 fn every_block() -> SampledGuardBuilder {
-    SampledGuard::builder().rate(1).patience(Duration::from_secs(1000))
+    SampledGuard::builder().rate(1).per_second(0).patience(Duration::from_secs(1000))
 }
 
 /// A guarded block in such a place. The others that it gets on the way are leaked.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// In the child nobody goes on with what another thread of the parent's was at.
 #[test]
@@ -62,7 +62,7 @@ fn a_start_is_nobodys() {
 fn the_pool_is_bounded_and_freed_slots_wait_for_longest() {
     alone!();
     const SLOTS: usize = 32;
-    let guard = SampledGuard::builder().rate(1).slots(SLOTS).start().unwrap();
+    let guard = SampledGuard::builder().rate(1).per_second(0).slots(SLOTS).start().unwrap();
     assert_eq!((guard.rate(), guard.slots(), SampledGuard::running()), (1, SLOTS, Some(guard)));
     assert!(SampledGuard::builder().start().is_err());
     // SAFETY: blocks of that layout, each freed once.
@@ -95,6 +95,40 @@ fn the_pool_is_bounded_and_freed_slots_wait_for_longest() {
     assert!(SampledGuard::builder().slots(SLOTS).start().is_ok());
 }
 
+/// However much is allocated, no more blocks are guarded in a second than may be, but for some at the beginning. A child
+/// goes on with what its parent has left.
+#[test]
+fn blocks_are_guarded_at_most_so_often_in_a_second() {
+    alone!();
+    const AT_ONCE: u64 = 32;
+    let start = Instant::now();
+    // The clock that the guard has may be late, by no second.
+    let seconds = || start.elapsed().as_secs() + 1;
+    let guard = SampledGuard::builder().rate(1).per_second(1).start().unwrap();
+    let guarded_of =
+        |number: u64| (0..number).filter(|_| is_guarded(&raw const *black_box(Box::new(7_u8)))).count();
+    let own = guarded_of(10_000) as u64;
+    let all = figures();
+    assert!(own > 0 && (AT_ONCE..=AT_ONCE + seconds()).contains(&all.ever), "{own}, {all:?}");
+    assert!(all.throttled >= 10_000 - own && all.refused == 0, "{own}, {all:?}");
+    // SAFETY: the child does no more than allocate, and ends.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            let more = guarded_of(1000) as u64;
+            libc::_exit(i32::from(more > seconds()));
+        }
+        let mut status = 0;
+        libc::waitpid(pid, &mut status, 0);
+        assert_eq!(status, 0, "the child begins anew");
+    }
+    // A start does.
+    guard.stop();
+    SampledGuard::builder().rate(1).per_second(1).start().unwrap();
+    guarded_of(1000);
+    assert!(figures().ever >= all.ever + AT_ONCE, "{:?}", figures());
+}
+
 /// A live block takes a page of memory. A freed one takes none while it waits for its slot to be used again, but for
 /// 512 KiB of them.
 #[test]
@@ -111,7 +145,7 @@ fn the_memory_of_freed_blocks_is_the_systems_but_for_some() {
     }
 
     alone!();
-    SampledGuard::builder().rate(1).slots(KEPT + 64).start().unwrap();
+    SampledGuard::builder().rate(1).per_second(0).slots(KEPT + 64).start().unwrap();
     let while_live_and_freed = |place| {
         let block = allocates(place);
         // SAFETY: the block is live.
@@ -137,7 +171,7 @@ fn the_memory_of_freed_blocks_is_the_systems_but_for_some() {
 #[test]
 fn all_of_the_page_is_looked_at_when_its_block_is_freed() {
     alone!();
-    let guard = SampledGuard::builder().rate(1).slots(4096).patience(Duration::ZERO);
+    let guard = SampledGuard::builder().rate(1).per_second(0).slots(4096).patience(Duration::ZERO);
     guard.reaction(Reaction::Continue).start().unwrap();
     let mut caught = 0;
     for place in [Place::NearEnd, Place::Beginning, Place::Table] {
@@ -161,7 +195,7 @@ fn all_of_the_page_is_looked_at_when_its_block_is_freed() {
 #[test]
 fn books_are_exact_with_every_block_guarded() {
     alone!();
-    SampledGuard::builder().rate(1).slots(64).start().unwrap();
+    SampledGuard::builder().rate(1).per_second(0).slots(64).start().unwrap();
     let services: Vec<Service> = (0..3).map(|i| Service::register(format!("books {i}")).unwrap()).collect();
     struct Block(*mut u8, Layout, u8, usize);
     // SAFETY: the test's, and freed once.
@@ -249,7 +283,7 @@ fn the_share_of_guarded_blocks_is_the_rate() {
     alone!();
     const RATE: u64 = 100;
     const N: u64 = 60_000;
-    SampledGuard::builder().rate(RATE).start().unwrap();
+    SampledGuard::builder().rate(RATE).per_second(0).start().unwrap();
     let other = Service::register("share").unwrap();
     let sizes = [8_usize, 33, 200, 2000];
     let mut guarded = [0_u64; 4];
@@ -269,5 +303,5 @@ fn the_share_of_guarded_blocks_is_the_rate() {
         // Seven standard errors.
         assert!((guarded as f64 - expected).abs() < 7.0 * expected.sqrt(), "{guarded} of {expected}");
     }
-    assert_eq!(figures().refused, 0);
+    assert_eq!((figures().refused, figures().throttled), (0, 0));
 }
