@@ -10,7 +10,7 @@ const CONTESTANTS: [(&str, &str, &str); 5] = [
     ("dogtag", "", "without the feature"),
     ("guarded", "", "with it, off"),
     ("guarded", "1", "on, 1 in 5,000"),
-    ("guarded", "per_second=0", "on, however many a second"),
+    ("guarded", "per-second=0", "on, however many a second"),
     ("guarded", "rate=1000", "on, 1 in 1,000"),
 ];
 /// The one that others are measured by.

@@ -69,7 +69,7 @@ impl SampledGuard {
     }
 
     /// Starts a sampled guard if the environment variable `DOGTAG_SAMPLED_GUARD` says so: `1` for the defaults,
-    /// or settings separated by commas, `rate=5000,per_second=300,slots=256,reaction=continue,patience=10`
+    /// or settings separated by commas, `rate=5000,per-second=300,slots=256,reaction=continue,patience=10`
     /// (in seconds). Returns `None` if it is not set, empty or `0`. Only programs that call this read the variable, and those that `dogtag-c` is
     /// preloaded into.
     ///
@@ -268,7 +268,7 @@ impl SampledGuardBuilder {
                 ("0", "") if text.trim() == "0" => return Ok(None),
                 ("1", "") => {}
                 ("rate", value) => builder.rate = value.parse().map_err(|_| unknown())?,
-                ("per_second", value) => builder.per_second = value.parse().map_err(|_| unknown())?,
+                ("per-second", value) => builder.per_second = value.parse().map_err(|_| unknown())?,
                 ("slots", value) => builder.slots = value.parse().map_err(|_| unknown())?,
                 ("patience", value) => {
                     builder.patience =
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(parse("1"), Ok(Some(SampledGuard::builder())));
         let all = SampledGuard::builder().rate(7).per_second(8).slots(9).reaction(Reaction::Continue);
         let all = all.patience(Duration::from_secs(60));
-        assert_eq!(parse(" rate=7,per_second=8, slots = 9 ,reaction=continue,patience=60,"), Ok(Some(all)));
+        assert_eq!(parse(" rate=7,per-second=8, slots = 9 ,reaction=continue,patience=60,"), Ok(Some(all)));
         let no_seconds = "patience=1.5";
         for bad in [
             "2",
@@ -305,7 +305,7 @@ mod tests {
             "rate",
             "rate=",
             "rate=-1",
-            "per_second=1/s",
+            "per-second=1/s",
             "slots=x",
             "reaction=leak",
             no_seconds,

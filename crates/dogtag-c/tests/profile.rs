@@ -222,7 +222,7 @@ fn the_sampled_guard_ends_c_programs_at_the_violation() {
         let mut program = Command::new(compile("guarded", PROFILED, Link::Shared));
         run({
             // However slow the machine is: the report is to have names.
-            program.arg(what).env("DOGTAG_SAMPLED_GUARD", "rate=1,per_second=0,patience=1000");
+            program.arg(what).env("DOGTAG_SAMPLED_GUARD", "rate=1,per-second=0,patience=1000");
             program
         })
     };
