@@ -44,7 +44,7 @@ struct Access {
 /// while they are read.
 static IS_ON: AtomicBool = AtomicBool::new(false);
 
-/// Begins to check accesses, and to hear of [wild](super::wild_access) ones, unless `DOGTAG_CHECK` says not to. Call it
+/// Begins to check accesses, and to hear of wild ones, unless `DOGTAG_CHECK` says not to. Call it
 /// when the library is loaded.
 pub fn begin() {
     wild_access::begin();

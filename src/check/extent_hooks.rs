@@ -164,6 +164,11 @@ fn leave_first_range() {
     LEAVER.store(0, Ordering::Relaxed);
 }
 
+/// Only the thread that has forked is there, and others may get the number of one that is not.
+pub(super) fn in_the_child() {
+    LEAVER.store(0, Ordering::Relaxed);
+}
+
 /// Whether the calling thread [leaves the first range](leave_first_range).
 fn is_leaving() -> bool {
     let leaver = LEAVER.load(Ordering::Relaxed);
@@ -245,7 +250,7 @@ unsafe fn reserve(start: *mut u8, length: usize) -> bool {
     let is_reserved = mapped != libc::MAP_FAILED;
     if is_reserved {
         let start = start.expose_provenance();
-        uncommitted::mark(start..start + length);
+        uncommitted::reserve(start..start + length);
     }
     is_reserved
 }

@@ -126,7 +126,8 @@
 //!
 //! There are no more than 8,192 such runs of pages: beyond that pages keep their access. Where the system refuses to
 //! give an access back, all pages get theirs. jemalloc is left as it is where the program has it `retain:false`,
-//! `hpa:true` or guards of its own, or has set hooks, and by `protect=0`. With `ulimit -v` nothing is reserved beside a
+//! `hpa:true` or guards of its own, or has set hooks before a thread of that arena's allocates, and by `protect=0`. (Hooks that are
+//! set later have to give a page its access when it is committed.) With `ulimit -v` nothing is reserved beside a
 //! range. Every 256 KiB by which the heap grows take a system call, and so does an extent that is given back; the kernel
 //! makes no huge page of memory that has its access in parts, and large zeroed blocks in pages that were freed a moment
 //! ago are written to.
@@ -296,6 +297,12 @@ static FORK_HOOK: ForkHook =
 fn in_the_child() {
     block_state::in_the_child();
     uncommitted::in_the_child();
+    #[cfg(all(
+        feature = "jemalloc",
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64")
+    ))]
+    extent_hooks::in_the_child();
     scrubber::in_the_child();
 }
 

@@ -10,6 +10,9 @@
 //! be a mapping more, of which Linux lets a process have some 65,000: so there are no more than [`MOST`]. Once the system
 //! refuses to give an access back, or the program is about to forbid itself the call, all pages have their access back,
 //! and keep it.
+//!
+//! Addresses that are [reserved](reserve) beside the backend's are nobody's. They are in a set of their own, since they never
+//! get an access, and do not count.
 
 use super::block::PAGE;
 use super::inspect::pointer;
@@ -38,18 +41,28 @@ const REGIONS: usize = 1 << 16;
 
 struct Bits([AtomicU64; REGION / STRETCH]);
 
-static TABLE: [AtomicPtr<Bits>; REGIONS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; REGIONS];
+/// A set of pages.
+struct Pages {
+    tables: [AtomicPtr<Bits>; REGIONS],
+    /// Where there have ever been some: the first address, and the end.
+    from: AtomicUsize,
+    to: AtomicUsize,
+}
 
-/// Where there have ever been such pages: the first address, and the end.
-static FROM: AtomicUsize = AtomicUsize::new(usize::MAX);
-static TO: AtomicUsize = AtomicUsize::new(0);
+/// The backend's pages without access.
+static CLOSED: Pages = Pages::new();
+
+/// Addresses that nobody uses.
+static RESERVED: Pages = Pages::new();
 
 /// Set when no more access is taken away.
 static IS_OVER: AtomicBool = AtomicBool::new(false);
 /// Set when all pages have their access back for good.
 static ALL_ARE_OPEN: AtomicBool = AtomicBool::new(false);
-/// Held while accesses and their bits change.
-static IS_CHANGING: AtomicBool = AtomicBool::new(false);
+/// The thread that changes accesses and their bits, or 0.
+static CHANGING: AtomicUsize = AtomicUsize::new(0);
+/// Set when it was waited for in vain.
+static IS_STUCK: AtomicBool = AtomicBool::new(false);
 /// Set when an access to such a page was let through, which may have written there.
 static SOME_ARE_WRITTEN: AtomicBool = AtomicBool::new(false);
 
@@ -70,18 +83,27 @@ pub(super) fn is_on() -> bool {
     !IS_OVER.load(Ordering::Relaxed)
 }
 
-/// Does `change` while no other thread changes accesses. `None` if that is not to be had for seconds.
+/// Does `change` while no other thread changes accesses. `None` if that is not to be had for seconds, or if the calling
+/// thread does so itself, which a signal has interrupted.
 fn alone<R>(change: impl FnOnce() -> R) -> Option<R> {
     const TRIES: u32 = 10_000;
 
+    // SAFETY: asks for a number, and has no preconditions.
+    let own = unsafe { libc::pthread_self() } as usize;
     for attempt in 0..TRIES {
-        if !IS_CHANGING.swap(true, Ordering::Acquire) {
-            let done = change();
-            IS_CHANGING.store(false, Ordering::Release);
-            return Some(done);
+        match CHANGING.compare_exchange(0, own, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => {
+                IS_STUCK.store(false, Ordering::Relaxed);
+                let done = change();
+                CHANGING.store(0, Ordering::Release);
+                return Some(done);
+            }
+            // Seconds were lost once: whoever has it may be gone.
+            Err(other) if other == own || IS_STUCK.load(Ordering::Relaxed) => return None,
+            Err(_) => spin(attempt),
         }
-        spin(attempt);
     }
+    IS_STUCK.store(true, Ordering::Relaxed);
     None
 }
 
@@ -110,18 +132,17 @@ pub(super) unsafe fn close(pages: NonNull<u8>, length: usize) {
 
 /// Notes pages that have no access. `false` if there is no memory for that.
 pub(super) fn mark(addresses: Range<usize>) -> bool {
-    FROM.fetch_min(addresses.start, Ordering::Relaxed);
-    TO.fetch_max(addresses.end, Ordering::Relaxed);
-    let is_done = each_word(addresses.clone(), true, |word, bits| _ = word.fetch_or(bits, Ordering::Relaxed));
-    if !is_done {
-        unmark(addresses);
-    }
-    is_done
+    CLOSED.add(addresses)
 }
 
 /// Notes pages that have their access.
 pub(super) fn unmark(addresses: Range<usize>) {
-    each_word(addresses, false, |word, bits| _ = word.fetch_and(!bits, Ordering::Relaxed));
+    CLOSED.remove(addresses);
+}
+
+/// Notes addresses that nobody uses, and nobody will.
+pub(super) fn reserve(addresses: Range<usize>) {
+    RESERVED.add(addresses);
 }
 
 /// Gives the access to pages back, which are zeros then. `false` if the system refuses.
@@ -131,7 +152,7 @@ pub(super) fn unmark(addresses: Range<usize>) {
 /// They must be whole pages that hold nothing, and that were [closed](close), or may have been.
 pub(super) unsafe fn open(pages: NonNull<u8>, length: usize) -> bool {
     let addresses = pages.addr().get()..pages.addr().get() + length;
-    let is_closed = !ALL_ARE_OPEN.load(Ordering::Acquire) && is_any_closed(addresses.clone());
+    let is_closed = !ALL_ARE_OPEN.load(Ordering::Acquire) && CLOSED.has_any(addresses.clone());
     // SAFETY: the caller's pages.
     let is_open = !is_closed
         || unsafe {
@@ -154,8 +175,11 @@ pub(super) unsafe fn open(pages: NonNull<u8>, length: usize) -> bool {
 /// As for [`open`]; and nobody may change accesses meanwhile.
 unsafe fn open_with_more(pages: NonNull<u8>, addresses: Range<usize>) -> bool {
     let most = addresses.end.next_multiple_of(AHEAD);
-    let end = (addresses.end..most).step_by(PAGE).find(|page| !has(*page)).unwrap_or(most);
-    let all = addresses.start..end;
+    let mut all = addresses.start..CLOSED.end_of_run(addresses.end, most);
+    // In the middle of such pages it makes one run two. If these are too many, all that follows is opened.
+    if RUNS.load(Ordering::Relaxed) >= MOST && beside(&all) > 1 {
+        all.end = CLOSED.end_of_run(all.end, usize::MAX);
+    }
     let runs = beside(&all) - 1;
     // SAFETY: the caller's pages, and others that hold nothing.
     if unsafe { protect(pages, all.len(), libc::PROT_READ | libc::PROT_WRITE) }.is_ok() {
@@ -168,7 +192,7 @@ unsafe fn open_with_more(pages: NonNull<u8>, addresses: Range<usize>) -> bool {
         open_all_alone();
     }
     // SAFETY: the caller's pages.
-    let is_open = !is_any_closed(addresses.clone()) || unsafe { map_anew(pages, addresses.len()) };
+    let is_open = !CLOSED.has_any(addresses.clone()) || unsafe { map_anew(pages, addresses.len()) };
     if is_open {
         unmark(addresses);
     }
@@ -188,7 +212,7 @@ unsafe fn map_anew(pages: NonNull<u8>, length: usize) -> bool {
     unsafe { libc::mmap(pages.as_ptr().cast(), length, access, flags, -1, 0) != libc::MAP_FAILED }
 }
 
-/// Gives all pages their access back, and takes no more away.
+/// Gives all pages their access back, but for those that nobody uses, and takes no more away.
 #[cold]
 pub(super) fn open_all() {
     IS_OVER.store(true, Ordering::Relaxed);
@@ -203,7 +227,7 @@ fn open_all_alone() {
         return;
     }
     let mut is_done = true;
-    for_each_run(|run| {
+    CLOSED.each_run(|run| {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: pages that hold nothing.
         let is_open =
@@ -220,17 +244,17 @@ fn open_all_alone() {
 
 /// Only the thread that has forked is there.
 pub(super) fn in_the_child() {
-    IS_CHANGING.store(false, Ordering::Relaxed);
+    CHANGING.store(0, Ordering::Relaxed);
 }
 
 /// Whether an address is in a page without access.
 pub(super) fn has(address: usize) -> bool {
-    is_any_closed(address..address.saturating_add(1))
+    CLOSED.has(address) || RESERVED.has(address)
 }
 
 /// Whether there are such pages below an address and above it, or were.
 pub(super) fn are_around(address: usize) -> bool {
-    (FROM.load(Ordering::Relaxed)..TO.load(Ordering::Relaxed)).contains(&address)
+    CLOSED.is_around(address) || RESERVED.is_around(address)
 }
 
 /// Lets accesses to a page through; `false` if the system refuses.
@@ -238,15 +262,21 @@ pub(super) fn let_through(address: usize) -> bool {
     let page = address & !(PAGE - 1);
     let Some(start) = pointer(page) else { return false };
     SOME_ARE_WRITTEN.store(true, Ordering::Relaxed);
+    let page = page..page + PAGE;
     let is_open = alone(|| {
         // Somebody may have opened it meanwhile.
-        let runs = beside(&(page..page + PAGE)) - 1;
+        if !has(page.start) {
+            return true;
+        }
+        let runs = beside(&page) - 1;
         // SAFETY: a page that holds nothing.
-        let is_open =
-            !has(page) || unsafe { protect(start, PAGE, libc::PROT_READ | libc::PROT_WRITE) }.is_ok();
-        if is_open && has(page) {
-            unmark(page..page + PAGE);
+        let is_open = unsafe { protect(start, PAGE, libc::PROT_READ | libc::PROT_WRITE) }.is_ok();
+        if is_open && CLOSED.has(page.start) {
+            unmark(page.clone());
             RUNS.fetch_add(runs, Ordering::Relaxed);
+        }
+        if is_open {
+            RESERVED.remove(page.clone());
         }
         is_open
     });
@@ -255,80 +285,122 @@ pub(super) fn let_through(address: usize) -> bool {
 
 /// How many of the pages on both sides have no access.
 fn beside(addresses: &Range<usize>) -> isize {
-    isize::from(has(addresses.start.wrapping_sub(1))) + isize::from(has(addresses.end))
+    isize::from(CLOSED.has(addresses.start.wrapping_sub(1))) + isize::from(CLOSED.has(addresses.end))
 }
 
-fn is_any_closed(addresses: Range<usize>) -> bool {
-    let mut is_any = false;
-    each_word(addresses, false, |word, bits| is_any |= word.load(Ordering::Relaxed) & bits != 0);
-    is_any
-}
-
-/// Calls `each` with the words that have the bits of these pages, and the bits. `false` if there is a table missing:
-/// it is mapped if `is_mapped`, and no bit is set in it otherwise.
-fn each_word(
-    addresses: Range<usize>,
-    is_mapped: bool,
-    mut each: impl FnMut(&'static AtomicU64, u64),
-) -> bool {
-    let mut is_all = true;
-    let mut next = addresses.start / PAGE * PAGE;
-    let end = addresses.end.min(REGIONS * REGION);
-    while next < end {
-        let stop = (next / STRETCH + 1) * STRETCH;
-        match table(next / REGION, is_mapped) {
-            Some(table) => {
-                let first = next % STRETCH / PAGE;
-                let count = (end.min(stop) - next).div_ceil(PAGE);
-                let bits = (u64::MAX >> (u64::BITS as usize - count)) << first;
-                each(&table.0[next % REGION / STRETCH], bits);
-                next = stop;
-            }
-            None => {
-                is_all = false;
-                next = (next / REGION + 1) * REGION;
-            }
+impl Pages {
+    const fn new() -> Self {
+        Self {
+            tables: [const { AtomicPtr::new(std::ptr::null_mut()) }; REGIONS],
+            from: AtomicUsize::new(usize::MAX),
+            to: AtomicUsize::new(0),
         }
     }
-    is_all
-}
 
-fn table(number: usize, is_mapped: bool) -> Option<&'static Bits> {
-    let place = &TABLE[number];
-    if is_mapped {
-        // SAFETY: all atomics, for which zeros are valid; only this fills the table.
-        unsafe { sys::get_or_map(place) }
-    } else {
-        // SAFETY: tables are never unmapped.
-        unsafe { place.load(Ordering::Acquire).as_ref() }
+    /// Adds all of these, or none: then there is no memory for that, and the result is `false`.
+    fn add(&'static self, addresses: Range<usize>) -> bool {
+        self.from.fetch_min(addresses.start, Ordering::Relaxed);
+        self.to.fetch_max(addresses.end, Ordering::Relaxed);
+        let is_done =
+            self.each_word(addresses.clone(), true, |word, bits| _ = word.fetch_or(bits, Ordering::Relaxed));
+        if !is_done {
+            self.remove(addresses);
+        }
+        is_done
     }
-}
 
-/// Calls `each` for every run of pages without access.
-fn for_each_run(mut each: impl FnMut(Range<usize>)) {
-    let mut run = 0..0;
-    let from = FROM.load(Ordering::Relaxed).min(REGIONS * REGION);
-    let to = TO.load(Ordering::Relaxed).min(REGIONS * REGION);
-    let mut word = from / STRETCH;
-    while word * STRETCH < to {
-        let Some(table) = table(word * STRETCH / REGION, false) else {
-            word = (word * STRETCH / REGION + 1) * (REGION / STRETCH);
-            continue;
-        };
-        let bits = table.0[word % (REGION / STRETCH)].load(Ordering::Relaxed);
-        for page in (0..u64::BITS as usize).filter(|page| bits >> page & 1 != 0) {
-            let start = word * STRETCH + page * PAGE;
-            if run.end != start {
-                if !run.is_empty() {
-                    each(run);
+    fn remove(&'static self, addresses: Range<usize>) {
+        self.each_word(addresses, false, |word, bits| _ = word.fetch_and(!bits, Ordering::Relaxed));
+    }
+
+    fn has(&'static self, address: usize) -> bool {
+        self.has_any(address..address.saturating_add(1))
+    }
+
+    fn has_any(&'static self, addresses: Range<usize>) -> bool {
+        let mut is_any = false;
+        self.each_word(addresses, false, |word, bits| is_any |= word.load(Ordering::Relaxed) & bits != 0);
+        is_any
+    }
+
+    /// Whether there are some below an address and above it, or were.
+    fn is_around(&self, address: usize) -> bool {
+        (self.from.load(Ordering::Relaxed)..self.to.load(Ordering::Relaxed)).contains(&address)
+    }
+
+    /// The first page from `start` on that is not there, or `most`.
+    fn end_of_run(&'static self, start: usize, most: usize) -> usize {
+        let most = most.min(REGIONS * REGION);
+        (start..most).step_by(PAGE).find(|page| !self.has(*page)).unwrap_or(most)
+    }
+
+    /// Calls `each` with the words that have the bits of these pages, and the bits. `false` if there is a table
+    /// missing: it is mapped if `is_mapped`, and no bit is set in it otherwise.
+    fn each_word(
+        &'static self,
+        addresses: Range<usize>,
+        is_mapped: bool,
+        mut each: impl FnMut(&'static AtomicU64, u64),
+    ) -> bool {
+        let mut is_all = true;
+        let mut next = addresses.start / PAGE * PAGE;
+        let end = addresses.end.min(REGIONS * REGION);
+        while next < end {
+            let stop = (next / STRETCH + 1) * STRETCH;
+            match self.table(next / REGION, is_mapped) {
+                Some(table) => {
+                    let first = next % STRETCH / PAGE;
+                    let count = (end.min(stop) - next).div_ceil(PAGE);
+                    let bits = (u64::MAX >> (u64::BITS as usize - count)) << first;
+                    each(&table.0[next % REGION / STRETCH], bits);
+                    next = stop;
                 }
-                run = start..start;
+                None => {
+                    is_all = false;
+                    next = (next / REGION + 1) * REGION;
+                }
             }
-            run.end = start + PAGE;
         }
-        word += 1;
+        is_all
     }
-    if !run.is_empty() {
-        each(run);
+
+    fn table(&'static self, number: usize, is_mapped: bool) -> Option<&'static Bits> {
+        let place = &self.tables[number];
+        if is_mapped {
+            // SAFETY: all atomics, for which zeros are valid; only this fills the table.
+            unsafe { sys::get_or_map(place) }
+        } else {
+            // SAFETY: tables are never unmapped.
+            unsafe { place.load(Ordering::Acquire).as_ref() }
+        }
+    }
+
+    /// Calls `each` for every run of pages.
+    fn each_run(&'static self, mut each: impl FnMut(Range<usize>)) {
+        let mut run = 0..0;
+        let from = self.from.load(Ordering::Relaxed).min(REGIONS * REGION);
+        let to = self.to.load(Ordering::Relaxed).min(REGIONS * REGION);
+        let mut word = from / STRETCH;
+        while word * STRETCH < to {
+            let Some(table) = self.table(word * STRETCH / REGION, false) else {
+                word = (word * STRETCH / REGION + 1) * (REGION / STRETCH);
+                continue;
+            };
+            let bits = table.0[word % (REGION / STRETCH)].load(Ordering::Relaxed);
+            for page in (0..u64::BITS as usize).filter(|page| bits >> page & 1 != 0) {
+                let start = word * STRETCH + page * PAGE;
+                if run.end != start {
+                    if !run.is_empty() {
+                        each(run);
+                    }
+                    run = start..start;
+                }
+                run.end = start + PAGE;
+            }
+            word += 1;
+        }
+        if !run.is_empty() {
+            each(run);
+        }
     }
 }

@@ -178,10 +178,14 @@ fn mappings() -> usize {
 /// The system bounds a process's mappings.
 #[test]
 fn there_are_no_more_mappings_than_the_bound_allows() {
-    const BLOCKS: usize = 30_000;
+    const BLOCKS: usize = 20_000;
     /// jemalloc parts nothing of the pages that it takes for one.
     const BLOCK: Layout = Layout::new::<[u8; (60 << 10) - 512]>();
 
+    let write_ends = |block: *mut u8| unsafe {
+        block.write(1);
+        block.add(BLOCK.size() - 1).write(1);
+    };
     survives!("quarantine=0,fill=0");
     check::set_handler(note);
     in_a_thread(|| {
@@ -195,17 +199,35 @@ fn there_are_no_more_mappings_than_the_bound_allows() {
         let parted = mappings();
         assert!((before + 8000..before + 2 * 8192 + 1000).contains(&parted), "{before}, {parted}");
         // What came after the bound has its access, and all can be used again.
-        for block in blocks.iter().step_by(2) {
-            unsafe { alloc(BLOCK).write_bytes(1, BLOCK.size()) };
-            black_box(block);
+        for _ in blocks.iter().step_by(2) {
+            write_ends(black_box(unsafe { alloc(BLOCK) }));
         }
         let used_again = mappings();
         assert!(used_again < before + 1000, "{before}, {used_again}");
         for block in blocks.into_iter().skip(1).step_by(2) {
-            unsafe { block.write_bytes(1, BLOCK.size()) };
+            write_ends(block);
         }
     });
     assert_eq!(met(), []);
+}
+
+/// Each has its access alone, amid pages that hold no block.
+#[test]
+fn blocks_far_apart_make_no_more_mappings_than_the_bound_allows() {
+    const BLOCKS: usize = 20_000;
+
+    survives!("quarantine=0,fill=0");
+    let layout = Layout::from_size_align(20 << 10, MIB).unwrap();
+    in_a_thread(|| {
+        let before = mappings();
+        for number in 0..BLOCKS {
+            let block = black_box(unsafe { alloc(layout) });
+            assert!(!block.is_null(), "number {number}");
+            unsafe { block.write(1) };
+        }
+        let with_all = mappings();
+        assert!((before + 8000..before + 2 * 8192 + 1000).contains(&with_all), "{before}, {with_all}");
+    });
 }
 
 /// A process that has as many mappings as the system allows gets what it got without this.
