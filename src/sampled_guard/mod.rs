@@ -9,7 +9,7 @@
 //! block has an owner.)
 //!
 //! The hot path knows nothing of it. A guarded block costs two system calls that change the access to a page, and now
-//! and then some more, which all threads may notice; so there are 300 a second [at most](SampledGuardBuilder::per_second), at
+//! and then some more, which all threads may notice; so there are 100 a second [at most](SampledGuardBuilder::per_second), at
 //! the default. One allocation for each 40 KB takes the slow path, at the default rate.
 //!
 //! ```

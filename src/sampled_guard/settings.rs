@@ -49,7 +49,7 @@ impl SampledGuard {
     /// The share of allocations that are guarded where none is set: one in 5,000.
     pub const DEFAULT_RATE: u64 = 5000;
     /// How many blocks are guarded in a second at most where nothing else is set.
-    pub const DEFAULT_PER_SECOND: u64 = 300;
+    pub const DEFAULT_PER_SECOND: u64 = 100;
     /// The number of blocks that can be guarded at once where none is set.
     pub const DEFAULT_SLOTS: usize = 256;
     /// The most blocks that can be guarded at once.
@@ -69,7 +69,7 @@ impl SampledGuard {
     }
 
     /// Starts a sampled guard if the environment variable `DOGTAG_SAMPLED_GUARD` says so: `1` for the defaults,
-    /// or settings separated by commas, `rate=5000,per-second=300,slots=256,reaction=continue,patience=10`
+    /// or settings separated by commas, `rate=5000,per-second=100,slots=256,reaction=continue,patience=10`
     /// (in seconds). Returns `None` if it is not set, empty or `0`. Only programs that call this read the variable, and those that `dogtag-c` is
     /// preloaded into.
     ///
@@ -149,7 +149,7 @@ impl SampledGuardBuilder {
     /// and are [counted](super::Figures::throttled).
     ///
     /// The [rate](Self::rate) bounds what guarded blocks cost for each allocation, this what they cost in a second: one
-    /// costs up to 25 µs, so at the default all take less than one hundredth of one processor's time, however much the
+    /// costs 25 to 80 µs in real programs, so at the default all take less than one hundredth of one processor's time, however much the
     /// program allocates. (The Linux kernel's KFENCE bounds its cost by time for that reason.) Where the bound is
     /// reached, it depends on the time, and not on the blocks, which of them are guarded, and of a mistake's occurrences a
     /// smaller share is found than the rate says.
@@ -163,7 +163,7 @@ impl SampledGuardBuilder {
     /// # #[global_allocator]
     /// # static ALLOC: dogtag::Dogtag = dogtag::Dogtag::new();
     /// // In a canary: one block in 1,000, but in no more than a hundredth of the time.
-    /// SampledGuard::builder().rate(1000).per_second(300).start()?;
+    /// SampledGuard::builder().rate(1000).per_second(100).start()?;
     /// # SampledGuard::running().unwrap().stop();
     /// # SampledGuard::builder().rate(1).per_second(1).start()?;
     /// # (0..1000).for_each(|i| drop(black_box(Box::new(i))));
