@@ -81,65 +81,50 @@ pub(super) fn hear() {
     fault::register_fault_hook(&FAULT_HOOK);
 }
 
-/// From this size on a block without access gives its memory back. Smaller ones are as often allocated again, and then
-/// it takes longer to have the memory anew than the block is used for.
-const GIVEN_BACK: usize = 2 << 20;
-
-/// What a block that has given its memory back counts for, of its size: addresses are what it takes.
-const SHARE: usize = 64;
-
-/// The bytes that a block of so many counts for while it is in quarantine, if it [gives its memory back](close).
-pub(super) const fn least_memory(footprint: usize) -> usize {
-    if footprint >= GIVEN_BACK { footprint / SHARE } else { footprint }
-}
-
-/// Takes the access to a block away that is being freed, if it is large enough and the system lets it, and gives its memory
-/// back if there is much. Returns the bytes that it counts for in quarantine; `None` if nothing has changed.
+/// Takes the access to a block away that is being freed, if it is large enough and the system lets it. If not, `false`,
+/// and nothing has changed.
 ///
 /// # Safety
 ///
 /// The block must be the caller's alone, and its header say that it is freed.
 #[cold]
 #[inline(never)]
-pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> Option<usize> {
+pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> bool {
     // SAFETY: the block is the caller's alone. (A header that was passed would have to be in memory, for small
     // blocks as well.)
-    let Some(header) = (unsafe { BlockHeader::read(block, Tag::Freed) }) else { return None };
+    let Some(header) = (unsafe { BlockHeader::read(block, Tag::Freed) }) else { return false };
     let is_wanted = settings.protect != 0
         && header.layout().size() as u64 >= settings.protect
         && !is_confined()
         && !cfg!(miri);
     // Who faults farther from the block's beginning would not be told whose it is.
     let Some(length) = header.own_pages().filter(|length| is_wanted && *length <= shadow::REACH) else {
-        return None;
+        return false;
     };
     // Else whoever has set a handler of his own would have to tell of it.
     if !hears_of_faults() {
-        return None;
+        return false;
     }
     // (A fork amid a count may have the child count down twice.)
     if CLOSED.fetch_add(1, Ordering::Relaxed) >= MOST {
         CLOSED.fetch_sub(1, Ordering::Relaxed);
-        return None;
+        return false;
     }
     begin_turn();
     FROM.fetch_min(block.addr().get(), Ordering::Relaxed);
     TO.fetch_max(block.addr().get() + length, Ordering::Relaxed);
     // SAFETY: pages that are the block's alone.
     unsafe {
-        let Err(error) = protect(block, length, libc::PROT_NONE) else {
-            let is_given_back = length >= GIVEN_BACK && give_memory_back(block, length);
-            return Some(if is_given_back { least_memory(length) } else { length });
-        };
+        let Err(error) = protect(block, length, libc::PROT_NONE) else { return true };
         if open(block, length) {
-            return None;
+            return false;
         }
         // Where there was no memory, a part may have been done. All else is refused as a whole.
         if error == libc::ENOMEM {
-            return Some(length);
+            return true;
         }
         CLOSED.fetch_sub(1, Ordering::Relaxed);
-        None
+        false
     }
 }
 
@@ -239,16 +224,6 @@ pub(super) unsafe fn protect(pages: NonNull<u8>, length: usize, access: c_int) -
             _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)),
         }
     })
-}
-
-/// Gives the memory of pages back to the system; `false` if it refuses, as for memory that is locked.
-///
-/// # Safety
-///
-/// As for [`protect`]: what they hold is lost.
-unsafe fn give_memory_back(pages: NonNull<u8>, length: usize) -> bool {
-    // SAFETY: as the caller says.
-    fault::keep_errno(|| unsafe { libc::madvise(pages.as_ptr().cast(), length, libc::MADV_DONTNEED) == 0 })
 }
 
 /// Blocks whose header was overwritten, so that nobody knows how many pages are theirs: only the first one has its

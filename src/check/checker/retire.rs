@@ -36,34 +36,25 @@ impl Checker {
             plain => plain,
         };
         let footprint = outer.map_or(0, |outer| outer.size());
-        let size = header.layout().size();
-        let give_back = |header: &BlockHeader| {
-            shadow::vacate(block.addr().get(), entry);
-            // SAFETY: the block is seized, and was requested from that backend.
-            unsafe { give_back(block, header, |base, outer| R::release(backend, base, outer)) };
-        };
         let is_kept_back = identity != Identity::UNNUMBERED
-            && protection::least_memory(footprint) as u64 <= settings.quarantine
+            && footprint as u64 <= settings.quarantine
             && has_quarantine(settings);
         if !is_kept_back {
-            return give_back(&header);
+            shadow::vacate(block.addr().get(), entry);
+            // SAFETY: the block is seized, and was requested from that backend.
+            return unsafe { give_back(block, &header, |base, outer| R::release(backend, base, outer)) };
         }
         threads::settle_name();
+        let size = header.layout().size();
         // SAFETY: the block is the caller's alone.
-        let (state, footprint) = unsafe {
+        let state = unsafe {
             header.set_freed(block, stamp(settings.backtrace));
-            let closed = if size >= LARGE { protection::close(block, settings) } else { None };
-            let memory = closed.unwrap_or(footprint);
-            if memory as u64 > settings.quarantine {
-                if closed.is_some() && !protection::reopen(block, &header) {
-                    return entry.set(State::Leaked);
-                }
-                return give_back(&header);
-            }
-            if closed.is_none() {
+            if size >= LARGE && protection::close(block, settings) {
+                State::Protected
+            } else {
                 fill_freed(block, size, settings);
+                State::Quarantined
             }
-            (if closed.is_some() { State::Protected } else { State::Quarantined }, memory)
         };
         entry.set(state);
         // SAFETY: as the caller says.
