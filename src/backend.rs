@@ -187,6 +187,21 @@ pub(crate) fn give_back() {
     };
 }
 
+/// Whether the blocks of a backend `B` are private memory of no file's: those of jemalloc and the system's allocator are.
+/// Others may be in a region of few addresses, or in a device.
+#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+pub(crate) fn is_own_memory<B>() -> bool {
+    use std::any::type_name;
+
+    // By name, since a backend's type need not outlive the program: nobody else has these.
+    let name = type_name::<B>();
+    #[cfg(feature = "jemalloc")]
+    if name == type_name::<Jemalloc>() {
+        return true;
+    }
+    name == type_name::<DefaultBackend>() || name == type_name::<std::alloc::System>()
+}
+
 /// Makes glibc's allocator return freed pages to the operating system.
 #[cfg(all(feature = "guard", not(dogtag_loom)))]
 pub(crate) fn trim() {

@@ -254,7 +254,7 @@ pub struct Lost {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct Quarantine {
-    /// Bytes of these blocks, with their guards and headers.
+    /// Bytes of these blocks, with their guards and headers. Some of 2 MiB or more have no memory meanwhile.
     pub bytes: u64,
     /// Number of these blocks.
     pub blocks: u64,

@@ -224,6 +224,26 @@ pub(crate) unsafe fn zero_pages<T>(pages: &[T]) {
     let _ = pages;
 }
 
+/// Gives the memory of whole pages back to the operating system. `false` if it refuses, as it does for locked pages, or
+/// makes no zeros of them; then a part may have been given back. `errno` stays as it is.
+///
+/// # Safety
+///
+/// They must be private memory of no file's that nobody uses, and zeros be what may be there afterwards.
+#[cfg(all(feature = "memory-check", not(dogtag_loom)))]
+pub(crate) unsafe fn discard_pages(pages: NonNull<u8>, length: usize) -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: as the caller says.
+    return fault::keep_errno(|| unsafe {
+        libc::madvise(pages.as_ptr().cast(), length, libc::MADV_DONTNEED) == 0
+    });
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (pages, length);
+        false
+    }
+}
+
 /// Has `hook` called in every child that this process forks, before `fork`
 /// returns there. Without memory for that, it is not.
 #[cfg(feature = "report")]

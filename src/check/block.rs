@@ -30,7 +30,9 @@ mod tests;
 pub use family::Family;
 pub(crate) use {
     freed::{FREED, FRESH, has_fill, wrong_fill},
-    guards::{has_guards, meant, write_first_guards, write_guards, write_head, wrong_guard, wrong_head},
+    guards::{
+        has_guards, meant, write_first_guards, write_guards, write_head, write_tail, wrong_guard, wrong_head,
+    },
     header::{BlockHeader, size_hint},
     prefetch::{prefetch, prefetch_freed},
     stamp::Stamp,

@@ -83,11 +83,12 @@ fn place_number(identity: Identity) -> usize {
     }
 }
 
-/// Bytes and blocks in the quarantines of all allocators.
+/// Bytes, with and without memory, and blocks in the quarantines of all allocators.
 pub(crate) fn quarantined() -> (u64, u64) {
     let magazines = magazines(Settings::get());
-    let all = magazines.all.iter().filter(|magazine| !magazine.has_ended()).map(Magazine::holds);
-    all.fold((0, 0), |(bytes, blocks), more| (bytes + more.0, blocks + more.1))
+    let all = magazines.all.iter().filter(|magazine| !magazine.has_ended());
+    let held = all.map(|magazine| (magazine.holds(), magazine.addresses()));
+    held.fold((0, 0), |(bytes, blocks), (more, addresses)| (bytes + more.0 + addresses, blocks + more.1))
 }
 
 impl Magazine {
@@ -110,7 +111,7 @@ mod tests {
         let place: &Place = Box::leak(Box::default());
         let [old, other] = [(); 2].map(|()| NUMBERS.give().expect("there are enough"));
         let magazine = magazines.take(old, u64::MAX).expect("both are free");
-        magazine.push(16, 100);
+        magazine.push(16, quarantine::Held::memory(100));
         magazine::put(place, magazine);
         assert!(kept_for(place, old).is_some() && kept_for(place, other).is_none());
         assert!(!is_free(&magazines, place), "its blocks are in quarantine");

@@ -72,7 +72,7 @@ pub(crate) unsafe fn take_blocks<'a>(
 
 #[cfg(all(test, not(dogtag_loom)))]
 mod tests {
-    use super::super::quarantine::{self, Left};
+    use super::super::quarantine::{self, Held, Left};
     use super::*;
 
     #[test]
@@ -93,13 +93,13 @@ mod tests {
         take(true, &mut blocks);
         assert!(kept().is_none() && blocks.is_empty());
         put(&place, &magazine);
-        magazine.push(16, 100);
-        magazine.push(1 << 47, 2000);
+        magazine.push(16, Held::memory(100));
+        magazine.push(1 << 47, Held::memory(2000));
         take(false, &mut blocks);
         assert!(blocks.is_empty());
         take(true, &mut blocks);
         assert_eq!((&blocks[..], magazine.holds()), (&[16, 1 << 47][..], (0, 0)));
-        magazine.push(48, 300);
+        magazine.push(48, Held::memory(300));
         assert_eq!(magazine.holds(), (300, 1));
         assert!(kept().is_some_and(|kept| ptr::eq(kept, &magazine)) && take_out(&place) && kept().is_none());
     }
@@ -110,7 +110,7 @@ mod tests {
         let place = Place::default();
         put(&place, &magazine);
         let mut blocks = Vec::new();
-        magazine.push(16, 100);
+        magazine.push(16, Held::memory(100));
         let mut amid = |left: Left| {
             blocks.push(left.address);
             // SAFETY: the magazine is there until the end.
@@ -118,7 +118,7 @@ mod tests {
             // SAFETY: as above.
             let other = unsafe { take_blocks(&place, |_| true, &mut |_: Left| unreachable!()) };
             assert!(other.is_none(), "one at a time");
-            magazine.push(32, 100);
+            magazine.push(32, Held::memory(100));
             assert!(!take_out(&place));
         };
         // SAFETY: as above.
@@ -131,7 +131,7 @@ mod tests {
 
 #[cfg(all(test, dogtag_loom))]
 mod model {
-    use super::super::quarantine::{self, Left};
+    use super::super::quarantine::{self, Held, Left};
     use super::*;
     use crate::sync::whole_model;
     use loom::cell::UnsafeCell;
@@ -149,7 +149,7 @@ mod model {
         fn put_in(&self, magazine: &Magazine, block: usize) -> bool {
             // SAFETY: nobody has the block yet, or the model fails.
             self.blocks[block].with_mut(|block| unsafe { *block += 1 });
-            magazine.push((block + 1) * 16, 100)
+            magazine.push((block + 1) * 16, Held::memory(100))
         }
 
         fn release(&self, address: usize) {

@@ -82,7 +82,7 @@
 //!
 //! A thread that blocks `SIGSEGV`, or whose own stack is the freed block and that has no other one for signals, ends the
 //! process without a report, since the handler has no place there. A filter of system calls must allow `mprotect`,
-//! `sigaction` and `sigaltstack`; with dogtag-c's `interpose` no more blocks lose their access once the program calls
+//! `sigaction` and `sigaltstack`, and `madvise` or refuse it with an error; with dogtag-c's `interpose` no more blocks lose their access once the program calls
 //! `prctl` for such a filter. `protect=0` helps in all these cases. A debugger stops at the access, not at the end.
 //!
 //! No more than 8,192 blocks at once have no access, and none of 256 MiB or more, since the system bounds a process's mappings;
@@ -90,6 +90,12 @@
 //! into such a block fails with `EFAULT`. A free takes some microseconds, of which a part is that other threads of the process
 //! are interrupted. With the system's allocator as backend zeroed blocks of that size are written to, and so are in memory.
 //! `protect=0` leaves all blocks their access.
+//!
+//! On Linux a block of 2 MiB or more gives its memory back to the system when it loses its access, unless its pages are
+//! locked (`mlock`), the backend is neither jemalloc nor the system's allocator, or the system counts every byte that is
+//! mapped (strict overcommit). It counts towards the quarantine's bytes with the page that has its header, and all such blocks
+//! have a bound of their own: 64 times as many bytes of addresses, 1 GiB by default. So blocks that are larger than the
+//! quarantine enter, too. Who uses the addresses next has pages made for them.
 //!
 //! # Blocks of 0 bytes
 //!
@@ -166,7 +172,7 @@
 //!
 //! | setting | default | |
 //! | --- | --- | --- |
-//! | `quarantine` | `16M` | bytes in quarantine, guards and headers included, for each allocator, and a 64th of that (256 KiB at most) for each thread; 0 for none; larger blocks do not enter |
+//! | `quarantine` | `16M` | bytes in quarantine, guards and headers included, for each allocator, and a 64th of that (256 KiB at most) for each thread; 0 for none; larger blocks do not enter, but for those [without memory](#large-blocks), of which there are 64 times as many bytes |
 //! | `quarantine-blocks` | `16384` | blocks in quarantine for each allocator, rounded up to a power of two, and 32 for each thread |
 //! | `fill` | `1` | `zero` fills with zeros instead of patterns, so that nobody sees old contents, and ends texts right behind their block; 0 leaves fresh and freed memory as it is: faster, and writes to freed blocks are only seen around them |
 //! | `backtrace` | `0` | 1 keeps the call stack of every allocation and free: slow. Allocates when libraries have come or gone, and ends the process if there is no memory then |
@@ -181,7 +187,7 @@
 //! A violation of a freed block is found while the block is in quarantine, and so by default within the 16,384 frees, or the
 //! 16 MiB, that follow. What is freed and used again much later is found with more, at the cost of memory and, since what
 //! leaves the quarantine is not in the processor's caches any more, of time: `DOGTAG_CHECK=quarantine=64M,quarantine-blocks=65536`.
-//! So is the use of freed blocks larger than 16 MiB, which do not enter otherwise.
+//! Blocks of 2 MiB or more, which [have no memory](#large-blocks) meanwhile, stay for the 1 GiB of them that follow.
 //!
 //! # Memory
 //!

@@ -4,8 +4,8 @@
 //! access, before they are in quarantine, and have it back before the memory goes back to the backend. The
 //! header stands in the page before, and can be read all the time.
 //!
-//! Nobody can write to such a block, so it is not filled, nor looked at. Once a violation has given the access
-//! back, the block is like any other in quarantine.
+//! Nobody can write to such a block, so it is not filled, nor looked at, and its memory is given back to the system. Once
+//! a violation has given the access back, the block is filled, and like any other in quarantine.
 
 use super::block::{self, BlockHeader, PAGE, Tag};
 use super::block_state::{Entry, State};
@@ -22,6 +22,7 @@ use super::violation_kind::{Operation, ViolationKind};
 use super::wild_access;
 use super::zero_sized;
 use crate::sync::{AtomicBool, AtomicUsize, Ordering, spin};
+use crate::sys;
 use crate::sys::fault::{self, Access, Fault, FaultHook, Outcome};
 use std::ffi::{c_int, c_void};
 use std::ptr::{self, NonNull};
@@ -81,51 +82,80 @@ pub(super) fn hear() {
     fault::register_fault_hook(&FAULT_HOOK);
 }
 
-/// Takes the access to a block away that is being freed, if it is large enough and the system lets it. If not, `false`,
-/// and nothing has changed.
+/// What [`close`] did.
+pub(super) enum Closed {
+    /// Nothing.
+    No,
+    /// The block has no access.
+    Kept,
+    /// It has no access, and no memory for so many bytes of addresses.
+    Emptied(usize),
+}
+
+/// Takes the access to a block away that is being freed, if it is large enough and the system lets it. If not, nothing has
+/// changed. Gives its memory back if `may_empty` says so, and the system lets it: not of pages that are locked.
 ///
 /// # Safety
 ///
-/// The block must be the caller's alone, and its header say that it is freed.
+/// The block must be the caller's alone, and its header say that it is freed. With `may_empty` its memory must be the
+/// process's own.
 #[cold]
 #[inline(never)]
-pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings) -> bool {
+pub(super) unsafe fn close(block: NonNull<u8>, settings: &Settings, may_empty: bool) -> Closed {
     // SAFETY: the block is the caller's alone. (A header that was passed would have to be in memory, for small
     // blocks as well.)
-    let Some(header) = (unsafe { BlockHeader::read(block, Tag::Freed) }) else { return false };
+    let Some(header) = (unsafe { BlockHeader::read(block, Tag::Freed) }) else { return Closed::No };
     let is_wanted = settings.protect != 0
         && header.layout().size() as u64 >= settings.protect
         && !is_confined()
         && !cfg!(miri);
     // Who faults farther from the block's beginning would not be told whose it is.
     let Some(length) = header.own_pages().filter(|length| is_wanted && *length <= shadow::REACH) else {
-        return false;
+        return Closed::No;
     };
     // Else whoever has set a handler of his own would have to tell of it.
     if !hears_of_faults() {
-        return false;
+        return Closed::No;
     }
     // (A fork amid a count may have the child count down twice.)
     if CLOSED.fetch_add(1, Ordering::Relaxed) >= MOST {
         CLOSED.fetch_sub(1, Ordering::Relaxed);
-        return false;
+        return Closed::No;
     }
     begin_turn();
     FROM.fetch_min(block.addr().get(), Ordering::Relaxed);
     TO.fetch_max(block.addr().get() + length, Ordering::Relaxed);
     // SAFETY: pages that are the block's alone.
     unsafe {
-        let Err(error) = protect(block, length, libc::PROT_NONE) else { return true };
+        let Err(error) = protect(block, length, libc::PROT_NONE) else {
+            return if may_empty { empty(block, &header, length) } else { Closed::Kept };
+        };
         if open(block, length) {
-            return false;
+            return Closed::No;
         }
         // Where there was no memory, a part may have been done. All else is refused as a whole.
         if error == libc::ENOMEM {
-            return true;
+            return Closed::Kept;
         }
         CLOSED.fetch_sub(1, Ordering::Relaxed);
-        false
+        Closed::No
     }
+}
+
+/// Gives the memory of a closed block back to the system, but for the page with its header.
+///
+/// # Safety
+///
+/// The block must be the caller's alone, with that header and that many pages of its own, and its memory be the process's.
+unsafe fn empty(block: NonNull<u8>, header: &BlockHeader, length: usize) -> Closed {
+    // What is in front for the sake of its alignment has no more use.
+    let front = header.offset() - PAGE;
+    // SAFETY: where the block's memory begins, from which on so many pages are its alone; nobody reads what is in them.
+    let is_done = unsafe {
+        sys::discard_pages(block, length)
+            && (front == 0 || sys::discard_pages(block.sub(header.offset()), front))
+    };
+    if is_done { Closed::Emptied(front + length) } else { Closed::Kept }
 }
 
 /// Whether a block begins there that has no access.
@@ -143,7 +173,8 @@ pub(super) unsafe fn reopen(block: NonNull<u8>, header: &BlockHeader) -> bool {
     header.own_pages().is_none_or(|length| unsafe { open(block, length) })
 }
 
-/// Gives the access to a block back and fills it, for it to be in quarantine like others.
+/// Gives the access to a block back and fills it, for it to be in quarantine like others. Writes the guard behind it,
+/// too, whose memory may be gone.
 ///
 /// # Safety
 ///
@@ -154,6 +185,9 @@ pub(super) unsafe fn reopen_filled(block: NonNull<u8>, header: &BlockHeader) -> 
         let is_open = reopen(block, header);
         if is_open && let Some(freed) = Settings::get().fill.freed() {
             fill(block.as_ptr(), freed, header.layout().size());
+        }
+        if is_open && header.own_pages().is_some() {
+            block::write_tail(block, header);
         }
         is_open
     }

@@ -8,7 +8,7 @@
 //! magazine is always in one place only, and whoever swapped it out has it
 //! alone. First in, first out, by the magazine.
 
-use super::block::prefetch;
+use super::block::{PAGE, prefetch};
 #[cfg(not(dogtag_loom))]
 use super::block_state::Entry;
 use super::instance_id::Identity;
@@ -34,9 +34,30 @@ struct Counts {
     entered: AtomicU64,
     /// The oldest magazine's turn, unless the ring's turn made it leave.
     oldest: AtomicU64,
-    /// Bytes that are in. Counted a moment after the places are changed, so it
+    /// Bytes of memory that are in. Counted a moment after the places are changed, so it
     /// may wrap around below 0 and is read as signed.
     bytes: AtomicU64,
+    /// Bytes of addresses without memory, in the same way.
+    addresses: AtomicU64,
+}
+
+/// How many times as many bytes of addresses without memory as of memory may be in.
+pub(crate) const ADDRESSES: u64 = 64;
+
+/// What a block takes while it is in quarantine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Bytes of memory.
+    pub(crate) memory: usize,
+    /// Bytes of addresses, whole [pages](PAGE), whose memory was given back to the system.
+    pub(crate) addresses: usize,
+}
+
+impl Held {
+    #[inline(always)]
+    pub(crate) fn memory(memory: usize) -> Self {
+        Self { memory, addresses: 0 }
+    }
 }
 
 impl MagazineQueue {
@@ -49,6 +70,7 @@ impl MagazineQueue {
                     entered: AtomicU64::new(0),
                     oldest: AtomicU64::new(0),
                     bytes: AtomicU64::new(0),
+                    addresses: AtomicU64::new(0),
                 },
             }
         }
@@ -67,14 +89,20 @@ impl MagazineQueue {
         release: &mut impl Leaves,
     ) -> u64 {
         let (bytes, _) = magazine.holds();
+        let addresses = magazine.addresses();
+        // A fork copies nothing that maps these.
+        let most_addresses = limit.saturating_mul(ADDRESSES);
         let limit = self.limit(limit, bytes, forks);
         let turn = self.counts.entered.fetch_add(1, Ordering::Relaxed);
         let displaced = swap(places, turn, magazines.number(magazine));
         let before = self.bytes();
         self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if addresses != 0 {
+            self.counts.addresses.fetch_add(addresses, Ordering::Relaxed);
+        }
         self.empty(magazines, displaced, release);
         // Others, whose limit may be higher by now, go on to put some in: those are not waited for.
-        while self.bytes() > limit
+        while (self.bytes() > limit || self.addresses() > most_addresses)
             && let Some(oldest) = self.leave(places, turn + 1)
         {
             self.empty(magazines, oldest, release);
@@ -123,11 +151,19 @@ impl MagazineQueue {
     fn empty(&self, magazines: &Magazines<'_>, number: u32, release: &mut impl Leaves) {
         let Some(magazine) = magazines.get(number) else { return };
         self.counts.bytes.fetch_sub(magazine.holds().0, Ordering::Relaxed);
+        let addresses = magazine.addresses();
+        if addresses != 0 {
+            self.counts.addresses.fetch_sub(addresses, Ordering::Relaxed);
+        }
         magazines.empty(magazine, release);
     }
 
     fn bytes(&self) -> u64 {
         (self.counts.bytes.load(Ordering::Relaxed) as i64).max(0) as u64
+    }
+
+    fn addresses(&self) -> u64 {
+        (self.counts.addresses.load(Ordering::Relaxed) as i64).max(0) as u64
     }
 
     /// Takes out the oldest magazine whose turn was before `end`; `None` when there is none.
@@ -194,7 +230,14 @@ impl<'a> Magazines<'a> {
 
     /// Makes a magazine free, whatever is in it.
     pub(crate) fn give_back(&self, magazine: &Magazine) {
-        for counter in [&magazine.blocks, &magazine.bytes, &magazine.taken_blocks, &magazine.taken_bytes] {
+        for counter in [
+            &magazine.blocks,
+            &magazine.bytes,
+            &magazine.addresses,
+            &magazine.taken_blocks,
+            &magazine.taken_bytes,
+            &magazine.taken_addresses,
+        ] {
             counter.store(0, Ordering::Relaxed);
         }
         magazine.taken.store(false, Ordering::Release);
@@ -220,31 +263,40 @@ impl<'a> Magazines<'a> {
 pub(crate) struct Magazine {
     taken: AtomicBool,
     identity: AtomicU64,
-    /// Bytes with more than which it is full.
+    /// Bytes of memory with more than which it is full; of addresses, [so many times](ADDRESSES) as many.
     heavy: AtomicU64,
-    /// How many blocks were put in, and their bytes.
+    /// How many blocks were put in, and what they [hold](Held).
     blocks: AtomicU64,
     bytes: AtomicU64,
+    addresses: AtomicU64,
     /// Those of them that another thread has taken out.
     taken_blocks: AtomicU64,
     taken_bytes: AtomicU64,
+    taken_addresses: AtomicU64,
     /// The blocks that were put in; 0 for one that was taken out.
     contents: [AtomicU64; MAGAZINE],
 }
 
-/// A block in a magazine: its address, and the bytes that it counts for, or the most that can be told.
+/// A block in a magazine: its address, and what it holds, or the most that can be told. The highest bit says
+/// that it is pages of addresses, and a page of memory.
 #[derive(Clone, Copy)]
 struct Packed(u64);
 
 /// Bits for an address, which is a multiple of 16.
 const ADDRESS: u32 = 44;
+/// Set where the number is one of pages.
+const PAGES: u64 = 1 << 63;
 
 impl Packed {
     #[inline(always)]
-    fn new(address: usize, bytes: usize) -> Self {
-        const MOST: usize = (1 << (u64::BITS - ADDRESS)) - 1;
+    fn new(address: usize, held: Held) -> Self {
+        const MOST: usize = (1 << (u64::BITS - ADDRESS - 1)) - 1;
 
-        Self((bytes.min(MOST) as u64) << ADDRESS | address as u64 >> 4)
+        let address = address as u64 >> 4;
+        if held.addresses != 0 {
+            return Self(PAGES | ((held.addresses / PAGE).min(MOST) as u64) << ADDRESS | address);
+        }
+        Self((held.memory.min(MOST) as u64) << ADDRESS | address)
     }
 
     #[inline(always)]
@@ -253,14 +305,18 @@ impl Packed {
     }
 
     #[inline(always)]
-    fn bytes(self) -> usize {
-        (self.0 >> ADDRESS) as usize
+    fn held(self) -> Held {
+        let number = (self.0 << 1 >> 1 >> ADDRESS) as usize;
+        match self.0 & PAGES {
+            0 => Held::memory(number),
+            _ => Held { memory: PAGE, addresses: number * PAGE },
+        }
     }
 
     /// The block, which will be looked at in a moment: has the processor fetch it.
     #[inline(always)]
     fn fetched(self) -> Left {
-        prefetch(self.address(), self.bytes());
+        prefetch(self.address(), (self.0 >> ADDRESS) as usize);
         Left::fetched(self.address())
     }
 }
@@ -326,14 +382,21 @@ impl Magazine {
     /// Puts a block in, and says whether the magazine is full now. The caller has or keeps the magazine, which is not full
     /// yet.
     #[inline(always)]
-    pub(crate) fn push(&self, address: usize, bytes: usize) -> bool {
+    pub(crate) fn push(&self, address: usize, held: Held) -> bool {
         let blocks = self.blocks.load(Ordering::Relaxed);
-        self.contents[blocks as usize % MAGAZINE].store(Packed::new(address, bytes).0, Ordering::Relaxed);
-        let sum = self.bytes.load(Ordering::Relaxed) + bytes as u64;
+        self.contents[blocks as usize % MAGAZINE].store(Packed::new(address, held).0, Ordering::Relaxed);
+        let sum = self.bytes.load(Ordering::Relaxed) + held.memory as u64;
         self.bytes.store(sum, Ordering::Relaxed);
+        let heavy = self.heavy.load(Ordering::Relaxed);
+        let mut is_full = blocks + 1 == MAGAZINE as u64 || sum > heavy;
+        if held.addresses != 0 {
+            let sum = self.addresses.load(Ordering::Relaxed) + held.addresses as u64;
+            self.addresses.store(sum, Ordering::Relaxed);
+            is_full |= sum > heavy.saturating_mul(ADDRESSES);
+        }
         // For who takes blocks out: they are there.
         self.blocks.store(blocks + 1, Ordering::Release);
-        blocks + 1 == MAGAZINE as u64 || sum > self.heavy.load(Ordering::Relaxed)
+        is_full
     }
 
     /// Takes the blocks out while another thread keeps the magazine and puts more in; one thread at a time. Calls
@@ -347,20 +410,21 @@ impl Magazine {
                     counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
                 };
                 count(&self.taken_blocks, 1);
-                count(&self.taken_bytes, block.bytes() as u64);
+                count(&self.taken_bytes, block.held().memory as u64);
+                count(&self.taken_addresses, block.held().addresses as u64);
                 release.leave(Left::new(block.address()));
             }
         }
     }
 
-    /// Bytes and blocks.
+    /// Bytes of memory, and blocks.
     pub(crate) fn holds(&self) -> (u64, u64) {
-        let left = |taken: &AtomicU64, all: &AtomicU64| {
-            // In this order: all of what was taken out had been put in.
-            let taken = taken.load(Ordering::Relaxed);
-            all.load(Ordering::Relaxed).saturating_sub(taken)
-        };
         (left(&self.taken_bytes, &self.bytes), left(&self.taken_blocks, &self.blocks))
+    }
+
+    /// Bytes of addresses without memory.
+    pub(crate) fn addresses(&self) -> u64 {
+        left(&self.taken_addresses, &self.addresses)
     }
 
     /// Calls `look` for what may be blocks in it, for who does not have the magazine: all may have changed meanwhile.
@@ -396,6 +460,12 @@ impl Magazine {
     }
 }
 
+fn left(taken: &AtomicU64, all: &AtomicU64) -> u64 {
+    // In this order: all of what was taken out had been put in.
+    let taken = taken.load(Ordering::Relaxed);
+    all.load(Ordering::Relaxed).saturating_sub(taken)
+}
+
 #[cfg(test)]
 fn identity(number: u16) -> Identity {
     Identity::from_bits(number.into()).expect("not 0")
@@ -409,8 +479,10 @@ pub(super) fn magazine() -> Magazine {
         heavy: AtomicU64::new(u64::MAX),
         blocks: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
+        addresses: AtomicU64::new(0),
         taken_blocks: AtomicU64::new(0),
         taken_bytes: AtomicU64::new(0),
+        taken_addresses: AtomicU64::new(0),
         contents: std::array::from_fn(|_| AtomicU64::new(0)),
     }
 }
@@ -421,11 +493,17 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::VecDeque;
 
+    /// What a block holds, some of which have no memory.
+    fn block() -> impl Strategy<Value = Held> {
+        let without = (1_usize..30).prop_map(|pages| Held { memory: PAGE, addresses: pages * PAGE });
+        prop_oneof![4 => (1_usize..200).prop_map(Held::memory), 1 => without]
+    }
+
     proptest! {
         /// Compares the ring with a queue that is as plain as can be.
         #[test]
         fn first_in_first_out_within_the_bounds(
-            magazines in prop::collection::vec(prop::collection::vec(1_usize..200, 1..=MAGAZINE), 1..100),
+            magazines in prop::collection::vec(prop::collection::vec(block(), 1..=MAGAZINE), 1..100),
             places in 0_u32..5,
             limit in 1_u64..30_000,
         ) {
@@ -433,30 +511,37 @@ mod tests {
             let all: Vec<_> = (0..80).map(|_| magazine()).collect();
             let pool = Magazines { all: &all, next: &AtomicU32::new(0) };
             let quarantine = MagazineQueue::new();
-            let mut model = VecDeque::<Vec<(usize, u64)>>::new();
+            let mut model = VecDeque::<Vec<(usize, Held)>>::new();
             let mut address = 0;
             for sizes in magazines {
                 let magazine = pool.take(identity(3), u64::MAX).expect("most are free");
                 prop_assert_eq!((magazine.identity(), magazine.holds()), (Some(identity(3)), (0, 0)));
                 let mut blocks = Vec::new();
-                for size in sizes {
+                for held in sizes {
                     address += 16;
-                    let is_full = magazine.push(address, size);
-                    blocks.push((address, size as u64));
+                    let is_full = magazine.push(address, held);
+                    blocks.push((address, held));
                     prop_assert_eq!(is_full, blocks.len() == MAGAZINE);
                 }
                 model.push_back(blocks);
-                let bytes = |model: &VecDeque<Vec<(usize, u64)>>| {
-                    model.iter().flatten().map(|block| block.1).sum::<u64>()
+                let sums = |model: &VecDeque<Vec<(usize, Held)>>| {
+                    let held = || model.iter().flatten().map(|block| block.1);
+                    (
+                        held().map(|held| held.memory as u64).sum::<u64>(),
+                        held().map(|held| held.addresses as u64).sum::<u64>(),
+                    )
                 };
                 let mut expected = Vec::new();
-                while model.len() > 1 << places || bytes(&model) > limit {
+                while model.len() > 1 << places
+                    || sums(&model).0 > limit
+                    || sums(&model).1 > limit * ADDRESSES
+                {
                     expected.extend(model.pop_front().into_iter().flatten().map(|block| block.0));
                 }
                 let mut released = Vec::new();
                 quarantine.enter(&ring, &pool, magazine, limit, 0, &mut |left: Left| released.push(left.address));
                 prop_assert_eq!(released, expected);
-                prop_assert_eq!(quarantine.bytes(), bytes(&model));
+                prop_assert_eq!((quarantine.bytes(), quarantine.addresses()), sums(&model));
                 let taken = all.iter().filter(|magazine| magazine.taken.load(Ordering::Relaxed)).count();
                 prop_assert_eq!(taken, model.len());
             }
@@ -500,7 +585,7 @@ mod tests {
         let quarantine = MagazineQueue::new();
         let put_in = |limit, release: &mut dyn FnMut(Left)| {
             let magazine = pool.take(identity(1), u64::MAX).expect("most are free");
-            magazine.push(16, BLOCK);
+            magazine.push(16, Held::memory(BLOCK));
             quarantine.enter(&ring, &pool, magazine, limit, 0, &mut &mut *release);
         };
         const BEFORE: usize = 10;
@@ -527,10 +612,28 @@ mod tests {
     fn heavy_magazines_are_full() {
         let pool = Magazines { all: &[magazine()], next: &AtomicU32::new(0) };
         let magazine = pool.take(identity(1), 1000).expect("it is free");
-        assert!(!magazine.push(16, 1000));
-        assert!(magazine.push(32, 1));
+        assert!(!magazine.push(16, Held::memory(1000)));
+        assert!(magazine.push(32, Held::memory(1)));
         pool.give_back(magazine);
-        assert!(pool.take(identity(1), 999).is_some_and(|again| again.push(16, 1000)));
+        assert!(pool.take(identity(1), 999).is_some_and(|again| again.push(16, Held::memory(1000))));
+    }
+
+    #[test]
+    fn addresses_make_a_magazine_full_too_and_are_taken_out_with_their_block() {
+        let pool = Magazines { all: &[magazine()], next: &AtomicU32::new(0) };
+        let heavy = 2 * PAGE as u64;
+        let most = heavy as usize * ADDRESSES as usize;
+        let magazine = pool.take(identity(1), heavy).expect("it is free");
+        let held = Held { memory: PAGE, addresses: most - PAGE };
+        assert!(!magazine.push(16, held));
+        assert_eq!((magazine.holds(), magazine.addresses()), ((PAGE as u64, 1), (most - PAGE) as u64));
+        let mut taken = Vec::new();
+        magazine.take_blocks(&mut |left: Left| taken.push(left.address));
+        assert_eq!((&taken[..], magazine.holds(), magazine.addresses()), (&[16][..], (0, 0), 0));
+        pool.give_back(magazine);
+        let again = pool.take(identity(1), heavy).expect("it was given back");
+        assert_eq!(again.addresses(), 0);
+        assert!(again.push(16, Held { memory: PAGE, addresses: most + PAGE }));
     }
 
     #[test]
@@ -561,7 +664,7 @@ mod model {
 
     /// However threads put magazines in and push others out, each block is
     /// released once or still there, and what is there is what is counted.
-    fn nothing_is_lost_or_released_twice(places: usize, each: usize, limit: u64) {
+    fn nothing_is_lost_or_released_twice(places: usize, each: usize, limit: u64, held: Held) {
         model(move || {
             let shared = Arc::new(Shared {
                 places: (0..places).map(|_| AtomicU32::new(NONE)).collect(),
@@ -575,7 +678,7 @@ mod model {
                 for number in thread * each..(thread + 1) * each {
                     let magazine = &shared.all[number];
                     magazine.taken.store(true, Ordering::Relaxed);
-                    magazine.push((number + 1) * 16, 16);
+                    magazine.push((number + 1) * 16, held);
                     let release = &mut |left: Left| released.push(left.address);
                     shared.quarantine.enter(&shared.places, &pool, magazine, limit, 0, release);
                 }
@@ -596,7 +699,8 @@ mod model {
                     magazine.each(&mut |left: Left| seen.push(left.address));
                 }
             }
-            assert_eq!(shared.quarantine.bytes(), left * 16);
+            assert_eq!(shared.quarantine.bytes(), left * held.memory as u64);
+            assert_eq!(shared.quarantine.addresses(), left * held.addresses as u64);
             seen.sort_unstable();
             assert_eq!(seen, (1..=2 * each).map(|number| number * 16).collect::<Vec<_>>());
         });
@@ -604,13 +708,21 @@ mod model {
 
     #[test]
     fn when_the_ring_is_full() {
-        nothing_is_lost_or_released_twice(1, 1, 1000);
-        nothing_is_lost_or_released_twice(2, 2, 1000);
+        nothing_is_lost_or_released_twice(1, 1, 1000, Held::memory(16));
+        nothing_is_lost_or_released_twice(2, 2, 1000, Held::memory(16));
     }
 
     #[test]
     fn when_the_bytes_are_too_many() {
-        nothing_is_lost_or_released_twice(2, 1, 16);
+        nothing_is_lost_or_released_twice(2, 1, 16, Held::memory(16));
+    }
+
+    #[test]
+    fn when_the_addresses_are_too_many() {
+        const LIMIT: u64 = 4 * PAGE as u64;
+
+        let held = Held { memory: PAGE, addresses: (LIMIT * ADDRESSES) as usize };
+        nothing_is_lost_or_released_twice(2, 1, LIMIT, held);
     }
 
     #[test]
@@ -621,7 +733,7 @@ mod model {
                 let pool = Magazines { all: &shared.0, next: &shared.1 };
                 pool.take(identity(1), u64::MAX).map(|magazine| {
                     assert_eq!(magazine.holds(), (0, 0), "somebody else has it");
-                    magazine.push(16, 16);
+                    magazine.push(16, Held::memory(16));
                     pool.give_back(magazine);
                 })
             };

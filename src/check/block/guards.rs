@@ -44,6 +44,28 @@ unsafe fn write_both_guards(block: NonNull<u8>, header: &BlockHeader, size: usiz
     // SAFETY: the requested memory holds both, the head and the tail of at least 16 bytes.
     unsafe {
         block.sub(GUARD).cast().write_unaligned(guards.head);
+        write_behind(block, &guards, size, tail);
+    }
+}
+
+/// Writes the guard behind a block whose memory was given back.
+///
+/// # Safety
+///
+/// As for [`BlockHeader::write`], for a block that has this header and a tail.
+pub(crate) unsafe fn write_tail(block: NonNull<u8>, header: &BlockHeader) {
+    let (size, tail) = (header.layout().size(), header.tail());
+    // SAFETY: as the caller says.
+    unsafe { write_behind(block, &Guards::of(block, header.zero(), size, tail), size, tail) }
+}
+
+/// # Safety
+///
+/// As for [`BlockHeader::write`], for a block of that size with so many bytes behind it.
+#[inline(always)]
+unsafe fn write_behind(block: NonNull<u8>, guards: &Guards, size: usize, tail: usize) {
+    // SAFETY: the requested memory holds the tail of at least 16 bytes.
+    unsafe {
         let behind = block.add(size);
         let mut at = GUARD;
         while at + GUARD < tail {

@@ -1,19 +1,21 @@
 //! A block's way through the quarantine: put in when it is freed, and released when it leaves.
 
 use super::{Checker, Whole};
+use crate::backend;
 use crate::check::access_context::stamp;
-use crate::check::block::{BlockHeader, FREED, LARGE, Tag};
+use crate::check::block::{BlockHeader, FREED, LARGE, PAGE, Tag};
 use crate::check::block_state::{self, State};
 use crate::check::depot::{is_free, kept_for, magazines, place_for, places_of, take_kept};
 use crate::check::fill::fill;
 use crate::check::inspect::{SOME_HAVE_ENDED, may_be_gone, pointer};
 use crate::check::instance_id::{Identity, NUMBERS};
 use crate::check::magazine::{self, Place};
-use crate::check::quarantine::{Leaves, Left, Magazine};
+use crate::check::protection::{self, Closed};
+use crate::check::quarantine::{ADDRESSES, Held, Leaves, Left, Magazine};
 use crate::check::release::{Release, Releases, give_back, give_back_after_forks, release_block};
 use crate::check::settings::{Fill, Settings};
 use crate::check::shadow::{self, Vacancies};
-use crate::check::{protection, scrubber, threads, wild_access, zero_sized};
+use crate::check::{scrubber, threads, uncommitted, wild_access, zero_sized};
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys;
 use std::marker::PhantomData;
@@ -27,6 +29,10 @@ impl Checker {
     /// The block must be from the allocator of this checker and that backend.
     #[inline(always)]
     pub(crate) unsafe fn retire<B, R: Releases<B>>(&self, whole: Whole, backend: &B) {
+        if whole.header.layout().size() >= LARGE {
+            // SAFETY: as the caller says.
+            return unsafe { self.retire_large::<B, R>(whole, backend) };
+        }
         let Whole { block, entry, mut header } = whole;
         let settings = Settings::get();
         let identity = self.identity();
@@ -47,18 +53,67 @@ impl Checker {
         threads::settle_name();
         let size = header.layout().size();
         // SAFETY: the block is the caller's alone.
-        let state = unsafe {
+        unsafe {
             header.set_freed(block, stamp(settings.backtrace));
-            if size >= LARGE && protection::close(block, settings) {
-                State::Protected
-            } else {
-                fill_freed(block, size, settings);
-                State::Quarantined
+            fill_freed(block, size, settings);
+        }
+        entry.set(State::Quarantined);
+        // SAFETY: as the caller says.
+        unsafe { self.keep_back::<B, R>(block, Held::memory(footprint), settings, identity, backend) }
+    }
+
+    /// Variant of [`retire`](Self::retire) for a large block, which loses its access, and its memory if it is large enough.
+    ///
+    /// # Safety
+    ///
+    /// As for [`retire`](Self::retire).
+    #[cold]
+    #[inline(never)]
+    unsafe fn retire_large<B, R: Releases<B>>(&self, whole: Whole, backend: &B) {
+        let Whole { block, entry, mut header } = whole;
+        let settings = Settings::get();
+        let identity = self.identity();
+        let size = header.layout().size();
+        // SAFETY: the block is the caller's alone.
+        let footprint = unsafe { header.outer_layout(block) }.map_or(0, |outer| outer.size());
+        let fits = footprint as u64 <= settings.quarantine;
+        // Where the system counts every byte that is mapped, others could use what is without memory.
+        let may_empty = size >= EMPTIED
+            && footprint as u64 <= settings.quarantine.saturating_mul(ADDRESSES)
+            && backend::is_own_memory::<B>()
+            && !uncommitted::are_left_to_backend();
+        let is_wanted = identity != Identity::UNNUMBERED && has_quarantine(settings) && (fits || may_empty);
+        // SAFETY: the block is the caller's alone, and that backend's.
+        let kept = unsafe {
+            let mut closed = Closed::No;
+            if is_wanted {
+                threads::settle_name();
+                header.set_freed(block, stamp(settings.backtrace));
+                closed = protection::close(block, settings, may_empty);
+            }
+            match closed {
+                Closed::Emptied(addresses) => Some((State::Protected, Held { memory: PAGE, addresses })),
+                Closed::Kept if fits => Some((State::Protected, Held::memory(footprint))),
+                Closed::No if fits && is_wanted => {
+                    fill_freed(block, size, settings);
+                    Some((State::Quarantined, Held::memory(footprint)))
+                }
+                Closed::Kept if !protection::reopen(block, &header) => return entry.set(State::Leaked),
+                _ => None,
             }
         };
-        entry.set(state);
-        // SAFETY: as the caller says.
-        unsafe { self.keep_back::<B, R>(block, footprint, settings, identity, backend) }
+        match kept {
+            Some((state, held)) => {
+                entry.set(state);
+                // SAFETY: as the caller says.
+                unsafe { self.keep_back::<B, R>(block, held, settings, identity, backend) }
+            }
+            None => {
+                shadow::vacate(block.addr().get(), entry);
+                // SAFETY: the block is seized, and was requested from that backend.
+                unsafe { give_back(block, &header, |base, outer| R::release(backend, base, outer)) }
+            }
+        }
     }
 
     /// Variant of [`retire`](Self::retire) for a block of 0 bytes, to which nobody has access.
@@ -81,7 +136,7 @@ impl Checker {
         unsafe {
             header.set_freed(block, stamp(settings.backtrace));
             entry.set(State::Protected);
-            self.keep_back::<B, R>(block, 0, settings, identity, backend);
+            self.keep_back::<B, R>(block, Held::memory(0), settings, identity, backend);
         }
     }
 
@@ -94,7 +149,7 @@ impl Checker {
     unsafe fn keep_back<B, R: Releases<B>>(
         &self,
         block: NonNull<u8>,
-        footprint: usize,
+        held: Held,
         settings: &'static Settings,
         identity: Identity,
         backend: &B,
@@ -105,11 +160,11 @@ impl Checker {
         unsafe {
             match place.and_then(|place| Some((place, kept_for(place, identity)?))) {
                 Some((place, kept)) => {
-                    if kept.push(address, footprint) && magazine::take_out(place) {
+                    if kept.push(address, held) && magazine::take_out(place) {
                         self.enter::<B, R>(kept, settings, backend);
                     }
                 }
-                None => self.begin_magazine::<B, R>((address, footprint), place, identity, backend),
+                None => self.begin_magazine::<B, R>((address, held), place, identity, backend),
             }
         }
     }
@@ -122,7 +177,7 @@ impl Checker {
     #[inline(never)]
     unsafe fn begin_magazine<B, R: Releases<B>>(
         &self,
-        (address, footprint): (usize, usize),
+        (address, held): (usize, Held),
         place: Option<&'static Place>,
         identity: Identity,
         backend: &B,
@@ -141,7 +196,7 @@ impl Checker {
                 release_block(Left::new(address), &mut Vacancies::default(), settings, release)
             };
         };
-        let is_full = magazine.push(address, footprint);
+        let is_full = magazine.push(address, held);
         match place {
             Some(place) if !is_full => magazine::put(place, magazine),
             // SAFETY: the caller's block is from that backend.
@@ -285,6 +340,10 @@ impl Checker {
         unsafe { sys::get_or_map_slice(&self.places, places_of(settings)) }
     }
 }
+
+/// Blocks from this size on lose their memory in quarantine. Smaller ones are used again so often that to have their pages
+/// from the system anew takes longer than all that the memory is worth.
+const EMPTIED: usize = 2 << 20;
 
 /// Releases blocks that leave a quarantine.
 struct Leaving<'a, B, R> {

@@ -340,16 +340,18 @@ fn the_programs_own_handlers_of_faults_work() {
 fn a_forked_child_tells_of_its_parents_blocks_and_its_own() {
     survives!("");
     check::set_handler(note);
-    let block = freed(SIZE);
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let is_right = is_told(block) && is_told(freed(SIZE)) && check::verify().violations == 0;
-        unsafe { libc::_exit(i32::from(!is_right)) };
+    for size in [SIZE, 20 * SIZE] {
+        let block = freed(size);
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let is_right = is_told(block) && is_told(freed(size)) && check::verify().violations == 0;
+            unsafe { libc::_exit(i32::from(!is_right)) };
+        }
+        let status = watch::ended(child);
+        assert!(status.success(), "{status}");
+        // What the child did is its own.
+        assert!(is_told(block));
     }
-    let status = watch::ended(child);
-    assert!(status.success(), "{status}");
-    // What the child did is its own.
-    assert!(is_told(block));
 }
 
 #[test]
@@ -522,4 +524,149 @@ fn an_access_says_what_it_was() {
     read(freed(SIZE).wrapping_add(100));
     write(freed(SIZE).wrapping_add(100));
     assert_eq!(met().len(), 2);
+}
+
+/// From this size on blocks lose their memory.
+#[cfg(target_os = "linux")]
+const EMPTIED: usize = 2 << 20;
+
+/// How many of a block's pages are in memory.
+#[cfg(target_os = "linux")]
+fn pages_in_memory(block: *mut u8, size: usize) -> usize {
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let mut pages = vec![0_u8; size / page];
+    assert_eq!(unsafe { libc::mincore(block.cast(), size / page * page, pages.as_mut_ptr()) }, 0);
+    pages.iter().filter(|page| **page & 1 != 0).count()
+}
+
+/// Bytes in quarantine.
+#[cfg(target_os = "linux")]
+fn held() -> usize {
+    dogtag::snapshot().quarantine.expect("with memory-check").bytes as usize
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_memory_of_the_largest_is_given_back() {
+    survives!("");
+    check::set_handler(note);
+    for (size, is_emptied) in [(EMPTIED - 1, false), (EMPTIED, true), (5 * EMPTIED + 77, true)] {
+        for align in [8, 4 << 20] {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            let block = unsafe { alloc(layout) };
+            assert!(block.addr().is_multiple_of(align) && !block.is_null());
+            unsafe { block.write_bytes(7, size) };
+            assert_ne!(pages_in_memory(block, size), 0);
+            unsafe {
+                *libc::__errno_location() = 77;
+                dealloc(block, layout);
+                assert_eq!(*libc::__errno_location(), 77);
+            }
+            assert_eq!(pages_in_memory(block, size) == 0, is_emptied, "{size}");
+            // A report finds it as all freed blocks are.
+            assert!(is_told(block.wrapping_add(size / 2)));
+            assert_eq!((read(block), read(block.wrapping_add(size - 1))), (0xDD, 0xDD));
+            assert_eq!((met(), check::verify().violations), (vec![], 0));
+            write(block.wrapping_add(size - 1));
+            assert_eq!(check::verify().violations, 1);
+            assert_eq!(met(), [(ViolationKind::WriteAfterFree, block as usize)]);
+        }
+    }
+    // Another backend's may be in a device.
+    let memory = Dogtag::with_backend(Few { left: AtomicUsize::new(20) });
+    let block = unsafe { memory.alloc(layout(EMPTIED)) };
+    unsafe {
+        block.write_bytes(7, EMPTIED);
+        memory.dealloc(block, layout(EMPTIED));
+    }
+    assert_ne!(pages_in_memory(block, EMPTIED), 0);
+    assert!(is_told(block));
+}
+
+/// They are bounded by their addresses, and by the bytes of memory only with what is left of them.
+#[cfg(target_os = "linux")]
+#[test]
+fn blocks_without_memory_may_be_larger_than_the_quarantine() {
+    const MIB: usize = 1 << 20;
+
+    survives!("quarantine=1M");
+    check::set_handler(note);
+    let block = freed(10 * MIB);
+    (0..10).for_each(|_| _ = freed(4 * MIB));
+    assert!(is_told(block));
+    let before = held();
+    // A block that is larger than all of it does not make the others leave.
+    _ = freed(65 * MIB);
+    assert!((before..before + MIB).contains(&held()), "{before} {}", held());
+    assert_eq!(met(), []);
+    let mut most = 0;
+    for number in 0..100 {
+        let block = freed(4 * MIB + number * 4096);
+        most = most.max(held());
+        unsafe {
+            let zeros = std::alloc::alloc_zeroed(layout(4 * MIB));
+            assert!(std::slice::from_raw_parts(zeros, 4 * MIB).iter().all(|byte| *byte == 0));
+            dealloc(zeros, layout(4 * MIB));
+        }
+        assert!(is_told(block));
+    }
+    assert!((50 * MIB..64 * MIB + 8 * MIB).contains(&most), "{most}");
+    assert_eq!((met(), check::verify().violations), (vec![], 0));
+}
+
+/// As it does where they are locked, or the program may not ask.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn blocks_whose_memory_the_system_keeps_count_with_it() {
+    survives!("quarantine=8M");
+    check::set_handler(note);
+    let statement = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32;
+    let mut filter = [
+        statement((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0, 0),
+        statement((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 0, 1, libc::SYS_madvise as u32),
+        statement((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, REFUSE),
+        statement((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+    }
+    let before = held();
+    let block = unsafe { alloc(layout(2 * EMPTIED)) };
+    unsafe {
+        *libc::__errno_location() = 77;
+        dealloc(block, layout(2 * EMPTIED));
+        assert_eq!(*libc::__errno_location(), 77);
+    }
+    assert_ne!(pages_in_memory(block, 2 * EMPTIED), 0);
+    let after = held();
+    assert!(after > before + 2 * EMPTIED, "{before} {after}");
+    assert!(is_told(block));
+    // What does not fit goes back, with its access.
+    let before = held();
+    for _ in 0..3 {
+        _ = freed(5 * EMPTIED);
+        assert!(held() < before + EMPTIED, "{before} {}", held());
+    }
+    assert_eq!(met(), []);
+    let blocks: Vec<_> = (0..10).map(|_| freed(EMPTIED)).collect();
+    assert!(held() < 13 << 20, "{}", held());
+    assert!(is_told(blocks[9]));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn who_is_confined_keeps_the_memory() {
+    survives!("");
+    check::set_handler(note);
+    dogtag::__private::memory_check::confine();
+    let block = freed(EMPTIED);
+    assert!(!is_told(block) && pages_in_memory(block, EMPTIED) != 0);
+    assert_eq!((read(block), read(block.wrapping_add(EMPTIED - 1))), (0xDD, 0xDD));
+    let before = held();
+    _ = freed(10 * EMPTIED);
+    assert!(held() < before + EMPTIED, "{before} {}", held());
+    assert_eq!((met(), check::verify().violations), (vec![], 0));
 }
