@@ -495,7 +495,7 @@ mod tests {
 
     /// What a block holds, some of which have no memory.
     fn block() -> impl Strategy<Value = Held> {
-        let without = (1_usize..30).prop_map(|pages| Held { memory: PAGE, addresses: pages * PAGE });
+        let without = (1_usize..300).prop_map(|pages| Held { memory: PAGE, addresses: pages * PAGE });
         prop_oneof![4 => (1_usize..200).prop_map(Held::memory), 1 => without]
     }
 
