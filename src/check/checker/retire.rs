@@ -4,7 +4,7 @@ use super::{Checker, Whole};
 use crate::backend;
 use crate::check::access_context::stamp;
 use crate::check::block::{BlockHeader, FREED, LARGE, PAGE, Tag};
-use crate::check::block_state::{self, State};
+use crate::check::block_state::{self, Entry, State};
 use crate::check::depot::{is_free, kept_for, magazines, place_for, places_of, take_kept};
 use crate::check::fill::fill;
 use crate::check::inspect::{SOME_HAVE_ENDED, may_be_gone, pointer};
@@ -31,7 +31,7 @@ impl Checker {
     pub(crate) unsafe fn retire<B, R: Releases<B>>(&self, whole: Whole, backend: &B) {
         if whole.header.layout().size() >= LARGE {
             // SAFETY: as the caller says.
-            return unsafe { self.retire_large::<B, R>(whole, backend) };
+            return unsafe { self.retire_large::<B, R>(whole.block, whole.entry, backend) };
         }
         let Whole { block, entry, mut header } = whole;
         let settings = Settings::get();
@@ -69,8 +69,12 @@ impl Checker {
     /// As for [`retire`](Self::retire).
     #[cold]
     #[inline(never)]
-    unsafe fn retire_large<B, R: Releases<B>>(&self, whole: Whole, backend: &B) {
-        let Whole { block, entry, mut header } = whole;
+    unsafe fn retire_large<B, R: Releases<B>>(&self, block: NonNull<u8>, entry: &'static Entry, backend: &B) {
+        // Read again: a header that was passed would have to be in memory, for small blocks as well.
+        // SAFETY: the block is the caller's alone.
+        let Some(mut header) = (unsafe { BlockHeader::read(block, Tag::Live) }) else {
+            return entry.set(State::Leaked);
+        };
         let settings = Settings::get();
         let identity = self.identity();
         let size = header.layout().size();
