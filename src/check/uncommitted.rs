@@ -115,7 +115,8 @@ fn alone<R>(change: impl FnOnce() -> R) -> Option<R> {
 pub(super) unsafe fn close(pages: NonNull<u8>, length: usize) {
     let start = pages.as_ptr().expose_provenance();
     alone(|| {
-        let runs = 1 - beside(&(start..start + length));
+        // These and the pages beside them are one run then.
+        let runs = 1 - CLOSED.runs_at(&(start..start + length));
         let is_too_much = RUNS.load(Ordering::Relaxed) + runs > MOST;
         if !is_on() || is_too_much || !mark(start..start + length) {
             return;
@@ -177,10 +178,10 @@ unsafe fn open_with_more(pages: NonNull<u8>, addresses: Range<usize>) -> bool {
     let most = addresses.end.next_multiple_of(AHEAD);
     let mut all = addresses.start..CLOSED.end_of_run(addresses.end, most);
     // In the middle of such pages it makes one run two. If these are too many, all that follows is opened.
-    if RUNS.load(Ordering::Relaxed) >= MOST && beside(&all) > 1 {
+    if RUNS.load(Ordering::Relaxed) >= MOST && beside(&all) > CLOSED.runs_at(&all) {
         all.end = CLOSED.end_of_run(all.end, usize::MAX);
     }
-    let runs = beside(&all) - 1;
+    let runs = beside(&all) - CLOSED.runs_at(&all);
     // SAFETY: the caller's pages, and others that hold nothing.
     if unsafe { protect(pages, all.len(), libc::PROT_READ | libc::PROT_WRITE) }.is_ok() {
         unmark(all);
@@ -334,6 +335,19 @@ impl Pages {
         (start..most).step_by(PAGE).find(|page| !self.has(*page)).unwrap_or(most)
     }
 
+    /// How many runs have pages among these or beside them. Some of these may not be there: those opened ahead, and
+    /// those whose accesses were let through.
+    fn runs_at(&'static self, addresses: &Range<usize>) -> isize {
+        let (mut runs, mut last) = (0, 0);
+        let window = addresses.start.saturating_sub(PAGE)..addresses.end.saturating_add(PAGE);
+        self.each_word(window, false, |word, bits| {
+            let there = word.load(Ordering::Relaxed) & bits;
+            runs += (there & !(there << 1 | last)).count_ones() as isize;
+            last = there >> (u64::BITS - 1);
+        });
+        runs
+    }
+
     /// Calls `each` with the words that have the bits of these pages, and the bits. `false` if there is a table
     /// missing: it is mapped if `is_mapped`, and no bit is set in it otherwise.
     fn each_word(
@@ -401,6 +415,134 @@ impl Pages {
         }
         if !run.is_empty() {
             each(run);
+        }
+    }
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+    use crate::sync::Mutex;
+    use proptest::prelude::*;
+    use std::ptr;
+
+    /// More than three words of bits, and what is opened ahead ends among them.
+    const PAGES: usize = 200;
+    /// What the pages are of is a process's: one test at a time.
+    static ONE: Mutex<()> = Mutex::new(());
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Close(usize, usize),
+        Open(usize, usize),
+        LetThrough(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let range = || (0..PAGES, 1..90_usize).prop_map(|(from, count)| (from, count.min(PAGES - from)));
+        let step = prop_oneof![
+            range().prop_map(|(from, count)| Step::Close(from, count)),
+            range().prop_map(|(from, count)| Step::Open(from, count)),
+            (0..PAGES).prop_map(Step::LetThrough),
+        ];
+        prop::collection::vec(step, 1..60)
+    }
+
+    /// Pages with others around that are nobody's, and never have their access.
+    fn map() -> usize {
+        let length = (PAGES + 2 * 64) * PAGE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: new pages.
+        let mapped =
+            unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        assert_ne!(mapped, libc::MAP_FAILED);
+        mapped.expose_provenance() + 64 * PAGE
+    }
+
+    fn runs(model: &[bool]) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = vec![];
+        for page in (0..model.len()).filter(|page| model[*page]) {
+            match runs.last_mut() {
+                Some(last) if last.end == page => last.end += 1,
+                _ => runs.push(page..page + 1),
+            }
+        }
+        runs
+    }
+
+    /// Whether the system lets the process read the page.
+    fn has_access(page: usize) -> bool {
+        let mut byte = 0_u8;
+        let to = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let from = libc::iovec { iov_base: ptr::with_exposed_provenance_mut(page), iov_len: 1 };
+        // SAFETY: reads a byte into one, or says that it cannot.
+        unsafe { libc::process_vm_readv(libc::getpid(), &to, 1, &from, 1, 0) == 1 }
+    }
+
+    fn check(steps: &[Step]) {
+        let base = map();
+        // What nobody uses does not count.
+        reserve(base - 64 * PAGE..base);
+        reserve(base + PAGES * PAGE..base + (PAGES + 64) * PAGE);
+        let before = RUNS.load(Ordering::Relaxed);
+        let mut model = [false; PAGES];
+        let at = |page: usize| pointer(base + page * PAGE).expect("not null");
+        for step in steps {
+            match *step {
+                // SAFETY: the test's pages, which hold nothing.
+                Step::Close(from, count) => unsafe {
+                    close(at(from), count * PAGE);
+                    model[from..from + count].fill(true);
+                },
+                // SAFETY: the test's pages, which hold nothing.
+                Step::Open(from, count) => unsafe {
+                    assert!(open(at(from), count * PAGE));
+                    if model[from..from + count].contains(&true) {
+                        let end = (base + (from + count) * PAGE).next_multiple_of(AHEAD);
+                        let most = ((end - base) / PAGE).min(PAGES);
+                        let more = (from + count..most).take_while(|page| model[*page]).count();
+                        model[from..from + count + more].fill(false);
+                    }
+                },
+                Step::LetThrough(page) => {
+                    assert!(let_through(base + page * PAGE));
+                    model[page] = false;
+                }
+            }
+            let expected = runs(&model);
+            assert_eq!(RUNS.load(Ordering::Relaxed) - before, expected.len() as isize, "{step:?}");
+            let mut seen = vec![];
+            CLOSED.each_run(|run| seen.push(run));
+            seen.retain(|run| (base..base + PAGES * PAGE).contains(&run.start));
+            let seen: Vec<_> =
+                seen.iter().map(|run| (run.start - base) / PAGE..(run.end - base) / PAGE).collect();
+            assert_eq!(seen, expected, "{step:?}");
+            for page in 0..PAGES {
+                let address = base + page * PAGE;
+                assert_eq!(has(address + 9), model[page]);
+                assert_eq!(has_access(address), !model[page], "{page} after {step:?}");
+            }
+        }
+        // SAFETY: the test's pages.
+        assert!(unsafe { open(at(0), PAGES * PAGE) });
+        assert_eq!(RUNS.load(Ordering::Relaxed), before);
+        for beside in [base - PAGE, base + PAGES * PAGE] {
+            assert!(has(beside) && !CLOSED.has(beside));
+        }
+    }
+
+    /// Pages opened ahead are between others that are closed, and all are opened.
+    #[test]
+    fn runs_are_counted_where_an_opened_range_has_two() {
+        let _one = ONE.lock();
+        check(&[Step::Close(0, 64), Step::LetThrough(20), Step::Open(0, 40), Step::Close(0, 40)]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_pages_and_their_runs_are_a_plain_models(steps in steps()) {
+            let _one = ONE.lock();
+            check(&steps);
         }
     }
 }
