@@ -192,25 +192,8 @@ unsafe fn open_with_more(pages: NonNull<u8>, addresses: Range<usize>) -> bool {
     if is_on() {
         open_all_alone();
     }
-    // SAFETY: the caller's pages.
-    let is_open = !CLOSED.has_any(addresses.clone()) || unsafe { map_anew(pages, addresses.len()) };
-    if is_open {
-        unmark(addresses);
-    }
-    is_open
-}
-
-/// Maps pages anew, for whoever may do only that.
-///
-/// # Safety
-///
-/// As for [`open`].
-#[cold]
-unsafe fn map_anew(pages: NonNull<u8>, length: usize) -> bool {
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-    // SAFETY: the caller's pages, which hold nothing.
-    unsafe { libc::mmap(pages.as_ptr().cast(), length, access, flags, -1, 0) != libc::MAP_FAILED }
+    // Where it refuses all, the backend takes other addresses.
+    !CLOSED.has_any(addresses)
 }
 
 /// Gives all pages their access back, but for those that nobody uses, and takes no more away.
