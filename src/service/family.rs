@@ -72,6 +72,13 @@ mod tests {
     /// slots go to another family.
     #[test]
     fn a_walk_does_not_stray_into_another_family() {
+        // Other tests take slots, too, and may have these; with memory-check slots wait.
+        let rounds = if cfg!(feature = "memory-check") { 1 } else { 10_000 };
+        let is_shown = (0..rounds).any(|_| branchs_slots_are_used_again_amid_a_walk());
+        assert!(is_shown || rounds == 1, "the slots were never used again, and nothing is shown");
+    }
+
+    fn branchs_slots_are_used_again_amid_a_walk() -> bool {
         let (root, other) = (Service::register("root").unwrap(), Service::register("other parent").unwrap());
         let branch = child("branch", &root);
         let leaf = child("leaf", &branch);
@@ -89,9 +96,6 @@ mod tests {
         });
         assert!(!is_whole, "it goes on with a service that has ended");
         assert_eq!(met, [root.record().index(), slots[0], slots[1]]);
-        if cfg!(not(feature = "memory-check")) {
-            let reused = others.iter().filter(|other| slots.contains(&other.record().index())).count();
-            assert!(reused > 0, "the slots were not used again, and nothing is shown");
-        }
+        others.iter().any(|other| slots.contains(&other.record().index()))
     }
 }
