@@ -82,8 +82,8 @@
 //!
 //! A thread that blocks `SIGSEGV`, or whose own stack is the freed block and that has no other one for signals, ends the
 //! process without a report, since the handler has no place there. A filter of system calls must allow `mprotect`,
-//! `sigaction` and `sigaltstack`, and `madvise` or refuse it with an error; with dogtag-c's `interpose` no more blocks lose their access once the program calls
-//! `prctl` for such a filter. `protect=0` helps in all these cases. A debugger stops at the access, not at the end.
+//! `sigaction` and `sigaltstack`, and `madvise` or refuse it with an error; with dogtag-c's `interpose` no more blocks lose
+//! their access once the program calls `prctl` for such a filter. `protect=0` helps in all these cases. A debugger stops at the access, not at the end.
 //!
 //! No more than 8,192 blocks at once have no access, and none of 256 MiB or more, since the system bounds a process's mappings;
 //! and none whose pages the system refuses to change. What the kernel accesses for the program is no fault: a `read`
