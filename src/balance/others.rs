@@ -4,7 +4,7 @@
 //! both. jemalloc says how many bytes of addresses are its own, and how many of them are its
 //! bookkeeping; the rest of all such mappings is the others'. Of any page jemalloc says whether it
 //! knows it, which it does of the first and the last one of each of its extents, but neither of what
-//! is between nor of its bookkeeping.
+//! is between nor of its bookkeeping. Of what has no access memory-check says that it is jemalloc's.
 //!
 //! So a run of pages that it does not know is the inside of an extent, or bookkeeping, or the
 //! others', or the latter two joined. It is no extent's inside at a mapping's end. Between two known
@@ -22,19 +22,22 @@ use std::ops::Range;
 /// Mappings that are like jemalloc's, and what of each is in memory.
 pub(super) struct Mappings {
     all: Vec<(Range<usize>, u64)>,
-    has_part_last: bool,
+    /// Which of their addresses have no access: all of these are jemalloc's.
+    parts: Vec<Range<usize>>,
 }
 
 impl Mappings {
     pub(super) fn new() -> Self {
-        Self { all: Vec::with_capacity(256), has_part_last: false }
+        Self { all: Vec::with_capacity(256), parts: Vec::with_capacity(64) }
     }
 
     /// Adds the next one, which is joined with those beside it if it `is_part` of an extent: the system has
-    /// parted them since a freed block lost its access.
+    /// parted them since it lost its access.
     pub(super) fn add(&mut self, mapping: Range<usize>, resident: u64, is_part: bool) {
-        let is_joined = is_part || self.has_part_last;
-        self.has_part_last = is_part;
+        let is_joined = is_part || self.parts.last().is_some_and(|part| part.end == mapping.start);
+        if is_part {
+            self.parts.push(mapping.clone());
+        }
         match self.all.last_mut() {
             Some((last, in_memory)) if is_joined && last.end == mapping.start => {
                 last.end = mapping.end;
@@ -43,14 +46,20 @@ impl Mappings {
             _ => self.all.push((mapping, resident)),
         }
     }
+
+    fn has_in_part(&self, address: usize) -> bool {
+        let number = self.parts.partition_point(|part| part.end <= address);
+        self.parts.get(number).is_some_and(|part| part.contains(&address))
+    }
 }
 
 /// Returns how many bytes in memory are not jemalloc's, of mappings that are like its own and of
 /// which it has `held` in memory at most.
-pub(super) fn in_memory(own: &Extents, Mappings { all: mappings, .. }: &Mappings, held: u64) -> u64 {
+pub(super) fn in_memory(own: &Extents, all: &Mappings, held: u64) -> u64 {
+    let mappings = &all.all;
     let resident: u64 = mappings.iter().map(|(_, resident)| resident).sum();
-    let all: u64 = mappings.iter().map(|(mapping, _)| mapping.len() as u64).sum();
-    let mut theirs = all.saturating_sub(own.mapped);
+    let addresses: u64 = mappings.iter().map(|(mapping, _)| mapping.len() as u64).sum();
+    let mut theirs = addresses.saturating_sub(own.mapped);
     // What nobody has touched is not looked into; it may be terabytes.
     let untouched = mappings.iter().filter(|(mapping, resident)| *resident == 0 && !own.knows(mapping.start));
     theirs = theirs.saturating_sub(untouched.map(|(mapping, _)| mapping.len() as u64).sum());
@@ -65,7 +74,7 @@ pub(super) fn in_memory(own: &Extents, Mappings { all: mappings, .. }: &Mappings
     let mut patience = PATIENCE;
     let mut runs: Vec<Run> = mappings
         .into_iter()
-        .flat_map(|mapping| runs(mapping, |page| own.knows(page), &mut patience))
+        .flat_map(|mapping| runs(mapping, |page| own.knows(page) || all.has_in_part(page), &mut patience))
         .collect();
     let mut pieces: Vec<Piece> =
         outside_extents(&mut runs, theirs + own.bookkeeping).flat_map(Run::pieces).collect();
@@ -222,6 +231,9 @@ mod tests {
         let joined = |mappings: &[(Range<usize>, bool)]| {
             let mut all = Mappings::new();
             mappings.iter().for_each(|(mapping, is_part)| all.add(mapping.clone(), 1, *is_part));
+            for (mapping, is_part) in mappings {
+                assert_eq!([mapping.start, mapping.end - 1].map(|page| all.has_in_part(page)), [*is_part; 2]);
+            }
             all.all
         };
         let (whole, part) = (false, true);
