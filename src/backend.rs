@@ -194,12 +194,20 @@ pub(crate) fn is_own_memory<B>() -> bool {
     use std::any::type_name;
 
     // By name, since a backend's type need not outlive the program: nobody else has these.
-    let name = type_name::<B>();
+    let is_own =
+        [type_name::<DefaultBackend>(), type_name::<std::alloc::System>()].contains(&type_name::<B>());
     #[cfg(feature = "jemalloc")]
-    if name == type_name::<Jemalloc>() {
-        return true;
-    }
-    name == type_name::<DefaultBackend>() || name == type_name::<std::alloc::System>()
+    let is_own = is_own || is_jemalloc::<B>();
+    is_own
+}
+
+/// Whether a backend `B` is jemalloc. Two types may have the same name, so it may say so of another's.
+#[cfg(all(feature = "jemalloc", not(dogtag_loom)))]
+#[inline(always)]
+pub(crate) fn is_jemalloc<B>() -> bool {
+    use std::any::type_name;
+
+    [type_name::<DefaultBackend>(), type_name::<Jemalloc>()].contains(&type_name::<B>())
 }
 
 /// Makes glibc's allocator return freed pages to the operating system.

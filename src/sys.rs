@@ -214,14 +214,9 @@ pub(crate) unsafe fn unreserve(reserved: NonNull<u8>, length: usize) {
 /// what was there or zeros.
 #[cfg(all(feature = "memory-check", not(dogtag_loom)))]
 pub(crate) unsafe fn zero_pages<T>(pages: &[T]) {
-    #[cfg(target_os = "linux")]
     // SAFETY: private memory that is no file's, of which the caller promises the rest. Should the
     // system refuse, it stays.
-    unsafe {
-        libc::madvise(pages.as_ptr().cast_mut().cast(), size_of_val(pages), libc::MADV_DONTNEED)
-    };
-    #[cfg(not(target_os = "linux"))]
-    let _ = pages;
+    unsafe { discard_pages(NonNull::from(pages).cast(), size_of_val(pages)) };
 }
 
 /// Gives the memory of whole pages back to the operating system. `false` if it refuses, as it does for locked pages, or

@@ -1,9 +1,8 @@
 //! Slabs of jemalloc's in which services begin: with an owner table a page should have one owner, and what
 //! a program allocates before it has services would share the first pages with theirs.
 
-use super::{DefaultBackend, Jemalloc};
+use super::is_jemalloc;
 use crate::sync::{AtomicBool, Ordering};
-use std::any::type_name;
 use std::ffi::CStr;
 use std::ptr;
 use tikv_jemalloc_sys as ffi;
@@ -14,9 +13,8 @@ static HAVE_BEGUN: AtomicBool = AtomicBool::new(false);
 /// this is called. To be called before a service's block is requested from a backend `B`.
 #[inline]
 pub(crate) fn begin<B>() {
-    // Two types may have the same name; then an arena is made for nothing, no more.
-    let is_jemalloc = [type_name::<DefaultBackend>(), type_name::<Jemalloc>()].contains(&type_name::<B>());
-    if is_jemalloc && !HAVE_BEGUN.load(Ordering::Relaxed) {
+    // If it is another of that name, an arena is made for nothing, no more.
+    if is_jemalloc::<B>() && !HAVE_BEGUN.load(Ordering::Relaxed) {
         begin_once();
     }
 }

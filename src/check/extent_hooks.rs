@@ -13,11 +13,10 @@ use super::block::PAGE;
 use super::settings::Settings;
 use super::uncommitted;
 use super::wild_access;
-use crate::backend::{DefaultBackend, Jemalloc};
+use crate::backend;
 use crate::ledger::thread::Word;
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use crate::sys;
-use std::any::type_name;
 use std::ffi::{CStr, c_uint, c_void};
 use std::ptr::{self, NonNull};
 use tikv_jemalloc_sys as ffi;
@@ -57,9 +56,9 @@ const GUARD: usize = 2 << 20;
 /// is requested from a backend `B`.
 #[inline]
 pub(super) fn begin<B>() {
-    // Two types may have the same name; then hooks are set for nothing, no more.
-    let is_jemalloc = [type_name::<DefaultBackend>(), type_name::<Jemalloc>()].contains(&type_name::<B>());
-    if is_jemalloc && Word::CheckArena.replace(1) == 0 && !cfg!(miri) && uncommitted::is_on() {
+    // If it is another of that name, hooks are set for nothing, no more.
+    if backend::is_jemalloc::<B>() && Word::CheckArena.replace(1) == 0 && !cfg!(miri) && uncommitted::is_on()
+    {
         begin_thread();
     }
 }

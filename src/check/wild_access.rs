@@ -31,6 +31,7 @@ pub(super) fn begin() {
 
 /// The same where a thread allocates for the first time. Not on the first one: Rust's standard library sets a handler
 /// before `main`, and only where there is none.
+#[cfg(all(feature = "jemalloc", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(super) fn begin_by_thread() {
     if threads::number() != 1 && !threads::has_source() {
         hear();

@@ -57,8 +57,9 @@ impl fmt::Display for SampledGuardError {
             ),
             Self::Setting { setting } => write!(
                 f,
-                "{:?} is no setting of the sampled guard; there are rate=ALLOCATIONS, \
-                 per-second=BLOCKS, slots=BLOCKS, reaction=abort|continue and patience=SECONDS, separated by commas, and 1 for the defaults",
+                "{:?} is no setting of the sampled guard; there are rate=ALLOCATIONS, per-second=BLOCKS, \
+                 slots=BLOCKS, reaction=abort|continue and patience=SECONDS, separated by commas, and 1 for the \
+                 defaults",
                 beginning(setting, 100)
             ),
         }

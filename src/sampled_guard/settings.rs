@@ -70,8 +70,8 @@ impl SampledGuard {
 
     /// Starts a sampled guard if the environment variable `DOGTAG_SAMPLED_GUARD` says so: `1` for the defaults,
     /// or settings separated by commas, `rate=5000,per-second=100,slots=256,reaction=continue,patience=10`
-    /// (in seconds). Returns `None` if it is not set, empty or `0`. Only programs that call this read the variable, and those that `dogtag-c` is
-    /// preloaded into.
+    /// (in seconds). Returns `None` if it is not set, empty or `0`. Only programs that call this read the
+    /// variable, and those that `dogtag-c` is preloaded into.
     ///
     /// # Errors
     ///
@@ -149,8 +149,8 @@ impl SampledGuardBuilder {
     /// and are [counted](super::Figures::throttled).
     ///
     /// The [rate](Self::rate) bounds what guarded blocks cost for each allocation, this what they cost in a second: one
-    /// costs 25 to 80 µs in real programs, so at the default all take less than one hundredth of one processor's time, however much the
-    /// program allocates. (The Linux kernel's KFENCE bounds its cost by time for that reason.) Where the bound is
+    /// costs 25 to 80 µs in real programs, so at the default all take less than one hundredth of one processor's
+    /// time, however much the program allocates. (The Linux kernel's KFENCE bounds its cost by time for that reason.) Where the bound is
     /// reached, it depends on the time, and not on the blocks, which of them are guarded, and of a mistake's occurrences a
     /// smaller share is found than the rate says.
     ///
