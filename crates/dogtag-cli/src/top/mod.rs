@@ -18,7 +18,8 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use rounds::{Question, Rounds};
 use state::{Next, State};
 use std::io::{IsTerminal, stdin, stdout};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::iter;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 /// Services in the table that is printed once.
 const ROWS: usize = 30;
 
-/// How long keys are waited for before a signal is noticed, or what has come is drawn.
+/// How often a signal is looked for, and whether the terminal is still there.
 const TICK: Duration = Duration::from_millis(100);
 
 pub fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -57,10 +58,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interval = arguments.delay.map(Duration::from_millis);
     let seen = Arc::new(Mutex::new(Vec::new()));
     let asked = Arc::clone(&seen);
+    let keys = sender.clone();
     thread::spawn(move || ask(process, interval, &asked, &sender));
     stop::heed();
     // From here on a panic restores the terminal, too.
     let mut terminal = ratatui::try_init().context("the terminal")?;
+    thread::spawn(move || read_events(&keys));
     let shown = show(&mut terminal, state, &seen, &receiver);
     ratatui::restore();
     shown.context("the terminal")?;
@@ -176,13 +179,14 @@ impl Pace {
     }
 }
 
-/// What the process has said.
+/// What the process has said, or the terminal.
 enum News {
     Figures(Figures),
     Balance(Balance),
     /// It may answer again.
     Trouble(String),
     Ended(String),
+    Terminal(std::io::Result<Event>),
 }
 
 /// Asks the process, for as long as somebody wants to know: a thread of its own, so that nothing else waits
@@ -242,61 +246,62 @@ fn show(
     seen: &Mutex<Vec<u32>>,
     receiver: &Receiver<News>,
 ) -> std::io::Result<()> {
-    let mut is_new = true;
+    terminal.draw(|frame| view::draw(frame, &mut state))?;
     while stop::signal().is_none() {
-        loop {
-            match receiver.try_recv() {
-                Ok(News::Figures(figures)) => state.take(figures),
-                Ok(News::Balance(balance)) => state.take_balance(balance),
-                Ok(News::Trouble(message)) => state.trouble = Some(message),
-                Ok(News::Ended(message)) => {
+        if has_hung_up() {
+            return Err(std::io::Error::other("it has hung up"));
+        }
+        let first = match receiver.recv_timeout(TICK) {
+            Ok(news) => news,
+            Err(RecvTimeoutError::Timeout) => continue,
+            // Nobody asks and nobody reads any more.
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
+        for news in iter::once(first).chain(receiver.try_iter()) {
+            match news {
+                News::Figures(figures) => state.take(figures),
+                News::Balance(balance) => state.take_balance(balance),
+                News::Trouble(message) => state.trouble = Some(message),
+                News::Ended(message) => {
                     state.trouble = Some(format!("{message}; q quits"));
                     state.has_ended = true;
                 }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                News::Terminal(event) => match event? {
+                    Event::Key(key) if key.kind != KeyEventKind::Release => match state.key(key) {
+                        Next::GoOn => {}
+                        Next::Quit => return Ok(()),
+                        Next::Suspend => suspend(terminal)?,
+                    },
+                    // Drawn anew, should it be a new size.
+                    _ => {}
+                },
             }
-            is_new = true;
         }
-        if is_new {
-            terminal.draw(|frame| view::draw(frame, &mut state))?;
-            if let Ok(mut seen) = seen.lock() {
-                *seen = state.seen();
-            }
-            is_new = false;
-        }
-        if !has_event()? {
-            continue;
-        }
-        is_new = true;
-        if let Event::Key(key) = event::read()?
-            && key.kind != KeyEventKind::Release
-        {
-            match state.key(key) {
-                Next::GoOn => {}
-                Next::Quit => break,
-                Next::Suspend => suspend(terminal)?,
-            }
+        terminal.draw(|frame| view::draw(frame, &mut state))?;
+        if let Ok(mut seen) = seen.lock() {
+            *seen = state.seen();
         }
     }
     Ok(())
 }
 
-/// Waits for a key, or another event, for [`TICK`]. A terminal that is gone is an error: crossterm, which
-/// reads it until it would block, does not come back from it.
-fn has_event() -> std::io::Result<bool> {
-    let mut terminal = libc::pollfd { fd: libc::STDIN_FILENO, events: libc::POLLIN, revents: 0 };
+/// Passes on what the terminal says: a thread of its own, since crossterm does not come back from a terminal
+/// that goes away, which it reads until it would block.
+fn read_events(sender: &SyncSender<News>) {
+    loop {
+        let event = event::read();
+        let is_last = event.is_err();
+        if sender.send(News::Terminal(event)).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// Whether nobody shows the terminal any more.
+fn has_hung_up() -> bool {
+    let mut terminal = libc::pollfd { fd: libc::STDIN_FILENO, events: 0, revents: 0 };
     // SAFETY: one entry, which outlives the call.
-    let is_ready = unsafe { libc::poll(&mut terminal, 1, TICK.as_millis() as libc::c_int) } > 0;
-    if terminal.revents & !libc::POLLIN != 0 {
-        return Err(std::io::Error::other("it has hung up"));
-    }
-    // Also where none is ready, since crossterm may have read more than one, and a new size is no key.
-    let has_one = event::poll(Duration::ZERO)?;
-    if is_ready && !has_one {
-        // Part of one.
-        thread::sleep(TICK);
-    }
-    Ok(has_one)
+    unsafe { libc::poll(&mut terminal, 1, 0) > 0 }
 }
 
 /// Stops this program as the terminal does where it is not asked for keys.
@@ -304,8 +309,10 @@ fn suspend(terminal: &mut DefaultTerminal) -> std::io::Result<()> {
     ratatui::restore();
     // SAFETY: only sends a signal, whose default action is to stop.
     unsafe { libc::raise(libc::SIGTSTP) };
+    // It is empty, as at the beginning. To have it cleared would ask the terminal where its cursor is, and
+    // the answer would come to whoever reads events.
     *terminal = ratatui::try_init()?;
-    terminal.clear()
+    Ok(())
 }
 
 #[cfg(test)]

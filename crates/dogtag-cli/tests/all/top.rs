@@ -151,6 +151,47 @@ fn read_until_quiet(near: &mut File) {
     }
 }
 
+/// Reads until the text comes, and asks for it again for as long as it does not.
+fn read_until(near: &mut File, text: &str, mut ask: impl FnMut()) {
+    let mut all = Vec::new();
+    while !String::from_utf8_lossy(&all).contains(text) {
+        let mut ready = libc::pollfd { fd: near.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, which outlives the call.
+        if unsafe { libc::poll(&mut ready, 1, 100) } > 0 {
+            let mut read = [0; 4096];
+            let length = near.read(&mut read).unwrap();
+            all.extend_from_slice(&read[..length]);
+        } else {
+            ask();
+        }
+    }
+}
+
+#[test]
+fn a_key_stops_it_and_it_goes_on_where_it_was() {
+    let place = Place::new();
+    let running = Running::start(&place, 1, 1, &[]);
+    let (mut near, far) = terminal();
+    let mut command = place.command(["top", &running.pid.to_string()]);
+    command.stdin(far.try_clone().unwrap()).stdout(far).stderr(Stdio::piped());
+    let mut top = command.spawn().unwrap();
+    drop(command);
+    read_until(&mut near, "service", || ());
+    near.write_all(b"\x1a").unwrap();
+    // As a terminal that has never been drawn on.
+    read_until(&mut near, "\x1b[?1049l", || ());
+    let pid = top.id();
+    // It may not have stopped yet.
+    read_until(&mut near, "\x1b[?1049h", || Running::signal(pid, libc::SIGCONT));
+    read_until(&mut near, "service", || ());
+    near.write_all(b"q").unwrap();
+    read_until(&mut near, "\x1b[?1049l", || ());
+    let mut error = String::new();
+    top.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    assert_eq!((top.wait().unwrap().code(), error.as_str()), (Some(0), ""));
+    running.end().has_status(0);
+}
+
 /// Whether the signal that comes with it is heeded or not, and whether keys have been pressed.
 #[test]
 fn a_terminal_that_is_gone_ends_it() {
